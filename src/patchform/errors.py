@@ -1,0 +1,58 @@
+"""What goes wrong, said in one line: what, where, and the remedy; with the exit code of its kind."""
+
+
+class PatchformError(Exception):
+    """A fault that the user can mend. The command line prints it as one line and exits with `exit_code`.
+
+    Args:
+        what: what is wrong, in the user's words, without a full stop.
+        where: the file, key or place, if there is one.
+        remedy: what to do about it, an imperative.
+    """
+
+    exit_code = 1
+    kind = "bug"
+
+    def __init__(self, what: str, *, where: object = None, remedy: str = "") -> None:
+        self.what, self.where, self.remedy = what, None if where is None else str(where), remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        place = f" in {self.where}" if self.where else ""
+        return f"{self.what}{place}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+class UsageError(PatchformError):
+    """A wrong command line, setting or argument."""
+
+    exit_code, kind = 2, "usage"
+
+
+class DataError(PatchformError):
+    """Data that cannot be used as it is."""
+
+    exit_code, kind = 3, "data"
+
+
+class ModelFileError(PatchformError):
+    """A model, checkpoint or weights file that is damaged, foreign, untrusted or of another model."""
+
+    exit_code, kind = 4, "model"
+
+
+class FolderError(PatchformError):
+    """A folder that exists already or is in use by another process."""
+
+    exit_code, kind = 5, "folder"
+
+
+class DivergedError(PatchformError):
+    """Training produced a loss or gradient that is not finite."""
+
+    exit_code, kind = 6, "diverged"
+
+
+class ResourceError(PatchformError):
+    """The machine said no: disk full, out of memory, no permission."""
+
+    exit_code, kind = 7, "resource"

@@ -1,0 +1,134 @@
+"""The registry: a file name is an entry. "swin/t" -> module `backbones/swin.py`, row `VARIANTS["t"]`.
+
+The registry is closed: a name from a recipe or a model file can only select a file of this package, or of a folder that
+the user named (`--plugin DIR`, `patchform.add_plugin`). A file that is opened never causes an import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from patchform.errors import UsageError
+from patchform.records import Variant
+
+KINDS = ("backbones", "heads", "tasks", "data/formats", "inspect")
+_HOME = Path(__file__).parent
+_plugins: list[Path] = []
+
+
+def add_plugin(folder: str | Path) -> None:
+    """Make the files of `folder` available as if they lay in the package.
+
+    Args:
+        folder: mirrors the package: `folder/backbones/my_net.py` becomes the family "my_net". **Its code is executed.**
+
+    Raises:
+        UsageError: there is no such folder, or it holds none of the known kinds.
+    """
+    path = Path(folder).resolve()
+    if not any((path / kind).is_dir() for kind in KINDS):
+        raise UsageError("not a plug-in folder", where=folder, remedy=f"it needs one of {', '.join(KINDS)} inside")
+    if path not in _plugins:
+        _plugins.append(path)
+        _files.cache_clear()
+
+
+@cache
+def _files(kind: str) -> dict[str, Path]:
+    return {
+        path.stem: path
+        for root in (*reversed(_plugins), _HOME)  # the package wins over a plug-in of the same name
+        for path in sorted((root / kind).glob("*.py"))
+        if not path.stem.startswith("_") and path.stem != "base"
+    }
+
+
+def names(kind: str) -> list[str]:
+    """Entries of one kind ("backbones", "heads", ...), sorted."""
+    return sorted(_files(kind))
+
+
+def module(kind: str, name: str) -> ModuleType:
+    """The module of one entry. Raises UsageError with the nearest name when there is none."""
+    files = _files(kind)
+    if name not in files:
+        raise no_such(kind.removesuffix("s").rpartition("/")[2], name, files)
+    path = files[name]
+    dotted = f"patchform.{kind.replace('/', '.')}.{name}"
+    if path.is_relative_to(_HOME):
+        return importlib.import_module(dotted)
+    if dotted not in sys.modules:  # a plug-in the user named
+        spec = importlib.util.spec_from_file_location(dotted, path)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[dotted] = loaded
+        try:
+            spec.loader.exec_module(loaded)
+        except BaseException:
+            del sys.modules[dotted]
+            raise
+    return sys.modules[dotted]
+
+
+def the_class(kind: str, name: str, base: type) -> type:
+    """The one public subclass of `base` that the entry's file defines."""
+    found = module(kind, name)
+    classes = [
+        value
+        for key, value in vars(found).items()
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and value.__module__ == found.__name__
+        and not key.startswith("_")
+    ]
+    if len(classes) != 1:
+        raise UsageError(f"{len(classes)} public {base.__name__} classes, expected one", where=f"{kind}/{name}.py")
+    return classes[0]
+
+
+def backbones(pattern: str = "*") -> list[str]:
+    """Names of all backbone variants that match a shell pattern, family by family in the order of their tables."""
+    family_pattern = pattern.split("/")[0]
+    full = [
+        f"{family}/{size}"
+        for family in names("backbones")
+        if fnmatch.fnmatch(family, family_pattern)
+        for size in module("backbones", family).VARIANTS
+    ]
+    return [name for name in full if fnmatch.fnmatch(name, pattern if "/" in pattern else f"{pattern}/*")]
+
+
+def backbone(name: str) -> tuple[ModuleType, Variant]:
+    """Module and row of "family/size". Raises UsageError with the nearest name when there is none."""
+    family, _, size = name.partition("/")
+    found = module("backbones", family)
+    if size not in found.VARIANTS:
+        raise no_such("backbone", name, [f"{family}/{row}" for row in found.VARIANTS])
+    return found, found.VARIANTS[size]
+
+
+def check_options(build: Any, options: Iterable[str], *, of: str) -> None:
+    """Raise UsageError, naming the nearest, for an option that the constructor `build` does not take."""
+    known = [name for name in inspect.signature(build).parameters if name != "self"]
+    for option in options:
+        if option not in known:
+            raise no_such(f"option of {of}", option, known)
+
+
+def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not there, with the nearest one that is."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known[:12])}" + (" ..." * (len(known) > 12))
+    return UsageError(f'no {kind} "{name}"', remedy=hint)

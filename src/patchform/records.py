@@ -1,0 +1,143 @@
+"""The nouns of patchform: small immutable records that every floor above hands on.
+
+Conventions, the same everywhere:
+
+* images are `(C, H, W)`, clips `(T, C, H, W)`; in a batch there is a leading B. Channels are always at dim -3.
+* pixel values are uint8 in 0..255 or floating point in 0..1. Data sets yield these; the *model* normalises.
+* padding masks are bool and True **on padding**.
+* boxes are xyxy pixels of the current image.
+* a prediction has the type of a target: with `scores` it is a prediction, without it is a ground truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """What a backbone gives: maps for dense heads, tokens for token heads, a summary for classifiers."""
+
+    maps: tuple[Tensor, ...]
+    """Fine to coarse, each (B, C_i, H_i, W_i), as the trunk's residual stream holds them (not normalised)."""
+    strides: tuple[int, ...]
+    """Input pixels per cell of each map."""
+    tokens: Tensor | None = None
+    """(B, N, D): the last layer's patch tokens, normalised, without class or register tokens."""
+    summary: Tensor | None = None
+    """(B, D): class token, or pooled."""
+    padding: Tensor | None = None
+    """(B, H, W) bool of the coarsest map, True on padding; None when nothing is padded."""
+
+
+class Label(NamedTuple):
+    """Classes of a whole image (or clip).
+
+    As a target: `classes` are the classes present (exactly one in single-label work); `scores`, when given, is a
+    soft target (mixed images). As a prediction: `classes` are those decided for, `scores` one number per class.
+    """
+
+    classes: Tensor
+    """(K,) int64."""
+    scores: Tensor | None = None
+    """(C,) float in 0..1."""
+
+
+class Regions(NamedTuple):
+    """A class for every pixel. As a prediction `scores` (C, H, W) holds the class probabilities."""
+
+    classes: Tensor
+    """(H, W) int64; 255 means "ignore" in a target."""
+    scores: Tensor | None = None
+
+
+Target: TypeAlias = Label | Regions
+
+
+class Sample(NamedTuple):
+    """One item of a data set, before it meets others."""
+
+    image: Tensor
+    """(C, H, W) uint8 in 0..255, or float32 in 0..1 for deep images."""
+    target: Target | None
+    """None where the truth is not known (prediction)."""
+    name: str
+    """Where it came from: the path relative to the data set."""
+
+
+class Batch(NamedTuple):
+    """Samples of one step, stacked."""
+
+    images: Tensor
+    """(B, C, H, W) or (B, T, C, H, W); uint8 0..255 or float 0..1."""
+    targets: tuple[Target, ...]
+    """One for each image, or empty where the truth is not known."""
+    names: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each image before it was resized to the model's input: predictions are given in it."""
+    padding: Tensor | None = None
+    """(B, H, W) bool, True on padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Everything between a decoded file and the model, stated once and stored in the model file."""
+
+    size: tuple[int, int] = (224, 224)
+    """Model input (height, width) in pixels."""
+    resize: Literal["crop", "squash"] = "crop"
+    """crop: resize the shorter side, keep the aspect, take the centre; squash: resize both sides."""
+    crop_share: float = 0.875
+    """For crop: share of the resized image's shorter side that the centre crop keeps, in (0, 1]."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    """Always antialiased."""
+    channels: int = 3
+    """1 grey, 3 RGB, 4 RGBA or any number of bands."""
+    bits: Literal[8, 16] = 8
+    """Depth that is kept: 8 gives uint8; 16 gives float32 in 0..1 and loses nothing of 16-bit files."""
+    background: int = 0
+    """Grey level, 0..255, behind transparent pixels when the model does not see alpha."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Per channel (or one for all), of values scaled to 0..1."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a model is made of, by names of the registry: enough to build it again."""
+
+    task: str
+    backbone: str
+    """family/size, such as swin/t."""
+    head: str
+    backbone_options: dict[str, Any]
+    """Arguments that override the variant's row."""
+    head_options: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of a backbone file's `VARIANTS`: what to build and at which input size it was published."""
+
+    build: Any
+    """The Backbone class."""
+    image_size: int
+    """Height and width of the published input, pixels. Passed on where the class takes `image_size`."""
+    options: dict[str, Any]
+    """Arguments of the class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One row of a backbone file's `PUBLISHED`: what its authors reported for a variant."""
+
+    variant: str
+    scores: dict[str, float]
+    """Such as {"imagenet-1k top-1": 81.2}; per cent."""
+    source: str
+    """Paper and table, or the authors' page."""
+    image_size: int = 224
+    training: str = "imagenet-1k"
+    """What it was trained on."""

@@ -1,0 +1,203 @@
+"""Typed settings of a run: frozen dataclasses whose attribute docstrings are the help text of the command line.
+
+A recipe is a YAML file with exactly these keys (`recipes/<task>/<name>.yaml`); `--section.key value` goes over it.
+Nothing here names a class or an import path, so no file can. This module imports no torch: `--help` must be quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the pictures are and how they are read."""
+
+    path: str | None = None
+    """Folder of class folders, folder with train/ and val/, or a CSV list."""
+    validation: str | None = None
+    """Folder or CSV to validate on; default: val/ beside train/, else a share of `path`."""
+    validation_share: float = 0.2
+    """Share of each class that is held out when no validation set exists, in (0, 1)."""
+    labels: Literal["single", "multi"] = "single"
+    """One class an image, or any number of them (CSV)."""
+    image_size: int | tuple[int, int] = 224
+    """Model input in pixels: one side, or [height, width]."""
+    resize: Literal["crop", "squash"] = "crop"
+    """crop: keep the aspect and take the centre; squash: resize both sides."""
+    crop_share: float = 0.875
+    """Share of the shorter side that the centre crop keeps, in (0, 1]."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    """How pixels are resampled (always antialiased)."""
+    channels: int = 3
+    """1 grey, 3 RGB, 4 RGBA, or the number of bands."""
+    bits: Literal[8, 16] = 8
+    """Depth of the input: 16 keeps 16-bit files whole."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of values in 0..1; default: ImageNet's for 3 channels, 0.5 otherwise."""
+    std: tuple[float, ...] | None = None
+    """Per channel, of values in 0..1; default: ImageNet's for 3 channels, 0.5 otherwise."""
+    workers: int = 0
+    """Processes that decode and augment; results do not depend on it."""
+    balanced: bool = False
+    """Draw every class equally often."""
+    skip_bad: float = 0.0
+    """Highest share of unreadable files that are left out and counted, in [0, 1); 0 stops at the first."""
+    allow_empty_class: bool = False
+    """Accept class folders without a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What is trained."""
+
+    backbone: str = "vit/s16"
+    """family/size; `patchform models` lists them."""
+    head: str = "linear"
+    """Name of the head."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the backbone that override its row."""
+    head_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the head."""
+    drop_path: float | None = None
+    """Highest rate of stochastic depth, in [0, 1); default: the row's."""
+    init_from: str | None = None
+    """Run folder or weights file to start from."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """Random changes of the training pictures; each draw depends on (seed, epoch, index) only."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area share of the random resized crop; [1, 1] takes the evaluation crop."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Aspect ratios (width / height) of the random crop."""
+    crop_padding: int = 0
+    """If above 0: pad by so many pixels and crop at random (small pictures) instead of crop_scale."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    vertical_flip: float = 0.0
+    """Probability of a vertical flip."""
+    policy: Literal["none", "rand_augment", "trivial_augment"] = "none"
+    """Automatic augmentation policy."""
+    magnitude: int = 9
+    """Strength of rand_augment, 0..30."""
+    operations: int = 2
+    """Operations an image of rand_augment."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 turns it off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 turns it off."""
+    mix_probability: float = 1.0
+    """Share of batches that are mixed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """How wrong is measured."""
+
+    smoothing: float = 0.0
+    """Label smoothing, in [0, 1)."""
+    class_weights: Literal["none", "balanced"] | list[float] = "none"
+    """Weight of each class: balanced = inverse of its frequency, or one number a class in the order of the names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How parameters move."""
+
+    name: Literal["adamw", "lamb", "sgd"] = "adamw"
+    """Update rule."""
+    lr: float = 1e-3
+    """Highest learning rate, for the whole batch as given."""
+    weight_decay: float = 0.05
+    """Decoupled; not on norms, biases, positions and tokens."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Averaging constants of adamw and lamb."""
+    momentum: float = 0.9
+    """Of sgd."""
+    eps: float = 1e-8
+    """Of adamw and lamb."""
+    layer_decay: float = 1.0
+    """Learning rate is multiplied by this for each layer further from the head, in (0, 1]."""
+    clip: float = 0.0
+    """Highest norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """How the learning rate moves over the run."""
+
+    name: Literal["cosine", "polynomial", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_epochs: float = 5.0
+    """Linear rise from lr * warmup_start to lr."""
+    warmup_start: float = 1e-3
+    """Share of lr at step 0."""
+    floor: float = 0.0
+    """Share of lr at the last step."""
+    power: float = 0.9
+    """Of polynomial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The run itself."""
+
+    epochs: int = 100
+    """Passes over the training set."""
+    batch_size: int = 64
+    """Images of one optimizer step."""
+    micro_batch: int = 0
+    """Images that go through the model at once; 0: the whole batch. Gradients are the same."""
+    seed: int = 0
+    """Of weights, order, augmentation and dropout."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass; parameters stay float32."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, in [0, 1); 0 keeps none. It is what is evaluated and saved."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: at the end of each epoch."""
+    keep: int = 2
+    """Good checkpoints that stay on disk (the best one beside)."""
+    patience: int = 0
+    """Stop after so many validations without a better score; 0 never."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What a full disk does to the run."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs."""
+    threads: int = 0
+    """CPU threads; 0: torch's default."""
+    tensorboard: bool = True
+    """Write events for TensorBoard beside metrics.csv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A complete run."""
+
+    task: Literal["classification"] = "classification"
+    """What is learnt."""
+    name: str | None = None
+    """Run folder below `runs`; default: task, backbone and a number."""
+    runs: str = "runs"
+    """Folder of run folders."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
