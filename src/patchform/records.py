@@ -65,6 +65,8 @@ class Sample(NamedTuple):
     """None where the truth is not known (prediction)."""
     name: str
     """Where it came from: the path relative to the data set."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) in pixels before any resizing: what predictions are given in."""
 
 
 class Batch(NamedTuple):
