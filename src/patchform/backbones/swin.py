@@ -1,0 +1,142 @@
+"""Swin: hierarchical vision transformer using shifted windows (Liu et al., ICCV 2021, arXiv:2103.14030).
+
+    image --4x4 patches--> stage 1 --merge 2x2--> stage 2 --merge--> stage 3 --merge--> stage 4 --norm, mean--> summary
+                             | /4                   | /8               | /16              | /32
+                             v                      v                  v                  v
+                            map                    map                map                map
+
+A stage alternates blocks whose windows tile the grid with blocks whose tiling is displaced by half a window, so that
+neighbours meet in every second block. Maps are the stages' outputs before any norm.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.blocks import Block
+from patchform.layers.drop import rising
+from patchform.layers.patches import Patches
+from patchform.layers.patterns import Windows
+from patchform.layers.positions import RelativeBias
+from patchform.records import Features, Published, Variant
+
+
+class Swin(Backbone):
+    """Shifted-window transformer, version 1.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; a stage whose native grid is smaller than the window gets a window of that size.
+        patch: side of a patch, pixels.
+        width: channels of the first stage; doubles with every stage.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        window: side of a window, cells.
+        mlp_ratio: hidden width of the perceptrons over the stage's.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        patch: int = 4,
+        width: int = 96,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        heads: tuple[int, ...] = (3, 6, 12, 24),
+        window: int = 7,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(width << stage for stage in range(len(depths)))
+        self.strides = tuple(patch << stage for stage in range(len(depths)))
+        self.width = self.channels[-1]
+        rates = iter(rising(drop_path, sum(depths)))
+
+        self.patches = Patches(in_channels, width, patch)
+        self.patches_norm = nn.LayerNorm(width)
+        self.stages, self.merges = nn.ModuleList(), nn.ModuleList()
+        for channels, stride, depth, stage_heads in zip(self.channels, self.strides, depths, heads):
+            if self.stages:
+                self.merges.append(PatchMerging(channels // 2))
+            side = min(window, *grids.cells(image_size, stride))
+            self.stages.append(
+                nn.ModuleList(
+                    Block(
+                        channels,
+                        stage_heads,
+                        pattern=Windows((side, side), (side // 2, side // 2) if number % 2 else (0, 0)),
+                        position=RelativeBias(stage_heads, (side, side)),
+                        mlp_ratio=mlp_ratio,
+                        eps=1e-5,
+                        drop_path=next(rates),
+                    )
+                    for number in range(depth)
+                )
+            )
+        self.norm = nn.LayerNorm(self.width)
+        blocks.start(self.stages)
+        blocks.start(self.merges)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
+        x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
+        maps, hidden = [], None
+        for merge, stage in zip([nn.Identity(), *self.merges], self.stages):
+            x = merge(x)
+            hidden = None if padding is None else grids.shrink_mask(padding, (x.shape[1], x.shape[2]))
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, padding=hidden)
+            maps.append(x.permute(0, 3, 1, 2))
+        tokens = self.norm(x).flatten(1, 2)
+        return Features(tuple(maps), self.strides, tokens, grids.masked_mean(tokens, hidden), hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+
+class PatchMerging(nn.Module):
+    """Join 2x2 cells and project to twice the width (section 3.1).
+
+    Args:
+        width: D; the output has 2D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), 2D)."""
+        x = nn.functional.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, row, W/2, column, D)
+        return self.reduction(self.norm(squares.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # column-major, as published
+
+
+def _row(width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, image_size: int = 224) -> Variant:
+    size = {"width": width, "depths": depths, "heads": heads, "window": window}
+    return Variant(build=Swin, image_size=image_size, options=size)
+
+
+VARIANTS = {
+    "nano": Variant(
+        build=Swin,
+        image_size=32,
+        options={"patch": 2, "width": 16, "depths": (2, 2), "heads": (1, 2), "window": 4, "mlp_ratio": 2.0},
+    ),
+    "t": _row(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "s": _row(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "b": _row(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "l": _row(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+    "b384": _row(128, (2, 2, 18, 2), (4, 8, 16, 32), window=12, image_size=384),
+    "l384": _row(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, image_size=384),
+}
+
+PUBLISHED: tuple[Published, ...] = ()

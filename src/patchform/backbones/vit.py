@@ -1,0 +1,147 @@
+"""ViT: an image is worth 16x16 words (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929).
+
+    image --patches--> [class | p1 p2 ... pN] + position --registers--> block x depth --norm--> class -> summary
+                                                                            |                   p1..pN -> tokens
+                                                                            +-> maps (from chosen depths, one stride)
+
+Sizes are the paper's table 1, with Ti and S of DeiT (Touvron et al. 2021). Layer scale: CaiT (Touvron et al. 2021);
+register tokens: Darcet et al. 2024; positions other than learned_1d: the paper's appendix D.4 and later work.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks, positions
+from patchform.layers.blocks import GELU, Block
+from patchform.layers.drop import rising
+from patchform.layers.patches import Patches
+from patchform.records import Features, Published, Variant
+
+
+class ViT(Backbone):
+    """Vision transformer.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels (side or (height, width)); other sizes work, learned positions are resized.
+        patch: side of a patch, pixels.
+        width, depth, heads: D, number of blocks, attention heads.
+        mlp_ratio: hidden width of the perceptrons over D.
+        position: how tokens know where they are; one slot for absolute positions and those inside attention.
+        summary: "class" reads a class token, "mean" has none and averages the patch tokens.
+        registers: learned tokens that are neither read nor placed (Darcet et al. 2024 use 4).
+        layer_scale: initial factor on every branch; None has no factors.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+        gelu: "tanh" for weights from the original JAX code.
+        maps_from: after which blocks (1 = the first) a map is taken; default: the last.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        patch: int = 16,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        position: positions.PositionName = "learned_1d",
+        summary: Literal["class", "mean"] = "class",
+        registers: int = 0,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        gelu: GELU = "none",
+        maps_from: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.maps_from = tuple(maps_from or (depth,))
+        self.width, self.patch = width, patch
+        self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
+        grid, classes = grids.cells(image_size, patch), int(summary == "class")
+        self.prefix = classes + registers
+
+        self.patches = Patches(in_channels, width, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, classes, width)) if classes else None
+        self.position = positions.outside(position, width, grid, prefix=classes)
+        self.register_tokens = nn.Parameter(torch.empty(1, registers, width)) if registers else None
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                position=positions.inside(position, width, heads, grid),
+                mlp_ratio=mlp_ratio,
+                gelu=gelu,
+                layer_scale=layer_scale,
+                drop_path=rate,
+            )
+            for rate in rising(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+        blocks.start(self.blocks)
+        for tokens in (self.class_token, self.register_tokens):
+            if tokens is not None:
+                nn.init.normal_(tokens, std=1e-6 if tokens is self.class_token else 0.02)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
+        cells = self.patches(images)  # (B, H/p, W/p, D)
+        grid = (cells.shape[1], cells.shape[2])
+        hidden = None if padding is None else grids.shrink_mask(padding, grid)
+        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1), (self.prefix, 0))
+
+        x = self.embed(cells.flatten(1, 2), grid)
+        maps = []
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, grid=grid, padding=masked)
+            if number in self.maps_from:
+                maps.append(x[:, self.prefix :].transpose(1, 2).unflatten(2, grid))
+        x = self.norm(x)
+        tokens = x[:, self.prefix :]
+        summary = grids.masked_mean(tokens, hidden) if self.class_token is None else x[:, 0]
+        return Features(tuple(maps), self.strides, tokens, summary, hidden)
+
+    def embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, placed."""
+        x = patches
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+        x = self.position(x, grid)
+        if self.register_tokens is not None:
+            first = self.prefix - self.register_tokens.shape[1]
+            x = torch.cat([x[:, :first], self.register_tokens.expand(len(x), -1, -1), x[:, first:]], 1)
+        return x
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+
+def _row(patch: int, width: int, depth: int, heads: int, image_size: int = 224) -> Variant:
+    size = {"patch": patch, "width": width, "depth": depth, "heads": heads}
+    return Variant(build=ViT, image_size=image_size, options=size)
+
+
+VARIANTS = {
+    "nano": _row(8, 48, 2, 3, image_size=32),
+    **{
+        f"{name}{patch}": _row(patch, width, depth, heads)
+        for name, (width, depth, heads) in {
+            "ti": (192, 12, 3),
+            "s": (384, 12, 6),
+            "b": (768, 12, 12),
+            "l": (1024, 24, 16),
+            "h": (1280, 32, 16),
+        }.items()
+        for patch in (8, 14, 16, 32)
+    },
+}
+
+PUBLISHED: tuple[Published, ...] = ()

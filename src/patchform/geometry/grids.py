@@ -1,0 +1,69 @@
+"""Grids of cells: resizing tables that live on one, coordinates, and padding masks seen from a coarser grid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that may be given as one side."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def cells(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of cells of `stride` pixels that cover an image of `size` pixels."""
+    height, width = pair(size)
+    return -(-height // stride), -(-width // stride)
+
+
+def resize(table: Tensor, size: tuple[int, int], *, mode: str = "bicubic") -> Tensor:
+    """Resize a table on a grid **by target size**, never by a rounded factor; at its own size it is returned as it is.
+
+    Args:
+        table: (H, W, D) floating point.
+        size: rows and columns wanted.
+        mode: "bicubic", "bilinear" or "nearest" of `torch.nn.functional.interpolate`, corners not aligned.
+
+    Returns:
+        (*size, D), of the table's dtype; computed in float32 at least.
+    """
+    if tuple(table.shape[:2]) == tuple(size):
+        return table
+    options = {} if mode == "nearest" else {"align_corners": False}
+    exact = table.to(torch.promote_types(table.dtype, torch.float32))
+    grown = F.interpolate(exact.permute(2, 0, 1)[None], size=size, mode=mode, **options)
+    return grown[0].permute(1, 2, 0).to(table.dtype)
+
+
+def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Row and column, each (H*W,) int64, of every cell in row-major order."""
+    height, width = grid
+    cell = torch.arange(height * width, device=device)
+    return cell // width, cell % width
+
+
+def shrink_mask(padding: Tensor, size: tuple[int, int]) -> Tensor:
+    """Padding of pixels -> padding of cells: a cell is padding when all its pixels are.
+
+    Args:
+        padding: (B, H, W) bool, True on padding.
+        size: rows and columns of the coarser grid, each with ceil(H / rows) pixels a cell (the last may be cut).
+
+    Returns:
+        (B, *size) bool.
+    """
+    (height, width), (rows, columns) = padding.shape[1:], size
+    tall, wide = -(-height // rows), -(-width // columns)
+    whole = F.pad(padding, (0, columns * wide - width, 0, rows * tall - height), value=True)
+    return whole.view(len(padding), rows, tall, columns, wide).all(dim=4).all(dim=2)
+
+
+def masked_mean(tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean of (B, N, D) over the tokens that are not padding, (B, D); padding (B, H, W) with H * W = N, or None."""
+    if padding is None:
+        return tokens.mean(1)
+    real = (~padding.flatten(1)).to(tokens.dtype)
+    return torch.einsum("bnd,bn->bd", tokens, real / real.sum(1, keepdim=True))

@@ -1,0 +1,146 @@
+"""Attention: one door to the kernels (`attend`) and one module that holds the parameters (`Attention`).
+
+Letters: B batch, G groups that attend among themselves, h heads, N queries and K keys of a group, d width of a head,
+D = h * d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.layers.positions import InsidePosition
+
+_EXPLICIT_KEYS = 1024  # above it the weights of a training step would cost more memory than the explicit route saves time
+_recorded: list[Tensor] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Tensor]]:
+    """Inside, `attend` takes the explicit route and appends its weights, (B, G, h, N, K), detached, call by call."""
+    global _recorded
+    outside, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outside
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    allowed: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale * q k^T + bias) v over the allowed keys: the only call of an attention kernel in the project.
+
+    Args:
+        q: (B, G, h, N, d).
+        k: (B, G, h, K, d).
+        v: (B, G, h, K, e).
+        bias: floating point, broadcasts to (B, G, h, N, K); added to the scaled scores.
+        allowed: bool, broadcasts like `bias`; True where a query may look. Every query needs one key at least.
+        scale: default d ** -0.5.
+
+    Returns:
+        (B, G, h, N, e). The fused and the explicit route agree to rounding.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if allowed is None:
+        mask = None if bias is None else bias.to(q.dtype)
+    elif bias is None:
+        mask = allowed
+    else:
+        mask = torch.where(allowed, bias.to(q.dtype), float("-inf"))
+    if _recorded is not None or _explicit_is_faster(q, k, mask):
+        return _explicit(q, k, v, mask, scale)
+    return _fused(q, k, v, mask, scale)
+
+
+def _explicit_is_faster(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """On CPU the fused kernel's backward is slow in bfloat16 (2 to 5 times) and refuses a mask that needs a gradient."""
+    if q.device.type != "cpu" or k.shape[-2] > _EXPLICIT_KEYS or not torch.is_grad_enabled():
+        return False
+    trained_mask = mask is not None and mask.requires_grad
+    return trained_mask or (q.requires_grad and q.dtype in (torch.bfloat16, torch.float16))
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = (q * scale) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1)
+    if _recorded is not None:
+        _recorded.append(weights.detach())
+    return weights @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    # groups fold into the batch: q, k and v are slices of one projection, and this is the one view that copies none of
+    # them. A mask that differs between groups is copied over the batch instead, which measures faster than copying q, k, v
+    if mask is not None:
+        mask = mask.expand(*(1,) * (5 - mask.dim()), *mask.shape)
+        if mask.shape[0] == mask.shape[1] == 1:
+            mask = mask[0]
+        else:
+            mask = mask.expand(*q.shape[:2], *mask.shape[2:]).flatten(0, 1)
+    folded = (t.flatten(0, 1) for t in (q, k, v))
+    return F.scaled_dot_product_attention(*folded, attn_mask=mask, scale=scale).unflatten(0, q.shape[:2])
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within groups (Vaswani et al. 2017, section 3.2.2).
+
+    Queries, keys and values come from one matrix, `qkv.weight` (3D, D); every published layout joins into it.
+
+    Args:
+        width: D.
+        heads: h; divides D.
+        position: what is known inside about where tokens are: a relative bias, rotary embeddings, or None.
+        qkv_bias: whether the three projections have biases.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, position: InsidePosition | None = None, qkv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.position = position
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        grid: tuple[int, int] | None = None,
+        allowed: Tensor | None = None,
+        widen: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Attend within each group.
+
+        Args:
+            tokens: (B, G, N, D).
+            grid: rows and columns of the cells of a group, for positions; tokens in front of them are not cells.
+            allowed: bool, broadcasts to (B, G, h, N, K).
+            widen: makes the keys, and likewise the values, of a group from those of all groups:
+                (B, G, h, N, d) -> (B, G, h, K, d). Default: the group's own.
+
+        Returns:
+            (B, G, N, D).
+        """
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # 3 x (B, G, h, N, d)
+        if widen is not None:
+            k, v = widen(k), widen(v)
+        bias = None
+        if self.position is not None:
+            q, k, bias = self.position(q, k, grid)
+        mixed = attend(q, k, v, bias=bias, allowed=allowed, scale=(self.qkv.in_features // self.heads) ** -0.5)
+        return self.proj(mixed.transpose(2, 3).flatten(3))

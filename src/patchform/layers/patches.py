@@ -1,0 +1,116 @@
+"""From pixels to tokens: plain patches, overlapping ones, a stack of convolutions, tubelets of a clip.
+
+All take any size: an image that no whole number of patches covers is padded at the bottom and the right with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.geometry import grids
+
+
+class Patches(nn.Module):
+    """Cut into squares and project each (Dosovitskiy et al. 2021, equation 1).
+
+    The same numbers as a convolution with kernel = stride, as one matrix product: `proj.weight` is (D, C * p * p), the
+    kernel with its channel, row and column axes joined.
+
+    Args:
+        in_channels: C.
+        width: D.
+        size: side p of a patch, pixels.
+    """
+
+    def __init__(self, in_channels: int, width: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.proj = nn.Linear(in_channels * size * size, width)
+        nn.init.trunc_normal_(self.proj.weight, std=(in_channels * size * size) ** -0.5)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
+        p = self.size
+        rows, columns = grids.cells((images.shape[-2], images.shape[-1]), p)
+        images = pad_to(images, (rows * p, columns * p))
+        squares = images.unflatten(3, (columns, p)).unflatten(2, (rows, p))  # (B, C, rows, p, columns, p)
+        return self.proj(squares.permute(0, 2, 4, 1, 3, 5).flatten(3))
+
+
+class OverlappingPatches(nn.Module):
+    """Project squares that overlap (PVT v2, Wang et al. 2022, section 3.2).
+
+    Args:
+        in_channels: C.
+        width: D.
+        size: side of a square, pixels, odd.
+        stride: pixels from one to the next.
+    """
+
+    def __init__(self, in_channels: int, width: int, size: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, size, stride=stride, padding=size // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / stride), ceil(W / stride), D)."""
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class ConvolutionalStem(nn.Module):
+    """Strided 3x3 convolutions with norm and ReLU, then a 1x1 one to D (Xiao et al. 2021).
+
+    Args:
+        in_channels: C.
+        width: D.
+        channels: width of each 3x3 convolution; each halves the picture.
+    """
+
+    def __init__(self, in_channels: int, width: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        widths = [in_channels, *channels]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(widths[-1], width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / 2**n), ceil(W / 2**n), D) for n convolutions."""
+        return self.proj(self.convolutions(images)).permute(0, 2, 3, 1)
+
+
+class Tubelets(nn.Module):
+    """Cut a clip into boxes of a few frames and project each (Arnab et al. 2021, ViViT, section 3.2).
+
+    Args:
+        in_channels: C.
+        width: D.
+        size: side p of a box, pixels.
+        frames: its length f; `proj.weight` is (D, C * f * p * p).
+    """
+
+    def __init__(self, in_channels: int, width: int, size: int, frames: int) -> None:
+        super().__init__()
+        self.size, self.frames = size, frames
+        self.proj = nn.Linear(in_channels * frames * size * size, width)
+        nn.init.trunc_normal_(self.proj.weight, std=self.proj.in_features**-0.5)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(B, T, C, H, W) -> (B, ceil(T / f), ceil(H / p), ceil(W / p), D)."""
+        p, f = self.size, self.frames
+        rows, columns = grids.cells((clips.shape[-2], clips.shape[-1]), p)
+        steps = -(-clips.shape[1] // f)
+        clips = F.pad(pad_to(clips, (rows * p, columns * p)), (0, 0) * 3 + (0, steps * f - clips.shape[1]))
+        boxes = clips.unflatten(4, (columns, p)).unflatten(3, (rows, p)).unflatten(1, (steps, f))
+        return self.proj(boxes.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4))  # C, f, p, p joined
+
+
+def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., H, W) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
+    below, beside = size[0] - images.shape[-2], size[1] - images.shape[-1]
+    return F.pad(images, (0, beside, 0, below)) if below or beside else images

@@ -1,0 +1,308 @@
+"""Where each query looks. A pattern has no parameters and two faces: a definition and a fast route.
+
+The definition `sees(query_cell, key_cell)` is what the paper says. It is the oracle of the tests, the mask of the fast
+route, and the picture in the docs. The fast route is two tables of cell numbers: `seats`, which puts every cell into
+one seat of one group, and `keys`, which cells a group looks at (its own, unless the pattern says otherwise). Gathering,
+scattering and masking are the same for all of them and live in `Pattern`.
+
+Letters: B batch, H x W grid of cells, G groups of N seats that look at K keys, h heads, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from patchform.geometry import grids
+
+Grid: TypeAlias = tuple[int, int]
+Cell: TypeAlias = tuple[Tensor, Tensor]
+"""(row, column), int64, broadcasting."""
+
+
+class Groups(NamedTuple):
+    """Tokens in the order in which they attend."""
+
+    tokens: Tensor
+    """(B, G, N, D)."""
+    grid: Grid | None
+    """Rows and columns of the seats of a group, for positions inside attention; None: in the order of the caller."""
+    allowed: Tensor | None = None
+    """bool, broadcasts to (B, G, h, N, K); None: everybody sees everybody."""
+    widen: Callable[[Tensor], Tensor] | None = None
+    """(B, G, h, N, d) -> (B, G, h, K, d), where a group looks beyond its own seats."""
+
+
+class Tables(NamedTuple):
+    """The fast route of a pattern on one grid."""
+
+    seats: Tensor
+    """(G * N,) cell in each seat; 0 where the seat is empty."""
+    places: Tensor
+    """(H * W,) seat of each cell."""
+    looks_at: Tensor | None
+    """(G * K,) seat of each key; None: the group's own seats."""
+    taken: Tensor
+    """(G, 1, 1, K) bool: the key is a cell."""
+    allowed: Tensor | None
+    """(G, 1, N, K) bool; None: everybody sees everybody."""
+    groups: int
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A sparse pattern on a grid; subclasses say `sees`, `seats` and, where it matters, `keys` and `group_grid`."""
+
+    @abstractmethod
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Whether the query looks at the key: bool, broadcasting. The definition."""
+
+    @abstractmethod
+    def seats(self, grid: Grid) -> Tensor:
+        """(G, N) int64: the cell in each seat, -1 where a seat is empty; every cell has exactly one."""
+
+    def keys(self, grid: Grid) -> Tensor | None:
+        """(G, K) int64: the cells a group looks at, each once, -1 where there is none; None: its own."""
+        return None
+
+    def group_grid(self, grid: Grid) -> Grid | None:
+        """Rows and columns of the seats of one group."""
+        return None
+
+    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
+        """(B, H, W, D) and padding (B, H, W) -> groups. One copy; what is padding is nobody's key."""
+        batch, height, width, _ = x.shape
+        grid = (height, width)
+        table = _tables(self, grid, x.device)
+        tokens = x.flatten(1, 2).index_select(1, table.seats).unflatten(1, (table.groups, -1))
+        allowed = table.allowed
+        if padding is not None:
+            seated = padding.flatten(1).index_select(1, table.seats)  # (B, G*N)
+            keyed = seated if table.looks_at is None else seated.index_select(1, table.looks_at)
+            real = ~keyed.view(batch, table.groups, 1, 1, -1) & table.taken
+            allowed = real if allowed is None else allowed & real
+            allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query with no key at all: nobody reads its answer
+        widen = None if table.looks_at is None else partial(_widen, table=table)
+        return Groups(tokens, self.group_grid(grid), allowed, widen)
+
+    def scatter(self, groups: Tensor, grid: Grid) -> Tensor:
+        """(B, G, N, D) -> (B, H, W, D), the way back."""
+        table = _tables(self, grid, groups.device)
+        return groups.flatten(1, 2).index_select(1, table.places).unflatten(1, grid)
+
+    def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
+        """(H*W, H*W) bool: the definition, pair by pair."""
+        row, column = grids.coordinates(grid, device=device)
+        seen = self.sees((row[:, None], column[:, None]), (row, column), grid)
+        return seen.expand(len(row), len(row))
+
+
+def _widen(x: Tensor, *, table: Tables) -> Tensor:
+    assert table.looks_at is not None
+    seats = x.transpose(2, 3).flatten(1, 2)  # (B, G*N, h, d)
+    return seats.index_select(1, table.looks_at).unflatten(1, (table.groups, -1)).transpose(2, 3)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
+    with torch.no_grad():
+        seats = pattern.seats(grid)
+        groups, count = seats.shape[0], grid[0] * grid[1]
+        places = torch.empty(count, dtype=torch.long)
+        filled = seats.flatten() >= 0
+        places[seats.flatten()[filled]] = torch.arange(seats.numel())[filled]
+        own = pattern.keys(grid)
+        keys = seats if own is None else own
+        cell = (keys.clamp(min=0) // grid[1])[:, None], (keys.clamp(min=0) % grid[1])[:, None]
+        asked = (seats.clamp(min=0) // grid[1])[..., None], (seats.clamp(min=0) % grid[1])[..., None]
+        seen = pattern.sees(asked, cell, grid) | (seats < 0)[..., None]  # an empty seat may ask what it likes
+        allowed = (seen & (keys >= 0)[:, None])[:, None]
+        return Tables(
+            seats=seats.clamp(min=0).flatten().to(device),
+            places=places.to(device),
+            looks_at=None if own is None else places[keys.clamp(min=0).flatten()].to(device),
+            taken=(keys >= 0)[:, None, None].to(device),
+            allowed=None if bool(allowed.all()) else allowed.to(device),
+            groups=groups,
+        )
+
+
+@dataclass(frozen=True)
+class Global(Pattern):
+    """Every query sees every key. Takes sequences (B, N, D) as well as grids; nothing is copied."""
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Always."""
+        return (query[0] == query[0]) & (key[0] == key[0])
+
+    def seats(self, grid: Grid) -> Tensor:
+        """One group of all cells."""
+        return torch.arange(grid[0] * grid[1])[None]
+
+    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
+        """A view."""
+        allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
+        grid = (x.shape[1], x.shape[2]) if x.dim() == 4 else None
+        return Groups(x.flatten(1, -2)[:, None], grid, allowed)
+
+    def scatter(self, groups: Tensor, grid: Grid) -> Tensor:
+        """A view."""
+        return groups[:, 0].unflatten(1, grid) if len(grid) > 1 else groups[:, 0]
+
+
+@dataclass(frozen=True)
+class Rows(Pattern):
+    """A query sees its own row: axial attention along the width (Ho et al. 2019; Wang et al. 2020)."""
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Same row."""
+        return query[0] == key[0]
+
+    def seats(self, grid: Grid) -> Tensor:
+        """A group a row."""
+        return torch.arange(grid[0] * grid[1]).view(grid)
+
+    def group_grid(self, grid: Grid) -> Grid:
+        """One row."""
+        return 1, grid[1]
+
+
+@dataclass(frozen=True)
+class Columns(Pattern):
+    """A query sees its own column: axial attention along the height."""
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Same column."""
+        return query[1] == key[1]
+
+    def seats(self, grid: Grid) -> Tensor:
+        """A group a column."""
+        return torch.arange(grid[0] * grid[1]).view(grid).t()
+
+    def group_grid(self, grid: Grid) -> Grid:
+        """One column."""
+        return grid[0], 1
+
+
+@dataclass(frozen=True)
+class Windows(Pattern):
+    """A query sees its own tile of a tiling that is displaced by `shift` cells (Liu et al. 2021, Swin, section 3.2).
+
+    The fast route rolls the grid so that displaced tiles line up; the tiles that are cut by the border share a window
+    and the mask, which is the definition, keeps them apart. A grid that is no multiple of the window has empty seats.
+    An axis that one window covers is not shifted (the authors' code does so too).
+
+    Args:
+        size: rows and columns of a tile.
+        shift: displacement of the tiling, 0 <= shift < size.
+    """
+
+    size: Grid
+    shift: Grid = (0, 0)
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Same tile."""
+        same = [(q - s) // n == (k - s) // n for q, k, s, n in zip(query, key, self.shift_on(grid), self.size)]
+        return same[0] & same[1]
+
+    def shift_on(self, grid: Grid) -> Grid:
+        """The displacement that a grid gets."""
+        down, across = (s if side > n else 0 for s, side, n in zip(self.shift, grid, self.size))
+        return down, across
+
+    def seats(self, grid: Grid) -> Tensor:
+        """A group a window of the rolled grid."""
+        (height, width), (tall, wide) = grid, self.size
+        down, across = -(-height // tall), -(-width // wide)
+        shift = self.shift_on(grid)
+        row = (torch.arange(down * tall) + shift[0]) % (down * tall)
+        column = (torch.arange(across * wide) + shift[1]) % (across * wide)
+        cell = row[:, None] * width + column
+        cell[row >= height] = -1
+        cell[:, column >= width] = -1
+        return cell.view(down, tall, across, wide).transpose(1, 2).reshape(down * across, tall * wide)
+
+    def group_grid(self, grid: Grid) -> Grid:
+        """The window."""
+        return self.size
+
+
+@dataclass(frozen=True)
+class Neighborhood(Pattern):
+    """A query sees the square of cells within `radius` (Ramachandran et al. 2019; Hassani et al. 2023).
+
+    The fast route cuts the queries into tiles and gives each its tile and a halo of `radius` cells as keys, so memory
+    grows with the number of cells.
+
+    Args:
+        radius: how far it sees, cells; the square has 2 * radius + 1 a side and is cut at the border.
+        tile: side of a tile of queries, cells; any gives the same answer.
+    """
+
+    radius: int
+    tile: int = 8
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """No more than `radius` rows and columns away."""
+        return ((query[0] - key[0]).abs() <= self.radius) & ((query[1] - key[1]).abs() <= self.radius)
+
+    def seats(self, grid: Grid) -> Tensor:
+        """A group a tile."""
+        return Windows((self.tile, self.tile)).seats(grid)
+
+    def keys(self, grid: Grid) -> Tensor:
+        """The tile and its halo."""
+        (height, width), tile = grid, self.tile
+        span = torch.arange(tile + 2 * self.radius) - self.radius
+        row = (torch.arange(-(-height // tile)) * tile)[:, None] + span  # (tiles down, K side)
+        column = (torch.arange(-(-width // tile)) * tile)[:, None] + span
+        inside = ((row >= 0) & (row < height))[:, None, :, None] & ((column >= 0) & (column < width))[None, :, None, :]
+        cell = row[:, None, :, None] * width + column[None, :, None, :]
+        return torch.where(inside, cell, -1).flatten(2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Blocks(Pattern):
+    """Sparse block attention over the raster sequence (Child et al. 2019; Zaheer et al. 2020, BigBird's band).
+
+    The sequence of cells is cut into blocks; a query sees its own block, `near` blocks on either side, and the first
+    `landmarks` blocks of the picture.
+
+    Args:
+        size: cells of a block.
+        near: neighbouring blocks seen on either side.
+        landmarks: blocks at the start that everybody sees.
+    """
+
+    size: int
+    near: int = 1
+    landmarks: int = 0
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Near block or landmark."""
+        asking, asked = ((cell[0] * grid[1] + cell[1]) // self.size for cell in (query, key))
+        return ((asking - asked).abs() <= self.near) | (asked < self.landmarks)
+
+    def seats(self, grid: Grid) -> Tensor:
+        """A group a block."""
+        count = grid[0] * grid[1]
+        cell = torch.arange(-(-count // self.size) * self.size)
+        return torch.where(cell < count, cell, -1).view(-1, self.size)
+
+    def keys(self, grid: Grid) -> Tensor:
+        """Blocks of the band, then landmarks outside it."""
+        count = grid[0] * grid[1]
+        block = torch.arange(-(-count // self.size))[:, None]
+        band = block + torch.arange(-self.near, self.near + 1)
+        marks = torch.arange(self.landmarks).expand(len(block), -1)
+        marks = torch.where((marks - block).abs() > self.near, marks, -1)
+        blocks = torch.cat([band, marks], 1)
+        cell = blocks[..., None] * self.size + torch.arange(self.size)
+        return torch.where((blocks >= 0)[..., None] & (cell < count), cell, -1).flatten(1)

@@ -1,0 +1,247 @@
+"""Where tokens are: absolute positions are added to the tokens, relative ones act inside attention.
+
+Absolute ones are called as `position(tokens, grid)`; inside ones as `position(q, k, grid) -> (q, k, bias)`. In both,
+tokens in front of the H*W cells of `grid` (class token, registers) are not cells: a learned 1D table may hold rows for
+them, everything else leaves them alone. Tables grow and shrink by target size (`geometry.grids.resize`), so any grid
+serves, and at the native grid nothing changes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from patchform.errors import UsageError
+from patchform.geometry import grids
+
+Grid: TypeAlias = tuple[int, int]
+PositionName: TypeAlias = Literal[
+    "none", "learned_1d", "sinusoid_1d", "learned_2d", "sincos_2d", "relative_bias", "relative_2d", "rope_2d"
+]
+
+
+class Position(nn.Module):
+    """Absolute position: adds to the tokens what depends on where they are. This one adds nothing."""
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """(B, P + H*W, D) -> the same shape, P tokens in front of the cells."""
+        return tokens
+
+
+class Learned1D(Position):
+    """One learned vector a token, in raster order (Dosovitskiy et al. 2021, section 3.1).
+
+    Args:
+        width: D.
+        grid: native rows and columns.
+        prefix: rows for tokens in front of the cells.
+        mode: interpolation at other grids; the ViT paper's section 3.2 asks for 2D interpolation.
+    """
+
+    def __init__(self, width: int, grid: Grid, *, prefix: int = 0, mode: str = "bicubic") -> None:
+        super().__init__()
+        self.grid, self.prefix, self.mode = grid, prefix, mode
+        self.table = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Add the table, resized to `grid`."""
+        table = self.table
+        if grid != self.grid:
+            native = table[0, self.prefix :].unflatten(0, self.grid)
+            grown = grids.resize(native, grid, mode=self.mode).flatten(0, 1)
+            table = torch.cat([table[:, : self.prefix], grown[None]], 1)
+        return _add_last(tokens, table[0])
+
+
+class Learned2D(Position):
+    """A learned vector a row beside a learned vector a column, D/2 each (Dosovitskiy et al. 2021, appendix D.4)."""
+
+    def __init__(self, width: int, grid: Grid, *, mode: str = "bilinear") -> None:
+        super().__init__()
+        if width % 2:
+            raise UsageError(f"learned_2d needs an even width, not {width}")
+        self.mode = mode
+        self.rows = nn.Parameter(torch.empty(grid[0], width // 2))
+        self.columns = nn.Parameter(torch.empty(grid[1], width // 2))
+        nn.init.trunc_normal_(self.rows, std=0.02)
+        nn.init.trunc_normal_(self.columns, std=0.02)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Add [row, column] to every cell."""
+        rows = grids.resize(self.rows[:, None], (grid[0], 1), mode=self.mode)  # (H, 1, D/2)
+        columns = grids.resize(self.columns[None], (1, grid[1]), mode=self.mode)  # (1, W, D/2)
+        table = torch.cat([rows.expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)], -1).flatten(0, 1)
+        return _add_last(tokens, table)
+
+
+class Sinusoid1D(Position):
+    """Fixed sines and cosines of the raster index, interleaved (Vaswani et al. 2017, section 3.5)."""
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Add sin and cos of the cell's number."""
+        waves = _waves(torch.arange(grid[0] * grid[1], device=tokens.device), tokens.shape[-1])
+        return _add_last(tokens, torch.stack(waves, -1).flatten(-2))
+
+
+class SinCos2D(Position):
+    """Fixed sines and cosines: a quarter of the width each for sin x, cos x, sin y, cos y (He et al. 2022, MAE)."""
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Add sin and cos of column and row."""
+        row, column = grids.coordinates(grid, device=tokens.device)
+        half = tokens.shape[-1] // 2
+        return _add_last(tokens, torch.cat([*_waves(column, half), *_waves(row, half)], -1))
+
+
+def _waves(place: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """sin and cos, each (N, width / 2), of `place` at wavelengths from 2 pi to 10000 * 2 pi; in float64."""
+    if width % 2:
+        raise UsageError(f"sine and cosine positions need an even width for each axis, not {width}")
+    rate = 10000 ** -(torch.arange(width // 2, dtype=torch.float64, device=place.device) / (width // 2))
+    angle = place[:, None] * rate
+    return angle.sin(), angle.cos()
+
+
+def _add_last(tokens: Tensor, table: Tensor) -> Tensor:
+    """Add (N, D) to the last N tokens."""
+    before, cells = tokens.split([tokens.shape[1] - len(table), len(table)], 1)
+    placed = cells + table.to(tokens.dtype)
+    return torch.cat([before, placed], 1) if before.shape[1] else placed
+
+
+class InsidePosition(nn.Module):
+    """Position inside attention."""
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, G, h, N, d) queries and keys, not scaled -> queries, keys, and a bias (..., h, N, N) or None."""
+
+
+class RelativeBias(InsidePosition):
+    """A learned number for each head and offset (dy, dx) between query and key (Liu et al. 2021, Swin, equation 4).
+
+    The table is (2H - 1) * (2W - 1) rows by heads, row (dy + H - 1) * (2W - 1) + dx + W - 1. Pairs with a token in
+    front of the cells have no bias. At other grids the table is resized as a picture of offsets.
+    """
+
+    index: Tensor
+
+    def __init__(self, heads: int, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.register_buffer("index", self.offsets(grid), persistent=False)
+
+    @staticmethod
+    def offsets(grid: Grid, device: torch.device | None = None) -> Tensor:
+        """Row of the table for every query and key, flat: (N * N,) int64."""
+        (height, width), (row, column) = grid, grids.coordinates(grid, device=device)
+        dy, dx = row[:, None] - row + height - 1, column[:, None] - column + width - 1
+        return (dy * (2 * width - 1) + dx).flatten()
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Leave q and k, give the bias (h, N, N)."""
+        grid = grid or self.grid
+        table, index = self.table, self.index
+        if grid != self.grid:
+            native = table.unflatten(0, (2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
+            table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1)).flatten(0, 1)
+            index = self.offsets(grid, table.device)
+        cells = grid[0] * grid[1]
+        bias = table.t().index_select(1, index).unflatten(1, (cells, cells))
+        prefix = q.shape[-2] - cells
+        return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+
+
+class Relative2D(InsidePosition):
+    """Learned embeddings of row and column offsets that meet the scaled query (Ramachandran 2019; BoTNet, 2021).
+
+    Adds scale * q . (rows[dy] + columns[dx]) to the score of a pair, dy and dx from query to key. The embeddings are
+    shared by the heads. At other grids they are resized along their own axis.
+    """
+
+    def __init__(self, head_width: int, grid: Grid) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.empty(2 * grid[0] - 1, head_width))
+        self.columns = nn.Parameter(torch.empty(2 * grid[1] - 1, head_width))
+        nn.init.normal_(self.rows, std=head_width**-0.5)
+        nn.init.normal_(self.columns, std=head_width**-0.5)
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Leave q and k, give the bias (B, G, h, N, N)."""
+        height, width = grid or ((len(self.rows) + 1) // 2, (len(self.columns) + 1) // 2)
+        prefix = q.shape[-2] - height * width
+        cells = q[..., prefix:, :].unflatten(-2, (height, width)) * q.shape[-1] ** -0.5  # (B, G, h, H, W, d)
+        rows = grids.resize(self.rows[:, None], (2 * height - 1, 1), mode="bilinear")[:, 0]
+        columns = grids.resize(self.columns[:, None], (2 * width - 1, 1), mode="bilinear")[:, 0]
+        by_row = torch.einsum("...yxd,ykd->...yxk", cells, rows[_steps(height, q.device)])  # k: row of the key
+        by_column = torch.einsum("...yxd,xkd->...yxk", cells, columns[_steps(width, q.device)])
+        bias = (by_row[..., :, None] + by_column[..., None, :]).flatten(-2).flatten(-3, -2)
+        return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+
+
+def _steps(length: int, device: torch.device) -> Tensor:
+    """(length, length): index of the offset key - query, from 0."""
+    place = torch.arange(length, device=device)
+    return place - place[:, None] + length - 1
+
+
+class Rope2D(InsidePosition):
+    """Rotary embeddings along both axes (Su et al. 2021; in 2D as EVA-02 and DINOv3 have it).
+
+    The first half of a head turns with the row, the second with the column; channel i turns together with channel
+    i + d/4 of its half. Wavelengths run from 2 pi to 2 pi * `base` cells.
+    """
+
+    def __init__(self, head_width: int, *, base: float = 100.0) -> None:
+        super().__init__()
+        if head_width % 4:
+            raise UsageError(f"rope_2d needs a head width that 4 divides, not {head_width}")
+        self.head_width, self.base = head_width, base
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Turn the cells of q and k; no bias."""
+        if grid is None:
+            raise UsageError("rope_2d needs the grid of the tokens")
+        row, column = grids.coordinates(grid, device=q.device)
+        quarter = self.head_width // 4
+        rate = self.base ** -(torch.arange(quarter, dtype=torch.float64, device=q.device) / quarter)
+        angle = torch.stack([row[:, None] * rate, column[:, None] * rate], 1)  # (N, 2, d/4)
+        cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
+        return _turn(q, cos, sin), _turn(k, cos, sin), None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    prefix = x.shape[-2] - len(cos)
+    a, b = x[..., prefix:, :].unflatten(-1, (2, 2, -1)).unbind(-2)  # each (..., N, 2 axes, d/4)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
+    return turned if prefix == 0 else torch.cat([x[..., :prefix, :], turned], -2)
+
+
+def outside(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> Position:
+    """The absolute position of that name; names of inside ones give the one that adds nothing."""
+    if name == "learned_1d":
+        return Learned1D(width, grid, prefix=prefix)
+    if name == "learned_2d":
+        return Learned2D(width, grid)
+    if name == "sinusoid_1d":
+        return Sinusoid1D()
+    if name == "sincos_2d":
+        return SinCos2D()
+    return Position()
+
+
+def inside(name: PositionName, width: int, heads: int, grid: Grid) -> InsidePosition | None:
+    """The position inside attention of that name; names of absolute ones give None."""
+    if name == "relative_bias":
+        return RelativeBias(heads, grid)
+    if name == "relative_2d":
+        return Relative2D(width // heads, grid)
+    if name == "rope_2d":
+        return Rope2D(width // heads)
+    return None
