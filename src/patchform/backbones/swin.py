@@ -22,6 +22,7 @@ from patchform.layers.patches import Patches
 from patchform.layers.patterns import Windows
 from patchform.layers.positions import RelativeBias
 from patchform.records import Features, Published, Variant
+from patchform.weights.rules import DROP, Rules, prefix, reshape
 
 
 class Swin(Backbone):
@@ -139,4 +140,63 @@ VARIANTS = {
     "l384": _row(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, image_size=384),
 }
 
-PUBLISHED: tuple[Published, ...] = ()
+_PATCHES = reshape(-1, "channels", "patch", "patch")
+_STAGES = (
+    ("patch_embed.proj.weight", "patches.proj.weight", _PATCHES),
+    ("patch_embed.proj.bias", "patches.proj.bias"),
+    ("patch_embed.norm.{p}", "patches_norm.{p}"),
+    ("layers.{s}.blocks.{b}.attn.relative_position_bias_table", "stages.{s}.{b}.attention.position.table"),
+    ("layers.{s}.blocks.{b}.attn.relative_position_index", DROP),
+    ("layers.{s}.blocks.{b}.attn_mask", DROP),
+    ("layers.{s}.blocks.{b}.attn.{m}.{p}", "stages.{s}.{b}.attention.{m}.{p}"),
+    ("layers.{s}.blocks.{b}.mlp.{m}.{p}", "stages.{s}.{b}.mlp.{m}.{p}"),
+    ("layers.{s}.blocks.{b}.norm{n}.{p}", "stages.{s}.{b}.norm{n}.{p}"),
+    ("norm.{p}", "norm.{p}"),
+)
+_MICROSOFT = Rules(*_STAGES, ("layers.{s}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"))
+_TIMM = Rules(*_STAGES, ("layers.{s+1}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"))  # at the start of the next stage
+_TORCHVISION = Rules(
+    ("features.0.0.weight", "patches.proj.weight", _PATCHES),
+    ("features.0.0.bias", "patches.proj.bias"),
+    ("features.0.2.{p}", "patches_norm.{p}"),
+    ("features.*.attn.relative_position_index", DROP),
+    *(
+        (f"features.{2 * s + 1}.{{b}}.{theirs}", f"stages.{s}.{{b}}.{ours}")
+        for s in range(4)
+        for theirs, ours in (
+            ("attn.relative_position_bias_table", "attention.position.table"),
+            ("attn.{m}.{p}", "attention.{m}.{p}"),
+            ("mlp.0.{p}", "mlp.fc1.{p}"),
+            ("mlp.3.{p}", "mlp.fc2.{p}"),
+            ("norm{n}.{p}", "norm{n}.{p}"),
+        )
+    ),
+    *((f"features.{2 * s + 2}.{{m}}.{{p}}", f"merges.{s}.{{m}}.{{p}}") for s in range(3)),
+    ("norm.{p}", "norm.{p}"),
+)
+
+LAYOUTS = {
+    "microsoft": Rules(*prefix(_MICROSOFT, "", "backbone."), ("head.{p}", "head.classifier.{p}")),
+    "timm": Rules(*prefix(_TIMM, "", "backbone."), ("head.fc.{p}", "head.classifier.{p}")),
+    "torchvision": Rules(*prefix(_TORCHVISION, "", "backbone."), ("head.{p}", "head.classifier.{p}")),
+}
+
+PUBLISHED = tuple(
+    Published(
+        variant=variant,
+        scores={"imagenet-1k top-1": top1},
+        source="Liu et al. 2021, table 1",
+        image_size=384 if "384" in variant else 224,
+        training=training,
+    )
+    for variant, top1, training in (
+        ("t", 81.3, "imagenet-1k"),
+        ("s", 83.0, "imagenet-1k"),
+        ("b", 83.5, "imagenet-1k"),
+        ("b384", 84.5, "imagenet-1k"),
+        ("b", 85.2, "imagenet-22k"),
+        ("b384", 86.4, "imagenet-22k"),
+        ("l", 86.3, "imagenet-22k"),
+        ("l384", 87.3, "imagenet-22k"),
+    )
+)

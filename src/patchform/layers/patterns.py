@@ -71,6 +71,10 @@ class Pattern:
         """(G, K) int64: the cells a group looks at, each once, -1 where there is none; None: its own."""
         return None
 
+    def all_see_all(self, grid: Grid) -> bool:
+        """Whether all seats are taken and every query of a group sees all its keys, so that no mask is needed."""
+        return False
+
     def group_grid(self, grid: Grid) -> Grid | None:
         """Rows and columns of the seats of one group."""
         return None
@@ -109,29 +113,39 @@ def _widen(x: Tensor, *, table: Tables) -> Tensor:
     return seats.index_select(1, table.looks_at).unflatten(1, (table.groups, -1)).transpose(2, 3)
 
 
-@torch.compiler.assume_constant_result
-@cache
 def _tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    with torch.no_grad():
-        seats = pattern.seats(grid)
-        groups, count = seats.shape[0], grid[0] * grid[1]
-        places = torch.empty(count, dtype=torch.long)
-        filled = seats.flatten() >= 0
-        places[seats.flatten()[filled]] = torch.arange(seats.numel())[filled]
-        own = pattern.keys(grid)
-        keys = seats if own is None else own
-        cell = (keys.clamp(min=0) // grid[1])[:, None], (keys.clamp(min=0) % grid[1])[:, None]
-        asked = (seats.clamp(min=0) // grid[1])[..., None], (seats.clamp(min=0) % grid[1])[..., None]
-        seen = pattern.sees(asked, cell, grid) | (seats < 0)[..., None]  # an empty seat may ask what it likes
-        allowed = (seen & (keys >= 0)[:, None])[:, None]
-        return Tables(
-            seats=seats.clamp(min=0).flatten().to(device),
-            places=places.to(device),
-            looks_at=None if own is None else places[keys.clamp(min=0).flatten()].to(device),
-            taken=(keys >= 0)[:, None, None].to(device),
-            allowed=None if bool(allowed.all()) else allowed.to(device),
-            groups=groups,
-        )
+    if torch.compiler.is_compiling():  # sizes may be symbols, and the compiler folds what is constant
+        return _work_out(pattern, grid, device)
+    return _remembered(pattern, grid, device)
+
+
+def _work_out(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
+    seats = pattern.seats(grid)
+    count = grid[0] * grid[1]
+    empty = seats < 0
+    places = torch.empty(count + 1, dtype=torch.long)
+    places = places.scatter(0, seats.masked_fill(empty, count).flatten(), torch.arange(seats.numel()))[:count]
+    own = pattern.keys(grid)
+    keys = seats if own is None else own
+    allowed = None
+    if not pattern.all_see_all(grid):
+        asking, asked = seats.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
+        seen = pattern.sees((asking // grid[1], asking % grid[1]), (asked // grid[1], asked % grid[1]), grid)
+        allowed = ((seen | empty[:, :, None]) & (keys >= 0)[:, None])[:, None].to(device)
+    return Tables(
+        seats=seats.clamp(min=0).flatten().to(device),
+        places=places.to(device),
+        looks_at=None if own is None else places[keys.clamp(min=0).flatten()].to(device),
+        taken=(keys >= 0)[:, None, None].to(device),
+        allowed=allowed,
+        groups=seats.shape[0],
+    )
+
+
+@cache
+def _remembered(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
+    with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training too
+        return _work_out(pattern, grid, device)
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,10 @@ class Rows(Pattern):
         """A group a row."""
         return torch.arange(grid[0] * grid[1]).view(grid)
 
+    def all_see_all(self, grid: Grid) -> bool:
+        """Always."""
+        return True
+
     def group_grid(self, grid: Grid) -> Grid:
         """One row."""
         return 1, grid[1]
@@ -185,6 +203,10 @@ class Columns(Pattern):
     def seats(self, grid: Grid) -> Tensor:
         """A group a column."""
         return torch.arange(grid[0] * grid[1]).view(grid).t()
+
+    def all_see_all(self, grid: Grid) -> bool:
+        """Always."""
+        return True
 
     def group_grid(self, grid: Grid) -> Grid:
         """One column."""
@@ -228,6 +250,11 @@ class Windows(Pattern):
         cell[row >= height] = -1
         cell[:, column >= width] = -1
         return cell.view(down, tall, across, wide).transpose(1, 2).reshape(down * across, tall * wide)
+
+    def all_see_all(self, grid: Grid) -> bool:
+        """Where windows tile the grid and none is cut."""
+        whole = grid[0] % self.size[0] == 0 and grid[1] % self.size[1] == 0
+        return whole and self.shift_on(grid) == (0, 0)
 
     def group_grid(self, grid: Grid) -> Grid:
         """The window."""

@@ -1,0 +1,366 @@
+"""CrossViT: two vision transformers that speak through their class tokens (Chen et al., ICCV 2021, arXiv:2103.14899).
+
+                              stage (3 of them)                                             every branch
+    image      --12x12--> [c | p1 .. pN] --few blocks--> c' = fusion(c, coarse patches) --> norm, c -+
+      |                                             X                                                +-> summary
+      +-resize --16x16--> [C | P1 .. PM] -many blocks--> C' = fusion(C, fine patches)   --> norm, C -+
+                                                                                              P -> tokens
+
+The fine branch has small patches, small width and few blocks, the coarse one the opposite. In a fusion only the class
+token asks: it is projected to the other branch's width, looks at the other branch's patches, and is projected back.
+
+The coarse branch sees the image resized (bicubic, not antialiased): 240 pixels become 224, so that 12 and 16 divide. A
+cell of its map is then 16 * 240 / 224 = 17.1 input pixels wide; `strides` holds the nearest integers, (12, 17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.attention import attend
+from patchform.layers.blocks import Block
+from patchform.layers.drop import DropPath, rising
+from patchform.layers.patches import Patches, pad_to
+from patchform.layers.positions import Learned1D
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Operation, Rule, Rules, join, reshape
+
+EPS = 1e-6  # of every layer norm
+
+
+class CrossViT(Backbone):
+    """Cross-attention multi-scale vision transformer. Pairs are (fine branch, coarse branch).
+
+    `summary` holds both class tokens side by side and is `width` wide, the sum of the two; `tokens` are the coarse
+    branch's and as wide as that. A map has ceil(round(H * scale) / patch) rows.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; other sizes work, positions are resized.
+        scales: side of the image that a branch sees over the input's. (1, 224 / 240) takes images of 240 pixels and
+            makes those of 224 from them; (240 / 224, 1) with `image_size` 224 is how the authors' code does it.
+        patches: side of a patch, pixels of the branch's image.
+        widths: D of the branches.
+        depths: blocks of the branches in each stage.
+        heads: attention heads, of all blocks and fusions; divides both widths.
+        mlp_ratio: hidden width of the perceptrons over D.
+        stem: "patches" projects squares, "convolutions" are the three of the variants with a dagger.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        UsageError: convolutions are asked for patches of a side that they are not defined for.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 240,
+        scales: tuple[float, float] = (1.0, 224 / 240),
+        patches: tuple[int, int] = (12, 16),
+        widths: tuple[int, int] = (192, 384),
+        depths: Sequence[tuple[int, int]] = ((1, 4), (1, 4), (1, 4)),
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        stem: Literal["patches", "convolutions"] = "patches",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scales, self.patches = tuple(scales), tuple(patches)
+        self.channels, self.width = tuple(widths), sum(widths)
+        self.strides = tuple(round(patch / scale) for patch, scale in zip(patches, scales))
+        native = [grids.cells(size, patch) for size, patch in zip(self.sizes(grids.pair(image_size)), patches)]
+        kind = Patches if stem == "patches" else ConvolutionalPatches
+        rates = iter(rising(drop_path, sum(map(max, depths))))
+
+        self.stems = nn.ModuleList(kind(in_channels, width, patch) for width, patch in zip(widths, patches))
+        self.class_tokens = nn.ParameterList(torch.empty(1, 1, width) for width in widths)
+        self.positions = nn.ModuleList(Learned1D(width, grid, prefix=1) for width, grid in zip(widths, native))
+        self.stages = nn.ModuleList(
+            Stage(widths, depth, heads, mlp_ratio, rates=[next(rates) for _ in range(max(depth))]) for depth in depths
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
+
+        blocks.start(self.stages)
+        for token in self.class_tokens:
+            nn.init.trunc_normal_(token, std=0.02)
+
+    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(height, width) of the image that each branch sees, for an input of `size`."""
+        height, width = size
+        return [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> two maps, tokens (B, M, D of the coarse branch) and summary (B, sum of both D)."""
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)  # resizing mixes neighbours
+        sequences, shapes, hidden = [], [], []
+        for branch, size in enumerate(self.sizes((images.shape[-2], images.shape[-1]))):
+            cells = self.stems[branch](_resized(images, size))  # (B, H', W', D)
+            grid = (cells.shape[1], cells.shape[2])
+            token = self.class_tokens[branch].expand(len(cells), -1, -1)
+            sequences.append(self.positions[branch](torch.cat([token, cells.flatten(1, 2)], 1), grid))
+            shapes.append(grid)
+            hidden.append(None if padding is None else _on_grid(padding, size, grid, self.patches[branch]))
+
+        fine, coarse = sequences
+        masked = [None if one is None else F.pad(one.flatten(1), (1, 0)) for one in hidden]
+        for stage in self.stages:
+            fine, coarse = stage(fine, coarse, *masked)
+        maps = (x[:, 1:].transpose(1, 2).unflatten(2, grid) for x, grid in zip((fine, coarse), shapes))
+        coarse = self.norms[1](coarse)
+        summary = torch.cat([self.norms[0](fine[:, 0]), coarse[:, 0]], 1)
+        return Features(tuple(maps), self.strides, coarse[:, 1:], summary, hidden[1])
+
+    def layers(self) -> list[nn.Module]:
+        """The stages: the branches run side by side within one."""
+        return list(self.stages)
+
+
+class Stage(nn.Module):
+    """A multi-scale encoder (section 3.3): blocks in each branch, then a fusion in each.
+
+    Args:
+        widths: D of the branches.
+        depths: blocks of the branches.
+        heads: attention heads.
+        mlp_ratio: hidden width of the perceptrons over D.
+        rates: of stochastic depth, one a block of the longer branch; the fusions take the last.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], heads: int, mlp_ratio: float, *, rates: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, eps=EPS, drop_path=rate) for rate in rates[:depth])
+            for width, depth in zip(widths, depths)
+        )
+        self.fusions = nn.ModuleList(
+            Fusion(width, other, heads, drop_path=rates[-1]) for width, other in zip(widths, reversed(widths))
+        )
+
+    def forward(
+        self, fine: Tensor, coarse: Tensor, fine_padding: Tensor | None = None, coarse_padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, 1 + N, D) and (B, 1 + M, D'), class tokens in front, to the same; paddings (B, 1 + N), (B, 1 + M)."""
+        for block in self.branches[0]:  # type: ignore[attr-defined]
+            fine = block(fine, padding=fine_padding)
+        for block in self.branches[1]:  # type: ignore[attr-defined]
+            coarse = block(coarse, padding=coarse_padding)
+        fine_token = self.fusions[0](fine[:, :1], coarse[:, 1:], coarse_padding)
+        coarse_token = self.fusions[1](coarse[:, :1], fine[:, 1:], fine_padding)
+        return torch.cat([fine_token, fine[:, 1:]], 1), torch.cat([coarse_token, coarse[:, 1:]], 1)
+
+
+class Fusion(nn.Module):
+    """A class token looks at the patches of the other branch (section 3.3, equations 3 to 5).
+
+    Args:
+        width: D of the token.
+        other: D' of the other branch; attention happens at this width.
+        heads: attention heads; divides D'.
+        drop_path: rate of stochastic depth of the attention.
+    """
+
+    def __init__(self, width: int, other: int, heads: int, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.enter = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.GELU(), nn.Linear(width, other))
+        self.norm = nn.LayerNorm(other, eps=EPS)
+        self.q = nn.Linear(other, other)
+        self.kv = nn.Linear(other, 2 * other)
+        self.proj = nn.Linear(other, other)
+        self.residual = DropPath(drop_path)
+        self.leave = nn.Sequential(nn.LayerNorm(other, eps=EPS), nn.GELU(), nn.Linear(other, width))
+
+    def forward(self, token: Tensor, patches: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, 1, D), (B, N, D') -> (B, 1, D); padding (B, 1 + N), the first of which is the token itself.
+
+        What comes back takes the token's place: only the attention has a residual connection (the authors' code).
+        """
+        return self.leave(self.residual(self.enter(token), self.look, patches, padding))
+
+    def look(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, 1, D'), the only query, and (B, N, D') -> (B, 1, D')."""
+        tokens = self.norm(torch.cat([token, patches], 1))
+        q = self.q(tokens[:, None, :1]).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, 1, h, 1, d)
+        k, v = self.kv(tokens[:, None]).unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, 1, h, K, d)
+        allowed = None if padding is None else ~padding[:, None, None, None]
+        return self.proj(attend(q, k, v, allowed=allowed).flatten(2))
+
+
+class ConvolutionalPatches(nn.Module):
+    """Three convolutions in place of one, the variants with a dagger (section 4.1; strides from the authors' code).
+
+    Args:
+        in_channels: C.
+        width: D; the first two convolutions have D / 4 and D / 2 channels.
+        size: side of a patch, pixels: 12 or 16.
+    """
+
+    STRIDES = {12: (4, 3, 1), 16: (4, 2, 2)}
+
+    def __init__(self, in_channels: int, width: int, size: int) -> None:
+        super().__init__()
+        if size not in self.STRIDES:
+            raise UsageError(f"convolutions make no patches of {size} pixels", remedy="they make 12 or 16")
+        first, second, third = self.STRIDES[size]
+        self.size = size
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_channels, width // 4, 7, stride=first, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(width // 4, width // 2, 3, stride=second, padding=0 if second == 3 else 1),
+            nn.ReLU(),
+            nn.Conv2d(width // 2, width, 3, stride=third, padding=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
+        rows, columns = grids.cells((images.shape[-2], images.shape[-1]), self.size)
+        return self.proj(pad_to(images, (rows * self.size, columns * self.size))).permute(0, 2, 3, 1)
+
+
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size). Not antialiased: the published weights were trained so."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+
+
+def _on_grid(padding: Tensor, size: tuple[int, int], grid: tuple[int, int], patch: int) -> Tensor:
+    """Padding (B, H, W) of the input's pixels -> of the cells of a branch that sees the image at `size`."""
+    row, column = (
+        (2 * torch.arange(new, device=padding.device) + 1) * old // (2 * new)  # the pixel at the centre
+        for new, old in zip(size, padding.shape[1:])
+    )
+    seen = padding[:, row[:, None], column]
+    whole = (0, grid[1] * patch - size[1], 0, grid[0] * patch - size[0])
+    return grids.shrink_mask(F.pad(seen, whole, value=True), grid)
+
+
+def _row(
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    *,
+    stem: Literal["patches", "convolutions"] = "patches",
+    image_size: int = 240,
+    coarse_size: int = 224,
+) -> Variant:
+    return Variant(
+        build=CrossViT,
+        image_size=image_size,
+        options={
+            "scales": (1.0, coarse_size / image_size),
+            "widths": (width, 2 * width),
+            "depths": ((1, depth),) * 3,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "stem": stem,
+        },
+    )
+
+
+VARIANTS = {
+    "nano": Variant(
+        build=CrossViT,
+        image_size=48,
+        options={
+            "scales": (1.0, 1.0),
+            "patches": (6, 8),
+            "widths": (16, 32),
+            "depths": ((1, 2), (1, 1)),
+            "heads": 2,
+            "mlp_ratio": 2.0,
+        },
+    ),
+    "ti": _row(96, 4, 3, 4.0),
+    "s": _row(192, 4, 6, 4.0),
+    "b": _row(384, 4, 12, 4.0),
+    "9": _row(128, 3, 4, 3.0),
+    "15": _row(192, 5, 6, 3.0),
+    "18": _row(224, 6, 7, 3.0),
+    "9_dagger": _row(128, 3, 4, 3.0, stem="convolutions"),
+    "15_dagger": _row(192, 5, 6, 3.0, stem="convolutions"),
+    "18_dagger": _row(224, 6, 7, 3.0, stem="convolutions"),
+    "15_dagger_408": _row(192, 5, 6, 3.0, stem="convolutions", image_size=408, coarse_size=384),
+    "18_dagger_408": _row(224, 6, 7, 3.0, stem="convolutions", image_size=408, coarse_size=384),
+}
+
+# The published classifier is the mean of two linear layers, one for each class token. On both tokens side by side it is
+# one linear layer: weights [W0, W1] / 2, bias (b0 + b1) / 2. What is written back has that bias in both layers: other
+# numbers than were published where b0 and b1 differ, but the same function and, read again, the same bits.
+
+_mean_of_weights = Operation(
+    lambda tensors, shape, sizes: torch.cat(tensors, 1) / 2,
+    lambda tensor, count, sizes: (tensor * 2).tensor_split([tensor.shape[1] // 3], 1),  # all coarse branches: 2 D
+)
+_mean_of_biases = Operation(
+    lambda tensors, shape, sizes: (tensors[0] + tensors[1]) / 2,
+    lambda tensor, count, sizes: (tensor, tensor.clone()),
+)
+
+_SHARED: tuple[Rule, ...] = (
+    ("patch_embed.0.proj.weight", "backbone.stems.0.proj.weight", reshape(-1, "channels", 12, 12)),
+    ("patch_embed.1.proj.weight", "backbone.stems.1.proj.weight", reshape(-1, "channels", 16, 16)),
+    ("patch_embed.{b}.proj.{p}", "backbone.stems.{b}.proj.{p}"),
+    ("patch_embed.{b}.proj.{i}.{p}", "backbone.stems.{b}.proj.{i}.{p}"),
+    ("blocks.{s}.blocks.{b}.{i}.attn.{l}.{p}", "backbone.stages.{s}.branches.{b}.{i}.attention.{l}.{p}"),
+    ("blocks.{s}.blocks.{b}.{i}.mlp.{l}.{p}", "backbone.stages.{s}.branches.{b}.{i}.mlp.{l}.{p}"),
+    ("blocks.{s}.blocks.{b}.{i}.{n}.{p}", "backbone.stages.{s}.branches.{b}.{i}.{n}.{p}"),
+    ("blocks.{s}.projs.{b}.{i}.{p}", "backbone.stages.{s}.fusions.{b}.enter.{i}.{p}"),
+    ("blocks.{s}.revert_projs.{b}.{i}.{p}", "backbone.stages.{s}.fusions.{b}.leave.{i}.{p}"),
+    ("blocks.{s}.fusion.{b}.norm1.{p}", "backbone.stages.{s}.fusions.{b}.norm.{p}"),
+    ("blocks.{s}.fusion.{b}.attn.wq.{p}", "backbone.stages.{s}.fusions.{b}.q.{p}"),
+    (
+        ("blocks.{s}.fusion.{b}.attn.wk.{p}", "blocks.{s}.fusion.{b}.attn.wv.{p}"),
+        "backbone.stages.{s}.fusions.{b}.kv.{p}",
+        join,
+    ),
+    ("blocks.{s}.fusion.{b}.attn.proj.{p}", "backbone.stages.{s}.fusions.{b}.proj.{p}"),
+    ("norm.{b}.{p}", "backbone.norms.{b}.{p}"),
+    (("head.0.weight", "head.1.weight"), "head.classifier.weight", _mean_of_weights),
+    (("head.0.bias", "head.1.bias"), "head.classifier.bias", _mean_of_biases),
+)
+
+LAYOUTS = {
+    "ibm": Rules(
+        ("cls_token.{b}", "backbone.class_tokens.{b}"), ("pos_embed.{b}", "backbone.positions.{b}.table"), *_SHARED
+    ),
+    "timm": Rules(
+        ("cls_token_{b}", "backbone.class_tokens.{b}"), ("pos_embed_{b}", "backbone.positions.{b}.table"), *_SHARED
+    ),
+}
+
+PUBLISHED = tuple(
+    Published(
+        variant=variant,
+        scores={"imagenet-1k top-1": score},
+        source="the authors' weights, as measured by timm (results-imagenet.csv)",
+        image_size=VARIANTS[variant].image_size,
+    )
+    for variant, score in {
+        "ti": 73.336,
+        "s": 81.016,
+        "b": 82.216,
+        "9": 73.958,
+        "15": 81.534,
+        "18": 82.396,
+        "9_dagger": 76.980,
+        "15_dagger": 82.330,
+        "18_dagger": 82.516,
+        "15_dagger_408": 83.842,
+        "18_dagger_408": 84.198,
+    }.items()
+)

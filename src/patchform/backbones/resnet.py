@@ -1,0 +1,204 @@
+"""ResNet: convolutions with shortcuts, the trunk that transformers are measured against and hybrids stand on.
+
+He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), sections 3.3 and 4.1, table 1.
+
+    image (H, W) -> stem: 7x7 / 2, max-pool 3x3 / 2                     -> stage 0    H/4   widths[0]
+                                                                        -> stage 1    H/8   widths[1]
+    block:  x --+-- conv, norm, relu, conv, norm [, relu, conv, norm]   -> stage 2    H/16  widths[2]
+                |                                     |                 -> stage 3    H/32  widths[3]  -> mean
+                +-- (1x1 conv, norm where shape changes) -- + -- relu
+
+Gives four maps (strides 4, 8, 16, 32; 1, 2, 4, 8 with the small stem), the last one as tokens and its mean as summary.
+
+As in the published weights (torchvision's "v1.5"), a bottleneck that halves the map does so in its 3x3 convolution; in
+the paper it is the first 1x1. Where the map changes its shape the shortcut is a projection (the paper's option B).
+Convolutions are faster with `model.to(memory_format=torch.channels_last)`: the maps follow the weights' format.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.layers.drop import DropPath, rising
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Rules
+
+
+class Convolution(NamedTuple):
+    """One convolution of a block's branch."""
+
+    kernel: int
+    """Side, in cells."""
+    strided: bool
+    """Whether it carries the stride of the block."""
+    width: int
+    """Output channels in units of the stage's width."""
+
+
+BLOCKS = {
+    "basic": (Convolution(3, True, 1), Convolution(3, False, 1)),
+    "bottleneck": (Convolution(1, False, 1), Convolution(3, True, 1), Convolution(1, False, 4)),
+}
+"""The two branches of figure 5."""
+
+
+class Block(nn.Module):
+    """relu(shortcut(x) + branch(x)), section 3.2.
+
+    Args:
+        in_channels: of the input.
+        width: of the stage.
+        branch: the convolutions; a norm follows each, a relu all but the last.
+        stride: of the block.
+        drop_path: probability that an image skips the branch in training, in [0, 1).
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, *, branch: Sequence[Convolution], stride: int = 1, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        out_channels = width * branch[-1].width
+        fits = in_channels == out_channels and stride == 1
+        self.shortcut = nn.Identity() if fits else conv_norm(in_channels, out_channels, 1, stride)
+        self.branch = nn.ModuleList()
+        for kernel, strided, units in branch:
+            self.branch.append(conv_norm(in_channels, width * units, kernel, stride if strided else 1))
+            in_channels = width * units
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
+        shortcut = self.shortcut(x)
+        for number, layer in enumerate(self.branch):
+            x = layer(F.relu(x, inplace=True) if number else x)
+        return F.relu(self.drop_path(shortcut, _ready, x), inplace=True)
+
+
+def _ready(shortcut: Tensor, branch: Tensor) -> Tensor:
+    """The branch of the samples that keep it. It is computed for all: the norms need the statistics of the batch."""
+    return branch
+
+
+class ResNet(Backbone):
+    """Residual network of four stages.
+
+    Args:
+        in_channels: channels of the images.
+        block: "basic" (two 3x3) or "bottleneck" (1x1, 3x3, 1x1 to four times the width).
+        depths: blocks of each stage.
+        widths: width of each stage; also of the stem: the first.
+        stem: "imagenet": 7x7 with stride 2 and max-pool; "small": 3x3 with stride 1, for pictures of about 32 pixels
+            (the paper's section 4.2 starts so).
+        drop_path: highest rate of stochastic depth, in [0, 1), that of the last block.
+
+    Raises:
+        UsageError: an unknown block or stem.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        block: Literal["basic", "bottleneck"] = "basic",
+        depths: Sequence[int] = (2, 2, 2, 2),
+        widths: Sequence[int] = (64, 128, 256, 512),
+        stem: Literal["imagenet", "small"] = "imagenet",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if block not in BLOCKS:
+            raise UsageError(f'no block "{block}"', remedy=f"there are: {', '.join(BLOCKS)}")
+        if stem not in ("imagenet", "small"):
+            raise UsageError(f'no stem "{stem}"', remedy="there are: imagenet, small")
+        branch = BLOCKS[block]
+        first = 4 if stem == "imagenet" else 1
+        self.stem = conv_norm(in_channels, widths[0], *((7, 2) if stem == "imagenet" else (3, 1)))
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        self.stages = nn.ModuleList()
+        rates = iter(rising(drop_path, sum(depths)))
+        channels = widths[0]
+        for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            stage = nn.Sequential()
+            for index in range(depth):
+                stride = 2 if number > 0 and index == 0 else 1
+                stage.append(Block(channels, width, branch=branch, stride=stride, drop_path=next(rates)))
+                channels = width * branch[-1].width
+            self.stages.append(stage)
+        self.channels = tuple(width * branch[-1].width for width in widths)
+        self.strides = tuple(first * 2**number for number in range(len(widths)))
+        self.width = self.channels[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He et al. 2015b, "Delving Deep into Rectifiers", section 2.2
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """Features of (B, C, H, W) images; `summary` is the mean over the cells that are not padding.
+
+        In training the norms' statistics are those of all cells, padding included.
+        """
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+        x = self.pool(F.relu(self.stem(images), inplace=True))
+        maps: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, D)
+        padding = None if padding is None else self._on_grid(padding)
+        return Features(tuple(maps), self.strides, tokens, grids.masked_mean(tokens, padding), padding)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks, shallow to deep."""
+        return [block for stage in self.stages for block in stage.children()]
+
+    def _on_grid(self, padding: Tensor) -> Tensor:
+        """(B, H, W) bool of pixels -> of the cells of the coarsest map."""
+        height, width = padding.shape[1:]
+        rows, columns = grids.cells((height, width), self.strides[-1])
+        whole = (0, columns * self.strides[-1] - width, 0, rows * self.strides[-1] - height)
+        return grids.shrink_mask(F.pad(padding, whole, value=True), (rows, columns))
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
+    """Convolution without bias and batch normalisation; the map has ceil(H / stride) rows."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+
+
+VARIANTS = {
+    "18": Variant(build=ResNet, image_size=224, options={"block": "basic", "depths": (2, 2, 2, 2)}),
+    "34": Variant(build=ResNet, image_size=224, options={"block": "basic", "depths": (3, 4, 6, 3)}),
+    "50": Variant(build=ResNet, image_size=224, options={"block": "bottleneck", "depths": (3, 4, 6, 3)}),
+    "101": Variant(build=ResNet, image_size=224, options={"block": "bottleneck", "depths": (3, 4, 23, 3)}),
+    "152": Variant(build=ResNet, image_size=224, options={"block": "bottleneck", "depths": (3, 8, 36, 3)}),
+    "nano": Variant(
+        build=ResNet,
+        image_size=64,
+        options={"block": "bottleneck", "depths": (1, 2, 1, 1), "widths": (4, 8, 12, 16)},
+    ),
+}
+
+LAYOUTS = {
+    "torchvision": Rules(  # timm's resnet18 to resnet152 have the same names
+        ("conv1.{p}", "backbone.stem.conv.{p}"),
+        ("bn1.{p}", "backbone.stem.norm.{p}"),
+        ("layer{s+1}.{b}.conv{i+1}.{p}", "backbone.stages.{s}.{b}.branch.{i}.conv.{p}"),
+        ("layer{s+1}.{b}.bn{i+1}.{p}", "backbone.stages.{s}.{b}.branch.{i}.norm.{p}"),
+        ("layer{s+1}.{b}.downsample.0.{p}", "backbone.stages.{s}.{b}.shortcut.conv.{p}"),
+        ("layer{s+1}.{b}.downsample.1.{p}", "backbone.stages.{s}.{b}.shortcut.norm.{p}"),
+        ("fc.{p}", "head.classifier.{p}"),
+    )
+}
+
+PUBLISHED = tuple(
+    Published(variant=variant, scores={"imagenet-1k top-1": score}, source="torchvision, weights IMAGENET1K_V1")
+    for variant, score in {"18": 69.758, "34": 73.314, "50": 76.130, "101": 77.374, "152": 78.312}.items()
+)

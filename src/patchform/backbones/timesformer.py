@@ -1,0 +1,228 @@
+"""TimeSformer: is space-time attention all you need? (Bertasius et al., ICML 2021, arXiv:2102.05095).
+
+    clip --patches of every frame--> [class | p .. p] + place + time --> block x depth --norm--> class -> summary
+                                                                             |                   p     -> tokens
+                                                                             +--mean over time--> map
+
+A block with divided attention (section 3) has three parts, each after a norm and beside a shortcut: every place attends
+over its frames; every frame over its places and the class token, which takes the mean of its answers; and every token
+goes through a perceptron.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.attention import Attention
+from patchform.layers.blocks import MLP
+from patchform.layers.drop import DropPath, rising
+from patchform.layers.patches import Patches
+from patchform.layers.positions import Learned1D
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Rules, prefix, reshape
+
+EPS = 1e-6  # of every layer norm
+
+
+class TimeSformer(Backbone):
+    """Video transformer with divided space-time attention.
+
+    Args:
+        in_channels: C of the frames.
+        image_size: native input, pixels; at other sizes positions are resized (nearest, as in the authors' code).
+        frames: native length T of a clip; at other lengths the time embedding is resized (nearest).
+        patch: side of a patch, pixels.
+        width, depth, heads: D, number of blocks, attention heads.
+        mlp_ratio: hidden width of the perceptrons over D.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        frames: int = 8,
+        patch: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width, self.patch = width, patch
+        self.channels, self.strides = (width,), (patch,)
+
+        self.patches = Patches(in_channels, width, patch)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position = Learned1D(width, grids.cells(image_size, patch), prefix=1, mode="nearest")
+        self.time = nn.Parameter(torch.zeros(1, frames, width))
+        self.blocks = nn.ModuleList(
+            DividedBlock(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rising(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+        blocks.start(self.blocks)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        for block in self.blocks[1:]:  # but for the first, they start as a plain ViT (the authors' code)
+            nn.init.zeros_(block.temporal_proj.weight)  # type: ignore[arg-type, union-attr]
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, T, C, H, W) -> a map (B, D, H/p, W/p), tokens (B, T*N, D), frame by frame, and summary (B, D).
+
+        padding is that of all frames.
+        """
+        if padding is not None:
+            images = images.masked_fill(padding[:, None, None], 0)
+        first, places, grid = self.embed(images)
+        hidden = None if padding is None else self.on_grid(padding, grid)
+        allowed = None if hidden is None else ~nn.functional.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
+        for block in self.blocks:
+            first, places = block(first, places, allowed)
+        scene = places.mean(2).transpose(1, 2).unflatten(2, grid)
+        tokens = self.norm(places.transpose(1, 2)).flatten(1, 2)
+        return Features((scene,), self.strides, tokens, self.norm(first)[:, 0], hidden)
+
+    def embed(self, clips: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """(B, T, C, H, W) -> class token (B, 1, D), patches by place (B, N, T, D), and the grid of the N places."""
+        batch, frames = clips.shape[:2]
+        cells = self.patches(clips.flatten(0, 1))  # (B*T, H/p, W/p, D)
+        grid = (cells.shape[1], cells.shape[2])
+        tokens = torch.cat([self.class_token.expand(len(cells), -1, -1), cells.flatten(1, 2)], 1)
+        placed = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
+        time = grids.resize(self.time, (1, frames), mode="nearest")
+        return placed[:, 0, :1], placed[:, :, 1:].transpose(1, 2) + time.to(placed.dtype), grid
+
+    def on_grid(self, padding: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Padding (B, H, W) of pixels -> of cells."""
+        below, beside = (cells * self.patch - side for cells, side in zip(grid, padding.shape[1:]))
+        return grids.shrink_mask(nn.functional.pad(padding, (0, beside, 0, below), value=True), grid)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+
+class DividedBlock(nn.Module):
+    """Attention over time, attention over space, perceptron (section 3, "T+S").
+
+    Stochastic depth draws for each sample and part (the authors' code: for each place, then for each frame), and drops
+    the projection after temporal attention with it.
+
+    Args:
+        width: D.
+        heads: attention heads; divides D.
+        mlp_ratio: hidden width of the perceptron over D.
+        drop_path: rate of stochastic depth of all branches.
+    """
+
+    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.temporal_norm = nn.LayerNorm(width, eps=EPS)
+        self.temporal_attention = Attention(width, heads)
+        self.temporal_proj = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.residual = DropPath(drop_path)
+
+    def forward(self, first: Tensor, places: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix the tokens.
+
+        Args:
+            first: class token, (B, 1, D).
+            places: patches, (B, N, T, D): groups over time are views.
+            allowed: (B, 1, 1, 1, 1 + N) bool, True where a query of a frame may look.
+        """
+        places = self.residual(places, self.over_time)
+        token = first[:, None].expand(-1, places.shape[2], -1, -1)
+        frames = torch.cat([token, places.transpose(1, 2)], 2)  # (B, T, 1 + N, D)
+        frames = self.residual(frames, self.over_space, allowed)
+        first, places = frames[:, :, 0].mean(1, keepdim=True), frames[:, :, 1:].transpose(1, 2)
+        return self.residual(first, self.alone), self.residual(places, self.alone)
+
+    def over_time(self, places: Tensor) -> Tensor:
+        """(B, N, T, D) -> the same."""
+        return self.temporal_proj(self.temporal_attention(self.temporal_norm(places)))
+
+    def over_space(self, frames: Tensor, allowed: Tensor | None) -> Tensor:
+        """(B, T, 1 + N, D) -> the same."""
+        return self.attention(self.norm1(frames), allowed=allowed)
+
+    def alone(self, tokens: Tensor) -> Tensor:
+        """(..., D) -> the same."""
+        return self.mlp(self.norm2(tokens))
+
+
+VARIANTS = {
+    "nano": Variant(
+        build=TimeSformer,
+        image_size=32,
+        options={"frames": 3, "patch": 8, "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0},
+    ),
+    "b": Variant(build=TimeSformer, image_size=224, options={"frames": 8}),
+    "hr": Variant(build=TimeSformer, image_size=448, options={"frames": 16}),
+    "l": Variant(build=TimeSformer, image_size=224, options={"frames": 96}),
+}
+
+_patches = reshape(-1, "channels", "patch", "patch")
+
+_FACEBOOK = Rules(
+    ("cls_token", "backbone.class_token"),
+    ("pos_embed", "backbone.position.table"),
+    ("time_embed", "backbone.time"),
+    ("patch_embed.proj.weight", "backbone.patches.proj.weight", _patches),
+    ("patch_embed.proj.{p}", "backbone.patches.proj.{p}"),
+    ("blocks.{b}.temporal_norm1.{p}", "backbone.blocks.{b}.temporal_norm.{p}"),
+    ("blocks.{b}.temporal_attn.{l}.{p}", "backbone.blocks.{b}.temporal_attention.{l}.{p}"),
+    ("blocks.{b}.temporal_fc.{p}", "backbone.blocks.{b}.temporal_proj.{p}"),
+    ("blocks.{b}.attn.{l}.{p}", "backbone.blocks.{b}.attention.{l}.{p}"),
+    ("blocks.{b}.mlp.{l}.{p}", "backbone.blocks.{b}.mlp.{l}.{p}"),
+    ("blocks.{b}.{n}.{p}", "backbone.blocks.{b}.{n}.{p}"),
+    ("norm.{p}", "backbone.norm.{p}"),
+    ("head.{p}", "head.classifier.{p}"),
+)
+
+_ENCODER = Rules(
+    ("layernorm_before.{p}", "norm1.{p}"),
+    ("attention.attention.qkv.{p}", "attention.qkv.{p}"),
+    ("attention.output.dense.{p}", "attention.proj.{p}"),
+    ("layernorm_after.{p}", "norm2.{p}"),
+    ("intermediate.dense.{p}", "mlp.fc1.{p}"),
+    ("output.dense.{p}", "mlp.fc2.{p}"),
+    ("temporal_layernorm.{p}", "temporal_norm.{p}"),
+    ("temporal_attention.attention.qkv.{p}", "temporal_attention.qkv.{p}"),
+    ("temporal_attention.output.dense.{p}", "temporal_attention.proj.{p}"),
+    ("temporal_dense.{p}", "temporal_proj.{p}"),
+)
+
+LAYOUTS = {
+    "facebook": prefix(_FACEBOOK, "model.", ""),  # the released files hold it under "model_state"
+    "transformers": Rules(
+        ("timesformer.embeddings.cls_token", "backbone.class_token"),
+        ("timesformer.embeddings.position_embeddings", "backbone.position.table"),
+        ("timesformer.embeddings.time_embeddings", "backbone.time"),
+        ("timesformer.embeddings.patch_embeddings.projection.weight", "backbone.patches.proj.weight", _patches),
+        ("timesformer.embeddings.patch_embeddings.projection.{p}", "backbone.patches.proj.{p}"),
+        *prefix(_ENCODER, "timesformer.encoder.layer.{b}.", "backbone.blocks.{b}."),
+        ("timesformer.layernorm.{p}", "backbone.norm.{p}"),
+        ("classifier.{p}", "head.classifier.{p}"),
+    ),
+}
+
+PUBLISHED = tuple(
+    Published(
+        variant=variant,
+        scores={"kinetics-400 top-1": top1, "kinetics-400 top-5": top5},
+        source="authors' repository, model zoo",
+        image_size=VARIANTS[variant].image_size,
+        training="imagenet-21k, kinetics-400",
+    )
+    for variant, top1, top5 in (("b", 77.9, 93.2), ("hr", 79.6, 94.0), ("l", 80.6, 94.7))
+)

@@ -1,0 +1,141 @@
+"""One linear layer on the summary: the classification head of nearly every paper.
+
+Dosovitskiy et al., "An Image Is Worth 16x16 Words" (2021), section 3.1: one hidden layer with tanh at pre-training
+time (`hidden`), a single linear layer at fine-tuning time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from patchform.errors import DataError, UsageError
+from patchform.heads.base import Head
+from patchform.records import Features, Label, Target
+
+
+class Linear(Head):
+    """Logits of each class from `features.summary`.
+
+    Weights start as a normal distribution of deviation 0.02 cut at two deviations, biases as zeros: the first loss is
+    then near ln(classes), as with weights of zero, but the backbone has a gradient from the first step on.
+
+    Args:
+        channels, strides: of the backbone's maps; not used.
+        width: D of the summary.
+        classes: number of classes C.
+        dropout: rate on the summary (after the hidden layer), in [0, 1).
+        smoothing: share of the target that is spread evenly, in [0, 1): over the classes of an image (Szegedy et al.
+            2016, section 7), or over yes and no of each class when `labels` is "multi".
+        class_weights: C positive numbers; None weighs all alike.
+        labels: "single": one class an image, softmax and cross-entropy; "multi": any number of classes, sigmoid and
+            binary cross-entropy, averaged over the classes.
+        hidden: width of a tanh layer before the classifier; None for none.
+        temperature: positive number that divides the logits in `decode` (Guo et al. 2017, section 4.2).
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (),
+        strides: Sequence[int] = (),
+        width: int,
+        classes: int,
+        dropout: float = 0.0,
+        smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        labels: Literal["single", "multi"] = "single",
+        hidden: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, share in (("dropout", dropout), ("smoothing", smoothing)):
+            if not 0 <= share < 1:
+                raise UsageError(f"{name} is {share}", remedy="it lies in [0, 1)")
+        if labels not in ("single", "multi"):
+            raise UsageError(f'labels is "{labels}"', remedy='it is "single" or "multi"')
+        if not 0 < temperature < math.inf:
+            raise UsageError(f"temperature is {temperature}", remedy="it is a positive number")
+        weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
+        if weights is not None and (len(weights) != classes or not ((weights > 0) & weights.isfinite()).all()):
+            raise UsageError(
+                f"class_weights are {list(class_weights or ())}", remedy=f"give {classes} positive numbers, one a class"
+            )
+        self.classes, self.smoothing, self.labels, self.temperature = classes, smoothing, labels, temperature
+        self.pre_logits = None if hidden is None else nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden or width, classes)
+        self.register_buffer("class_weights", weights, persistent=False)
+        for layer in (self.pre_logits, self.classifier):
+            if layer is not None:
+                nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+                nn.init.zeros_(layer.bias)
+
+    class_weights: Tensor | None
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Tensor:
+        """(B, C) logits."""
+        summary = features.summary
+        if summary is None:
+            raise UsageError("the linear head needs a summary and this backbone gives none", remedy="use another head")
+        if self.pre_logits is not None:
+            summary = torch.tanh(self.pre_logits(summary))
+        return self.classifier(self.dropout(summary))
+
+    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """{"loss": ()}: with weights, their weighted mean, as `torch.nn.functional.cross_entropy` has it.
+
+        Raises:
+            DataError: an image without exactly one class where `labels` is "single".
+        """
+        logits, wanted = raw.float(), self._dense(targets, raw.device)  # float: bfloat16 has 3 digits
+        weights = logits.new_ones(self.classes) if self.class_weights is None else self.class_weights
+        if self.labels == "multi":
+            smooth = wanted * (1 - self.smoothing) + self.smoothing / 2
+            each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")  # (B, C)
+            return {"loss": (each @ (weights / weights.sum())).mean()}
+        smooth = wanted * (1 - self.smoothing) + self.smoothing / self.classes
+        return {"loss": -(smooth * logits.log_softmax(1) @ weights).sum() / (wanted @ weights).sum()}
+
+    def count(self, targets: Sequence[Target]) -> Tensor:
+        """() float: number of images; single labels with class weights: the sum of the targets' weights."""
+        if self.class_weights is None or self.labels == "multi":
+            return super().count(targets)
+        return (self._dense(targets, self.class_weights.device) @ self.class_weights).sum()
+
+    def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""
+        logits = raw.float() / self.temperature
+        if self.labels == "single":
+            scores = logits.softmax(1)
+            chosen = scores.argmax(1, keepdim=True).unbind()
+        else:
+            scores = logits.sigmoid()
+            above = scores > 0.5
+            chosen = above.nonzero()[:, 1].split(above.sum(1).tolist())
+        return [Label(classes, row) for classes, row in zip(chosen, scores)]
+
+    def _dense(self, targets: Sequence[Target], device: torch.device) -> Tensor:
+        """(B, C) float: 1 (or the soft score) where an image has the class."""
+        labels = cast("Sequence[Label]", targets)
+        soft = [label.scores for label in labels if label.scores is not None]
+        if len(soft) == len(labels):
+            return torch.stack(soft).to(device, torch.float32)
+        if soft:
+            raise UsageError("hard and soft targets in one batch", remedy="give scores to all images or to none")
+        if self.labels == "single" and any(len(label.classes) != 1 for label in labels):
+            raise DataError("an image without exactly one class", remedy='set labels to "multi"')
+        nothing = self.classes  # a column beyond the last, cut off below
+        present = pad_sequence([label.classes for label in labels], batch_first=True, padding_value=nothing).to(device)
+        return torch.zeros(len(labels), self.classes + 1, device=device).scatter_(1, present, 1.0)[:, :-1]

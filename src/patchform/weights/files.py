@@ -1,0 +1,266 @@
+"""Patchform's own files: safetensors and JSON with a manifest of SHA-256 sums. Nothing here can hold code.
+
+A folder is complete or it is not there: it is written beside its place, flushed to the disk, given its manifest last
+and only then moved. Neither safetensors nor PyTorch notices a flipped bit in the numbers; the manifest does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from patchform.errors import ModelFileError, ResourceError
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+"""Prefix of what is not finished: whoever owns the folder may delete it."""
+LARGEST_TENSORS = 1 << 37
+"""Bytes of a tensor file that is still opened: 128 GiB."""
+LARGEST_JSON = 1 << 24
+"""Bytes of a JSON file or of a tensor file's header that are still parsed: 16 MiB."""
+
+
+# ---------------------------------------------------------------------------------------------------------- tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors of any device as safetensors and flush them to the disk.
+
+    Tensors that share memory (tied weights) are written once for each name.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    seen: set[int] = set()
+    ready = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        where = plain.untyped_storage().data_ptr()
+        ready[name] = plain.clone() if where in seen else plain  # the format refuses shared memory
+        seen.add(where)
+    write_bytes(path, safetensors.torch.save(ready, dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Named CPU tensors of a safetensors file.
+
+    Raises:
+        ModelFileError: missing, too large, not safetensors, or damaged in its structure.
+    """
+    data = _read_bytes(path, LARGEST_TENSORS)
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(LARGEST_JSON, len(data) - 8):
+        raise ModelFileError("not a safetensors file", where=path, remedy="patchform reads no other format here")
+    _parse(data[8 : 8 + length], path)  # stricter than the library: a name may occur once
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"damaged safetensors ({error})", where=path) from error
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as JSON and flush them to the disk. NaN and infinity raise ValueError.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ModelFileError: missing, too large, not an object, a key that occurs twice, NaN, or nested too deeply.
+    """
+    return _parse(_read_bytes(path, LARGEST_JSON), path)
+
+
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key occurs twice")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+
+    try:
+        value = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"not valid JSON ({error})", where=path) from error
+    if not isinstance(value, dict):
+        raise ModelFileError("not a JSON object", where=path)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------ bytes
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file and flush it to the disk.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    try:
+        with open(path, "wb") as file:
+            file.write(data[: len(data) // 2])
+            file.flush()
+            failpoint("half-written")
+            file.write(data[len(data) // 2 :])
+            file.flush()
+            failpoint("before-fsync")
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _refused(path, error, len(data)) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a kill, meets the old text or the new one.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _refused(path, error, len(text)) from error
+
+
+def _read_bytes(path: Path, largest: int) -> bytes:
+    if not path.is_file():  # also keeps a pipe or a device from blocking the read
+        raise ModelFileError("no such file", where=path)
+    if path.stat().st_size > largest:
+        raise ModelFileError(f"{path.stat().st_size} bytes are more than the {largest} that are read", where=path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"cannot be read ({error.strerror})", where=path) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refused(path: Path, error: OSError, needed: int) -> ResourceError:
+    home = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(home).free
+    return ResourceError(
+        f"cannot write {needed} bytes ({error.strerror}; {free} bytes are free)",
+        where=path,
+        remedy="make room or name a folder that can be written",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears complete, with a manifest, or not at all.
+
+    Yields a temporary folder beside `path`, to be filled with files. At the end they are flushed, the manifest is
+    written and the folder is moved to `path`. If `path` exists, the files are moved into it one by one, the manifest
+    last: until then `verify` calls it damaged. What else lies there is left alone.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable; nothing is left behind.
+    """
+    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{path.name}"
+    try:
+        temporary.mkdir()
+        failpoint("temporary-made")
+        yield temporary
+        names = sorted(file.name for file in temporary.iterdir())
+        write_json(temporary / MANIFEST, {"files": {name: _sum(temporary / name) for name in names}})
+        _flush_folder(temporary)
+        failpoint("before-rename")
+        if path.exists():
+            for name in (*names, MANIFEST):
+                os.replace(temporary / name, path / name)
+            _flush_folder(path)
+            temporary.rmdir()
+        else:
+            os.rename(temporary, path)
+        failpoint("after-rename")
+        _flush_folder(path.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _refused(path, error, 0) from error
+        raise
+
+
+def verify(folder: Path, names: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with a folder that `atomic_folder` wrote, "file: reason" each; empty when every bit is right.
+
+    Args:
+        folder: the folder.
+        names: files to look at, default all; one that the manifest does not have is a fault.
+    """
+    try:
+        files = read_json(folder / MANIFEST).get("files")
+        if not isinstance(files, dict):
+            return [f"{MANIFEST}: no list of files"]
+        faults = []
+        for name in files if names is None else names:
+            if name not in files or Path(name).name != name:
+                faults.append(f"{name}: not a file of the manifest")
+            elif not (folder / name).is_file():
+                faults.append(f"{name}: missing")
+            elif (found := _sum(folder / name)) != files[name]:
+                faults.append(f"{name}: its {found['bytes']} bytes do not have the manifest's size and SHA-256")
+        return faults
+    except (ModelFileError, OSError) as error:
+        return [f"{MANIFEST}: {error}"]
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Delete what a killed process left unfinished in a folder. Only its owner may call this."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+# ------------------------------------------------------------------------------------------------------ crash tests
+
+_passes: Counter[str] = Counter()
+
+
+def failpoint(name: str) -> None:
+    """Die here as in a power cut, at the n-th pass, if the environment says PATCHFORM_FAILPOINT=name:n.
+
+    The crash tests use it to kill a run inside a write; without the variable it does nothing.
+    """
+    wanted, _, number = os.environ.get("PATCHFORM_FAILPOINT", "").partition(":")
+    if wanted == name:
+        _passes[name] += 1
+        if _passes[name] == int(number or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
