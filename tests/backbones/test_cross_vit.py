@@ -207,13 +207,18 @@ def test_features_are_as_declared(size):
     backbone = variant("nano", in_channels=2).eval()
     randomise(backbone)
     images = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(0))
+    ends = []
+    backbone.stages[-1].register_forward_hook(lambda stage, inputs, out: ends.extend(out))
     features = backbone(images)
     assert backbone.strides == features.strides == (6, 8)
+    for found, end in zip(features.maps, ends):  # not normalised
+        assert torch.equal(found.flatten(2).transpose(1, 2), end[:, 1:])
     for found, channels, stride in zip(features.maps, backbone.channels, backbone.strides, strict=True):
         assert found.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
     assert features.tokens.shape == (2, features.maps[1][0, 0].numel(), backbone.channels[1])
     assert features.summary.shape == (2, backbone.width)
     assert backbone.width == sum(backbone.channels)
+    assert torch.equal(features.tokens, backbone.norms[1](ends[1])[:, 1:])
     one = backbone(images[1:])
     torch.testing.assert_close(one.summary[0], features.summary[1], atol=1e-5, rtol=1e-4)
 

@@ -116,10 +116,10 @@ class CrossViT(Backbone):
         masked = [None if one is None else F.pad(one.flatten(1), (1, 0)) for one in hidden]
         for stage in self.stages:
             fine, coarse = stage(fine, coarse, *masked)
-        maps = (x[:, 1:].transpose(1, 2).unflatten(2, grid) for x, grid in zip((fine, coarse), shapes))
+        maps = tuple(x[:, 1:].transpose(1, 2).unflatten(2, grid) for x, grid in zip((fine, coarse), shapes))
         coarse = self.norms[1](coarse)
         summary = torch.cat([self.norms[0](fine[:, 0]), coarse[:, 0]], 1)
-        return Features(tuple(maps), self.strides, coarse[:, 1:], summary, hidden[1])
+        return Features(maps, self.strides, coarse[:, 1:], summary, hidden[1])
 
     def layers(self) -> list[nn.Module]:
         """The stages: the branches run side by side within one."""
@@ -200,7 +200,7 @@ class Fusion(nn.Module):
 
 
 class ConvolutionalPatches(nn.Module):
-    """Three convolutions in place of one, the variants with a dagger (section 4.1; strides from the authors' code).
+    """Three convolutions in place of one, the variants with a dagger (section 4; strides from the authors' code).
 
     Args:
         in_channels: C.

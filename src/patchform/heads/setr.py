@@ -43,7 +43,7 @@ class SETR(Head):
         classes: number of classes.
         channels_inside: width between the two convolutions.
         auxiliary: numbers of the maps (0 is the finest, -1 the last) that have a decoder and a loss in training.
-        auxiliary_weight: factor of each of these losses; section 4.2 has four of them for ViT-L.
+        auxiliary_weight: factor of each of these losses; the authors have three of them, blocks 10, 15 and 20 of ViT-L.
 
     Raises:
         UsageError: the backbone has no map of such a number.

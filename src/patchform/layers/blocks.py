@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from patchform.layers.attention import Attention
@@ -33,7 +34,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(self.act(self.fc1(x)))
+        inner = self.fc1(x)
+        if not torch.is_grad_enabled():  # in place: a fresh tensor of this size costs more than the function itself
+            return self.fc2(torch.ops.aten.gelu_(inner, approximate=self.act.approximate))
+        return self.fc2(self.act(inner))
 
 
 class Block(nn.Module):

@@ -1,0 +1,197 @@
+"""Which sample comes when: a pure function of (seed, epoch, step), so that the state of a loader is one integer.
+
+Nothing here, nor in a loader made here, draws from the global random numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from patchform.data.collate import Packed, collate, pack, unpack
+from patchform.data.listing import Listing
+from patchform.errors import PatchformError, ResourceError
+from patchform.records import Batch, Sample
+
+Key = tuple[int, int]
+"""(epoch, index): what a data set is asked for."""
+
+
+def derive(*parts: int | str) -> int:
+    """A seed, 0 <= seed < 2**63, from several numbers or words: equal for equal parts, unrelated for others."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A generator of random numbers of its own, seeded by `derive(*parts)`."""
+    return torch.Generator().manual_seed(derive(*parts))
+
+
+def order(count: int, *, seed: int, epoch: int, weights: Tensor | None = None) -> Tensor:
+    """Indices of one epoch.
+
+    Args:
+        count: size of the data set.
+        seed: of the run.
+        epoch: counted from 0; the order depends on nothing else.
+        weights: (count,) relative frequencies; draws with replacement then.
+
+    Returns:
+        (count,) int64: a permutation, or `count` draws when weights are given.
+    """
+    numbers = generator(seed, "order", epoch)
+    if weights is None:
+        return torch.randperm(count, generator=numbers)
+    # not `multinomial`, which takes at most 2**24 entries
+    limits = weights.double().cumsum(0)
+    draws = torch.rand(count, generator=numbers, dtype=torch.float64) * limits[-1]
+    return torch.searchsorted(limits, draws, right=True).clamp_(max=count - 1)
+
+
+def balance(listing: Listing) -> Tensor:
+    """(N,) float64 weights with which every class is drawn equally often.
+
+    An image of several classes has the weight of its rarest; one of none, the smallest of all.
+    """
+    counts = listing.counts()
+    smallest = 1 / max(1, *counts)
+    return torch.tensor(
+        [max((1 / counts[index] for index in item.classes), default=smallest) for item in listing.items],
+        dtype=torch.float64,
+    )
+
+
+class TrainingBatches(Sampler[list[Key]]):
+    """Keys of all batches from one step to another, over all epochs, in one iteration.
+
+    An epoch has `ceil(count / batch_size)` steps, so the last batch may be short; step s belongs to epoch
+    `s // steps_per_epoch`. Starting at step s gives what the whole iteration gives from s on.
+
+    Args:
+        count: size of the data set, at least 1.
+        batch_size: samples of a batch, at least 1.
+        seed: of the order.
+        start_step: first step, 0 at the beginning of training.
+        steps: one past the last step.
+        weights: see `order`.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, start_step: int, steps: int, weights: Tensor | None = None
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.start_step, self.steps, self.weights = start_step, steps, weights
+        self.steps_per_epoch = math.ceil(count / batch_size)
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start_step)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        known, indices = -1, []
+        for step in range(self.start_step, self.steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != known:
+                known, indices = epoch, order(self.count, seed=self.seed, epoch=epoch, weights=self.weights).tolist()
+            start = place * self.batch_size
+            yield [(epoch, index) for index in indices[start : start + self.batch_size]]
+
+
+def training_loader(
+    dataset: Dataset[Sample], batches: TrainingBatches, workers: int = 0, *, pin: bool = False
+) -> DataLoader[Batch]:
+    """Batches of the training set, in the order of `batches`. Results do not depend on `workers`.
+
+    Args:
+        dataset: takes (epoch, index), gives a `Sample`.
+        batches: what to ask for.
+        workers: processes, one thread each; 0 loads in this process.
+        pin: put batches into pinned memory, for faster copies to a GPU.
+
+    Raises:
+        PatchformError: while iterating, what the data set raised, also when a worker did.
+        ResourceError: while iterating, when a worker was killed (most often for memory).
+    """
+    return _Loader(dataset, batches, workers, pin=pin, persistent=False)  # one iteration spans all epochs
+
+
+def evaluation_loader(
+    dataset: Dataset[Sample], batch_size: int, workers: int = 0, *, pin: bool = False
+) -> DataLoader[Batch]:
+    """Batches of every sample once, in order, as of epoch 0. Arguments and errors as in `training_loader`."""
+    keys = [(0, index) for index in range(len(dataset))]  # type: ignore[arg-type]
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    return _Loader(dataset, batches, workers, pin=pin, persistent=True)
+
+
+class _Loader(DataLoader[Batch]):
+    """A loader with a generator of its own, whose workers hand over few tensors, and errors as they are."""
+
+    def __init__(self, dataset: Dataset[Sample], batches: Any, workers: int, *, pin: bool, persistent: bool) -> None:
+        super().__init__(
+            _Fetch(dataset),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_pass,
+            generator=torch.Generator(),  # else making an iterator draws from the global one
+            worker_init_fn=_start_worker,
+            persistent_workers=persistent and workers > 0,
+            pin_memory=pin,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        loaded = super().__iter__()
+        while True:
+            try:
+                found: Any = next(loaded, None)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                killed = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+                if not killed or str(error).startswith("Caught "):
+                    raise  # a bug in the data set, which torch passes on
+                reason = str(error).split("\n")[0]
+                remedy = "lower data.workers or training.batch_size"
+                raise ResourceError(f"a data worker was killed ({reason})", remedy=remedy) from None
+            if found is None:
+                return
+            if isinstance(found, PatchformError):
+                try:
+                    raise found
+                finally:  # the traceback holds this frame: nothing in it may keep the workers alive
+                    self._iterator = None
+                    del found, loaded
+            batch, packed = found
+            yield batch if packed is None else batch._replace(targets=unpack(packed))
+
+
+class _Fetch(Dataset[Any]):
+    """Runs where the samples are made. A fault becomes a value: torch would rebuild the exception from a text."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> Sample:
+        return self.dataset[key]
+
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, Packed | None] | PatchformError:
+        try:
+            batch = collate([self.dataset[key] for key in keys])
+        except PatchformError as error:
+            return error
+        packed = pack(batch.targets)
+        return (batch if packed is None else batch._replace(targets=())), packed
+
+
+def _pass(found: Any) -> Any:
+    return found
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the loop decides when to stop

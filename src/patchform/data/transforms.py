@@ -1,0 +1,267 @@
+"""Pixels to pixels: resizing and cropping, random changes, and the mixing of whole batches.
+
+A transform is a callable from (C, H, W) to (C, H', W'), uint8 in 0..255 or float32 in 0..1, of the type it was given.
+It never writes into its input. Random ones draw from torch's global numbers, which the data set seeds for each sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from patchform.errors import UsageError
+from patchform.records import Batch, Label, Preprocessing, Target
+from patchform.settings import AugmentationSettings
+
+Transform: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def evaluation_transform(preprocessing: Preprocessing) -> Transform:
+    """The deterministic way to the model's input size: `preprocessing.resize`, `crop_share` and `interpolation`."""
+    return Fit(preprocessing)
+
+
+def training_transform(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Transform:
+    """The random way to the model's input size: crop, flips, policy, colour jitter, erasing. What is off costs nothing.
+
+    Raises:
+        UsageError: a range is not one, or a policy or colour jitter meets other pictures than it is defined for.
+    """
+    a = augmentation
+    if a.policy != "none" and (preprocessing.channels != 3 or preprocessing.bits != 8):
+        raise UsageError(f"augmentation.policy {a.policy} needs pictures of 3 channels and 8 bits")
+    if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
+        raise UsageError("augmentation.color_jitter needs pictures of 1 or 3 channels")
+    for name in ("crop_scale", "crop_ratio"):
+        low, high = getattr(a, name)
+        if not 0 < low <= high or (name == "crop_scale" and high > 1):
+            raise UsageError(f"augmentation.{name} [{low}, {high}] is not a range", remedy="give [low, high], above 0")
+    steps: list[Transform] = []
+    if a.crop_padding > 0:
+        steps += [Fit(preprocessing), PaddedCrop(a.crop_padding)]
+    elif tuple(a.crop_scale) == (1, 1):
+        steps += [Fit(preprocessing)]
+    else:
+        steps += [RandomCrop(preprocessing, tuple(a.crop_scale), tuple(a.crop_ratio))]
+    steps += [Flip(-1, a.flip)] * (a.flip > 0) + [Flip(-2, a.vertical_flip)] * (a.vertical_flip > 0)
+    bilinear = v2.InterpolationMode.BILINEAR
+    if a.policy == "rand_augment":
+        steps += [v2.RandAugment(a.operations, a.magnitude, interpolation=bilinear)]
+    elif a.policy == "trivial_augment":
+        steps += [v2.TrivialAugmentWide(interpolation=bilinear)]
+    if a.color_jitter > 0:
+        steps += [v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter)]
+    steps += [Erase(a.erasing)] * (a.erasing > 0)
+    return Chain(steps)
+
+
+class Chain:
+    """One transform after the other."""
+
+    def __init__(self, steps: list[Transform]) -> None:
+        self.steps = steps
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Apply all."""
+        for step in self.steps:
+            image = step(image)
+        return image
+
+
+class Fit:
+    """Resize and centre crop, or squash, to exactly the model's input size.
+
+    crop: the picture is resized, keeping its aspect, to just cover `size / crop_share`; then the centre is taken.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (C, *size)."""
+        p = self.preprocessing
+        if p.resize == "squash":
+            return _resize(image, p.size, p.interpolation)
+        image = self._trim(image)
+        height, width = image.shape[-2:]
+        tall, wide = (math.floor(side / p.crop_share) for side in p.size)
+        if width * tall > height * wide:  # wider than wanted
+            wide = width * tall // height
+        else:
+            tall = height * wide // width
+        return _center(_resize(image, (tall, wide), p.interpolation), p.size)
+
+    def _trim(self, image: Tensor) -> Tensor:
+        """Cut far ends off: a 1 x 5000 picture, resized as a whole, would need a gigabyte to give the same centre."""
+        height, width = self.preprocessing.size
+        longest = math.ceil(10 * min(image.shape[-2:]) * max(height, width) / min(height, width))
+        return _center(image, (min(image.shape[-2], longest), min(image.shape[-1], longest)))
+
+
+class RandomCrop:
+    """A random share of the area at a random aspect, resized (Szegedy et al. 2015, "Going deeper", section 6).
+
+    Args:
+        preprocessing: size and interpolation.
+        scale: lowest and highest share of the area.
+        ratio: lowest and highest width / height; drawn evenly on a logarithmic scale.
+    """
+
+    attempts = 10
+    """After so many boxes that do not fit, the largest centre box of an allowed aspect is taken."""
+
+    def __init__(self, preprocessing: Preprocessing, scale: tuple[float, ...], ratio: tuple[float, ...]) -> None:
+        self.size, self.interpolation = preprocessing.size, preprocessing.interpolation
+        self.scale, self.ratio = scale, ratio
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (C, *size)."""
+        top, left, height, width = self._box(*image.shape[-2:])
+        return _resize(image[..., top : top + height, left : left + width], self.size, self.interpolation)
+
+    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        *boxes, (down, right) = torch.rand(self.attempts + 1, 2).tolist()
+        for share, aspect in boxes:
+            area = height * width * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+            stretch = math.exp(low + aspect * (high - low))
+            h, w = round(math.sqrt(area / stretch)), round(math.sqrt(area * stretch))
+            if 0 < h <= height and 0 < w <= width:
+                return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+        h = min(height, max(1, round(width / self.ratio[0])))
+        w = min(width, max(1, round(height * self.ratio[1])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+class PaddedCrop:
+    """Black on all sides, then a crop of the former size at a random place: a shift by up to `padding` pixels."""
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (C, H, W)."""
+        height, width = image.shape[-2:]
+        down, right = torch.randint(2 * self.padding + 1, (2,)).tolist()
+        padded = functional.pad(image, (self.padding,) * 4)
+        return padded[..., down : down + height, right : right + width]
+
+
+class Flip:
+    """Mirror along one axis (-1: left and right) with a probability."""
+
+    def __init__(self, axis: int, probability: float) -> None:
+        self.axis, self.probability = axis, probability
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (C, H, W)."""
+        return image.flip(self.axis) if torch.rand(()).item() < self.probability else image
+
+
+class Erase:
+    """Random noise in a rectangle of 2 % to 40 % of the area (Zhong et al. 2020, "Random erasing", section 3, RE-R)."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W) -> (C, H, W)."""
+        chance, share, aspect, down, right = torch.rand(5).tolist()
+        if chance >= self.probability:
+            return image
+        height, width = image.shape[-2:]
+        area, stretch = height * width * (0.02 + 0.38 * share), math.exp(math.log(0.3) * (1 - 2 * aspect))
+        h, w = min(height, round(math.sqrt(area / stretch))), min(width, round(math.sqrt(area * stretch)))
+        top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
+        image = image.clone()
+        box = image[:, top : top + h, left : left + w]
+        box.copy_(torch.rand(box.shape) if image.is_floating_point() else torch.randint(256, box.shape))
+        return image
+
+
+def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    if image.shape[-2:] == size:
+        return image
+    mode = v2.InterpolationMode(interpolation)
+    resized = v2.functional.resize(image, list(size), interpolation=mode, antialias=interpolation != "nearest")
+    return resized.clamp_(0, 1) if image.is_floating_point() else resized  # bicubic overshoots
+
+
+def _center(image: Tensor, size: tuple[int, int]) -> Tensor:
+    top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], size))
+    return image[..., top : top + size[0], left : left + size[1]]
+
+
+class Mixing:
+    """Mixup and CutMix of a whole batch with its neighbours (Zhang et al. 2018; Yun et al. 2019).
+
+    One share for a batch; with both switched on, each is taken half of the time.
+
+    Args:
+        augmentation: `mixup`, `cutmix` (alphas of the Beta distribution) and `mix_probability` are used.
+        classes: length of the soft targets.
+    """
+
+    def __init__(self, augmentation: AugmentationSettings, classes: int) -> None:
+        self.mixup, self.cutmix = augmentation.mixup, augmentation.cutmix
+        self.probability, self.classes = augmentation.mix_probability, classes
+
+    @property
+    def active(self) -> bool:
+        """Whether any batch is ever mixed."""
+        return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def mix(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Mix each image with the one before it; the first with the last.
+
+        Args:
+            batch: images uint8 or float, with labels.
+            generator: on the CPU; all that is drawn is drawn from it.
+
+        Returns:
+            When active: float32 images in 0..1 and labels whose `scores` (C,) are the mixed truth, with the classes of
+            the image that was mixed into; also for batches left unmixed by chance. Else the batch as it is.
+        """
+        if not self.active:
+            return batch
+        # the Beta distribution of torch takes no generator
+        numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        images = batch.images.float() if batch.images.is_floating_point() else batch.images.float() / 255
+        scores = torch.stack([self._scores(target) for target in batch.targets])
+        padding = batch.padding
+        if numbers.random() < self.probability:
+            by_box = self.cutmix > 0 and (self.mixup <= 0 or numbers.random() < 0.5)
+            alpha = self.cutmix if by_box else self.mixup
+            share = float(numbers.beta(alpha, alpha))
+            if by_box:
+                images, share = _paste(images, share, numbers)
+            else:
+                images = torch.lerp(images.roll(1, 0), images, share)
+            scores = torch.lerp(scores.roll(1, 0), scores, share)
+            padding = None if padding is None else padding & padding.roll(1, 0)
+        targets = tuple(Label(target.classes, row) for target, row in zip(batch.targets, scores.unbind()))
+        return batch._replace(images=images, targets=targets, padding=padding)
+
+    def _scores(self, target: Target) -> Tensor:
+        if target.scores is not None:
+            return target.scores.float()
+        return torch.zeros(self.classes, device=target.classes.device).index_fill_(0, target.classes, 1)
+
+
+def _paste(images: Tensor, share: float, numbers: np.random.Generator) -> tuple[Tensor, float]:
+    """Put a box of the neighbour, of about 1 - share of the area, at a random centre; the share kept, exactly."""
+    height, width = images.shape[-2:]
+    side = math.sqrt(1 - share)
+    h, w = round(height * side), round(width * side)
+    top, left = int(numbers.integers(height)) - h // 2, int(numbers.integers(width)) - w // 2
+    rows, columns = slice(max(0, top), min(height, top + h)), slice(max(0, left), min(width, left + w))
+    mixed = images.clone()
+    mixed[..., rows, columns] = images.roll(1, 0)[..., rows, columns]
+    return mixed, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)

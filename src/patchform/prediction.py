@@ -1,0 +1,298 @@
+"""What a trained model says of pictures: files, folders, or anything that holds pixels."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patchform import model as models
+from patchform.data.collate import collate, to_device
+from patchform.data.images import decode, to_image
+from patchform.data.listing import SUFFIXES, walk
+from patchform.data.transforms import evaluation_transform
+from patchform.drawing import save, to_png_bytes
+from patchform.errors import DataError, FolderError, ResourceError, UsageError
+from patchform.model import Model
+from patchform.records import Sample, Target
+from patchform.tasks.base import Task, task_of
+
+LINES = "predictions.jsonl"
+"""A folder that holds this file was written by `write`; its pictures are not sources of a later prediction."""
+LARGEST_BYTES = 200_000_000
+"""Of a picture that is given as bytes or comes from standard input."""
+THREADS = 4
+"""Decoding releases Python's lock."""
+
+
+class Source(NamedTuple):
+    """One picture to look at."""
+
+    name: str
+    """The path as it was given or found, "-" for standard input, "image-3" for the fourth of those in memory."""
+    content: Any
+    """A path, bytes, PIL image, array or tensor."""
+
+
+class Prediction(NamedTuple):
+    """What the model says of one picture, or why it says nothing."""
+
+    name: str
+    target: Target | None
+    """With scores; None where there is an error."""
+    error: str | None = None
+    image: Tensor | None = None
+    """(C, H, W) decoded pixels, if they were asked for."""
+
+
+class Written(NamedTuple):
+    """What `write` did."""
+
+    images: int
+    failed: int
+
+
+class Predictor:
+    """A model ready for pictures of any size: each is prepared as at evaluation.
+
+    Args:
+        model: taken over: moved to the device and set to evaluation mode.
+        task: default: the model's own.
+        device: "auto" takes the accelerator if there is one.
+        precision: bfloat16 runs the model under autocast.
+
+    Attributes:
+        classes: names in the order of the scores.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task | None = None,
+        *,
+        device: torch.device | str = "auto",
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.device = found if device == "auto" else torch.device(device)
+        self.task = task or task_of(model.architecture, model.head)
+        self.model, self.precision, self.classes = model.to(self.device).eval(), precision, model.classes
+        self._fit = evaluation_transform(model.preprocessing)
+
+    def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
+        """Predictions in the order of the sources, made as they are asked for.
+
+        A picture that cannot be used gives a prediction with an error and does not touch the others.
+
+        Args:
+            sources: a path, folder, pattern (`photos/**/*.jpg`), "-" for standard input, the bytes of a file, a PIL
+                image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or a list of such. Arrays hold RGB,
+                uint8 or floating point in 0..1.
+            batch_size: pictures that go through the model at once.
+            keep_images: give the decoded pictures back, for drawing.
+
+        Raises:
+            DataError: at once, if there is nothing to look at.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}", remedy="it is at least 1")
+        found = expand(sources)
+        parts = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
+        return self._predict(parts, keep_images)
+
+    def record(self, prediction: Prediction) -> dict[str, Any]:
+        """The prediction as plain JSON values: `file`, and `error` or what the task has to say."""
+        if prediction.target is None:
+            return {"file": prediction.name, "error": prediction.error}
+        return {"file": prediction.name, **self.task.record(prediction.target, self.classes)}
+
+    def draw(self, prediction: Prediction) -> Image.Image:
+        """The prediction on its picture, which must have been kept."""
+        if prediction.image is None or prediction.target is None:
+            raise UsageError("nothing to draw", where=prediction.name, remedy="predict with keep_images=True")
+        return self.task.draw(prediction.image, prediction.target, self.classes)
+
+    def _predict(self, parts: Sequence[Sequence[Source]], keep_images: bool) -> Iterator[Prediction]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            waiting = pool.map(self._read, parts[0])
+            for number, part in enumerate(parts):
+                pixels = list(waiting)
+                if number + 1 < len(parts):  # decoded while the model works
+                    waiting = pool.map(self._read, parts[number + 1])
+                targets = iter(self._decide([image for image in pixels if isinstance(image, Tensor)]))
+                for source, image in zip(part, pixels):
+                    if isinstance(image, DataError):
+                        yield Prediction(source.name, None, str(image))
+                        continue
+                    target = next(targets)
+                    if target.scores is not None and not target.scores.isfinite().all():
+                        yield Prediction(source.name, None, "the model's scores are not finite")
+                    else:
+                        yield Prediction(source.name, target, None, image if keep_images else None)
+
+    def _read(self, source: Source) -> Tensor | DataError:
+        try:
+            if not isinstance(source.content, Path | bytes):
+                return to_image(source.content, self.model.preprocessing)
+            if isinstance(source.content, bytes) and len(source.content) > LARGEST_BYTES:
+                raise DataError(f"more than {LARGEST_BYTES} bytes", where=source.name, remedy="give a smaller picture")
+            return decode(source.content, self.model.preprocessing, name=source.name)
+        except DataError as error:
+            return error
+
+    def _decide(self, images: Sequence[Tensor]) -> list[Target]:
+        if not images:
+            return []
+        samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.model.predict(to_device(collate(samples), self.device))
+
+
+def load(run: str | Path, *, device: str = "auto", precision: Literal["float32", "bfloat16"] = "float32") -> Predictor:
+    """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact."""
+    return Predictor(models.load(run), device=device, precision=precision)
+
+
+# ----------------------------------------------------------------------------------------------------------- sources
+
+
+def expand(sources: Any) -> list[Source]:
+    """The pictures that are meant: folders and patterns become their files, in natural order (2 before 10).
+
+    In folders and patterns only names that end like a picture's count, hidden files and what `write` made do not, and
+    links that lead back to a folder above are not followed. A file that is named stays, whatever it is.
+
+    Raises:
+        DataError: a folder or pattern without a picture, or nothing that exists at all.
+    """
+    given = (
+        list(sources) if isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source) else [sources]
+    )
+    found: list[Source] = []
+    for source in given:
+        if isinstance(source, Source):
+            found.append(source)
+        elif isinstance(source, str | Path):
+            found += _named(str(source))
+        else:
+            found.append(Source(f"image-{len(found)}", source))
+    if not found:
+        raise DataError("no picture was given")
+    if not any(not isinstance(content, Path) or os.path.lexists(content) for _, content in found):
+        raise DataError("no such file or folder", where=found[0].name)
+    return found
+
+
+def _named(text: str) -> list[Source]:
+    if text == "-":
+        return [Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1))]
+    text = os.path.expanduser(text)
+    if os.path.isdir(text):
+        files = list(walk(Path(text)))
+    elif glob.has_magic(text) and not os.path.lexists(text):
+        files = [Path(match) for match in glob.glob(text, recursive=True) if not os.path.isdir(match)]
+    else:
+        return [Source(text, Path(text))]
+    ours = {folder for folder in {file.parent for file in files} if (folder / LINES).exists()}
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES and file.parent not in ours]
+    if not pictures:
+        raise DataError("no picture", where=text, remedy=f"known file names end in {', '.join(SUFFIXES)}")
+    return [Source(str(file), file) for file in sorted(pictures, key=_natural)]
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.as_posix())  # text and digits in turn
+    return [int(part) if place % 2 else part.casefold() for place, part in enumerate(parts)], path.as_posix()
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def write(
+    predictor: Predictor,
+    sources: Any,
+    *,
+    stream: TextIO | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    batch_size: int = 16,
+) -> Written:
+    """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
+
+    An interrupt leaves complete lines, and whole pictures for all of them.
+
+    Args:
+        predictor: what to ask.
+        sources: as in `Predictor.predict`.
+        stream: where the lines go.
+        out: a folder, made if need be, for `predictions.jsonl` and a picture for each: `a.jpg` becomes `a.jpg.png`.
+        overwrite: replace what an earlier prediction left there.
+        batch_size: as in `Predictor.predict`.
+
+    Returns:
+        How many pictures there were, and how many could not be used.
+
+    Raises:
+        DataError: there is nothing to look at.
+        UsageError: the sources lie in `out`.
+        FolderError: a file to be written exists; nothing is written then.
+        ResourceError: the disk is full or `out` is not writable.
+    """
+    found = expand(sources)
+    folder = None if out is None else Path(out)
+    places = [None] * len(found) if folder is None else _places(found, folder, overwrite)
+    failed = 0
+    with ExitStack() as stack:
+        streams = [] if stream is None else [stream]
+        if folder is not None:
+            streams.append(stack.enter_context(_open(folder / LINES, overwrite)))
+        predictions = predictor.predict(found, batch_size=batch_size, keep_images=folder is not None)
+        for prediction, place in zip(predictions, places):
+            failed += prediction.error is not None
+            if place is not None and prediction.error is None:
+                save(to_png_bytes(predictor.draw(prediction)), place)
+            line = json.dumps(predictor.record(prediction), allow_nan=False) + "\n"
+            for each in streams:
+                each.write(line)
+                each.flush()
+    return Written(len(found), failed)
+
+
+def _places(sources: Sequence[Source], folder: Path, overwrite: bool) -> list[Path]:
+    """A distinct file for each source, on file systems that ignore case too."""
+    home = os.path.realpath(folder)
+    if any(isinstance(content, Path) and os.path.realpath(content.parent) == home for _, content in sources):
+        raise UsageError("the folder for the pictures holds the sources", where=folder, remedy="name another one")
+    taken: set[str] = set()
+    places = []
+    for source in sources:
+        name = "stdin" if source.name == "-" else Path(source.name).name
+        name = os.fsdecode(os.fsencode(name)[:200])  # file systems end at 255 bytes
+        stem, number = name, 2
+        while name.casefold() in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name.casefold())
+        places.append(folder / f"{name}.png")
+    exists = [place for place in (folder / LINES, *places) if os.path.lexists(place)]
+    if exists and not overwrite:
+        raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
+    return places
+
+
+def _open(path: Path, overwrite: bool) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "w" if overwrite else "x", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"cannot be written ({error.strerror})", where=path) from error

@@ -1,0 +1,80 @@
+import bad_pictures
+import pytest
+from bad_pictures import class_folders, tree_state
+
+from patchform.data.checks import check, examine, overlap
+from patchform.data.dataset import open_evaluation
+from patchform.errors import DataError
+from patchform.records import Preprocessing
+from patchform.settings import DataSettings
+
+PLAIN = Preprocessing()
+
+
+def listing(root):
+    return open_evaluation(root, DataSettings(), ("a", "b"))
+
+
+def spoil(root, names=("half.jpg", "empty.jpg", "page.jpg")):
+    for name in names:
+        (root / "a" / name).write_bytes(bad_pictures.bad()[name][0])
+
+
+def test_good_data_pass_unchanged(tmp_path):
+    given = listing(class_folders(tmp_path, {"a": 3, "b": 2}))
+    calls = []
+    kept, report = check(given, PLAIN, progress=lambda done, every: calls.append((done, every)))
+    assert kept == given
+    assert (report.checked, report.used, report.faults) == (5, 5, ())
+    assert calls == [(index, 5) for index in range(1, 6)]
+
+
+def test_faults_stop_are_counted_and_named(tmp_path):
+    class_folders(tmp_path, {"a": 3, "b": 2})
+    spoil(tmp_path)
+    before = tree_state(tmp_path)
+    with pytest.raises(DataError, match=r"3 of 8 pictures.*a/empty\.jpg: the file is empty.*a/page\.jpg: .*HTML"):
+        check(listing(tmp_path), PLAIN)
+    with pytest.raises(DataError):
+        check(listing(tmp_path), PLAIN, skip_bad=0.37)
+    kept, report = check(listing(tmp_path), PLAIN, skip_bad=0.375)
+    assert len(kept) == report.used == 5
+    assert [fault.name for fault in report.faults] == ["a/empty.jpg", "a/half.jpg", "a/page.jpg"]
+    assert tree_state(tmp_path) == before
+
+
+def test_more_than_five_faults_are_cut(tmp_path):
+    class_folders(tmp_path, {"a": 1, "b": 1})
+    spoil(tmp_path, [name for name in bad_pictures.bad() if name.endswith(".jpg")])
+    with pytest.raises(DataError) as caught:
+        check(listing(tmp_path), PLAIN)
+    assert str(caught.value).count(": ") == 6
+
+
+def test_a_class_must_not_vanish(tmp_path):
+    class_folders(tmp_path, {"a": 0, "b": 9})
+    spoil(tmp_path, ["empty.jpg"])
+    with pytest.raises(DataError, match='left of class "a"'):
+        check(listing(tmp_path), PLAIN, skip_bad=0.5)
+
+
+def test_oddities_are_noted(tmp_path):
+    class_folders(tmp_path, {"a": 1, "b": 1})
+    good = bad_pictures.good()
+    for name in ("animated.gif", "deep.png", "long.png"):
+        (tmp_path / "a" / name).write_bytes(good[name])
+    (tmp_path / "a" / "gif.jpg").write_bytes(good["picture.gif"])
+    notes = examine(listing(tmp_path), PLAIN).notes
+    for part in ("1 pictures hold several frames", "1 pictures of 16 bits", "above 100", ".jpg are GIF"):
+        assert sum(part in note for note in notes) == 1
+    deep = examine(listing(tmp_path), Preprocessing(bits=16)).notes
+    assert not any("16 bits" in note for note in deep)
+
+
+def test_equal_files_in_both_parts_are_found(tmp_path):
+    train, validation = tmp_path / "train", tmp_path / "val"
+    class_folders(train, {"a": 3, "b": 3})
+    class_folders(validation, {"a": 2, "b": 2}, seed=1)
+    assert overlap(listing(train), listing(validation)) == ()
+    (validation / "b" / "copy.png").write_bytes((train / "a" / "001.png").read_bytes())
+    assert overlap(listing(train), listing(validation)) == (("a/001.png", "b/copy.png"),)

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from bad_pictures import class_folders, tree_state
+
+from patchform.data import dataset
+from patchform.data.dataset import Pictures, open_data, open_evaluation
+from patchform.data.transforms import training_transform
+from patchform.errors import DataError, UsageError
+from patchform.records import Preprocessing
+from patchform.settings import AugmentationSettings, DataSettings
+
+TINY = Preprocessing(size=(16, 16), crop_share=1.0)
+
+
+def opened(path, seed=0, **settings):
+    return open_data(DataSettings(path=str(path), **settings), seed=seed, preprocessing=TINY)
+
+
+def names(listing):
+    return [listing.name(index) for index in range(len(listing))]
+
+
+def test_one_folder_is_split_reproducibly_and_by_class(tmp_path):
+    counts = {"a": 50, "b": 10, "c": 2, "d": 1}
+    class_folders(tmp_path / "one", counts)
+    class_folders(tmp_path / "two", counts)
+    train, validation, notes = opened(tmp_path / "one")
+    assert train.counts() == (40, 8, 1, 1)
+    assert validation.counts() == (10, 2, 1, 0)
+    assert sorted(names(train) + names(validation)) == sorted(
+        names(opened(tmp_path / "one", seed=1).train) + names(opened(tmp_path / "one", seed=1).validation)
+    )
+    assert names(opened(tmp_path / "two").validation) == names(validation)  # the place does not matter
+    assert names(opened(tmp_path / "one", seed=1).validation) != names(validation)
+    assert any("13 of 63" in note for note in notes)
+    assert any('one picture, which is trained on: "d"' in note for note in notes)
+
+
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "Val", "test"])
+def test_train_and_val_folders(tmp_path, held_out):
+    class_folders(tmp_path / "train", {"a": 3, "b": 2})
+    class_folders(tmp_path / held_out, {"b": 1}, seed=1)
+    splits = opened(tmp_path)
+    assert len(splits.train) == 5
+    assert splits.validation.classes == ("a", "b")
+    assert splits.validation.items[0].classes == (1,)
+    assert any('not in the validation set: "a"' in note for note in splits.notes)
+    assert any("test/" in note for note in splits.notes) == (held_out == "test")
+    assert len(open_evaluation(tmp_path, DataSettings(), ("b", "a"))) == 1
+
+
+def test_a_class_in_validation_alone_stops(tmp_path):
+    class_folders(tmp_path / "train", {"a": 1})
+    class_folders(tmp_path / "val", {"a": 1, "b": 1})
+    with pytest.raises(DataError, match='unknown class: "b"'):
+        opened(tmp_path)
+
+
+def test_train_alone_is_split_and_explicit_validation_is_used(tmp_path):
+    class_folders(tmp_path / "data" / "train", {"a": 4, "b": 4})
+    class_folders(tmp_path / "other", {"b": 3})
+    assert opened(tmp_path / "data").train.classes == ("a", "b")
+    assert len(opened(tmp_path / "data", validation=str(tmp_path / "other")).validation) == 3
+    class_folders(tmp_path / "vehicles", {"train": 2, "bus": 2})  # a class may be called so
+    assert opened(tmp_path / "vehicles").train.classes == ("bus", "train")
+
+
+def test_lists_are_found_in_a_folder(tmp_path):
+    class_folders(tmp_path, {"pictures": 3})
+    (tmp_path / "train.csv").write_text("image,label\npictures/000.png,x\npictures/001.png,y\n")
+    (tmp_path / "val.csv").write_text("image,label\npictures/002.png,y\n")
+    splits = opened(tmp_path)
+    assert (len(splits.train), len(splits.validation)) == (2, 1)
+    (tmp_path / "val.csv").rename(tmp_path / "other.csv")
+    with pytest.raises(DataError, match="too few"):  # one of each class: the list was read, not the folders
+        opened(tmp_path)
+    splits = opened(tmp_path, validation=str(tmp_path / "other.csv"))
+    assert splits.validation.items[0].classes == (1,)
+
+
+def test_places_without_data_stop_and_name_the_layouts(tmp_path):
+    (tmp_path / "file.bin").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "none", tmp_path / "file.bin", tmp_path / "empty"):
+        with pytest.raises(DataError, match=r"class folders.*CSV") as caught:
+            opened(path)
+        assert str(path) in str(caught.value)
+    with pytest.raises(UsageError, match="no data"):
+        open_data(DataSettings(), seed=0, preprocessing=TINY)
+    class_folders(tmp_path / "single", {"a": 1})
+    with pytest.raises(DataError, match="too few"):
+        opened(tmp_path / "single")
+    with pytest.raises(UsageError, match="share"):
+        opened(tmp_path / "single", validation_share=1.0)
+
+
+def test_labels_of_several_classes_split(tmp_path):
+    class_folders(tmp_path, {"p": 10})
+    rows = "".join(f"p/{index:03d}.png,{'x|y' if index % 2 else 'x'}\n" for index in range(10))
+    (tmp_path / "list.csv").write_text("image,labels\n" + rows)
+    splits = opened(tmp_path / "list.csv", labels="multi")
+    assert splits.validation.counts() == (2, 1)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    class_folders(tmp_path, {"a": 6, "b": 6}, size=(20, 24))
+    settings = AugmentationSettings(policy="trivial_augment", erasing=0.5)
+    listing = open_evaluation(tmp_path, DataSettings(), ("a", "b"))
+    return lambda seed=0: Pictures(listing, training_transform(TINY, settings), TINY, seed)
+
+
+def test_samples_say_what_they_are(pictures):
+    sample = pictures()[0, 7]
+    assert sample.image.shape == (3, 16, 16)
+    assert sample.name == "b/001.png"
+    assert sample.size == (20, 24)
+    assert sample.target.classes.tolist() == [1]
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(pictures):
+    first, second = pictures(), pictures()
+    keys = [(epoch, index) for epoch in range(2) for index in range(12)]
+    expected = {key: first[key].image for key in keys}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert all(second[key].image.equal(expected[key]) for key in reversed(keys))
+    assert torch.get_rng_state().equal(before)
+    assert not all(second[0, index].image.equal(second[1, index].image) for index in range(12))
+    assert not all(pictures(1)[key].image.equal(expected[key]) for key in keys)
+
+
+def test_the_cache_changes_nothing_and_knows_its_limit(pictures, monkeypatch):
+    cached = pictures()
+    twice = [cached[0, index].image for index in (0, 1, 0)]
+    assert len(cached._cache) == 2
+    assert twice[0].equal(twice[2])
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 12 * 20 * 24 * 3 - 1)
+    plain = pictures()
+    assert plain[0, 0].image.equal(twice[0])
+    assert plain._cache is None
+
+
+def test_nothing_is_written_into_the_data(tmp_path, pictures):
+    before = tree_state(tmp_path)
+    opened(tmp_path)
+    [pictures()[0, index] for index in range(12)]
+    assert tree_state(tmp_path) == before

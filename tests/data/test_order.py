@@ -1,0 +1,162 @@
+import os
+import pickle
+import signal
+
+import pytest
+import torch
+from bad_pictures import class_folders
+from torch.utils.data import Dataset
+
+from patchform.data.dataset import Pictures, open_evaluation
+from patchform.data.order import TrainingBatches, balance, derive, evaluation_loader, order, training_loader
+from patchform.data.transforms import evaluation_transform, training_transform
+from patchform.errors import DataError, ResourceError, UsageError
+from patchform.records import Label, Preprocessing, Sample
+from patchform.settings import AugmentationSettings, DataSettings
+
+TINY = Preprocessing(size=(16, 16), crop_share=1.0)
+
+
+def test_orders_are_permutations_of_their_own():
+    first = order(1000, seed=0, epoch=0)
+    assert first.sort().values.equal(torch.arange(1000))
+    assert first.equal(order(1000, seed=0, epoch=0))
+    others = [order(1000, seed=0, epoch=1), order(1000, seed=1, epoch=0), torch.arange(1000)]
+    assert all((first == other).float().mean() < 0.02 for other in others)
+
+
+def test_derived_seeds_are_stable():
+    assert derive(0, "order", 0) == derive(0, "order", 0) < 2**63
+    assert len({derive(*parts) for parts in [(1, 23), (12, 3), (123,), ("1", "2", 3), (3, 2, 1)]}) == 5
+
+
+def test_balanced_draws_take_classes_equally_often(tmp_path):
+    class_folders(tmp_path, {"a": 90, "b": 9, "c": 1}, size=(1, 1))
+    listing = open_evaluation(tmp_path, DataSettings(), ("a", "b", "none", "c"))
+    drawn = torch.cat([order(100, seed=0, epoch=epoch, weights=balance(listing)) for epoch in range(60)])
+    classes = torch.tensor([item.classes[0] for item in listing.items])[drawn]
+    shares = classes.bincount(minlength=4) / len(classes)
+    torch.testing.assert_close(shares, torch.tensor([1 / 3, 1 / 3, 0, 1 / 3]), atol=0.025, rtol=0)
+    never = order(50, seed=0, epoch=0, weights=torch.tensor([0.0, 1.0, 0.0]).repeat(17)[:50])
+    assert (never % 3 == 1).all()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (1, 4), (7, 3), (16, 4), (17, 16), (23, 32)])
+def test_each_id_comes_once_an_epoch_and_short_batches_stay(count, size):
+    steps = -(-count // size)
+    batches = list(TrainingBatches(count, size, 0, 0, 3 * steps))
+    assert len(batches) == 3 * steps
+    for epoch in range(3):
+        keys = [key for batch in batches[epoch * steps : (epoch + 1) * steps] for key in batch]
+        assert {key[0] for key in keys} == {epoch}
+        assert sorted(key[1] for key in keys) == list(range(count))
+    assert {len(batch) for batch in batches} <= {size, count % size}
+
+
+def test_any_step_can_be_the_first():
+    whole = list(TrainingBatches(23, 4, 5, 0, 20))
+    for start in range(21):
+        rest = TrainingBatches(23, 4, 5, start, 20)
+        assert list(rest) == whole[start:]
+        assert len(rest) == 20 - start
+    assert list(TrainingBatches(23, 4, 6, 0, 20)) != whole
+
+
+@pytest.fixture
+def listing(tmp_path):
+    class_folders(tmp_path, {"a": 6, "b": 5}, size=(16, 20))
+    return open_evaluation(tmp_path, DataSettings(), ("a", "b"))
+
+
+def digest(batch):
+    return batch.images, [target.classes.tolist() for target in batch.targets], batch.names, batch.sizes
+
+
+def equal(first, second):
+    return first.images.equal(second.images) and digest(first)[1:] == digest(second)[1:]
+
+
+def test_workers_give_the_same_bits_and_resume_anywhere(listing):
+    settings = AugmentationSettings(policy="rand_augment", erasing=0.5)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+
+    def run(start, workers):
+        pictures = Pictures(listing, training_transform(TINY, settings), TINY, seed=9)
+        return list(training_loader(pictures, TrainingBatches(11, 4, 9, start, 9), workers))
+
+    whole = run(0, 0)
+    assert len(whole) == 9
+    for start, workers in ((0, 1), (0, 2), (4, 0), (4, 2), (5, 1)):
+        again = run(start, workers)
+        assert all(map(equal, again, whole[start:]))
+        assert len(again) == 9 - start
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_everything_once_in_order(listing, workers):
+    pictures = Pictures(listing, evaluation_transform(TINY), TINY)
+    loader = evaluation_loader(pictures, 4, workers)
+    assert len(loader) == 3
+    state = torch.get_rng_state()
+    for _ in range(2):  # workers persist
+        assert [name for batch in loader for name in batch.names] == [listing.name(index) for index in range(11)]
+    assert torch.get_rng_state().equal(state)
+
+
+class Failing(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, key):
+        if key[1] == 2:
+            self.error()
+        return Sample(torch.zeros(3, 2, 2), Label(torch.tensor([0])), "", (2, 2))
+
+
+def no_data():
+    raise DataError("cut short", where="a.jpg", remedy="mend it")
+
+
+def bug():
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bugs_stay_bugs(workers):
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(evaluation_loader(Failing(bug), 4, workers))
+
+
+def kill_worker():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_faults_arrive_as_they_were_raised(workers):
+    loaded = iter(evaluation_loader(Failing(no_data), 1, workers))
+    next(loaded)
+    next(loaded)
+    with pytest.raises(DataError) as caught:
+        next(loaded)
+    assert (caught.value.what, caught.value.where, caught.value.remedy) == ("cut short", "a.jpg", "mend it")
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's own, at its clean-up
+def test_a_killed_worker_is_a_matter_of_resources():
+    with pytest.raises(ResourceError, match="workers"):
+        list(evaluation_loader(Failing(kill_worker), 1, 1))
+
+
+@pytest.mark.parametrize("kind", [DataError, UsageError, ResourceError])
+def test_errors_survive_the_way_between_processes(kind):
+    error = pickle.loads(pickle.dumps(kind("what", where="there", remedy="do")))
+    assert type(error) is kind
+    assert (error.what, error.where, error.remedy, str(error)) == ("what", "there", "do", "what in there; do")

@@ -1,0 +1,70 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from patchform import drawing
+from patchform.drawing import Bar
+
+
+def pixels(*shape, seed=0):
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_pixels_are_shown_as_they_are(channels):
+    image = pixels(channels, 5, 8)
+    picture = drawing.to_picture(image)
+    assert (picture.size, picture.mode) == ((8, 5), "RGB")
+    wanted = image[[0, 0, 0]] if channels < 3 else image[:3]
+    assert picture.tobytes() == wanted.permute(1, 2, 0).contiguous().numpy().tobytes()
+    assert drawing.to_picture(image.float() / 255).tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (1, 5000), (5000, 1), (30, 500), (300, 900)])
+def test_caption_at_any_size_leaves_the_picture_untouched(height, width):
+    image = pixels(3, height, width)
+    page = drawing.caption(image, [Bar("a class", 0.93), Bar("x" * 500, 0.0), Bar("many\nlines\t", 1.0), Bar("")])
+    plain = drawing.enlarged(drawing.to_picture(image))
+    left = (page.width - plain.width) // 2
+    assert page.crop((left, 0, left + plain.width, plain.height)).tobytes() == plain.tobytes()
+    assert page.height > plain.height
+    assert page.width >= drawing.SMALLEST
+    assert max(plain.size) <= max(drawing.LARGEST, height, width)
+
+
+def test_tiny_pictures_grow_by_a_whole_factor():
+    plain = drawing.to_picture(pixels(3, 8, 8))
+    large = drawing.enlarged(plain)
+    assert large.size == (224, 224)
+    assert large.resize((8, 8), Image.Resampling.NEAREST).tobytes() == plain.tobytes()
+
+
+def test_bars_are_as_long_as_their_shares():
+    page = drawing.caption(pixels(3, 224, 224), [Bar("", 0.25)])
+    row = [page.getpixel((x, 225)) for x in range(224)]
+    assert 54 <= row.count(drawing.BLUE) <= 58
+    assert row.count(drawing.GREY) >= 160
+
+
+def test_any_class_name_can_be_drawn():
+    names = ["$x^2$", "猫", "a\x00b", "\ud800", "ä" * 300, ""]
+    drawing.caption(pixels(3, 40, 40), [Bar(name, 0.5) for name in names])
+    matrix = torch.eye(len(names), dtype=torch.int64).tolist()
+    picture = Image.open(io.BytesIO(drawing.confusion(matrix, names)))
+    assert picture.format == "PNG"
+
+
+def test_confusion_of_nothing_and_of_many_classes():
+    for number in (1, 60):
+        matrix = torch.zeros(number, number, dtype=torch.int64).tolist()
+        assert drawing.confusion(matrix, [str(index) for index in range(number)]).startswith(b"\x89PNG")
+
+
+def test_thumbnail_and_png():
+    picture = drawing.thumbnail(pixels(3, 300, 600), 100)
+    assert picture.size == (100, 50)
+    assert drawing.thumbnail(pixels(3, 8, 8)).size == (8, 8)
+    back = Image.open(io.BytesIO(drawing.to_png_bytes(picture)))
+    assert back.tobytes() == picture.tobytes()
