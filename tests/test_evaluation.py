@@ -34,7 +34,7 @@ class Stub(Backbone):
 
     def forward(self, images, *, padding=None):
         maps = self.drop(self.norm(images))
-        return Features((maps,), (1,), summary=maps.mean((2, 3)))
+        return Features((maps,), (1,), (1, 1), summary=maps.mean((2, 3)))
 
     def layers(self):
         return [self.norm]

@@ -24,6 +24,8 @@ class Features(NamedTuple):
     """Fine to coarse, each (B, C_i, H_i, W_i), as the trunk's residual stream holds them (not normalised)."""
     strides: tuple[int, ...]
     """Input pixels per cell of each map."""
+    size: tuple[int, int]
+    """Height and width of the input, pixels; the last cells of a map may reach beyond it."""
     tokens: Tensor | None = None
     """(B, N, D): the last layer's patch tokens, normalised, without class or register tokens."""
     summary: Tensor | None = None

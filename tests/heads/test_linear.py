@@ -24,7 +24,7 @@ def head(**options):
 
 
 def features(images=10, seed=1):
-    return Features((), (), summary=torch.randn(images, WIDTH, generator=torch.Generator().manual_seed(seed)))
+    return Features((), (), (1, 1), summary=torch.randn(images, WIDTH, generator=torch.Generator().manual_seed(seed)))
 
 
 def hard(images=10, seed=2):
@@ -98,7 +98,7 @@ def test_micro_batches_weighted_by_count_are_the_whole_batch(labels, kind, weigh
         built.zero_grad()
         whole = built.count(targets)
         for part in parts:
-            raw = built(Features((), (), summary=rows[part]))
+            raw = built(Features((), (), (1, 1), summary=rows[part]))
             (built.loss(raw, targets[part])["loss"] * built.count(targets[part]) / whole).backward()
         return [parameter.grad.clone() for parameter in built.parameters()]
 
@@ -151,7 +151,7 @@ def test_loss_starts_near_chance_and_falls_on_one_batch():
 def test_the_summary_has_a_gradient_at_the_first_step():
     summary = features().summary.requires_grad_()
     built = Linear(width=WIDTH, classes=CLASSES)
-    built.loss(built(Features((), (), summary=summary)), targets_of("hard"))["loss"].backward()
+    built.loss(built(Features((), (), (1, 1), summary=summary)), targets_of("hard"))["loss"].backward()
     assert summary.grad.abs().min() > 0
 
 
@@ -192,4 +192,4 @@ def test_targets_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="hard and soft"):
         built.loss(built(features()), [*targets_of("hard", 5), *targets_of("soft", 5)])
     with pytest.raises(UsageError, match="summary"):
-        built(Features((), ()))
+        built(Features((), (), (1, 1)))

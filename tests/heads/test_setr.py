@@ -126,7 +126,7 @@ def head(**options):
 def features(rows=3, columns=4, images=2, seed=1):
     draw = torch.Generator().manual_seed(seed)
     fine = torch.randn(images, 6, 2 * rows, 2 * columns, generator=draw)
-    return Features((fine, torch.randn(images, 8, rows, columns, generator=draw)), (4, 8))
+    return Features((fine, torch.randn(images, 8, rows, columns, generator=draw)), (4, 8), (8 * rows, 8 * columns))
 
 
 def targets(size=(24, 32), images=2, ignored=0.2, seed=2):
@@ -160,7 +160,7 @@ def test_parts_of_a_batch_weighted_by_their_count_make_the_whole():
     whole, all_features = features(images=3), features(images=3)
     parts = []
     for image in range(3):
-        one = Features(tuple(x[image : image + 1] for x in all_features.maps), all_features.strides)
+        one = Features(tuple(x[image : image + 1] for x in all_features.maps), all_features.strides, all_features.size)
         parts.append(
             (built.loss(built(one), wanted[image : image + 1])["loss"], built.count(wanted[image : image + 1]))
         )
@@ -188,11 +188,12 @@ def test_cells_stay_where_they_are_when_the_stride_does_not_divide():
 def test_decode_of_a_perfect_output_is_the_target():
     truth = torch.randint(3, (2, 6, 8), generator=torch.Generator().manual_seed(0))
     logits = 50.0 * F.one_hot(truth).permute(0, 3, 1, 2)
-    found = head().decode(Raw(logits, (), None), [(6, 8), (6, 8)])
+    whole = head(strides=(1, 1))
+    found = whole.decode(Raw(logits, (), None, (6, 8)), [(6, 8), (6, 8)])
     for region, wanted in zip(found, truth, strict=True):
         assert torch.equal(region.classes, wanted)
         torch.testing.assert_close(region.scores.sum(0), torch.ones(6, 8))
-    larger = head().decode(Raw(logits, (), None), [(90, 40), (7, 9)])
+    larger = whole.decode(Raw(logits, (), None, (6, 8)), [(90, 40), (7, 9)])
     assert [region.classes.shape for region in larger] == [(90, 40), (7, 9)]
 
 
@@ -200,10 +201,21 @@ def test_decode_leaves_padding_out():
     logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     padding = torch.zeros(2, 4, 5, dtype=torch.bool)
     padding[1, 3:], padding[1, :, 2:] = True, True
-    found = head().decode(Raw(logits, (), padding), [(8, 10), (6, 4)])
-    alone = head().decode(Raw(logits[1:, :, :3, :2], (), None), [(6, 4)])
+    whole = head(strides=(1, 1))
+    found = whole.decode(Raw(logits, (), padding, (4, 5)), [(8, 10), (6, 4)])
+    alone = whole.decode(Raw(logits[1:, :, :3, :2], (), None, (3, 2)), [(6, 4)])
     assert torch.equal(found[1].classes, alone[0].classes)
-    assert torch.equal(found[0].classes, head().decode(Raw(logits, (), None), [(8, 10), (6, 4)])[0].classes)
+    assert torch.equal(found[0].classes, whole.decode(Raw(logits, (), None, (4, 5)), [(8, 10), (6, 4)])[0].classes)
+
+
+def test_decode_is_exact_where_the_stride_does_not_divide_the_input():
+    column = torch.arange(3.0)[None, :, None, None] * torch.arange(4.0).expand(1, 1, 3, 4)
+    built = head(strides=(4, 8))
+    found = built.decode(Raw(column, (), None, (19, 27)), [(19, 27)])
+    wanted = F.interpolate(column, size=(24, 32), mode="bilinear")[..., :19, :27].softmax(1)
+    torch.testing.assert_close(found[0].scores, wanted[0])
+    shrunk = F.interpolate(column, size=(19, 27), mode="bilinear").softmax(1)  # control: not the plain resize
+    assert (found[0].scores - shrunk[0]).abs().max() > 1e-2
 
 
 # ------------------------------------------------------------------------------------------------------- any backbone

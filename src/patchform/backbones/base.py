@@ -31,7 +31,8 @@ class Backbone(nn.Module):
 
         Args:
             images: (B, C, H, W) floating point, normalised; video backbones take (B, T, C, H, W). H and W need not
-                be multiples of a stride: a map has ceil(H / stride) rows.
+                be multiples of a stride: a map has ceil(H / stride) rows (a backbone that rescales its input says how
+                many).
             padding: (B, H, W) bool, True on padding. What lies there changes nothing that is not padding.
         """
 

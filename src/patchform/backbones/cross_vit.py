@@ -110,7 +110,7 @@ class CrossViT(Backbone):
             token = self.class_tokens[branch].expand(len(cells), -1, -1)
             sequences.append(self.positions[branch](torch.cat([token, cells.flatten(1, 2)], 1), grid))
             shapes.append(grid)
-            hidden.append(None if padding is None else _on_grid(padding, size, grid, self.patches[branch]))
+            hidden.append(None if padding is None else _on_grid(padding, size, self.patches[branch]))
 
         fine, coarse = sequences
         masked = [None if one is None else F.pad(one.flatten(1), (1, 0)) for one in hidden]
@@ -119,7 +119,7 @@ class CrossViT(Backbone):
         maps = tuple(x[:, 1:].transpose(1, 2).unflatten(2, grid) for x, grid in zip((fine, coarse), shapes))
         coarse = self.norms[1](coarse)
         summary = torch.cat([self.norms[0](fine[:, 0]), coarse[:, 0]], 1)
-        return Features(maps, self.strides, coarse[:, 1:], summary, hidden[1])
+        return Features(maps, self.strides, grids.size_of(images), coarse[:, 1:], summary, hidden[1])
 
     def layers(self) -> list[nn.Module]:
         """The stages: the branches run side by side within one."""
@@ -237,15 +237,13 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
-def _on_grid(padding: Tensor, size: tuple[int, int], grid: tuple[int, int], patch: int) -> Tensor:
+def _on_grid(padding: Tensor, size: tuple[int, int], patch: int) -> Tensor:
     """Padding (B, H, W) of the input's pixels -> of the cells of a branch that sees the image at `size`."""
     row, column = (
         (2 * torch.arange(new, device=padding.device) + 1) * old // (2 * new)  # the pixel at the centre
         for new, old in zip(size, padding.shape[1:])
     )
-    seen = padding[:, row[:, None], column]
-    whole = (0, grid[1] * patch - size[1], 0, grid[0] * patch - size[0])
-    return grids.shrink_mask(F.pad(seen, whole, value=True), grid)
+    return grids.shrink_mask(padding[:, row[:, None], column], patch)
 
 
 def _row(

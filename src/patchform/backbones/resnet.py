@@ -152,19 +152,13 @@ class ResNet(Backbone):
             x = stage(x)
             maps.append(x)
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, D)
-        padding = None if padding is None else self._on_grid(padding)
-        return Features(tuple(maps), self.strides, tokens, grids.masked_mean(tokens, padding), padding)
+        hidden = None if padding is None else grids.shrink_mask(padding, self.strides[-1])
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
 
     def layers(self) -> list[nn.Module]:
         """The blocks, shallow to deep."""
         return [block for stage in self.stages for block in stage.children()]
-
-    def _on_grid(self, padding: Tensor) -> Tensor:
-        """(B, H, W) bool of pixels -> of the cells of the coarsest map."""
-        height, width = padding.shape[1:]
-        rows, columns = grids.cells((height, width), self.strides[-1])
-        whole = (0, columns * self.strides[-1] - width, 0, rows * self.strides[-1] - height)
-        return grids.shrink_mask(F.pad(padding, whole, value=True), (rows, columns))
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:

@@ -86,16 +86,19 @@ class Swin(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
         x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
         maps, hidden = [], None
-        for merge, stage in zip([nn.Identity(), *self.merges], self.stages):
+        for merge, stage, stride in zip([nn.Identity(), *self.merges], self.stages, self.strides):
             x = merge(x)
-            hidden = None if padding is None else grids.shrink_mask(padding, (x.shape[1], x.shape[2]))
+            hidden = None if padding is None else grids.shrink_mask(padding, stride)
             for block in stage:  # type: ignore[attr-defined]
                 x = block(x, padding=hidden)
             maps.append(x.permute(0, 3, 1, 2))
         tokens = self.norm(x).flatten(1, 2)
-        return Features(tuple(maps), self.strides, tokens, grids.masked_mean(tokens, hidden), hidden)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""

@@ -80,13 +80,13 @@ class TimeSformer(Backbone):
         if padding is not None:
             images = images.masked_fill(padding[:, None, None], 0)
         first, places, grid = self.embed(images)
-        hidden = None if padding is None else self.on_grid(padding, grid)
+        hidden = None if padding is None else grids.shrink_mask(padding, self.patch)
         allowed = None if hidden is None else ~nn.functional.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
         for block in self.blocks:
             first, places = block(first, places, allowed)
         scene = places.mean(2).transpose(1, 2).unflatten(2, grid)
         tokens = self.norm(places.transpose(1, 2)).flatten(1, 2)
-        return Features((scene,), self.strides, tokens, self.norm(first)[:, 0], hidden)
+        return Features((scene,), self.strides, grids.size_of(images), tokens, self.norm(first)[:, 0], hidden)
 
     def embed(self, clips: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """(B, T, C, H, W) -> class token (B, 1, D), patches by place (B, N, T, D), and the grid of the N places."""
@@ -97,11 +97,6 @@ class TimeSformer(Backbone):
         placed = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
         time = grids.resize(self.time, (1, frames), mode="nearest")
         return placed[:, 0, :1], placed[:, :, 1:].transpose(1, 2) + time.to(placed.dtype), grid
-
-    def on_grid(self, padding: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Padding (B, H, W) of pixels -> of cells."""
-        below, beside = (cells * self.patch - side for cells, side in zip(grid, padding.shape[1:]))
-        return grids.shrink_mask(nn.functional.pad(padding, (0, beside, 0, below), value=True), grid)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""

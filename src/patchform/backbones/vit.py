@@ -94,10 +94,13 @@ class ViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
+        hidden = masked = None
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+            hidden = grids.shrink_mask(padding, self.patch)
+            masked = nn.functional.pad(hidden.flatten(1), (self.prefix, 0))
         cells = self.patches(images)  # (B, H/p, W/p, D)
         grid = (cells.shape[1], cells.shape[2])
-        hidden = None if padding is None else grids.shrink_mask(padding, grid)
-        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1), (self.prefix, 0))
 
         x = self.embed(cells.flatten(1, 2), grid)
         maps = []
@@ -108,7 +111,7 @@ class ViT(Backbone):
         x = self.norm(x)
         tokens = x[:, self.prefix :]
         summary = grids.masked_mean(tokens, hidden) if self.class_token is None else x[:, 0]
-        return Features(tuple(maps), self.strides, tokens, summary, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
 
     def embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, placed."""

@@ -13,6 +13,11 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def size_of(images: Tensor) -> tuple[int, int]:
+    """(height, width) of (..., H, W)."""
+    return images.shape[-2], images.shape[-1]
+
+
 def cells(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of cells of `stride` pixels that cover an image of `size` pixels."""
     height, width = pair(size)
@@ -45,25 +50,25 @@ def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) ->
     return cell // width, cell % width
 
 
-def shrink_mask(padding: Tensor, size: tuple[int, int]) -> Tensor:
-    """Padding of pixels -> padding of cells: a cell is padding when all its pixels are.
+def shrink_mask(padding: Tensor, stride: int) -> Tensor:
+    """Padding of pixels -> padding of cells of `stride` pixels: a cell is padding when all its pixels are.
 
     Args:
         padding: (B, H, W) bool, True on padding.
-        size: rows and columns of the coarser grid, each with ceil(H / rows) pixels a cell (the last may be cut).
+        stride: side of a cell, pixels.
 
     Returns:
-        (B, *size) bool.
+        (B, ceil(H / stride), ceil(W / stride)) bool.
     """
-    (height, width), (rows, columns) = padding.shape[1:], size
-    tall, wide = -(-height // rows), -(-width // columns)
-    whole = F.pad(padding, (0, columns * wide - width, 0, rows * tall - height), value=True)
-    return whole.view(len(padding), rows, tall, columns, wide).all(dim=4).all(dim=2)
+    height, width = padding.shape[1:]
+    rows, columns = cells((height, width), stride)
+    whole = F.pad(padding, (0, columns * stride - width, 0, rows * stride - height), value=True)
+    return whole.view(len(padding), rows, stride, columns, stride).all(dim=4).all(dim=2)
 
 
 def masked_mean(tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean of (B, N, D) over the tokens that are not padding, (B, D); padding (B, H, W) with H * W = N, or None."""
+    """Mean of (B, N, D) over the tokens that are not padding, (B, D); padding (B, H, W) with H * W = N, or None. 0 if all are."""
     if padding is None:
         return tokens.mean(1)
     real = (~padding.flatten(1)).to(tokens.dtype)
-    return torch.einsum("bnd,bn->bd", tokens, real / real.sum(1, keepdim=True))
+    return torch.einsum("bnd,bn->bd", tokens, real / real.sum(1, keepdim=True).clamp(min=1))

@@ -32,6 +32,8 @@ class Raw(NamedTuple):
     """Likewise, each from a map of its own."""
     padding: Tensor | None
     """(B, H / stride, W / stride) bool, True on padding."""
+    size: tuple[int, int]
+    """(H, W) of the input, pixels."""
 
 
 class SETR(Head):
@@ -74,7 +76,7 @@ class SETR(Head):
         """Logits at the maps' resolution; auxiliary ones only in training."""
         wanted = zip(self.auxiliary, self.auxiliary_decoders) if self.training else ()
         auxiliary = tuple(decoder(features.maps[number]) for number, decoder in wanted)
-        return Raw(self.decoder(features.maps[-1]), auxiliary, features.padding)
+        return Raw(self.decoder(features.maps[-1]), auxiliary, features.padding, features.size)
 
     def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
         """{"loss": (), "auxiliary": ()}: cross-entropy, mean over the pixels that are not ignored; 0 if all are.
@@ -94,17 +96,14 @@ class SETR(Head):
         return torch.stack([(region.classes != IGNORED).sum() for region in regions]).sum().float()
 
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
-        """One `Regions` an image, of its size: the cells that are not all padding, stretched over the image.
-
-        That is exact where the stride divides the sides of the model's input; elsewhere the last row and column of
-        cells reach beyond the input by less than a stride, and the answer is shrunk by so much.
-        """
+        """One `Regions` an image, of its size: the input without the cells that are all padding, stretched over it."""
+        stride = self.strides[-1]
         found: list[Target] = []
         for number, size in enumerate(sizes):
-            logits = raw.logits[number, None].float()
+            logits = enlarge(raw.logits[number, None].float(), stride, raw.size)
             if raw.padding is not None:
                 real = ~raw.padding[number]
-                logits = logits[:, :, : int(real.any(1).sum()), : int(real.any(0).sum())]
+                logits = logits[:, :, : int(real.any(1).sum()) * stride, : int(real.any(0).sum()) * stride]
             scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
             found.append(Regions(scores.argmax(0), scores))
         return found

@@ -34,10 +34,20 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        inner = self.fc1(x)
-        if not torch.is_grad_enabled():  # in place: a fresh tensor of this size costs more than the function itself
-            return self.fc2(torch.ops.aten.gelu_(inner, approximate=self.act.approximate))
-        return self.fc2(self.act(inner))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(_linear_gelu(x, self.fc1, self.act.approximate))
+
+
+def _linear_gelu(x: Tensor, linear: nn.Linear, gelu: str) -> Tensor:
+    """gelu(linear(x)) on a CPU, no gradients: where it can be, one kernel; else in place, as a fresh tensor of this size
+    costs more than the function itself.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # what torch.compile uses too
+        weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
+        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "gelu", [], gelu)
+    return torch.ops.aten.gelu_(linear(x), approximate=gelu)
 
 
 class Block(nn.Module):
