@@ -56,3 +56,13 @@ class ResourceError(PatchformError):
     """The machine said no: disk full, out of memory, no permission."""
 
     exit_code, kind = 7, "resource"
+
+
+class Interrupted(PatchformError):
+    """The user asked a run to stop, and it saved and stopped. The exit code is 128 + the number of the signal."""
+
+    kind = "interrupted"
+
+    def __init__(self, exit_code: int, *, where: object = None) -> None:
+        self.exit_code = exit_code
+        super().__init__("stopped as asked", where=where, remedy="resume the run to go on")

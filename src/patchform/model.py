@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchform import lookup
 from patchform.backbones.base import Backbone
-from patchform.errors import UsageError
+from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.records import Architecture, Batch, Features, Preprocessing, Target
+from patchform.weights import files
 
 FORMAT = 1
 """Version of model.json; a reader refuses a newer one."""
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+"""The files of a model in its folder."""
+
+R = TypeVar("R", Architecture, Preprocessing)
 
 
 class Model(nn.Module):
@@ -128,7 +135,9 @@ def build_model(
         preprocessing = Preprocessing(size=(variant.image_size, variant.image_size))
     for name in ("mean", "std"):
         if len(getattr(preprocessing, name)) not in (1, preprocessing.channels):
-            raise UsageError(f"{name} has {len(getattr(preprocessing, name))} numbers for {preprocessing.channels} channels")
+            raise UsageError(
+                f"{name} has {len(getattr(preprocessing, name))} numbers for {preprocessing.channels} channels"
+            )
     options = dict(backbone_options or {})
     arguments: dict[str, Any] = {"in_channels": preprocessing.channels}
     if "image_size" in inspect.signature(variant.build).parameters:
@@ -161,3 +170,145 @@ def describe(model: Model) -> dict[str, Any]:
         "classes": list(model.classes),
         "preprocessing": dataclasses.asdict(model.preprocessing),
     }
+
+
+# ---------------------------------------------------------------------------------------------------- save and load
+
+LARGEST_SIDE, MOST_CLASSES, LARGEST_OPTION = 16_384, 100_000, 1_000_000
+"""Bounds on what a model file may ask for, checked before anything is built."""
+SCRATCH = 1 << 24
+"""Tensor elements that may be made in building a model, beside two for each byte of its weights file (one is usual)."""
+
+
+def save(model: Model, folder: str | Path) -> None:
+    """Write `model.safetensors`, `model.json` and their manifest into a folder, which is made if need be.
+
+    Raises:
+        UsageError: the model was put together by hand.
+        ResourceError: the disk is full or the place is not writable.
+    """
+    description = describe(model)
+    with files.atomic_folder(Path(folder)) as place:
+        files.write_tensors(place / WEIGHTS, model.state_dict())
+        files.write_json(place / DESCRIPTION, description)
+
+
+def load(folder: str | Path, *, weights: bool = True) -> Model:
+    """Build the model of a run folder, in evaluation mode on the CPU.
+
+    Names in the file select entries of the registry and nothing else: opening a model runs no code of its author.
+
+    Args:
+        folder: what `save` or a training run wrote.
+        weights: False builds the architecture with fresh weights.
+
+    Raises:
+        ModelFileError: a file is missing, damaged, of a newer format, or says something that is not understood; the
+            weights are not those of this architecture or not finite.
+    """
+    folder = Path(folder)
+    if faults := files.verify(folder, (DESCRIPTION, WEIGHTS)):
+        raise ModelFileError(f"not an intact model ({faults[0]})", where=folder)
+    source = folder / DESCRIPTION
+    with _Bounded(2 * (folder / WEIGHTS).stat().st_size + SCRATCH):
+        model = _build(files.read_json(source), source)
+    if weights:
+        _fill(model, files.read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return model.eval()
+
+
+class _Bounded(TorchDispatchMode):
+    """Within it, so many tensor elements may be made: a few lines of JSON cannot ask for a giant."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.left = elements
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = call(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not call._schema.is_mutable:
+            self.left -= made.numel()
+            if self.left < 0:
+                raise ValueError("it would be far larger than its weights file")
+        return made
+
+
+def _build(description: dict[str, Any], source: Path) -> Model:
+    version = description.get("format")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
+        raise ModelFileError(f"format {version} is not 1..{FORMAT}", where=source, remedy="use a newer patchform")
+    if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing"}:
+        raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
+    classes = description["classes"]
+    if not _fits(classes, tuple[str, ...]) or not 0 < len(classes) <= MOST_CLASSES:
+        raise ModelFileError(f"classes are not 1..{MOST_CLASSES} names", where=source)
+    made_of = _record(Architecture, description["architecture"], source)
+    preprocessing = _record(Preprocessing, description["preprocessing"], source)
+    if not all(0 < side <= LARGEST_SIDE for side in (*preprocessing.size, preprocessing.channels)):
+        raise ModelFileError(f"size and channels are not in 1..{LARGEST_SIDE}", where=source)
+    try:
+        return build_model(
+            made_of.task,
+            backbone=made_of.backbone,
+            head=made_of.head,
+            classes=classes,
+            preprocessing=preprocessing,
+            backbone_options=_frozen(made_of.backbone_options),
+            head_options=_frozen(made_of.head_options),
+        )
+    except Exception as error:  # whatever a constructor says of a file's values, the file is at fault
+        raise ModelFileError(f"cannot be built: {error}", where=source) from error
+
+
+def _record(kind: type[R], values: Any, source: Path) -> R:
+    """A frozen dataclass from JSON values: each field there, none other, each of its type."""
+    types = get_type_hints(kind)
+    if not isinstance(values, dict) or set(values) != set(types):
+        odd = set(values) ^ set(types) if isinstance(values, dict) else types
+        raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
+    for name, value in values.items():
+        if not _fits(value, types[name]):
+            raise ModelFileError(f"{name} is not of type {types[name]}", where=source)
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return kind(**fields)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has a type, as far as the records use types."""
+    of, inner = get_origin(kind), get_args(kind)
+    if of is Literal:
+        return value in inner
+    if of is tuple:
+        return isinstance(value, list) and (
+            all(_fits(item, inner[0]) for item in value)
+            if inner[-1] is Ellipsis
+            else len(value) == len(inner) and all(map(_fits, value, inner))
+        )
+    if of is dict:
+        return isinstance(value, dict)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _frozen(options: Any) -> Any:
+    """Options as a constructor had them (JSON knows no tuples), refused when a number is out of all proportion."""
+    if isinstance(options, dict):
+        return {key: _frozen(value) for key, value in options.items()}
+    if isinstance(options, list):
+        return tuple(_frozen(value) for value in options)
+    if isinstance(options, int | float) and abs(options) > LARGEST_OPTION:
+        raise ValueError(f"an option of {options:g} is above {LARGEST_OPTION}")
+    return options
+
+
+def _fill(model: Model, tensors: dict[str, Tensor], source: Path) -> None:
+    """Copy the weights in: all of them, nothing else, each of the right shape and type and finite."""
+    wanted = model.state_dict()
+    if odd := sorted(set(wanted) ^ set(tensors)):
+        raise ModelFileError(f"{len(odd)} tensors are missing or unexpected: {', '.join(odd[:5])}", where=source)
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):
+            found, due = ((tuple(t.shape), t.dtype) for t in (tensor, wanted[name]))
+            raise ModelFileError(f"{name} is {found}, not {due}", where=source)
+        if not torch.isfinite(tensor).all():
+            raise ModelFileError(f"{name} is not finite", where=source)
+    model.load_state_dict(tensors)

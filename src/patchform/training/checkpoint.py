@@ -1,0 +1,237 @@
+"""The state of a run on disk: all that an exact resume needs, in safetensors and JSON, each file with its SHA-256.
+
+    checkpoints/step-00000123/  model, average, optimizer, random .safetensors | state.json | manifest.json (last)
+
+A checkpoint is there whole or not at all (`weights.files.atomic_folder`). On resume the newest one whose every bit is
+right wins; older ones are deleted only after a newer one is on the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from patchform.errors import ModelFileError
+from patchform.model import Model
+from patchform.weights import files
+
+FORMAT = 1
+STATE = "state.json"
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Where a run stands."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    reported: int = 0
+    """Step of the last epoch end that was validated and logged."""
+    epoch_loss: float = 0.0
+    """Sum over the steps of this epoch."""
+    best: float | None = None
+    """Best score so far."""
+    best_step: int = 0
+    without_better: int = 0
+    """Validations since the best one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """All that moves in a run."""
+
+    model: Model
+    average: Model | None
+    optimizer: Optimizer
+    counters: Counters
+
+
+# ------------------------------------------------------------------------------------------------------------- save
+
+
+def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint of this step, then delete all but the newest `keep`.
+
+    Args:
+        parts: what to write.
+        folder: the run's `checkpoints`.
+        identity: plain values that must be the same on resume.
+        keep: at least 1.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable; earlier checkpoints are untouched.
+    """
+    path = folder / f"step-{parts.counters.step:08d}"
+    numbers, generators = _random_state()
+    with files.atomic_folder(path) as place:
+        files.write_tensors(place / "model.safetensors", parts.model.state_dict())
+        if parts.average is not None:
+            files.write_tensors(place / "average.safetensors", parts.average.state_dict())
+        files.write_tensors(place / "optimizer.safetensors", _optimizer_state(parts))
+        files.write_tensors(place / "random.safetensors", generators)
+        state = {
+            "format": FORMAT,
+            "counters": dataclasses.asdict(parts.counters),
+            "random": numbers,
+            "identity": identity,
+            "machine": machine(parts.model),
+        }
+        files.write_json(place / STATE, state)
+    _prune(folder, path, keep)
+    return path
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Delete all but the newest `keep`; what claims to be newer than the one just written is left of a damaged one."""
+    whole = [path for path in steps(folder) if path.name <= newest.name]
+    for path in set(steps(folder)) - set(whole[-max(keep, 1) :]):
+        doomed = folder / f"{files.TEMPORARY}{path.name}"
+        path.rename(doomed)  # half a deleted checkpoint must not look like one
+        files.failpoint("prune")
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def steps(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first, whole or not."""
+    return sorted(folder.glob("step-*"))
+
+
+def machine(model: Model) -> dict[str, Any]:
+    """What the last bits of a result depend on beside the recipe."""
+    device = next(model.parameters()).device
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- load
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint without a fault, None if no checkpoint was ever written; and a line for each bad one.
+
+    Raises:
+        ModelFileError: there are checkpoints, and none is whole.
+    """
+    notes: list[str] = []
+    for path in reversed(steps(folder)):
+        faults = files.verify(path)
+        if not faults:
+            return path, notes
+        notes.append(f"skipped a damaged checkpoint: {path.name}/{faults[0]}")
+    if notes:
+        raise ModelFileError(
+            f"no checkpoint is whole ({'; '.join(notes)})", where=folder, remedy="start a new run, or restore a copy"
+        )
+    return None, notes
+
+
+def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
+    """Put a run back to where a checkpoint left it, random generators included.
+
+    Args:
+        parts: as they were built for the run; changed in place.
+        path: a checkpoint without a fault.
+        identity: as on saving.
+
+    Returns:
+        A line for each difference of the machine that may change the last bits.
+
+    Raises:
+        ModelFileError: the checkpoint is of another run; names the keys that differ.
+    """
+    state = files.read_json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise ModelFileError(f"format {state.get('format')} is not {FORMAT}", where=path / STATE)
+    there = state.get("identity", {})
+    if differing := sorted(key for key in there.keys() | identity.keys() if there.get(key) != identity.get(key)):
+        raise ModelFileError(
+            f"the checkpoint is of another run: {', '.join(differing)} differ",
+            where=path,
+            remedy="resume with the same settings, or start a new run with model.init_from",
+        )
+    try:
+        _load(parts.model, path / "model.safetensors")
+        if parts.average is not None:
+            _load(parts.average, path / "average.safetensors")
+        _load_optimizer(parts, path / "optimizer.safetensors")
+        for name, value in state["counters"].items():
+            setattr(parts.counters, name, value)
+        _set_random_state(state["random"], files.read_tensors(path / "random.safetensors"))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ModelFileError(f"not what this version writes ({error})", where=path) from error
+    here = machine(parts.model)
+    return [
+        f"resuming with {name} {here.get(name)}, was {value}: results will be close, not identical"
+        for name, value in state.get("machine", {}).items()
+        if here.get(name) != value
+    ]
+
+
+def _load(model: Model, path: Path) -> None:
+    model.load_state_dict(files.read_tensors(path))
+
+
+# ------------------------------------------------------------------------------------------- optimizer and generators
+
+
+def _optimizer_state(parts: Parts) -> dict[str, Tensor]:
+    """Tensors by "<parameter>/<quantity>"."""
+    state = parts.optimizer.state
+    return {
+        f"{name}/{key}": value
+        for name, parameter in parts.model.named_parameters()
+        for key, value in state.get(parameter, {}).items()
+        if value is not None  # SGD without momentum
+    }
+
+
+def _load_optimizer(parts: Parts, path: Path) -> None:
+    names = {id(parameter): name for name, parameter in parts.model.named_parameters()}
+    ordered = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
+    index = {names[id(parameter)]: i for i, parameter in enumerate(ordered)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full, tensor in files.read_tensors(path).items():
+        name, _, key = full.rpartition("/")
+        like = ordered[index[name]]
+        if tensor.shape == like.shape:  # fused kernels need the parameter's memory format
+            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        state.setdefault(index[name], {})[key] = tensor
+    parts.optimizer.load_state_dict({"state": state, "param_groups": parts.optimizer.state_dict()["param_groups"]})
+
+
+def _random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Plain numbers and tensors of the global generators of Python, NumPy and torch."""
+    version, words, gauss = random.getstate()
+    numeric: dict[str, Any] = dict(np.random.get_state(legacy=False))
+    numeric["state"] = {"key": numeric["state"]["key"].tolist(), "pos": numeric["state"]["pos"]}
+    numbers = {"python": [version, list(words), gauss], "numpy": numeric}
+    tensors = {"torch": torch.get_rng_state()}
+    for index, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
+        tensors[f"cuda.{index}"] = state
+    return numbers, tensors
+
+
+def _set_random_state(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    version, words, gauss = numbers["python"]
+    random.setstate((version, tuple(words), gauss))
+    numeric = numbers["numpy"]
+    numeric["state"]["key"] = np.array(numeric["state"]["key"], dtype=np.uint32)
+    np.random.set_state(numeric)
+    torch.set_rng_state(tensors["torch"])
+    for index in range(torch.cuda.device_count()):
+        if (state := tensors.get(f"cuda.{index}")) is not None:
+            torch.cuda.set_rng_state(state, index)

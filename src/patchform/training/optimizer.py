@@ -1,0 +1,119 @@
+"""How parameters move: the groups with their decay and rate, and the update rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from patchform.model import Model
+from patchform.settings import OptimizerSettings
+
+UNDECAYED = re.compile(r"(^|[._])(positions?|tokens?)([._]|$)")
+"""A parameter whose dotted name has the word "position" or "token", such as `class_token`, `register_tokens` or
+`position.table`, is not decayed; neither is one of fewer than two dimensions (norms, biases, scales)."""
+
+
+def build(model: Model, settings: OptimizerSettings) -> Optimizer:
+    """The optimizer of a model. Each group holds `lr_scale`, by which the loop multiplies the learning rate."""
+    parameters = groups(model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
+    if settings.name == "sgd":
+        return SGD(parameters, lr=settings.lr, momentum=settings.momentum)
+    if settings.name == "lamb":
+        return Lamb(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    return AdamW(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def groups(model: Model, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups, one for each pair of weight decay and `lr_scale`.
+
+    Layer-wise rates (Clark et al. 2020, section 3.2; Bao et al. 2022, table 9): `lr_scale` is
+    `layer_decay` ** (L + 1 - depth), where the depth of a parameter is the number of the backbone's L layers that have
+    begun before it, in the order of registration. The stem has depth 0, layer i (from 1) has i, what stands between two
+    layers goes with the former, what follows the last layer has L + 1, and so has the head.
+    """
+    layers = model.backbone.layers()
+    layer_of = {id(parameter): i for i, layer in enumerate(layers, 1) for parameter in layer.parameters()}
+    top, begun = len(layers) + 1, 0
+    found: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        begun = max(begun, layer_of.get(id(parameter), begun))
+        inside = id(parameter) in layer_of or begun < len(layers)
+        depth = begun if name.startswith("backbone.") and inside else top
+        decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
+        found.setdefault((decay, layer_decay ** (top - depth)), []).append(parameter)
+    return [{"params": each, "weight_decay": decay, "lr_scale": scale} for (decay, scale), each in found.items()]
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of each group to `rate` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+class Lamb(Optimizer):
+    """LAMB (You et al. 2020, algorithm 2): Adam's direction, scaled for each tensor to the length of the tensor.
+
+    As in the authors' code, tensors without weight decay are not scaled.
+
+    Args:
+        parameters: parameter groups.
+        lr: learning rate.
+        betas: averaging constants of the gradient and its square.
+        eps: added to the root of the averaged square.
+        weight_decay: decoupled; part of the direction whose length is scaled.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move the parameters that have a gradient."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            live = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in live:
+                if not self.state[parameter]:
+                    self.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+            if live:
+                self._move(live, group)
+        return loss
+
+    def _move(self, live: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        gradients = [cast("Tensor", parameter.grad) for parameter in live]
+        first, second, steps = ([self.state[p][key] for p in live] for key in ("exp_avg", "exp_avg_sq", "step"))
+        torch._foreach_add_(steps, 1)
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        counts = [float(step) for step in steps]  # on the CPU: no wait for the device
+        roots = torch._foreach_sqrt(torch._foreach_div(second, [1 - beta2**count for count in counts]))
+        torch._foreach_add_(roots, group["eps"])
+        directions = torch._foreach_div(torch._foreach_div(first, [1 - beta1**count for count in counts]), roots)
+        if group["weight_decay"]:
+            torch._foreach_add_(directions, live, alpha=group["weight_decay"])
+            sizes, lengths = torch.stack(torch._foreach_norm(live)), torch.stack(torch._foreach_norm(directions))
+            ratios = torch.where((sizes > 0) & (lengths > 0), sizes / lengths, 1.0)
+            torch._foreach_mul_(directions, list(ratios.unbind()))
+        torch._foreach_add_(live, directions, alpha=-group["lr"])

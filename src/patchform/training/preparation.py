@@ -1,0 +1,168 @@
+"""From a recipe to the things that a run is made of."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchform.data.checks import check, overlap
+from patchform.data.dataset import Splits
+from patchform.data.listing import Listing
+from patchform.errors import ModelFileError, UsageError
+from patchform.model import Model, build_model, describe, load
+from patchform.records import Preprocessing
+from patchform.settings import DataSettings, Recipe
+from patchform.training.progress import Reporter
+from patchform.training.run import Stop
+
+
+def refuse_nonsense(recipe: Recipe) -> None:
+    """Raise UsageError for a setting out of its range, before anything is read."""
+    data, model, moves, shape, course = recipe.data, recipe.model, recipe.optimizer, recipe.schedule, recipe.training
+    sides = (data.image_size,) if isinstance(data.image_size, int) else data.image_size
+    ranges = {
+        "data.image_size": (min(sides) >= 1, "at least 1"),
+        "data.channels": (data.channels >= 1, "at least 1"),
+        "data.crop_share": (0 < data.crop_share <= 1, "in (0, 1]"),
+        "data.workers": (data.workers >= 0, "at least 0"),
+        "data.skip_bad": (0 <= data.skip_bad < 1, "in [0, 1)"),
+        "model.drop_path": (model.drop_path is None or 0 <= model.drop_path < 1, "in [0, 1)"),
+        "optimizer.lr": (0 < moves.lr <= 1000, "in (0, 1000]"),
+        "optimizer.weight_decay": (moves.weight_decay >= 0, "at least 0"),
+        "optimizer.layer_decay": (0 < moves.layer_decay <= 1, "in (0, 1]"),
+        "optimizer.clip": (moves.clip >= 0, "at least 0"),
+        "schedule.warmup_epochs": (shape.warmup_epochs >= 0, "at least 0"),
+        "training.epochs": (course.epochs >= 1, "at least 1"),
+        "training.batch_size": (course.batch_size >= 1, "at least 1"),
+        "training.micro_batch": (course.micro_batch >= 0, "at least 0"),
+        "training.ema": (0 <= course.ema < 1, "in [0, 1)"),
+        "training.validate_every": (course.validate_every >= 1, "at least 1"),
+        "training.save_every": (course.save_every >= 0, "at least 0"),
+        "training.keep": (course.keep >= 1, "at least 1"),
+    }
+    for name, (holds, needed) in ranges.items():
+        if not holds:
+            section, _, key = name.partition(".")
+            raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {needed}")
+
+
+def preprocessing_of(data: DataSettings) -> Preprocessing:
+    """What the settings say of the way from a file to the model, with the defaults filled in."""
+    known = Preprocessing()
+    size = data.image_size
+    return Preprocessing(
+        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        resize=data.resize,
+        crop_share=data.crop_share,
+        interpolation=data.interpolation,
+        channels=data.channels,
+        bits=data.bits,
+        mean=tuple(data.mean) if data.mean else known.mean if data.channels == 3 else (0.5,),
+        std=tuple(data.std) if data.std else known.std if data.channels == 3 else (0.5,),
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a setting; "auto" is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no CUDA device here", remedy="set training.device to cpu")
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators: the initial weights, and then dropout and stochastic depth, follow from it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def checked(
+    splits: Splits, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
+) -> Splits:
+    """The splits without bad pictures; says what was found."""
+    watch = functools.partial(_watch, stop)
+    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=watch)
+    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=watch)
+    for report in (first, second):
+        for note in report.notes:
+            reporter.note(note)
+        if report.faults:
+            reporter.note(f"left out {len(report.faults)} of {report.checked} pictures, first {report.faults[0]}")
+    if twins := overlap(train, validation):
+        reporter.note(f"{len(twins)} pictures are in training and in validation, first {twins[0][0]}")
+    return splits._replace(train=train, validation=validation)
+
+
+def _watch(stop: Stop, done: int, count: int) -> None:
+    stop.check()
+
+
+def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing) -> Model:
+    """The model of a recipe, with the loss's settings as the head's options, and perhaps the weights of another run."""
+    options, top = dict(recipe.model.options), dict(recipe.model.head_options)
+    if recipe.model.drop_path is not None:
+        options["drop_path"] = recipe.model.drop_path
+    if recipe.data.labels != "single":
+        top["labels"] = recipe.data.labels
+    if recipe.loss.smoothing:
+        top["smoothing"] = recipe.loss.smoothing
+    if recipe.loss.class_weights == "balanced":
+        counts = listing.counts()
+        top["class_weights"] = [sum(counts) / (len(counts) * count) if count else 1.0 for count in counts]
+    elif recipe.loss.class_weights != "none":
+        top["class_weights"] = list(recipe.loss.class_weights)
+    model = build_model(
+        recipe.task,
+        backbone=recipe.model.backbone,
+        head=recipe.model.head,
+        classes=listing.classes,
+        preprocessing=preprocessing,
+        backbone_options=options,
+        head_options=top,
+    )
+    if recipe.model.init_from is not None:
+        source = load(recipe.model.init_from)
+        try:
+            model.backbone.load_state_dict(source.backbone.state_dict())
+            if source.classes == model.classes:
+                model.head.load_state_dict(source.head.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ModelFileError(f"weights of another model ({reason})", where=recipe.model.init_from) from error
+    return model
+
+
+def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
+    """What must be the same for a resume to make sense, as plain values."""
+    description = describe(model)
+    digest = hashlib.sha256()
+    for listing in (splits.train, splits.validation):
+        for index, item in enumerate(listing.items):
+            digest.update(f"{listing.name(index)}\0{item.classes}\n".encode(errors="surrogateescape"))
+        digest.update(b"\0")
+    return plain(
+        description["architecture"]
+        | {
+            "classes": description["classes"],
+            "preprocessing": description["preprocessing"],
+            "data": digest.hexdigest(),
+            "balanced": recipe.data.balanced,
+            "optimizer": recipe.optimizer.name,
+            "batch_size": recipe.training.batch_size,
+            "seed": recipe.training.seed,
+            "average": recipe.training.ema > 0,
+        }
+    )
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(value))

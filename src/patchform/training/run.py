@@ -1,0 +1,177 @@
+"""What surrounds a run: its folder, the lock on it, and the wish to stop."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from patchform.errors import FolderError, Interrupted, ResourceError
+from patchform.weights import files
+
+LOCK, RECIPE, CHECKPOINTS, BEST = "run.lock", "recipe.yaml", "checkpoints", "best"
+"""Names in a run folder."""
+ATTEMPTS = 5
+"""To lock a folder, in a tenth of a second."""
+
+
+def new_folder(runs: Path, name: str | None, *, stem: str) -> Path:
+    """Make the folder of a new run; of several processes that ask for one name, one gets it.
+
+    Args:
+        runs: parent folder, made if need be.
+        name: name of the run; None for the first free of `stem`-1, `stem`-2, ...
+        stem: beginning of automatic names.
+
+    Raises:
+        FolderError: the name is taken; names the process if it is running.
+        ResourceError: the place is not writable.
+    """
+    number = 0
+    while True:
+        number += 1
+        folder = runs / (name or f"{stem}-{number}")
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError as error:
+            if runs.is_dir() and not name:
+                continue
+            owner = _owner(folder)
+            remedy = "choose another name" if owner else "choose another name, or resume it"
+            raise FolderError(f"the run exists already{owner}", where=folder, remedy=remedy) from error
+        except OSError as error:
+            raise ResourceError(f"cannot make a folder ({error.strerror})", where=folder) from error
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Own a run folder. The lock ends with the process, however it ends, so none is ever stale.
+
+    Raises:
+        FolderError: another process owns it; names its number, host and start.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        for attempt in range(ATTEMPTS):  # who only asks for the owner holds it for an instant
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == ATTEMPTS - 1:
+                    remedy = "wait for it or stop it"
+                    raise FolderError(f"in use{_owner(folder)}", where=folder, remedy=remedy) from error
+                time.sleep(0.02)
+        os.ftruncate(descriptor, 0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": now}).encode())
+        _held.add(descriptor)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked loader process must not keep the lock of a run that was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _owner(folder: Path) -> str:
+    """Words on the process that holds the lock, none if there is none."""
+    try:
+        with open(folder / LOCK) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return ""
+            except BlockingIOError:
+                owner = json.loads(file.read() or "{}")
+                return " by process {pid} on {host} since {start}".format_map({**dict.fromkeys(_FACTS, "?"), **owner})
+    except (OSError, ValueError, TypeError):
+        return ""
+
+
+_FACTS = ("pid", "host", "start")
+
+
+@contextmanager
+def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator[Path]:
+    """The locked folder of a new run, or of one that goes on.
+
+    A new folder in which nothing was begun (no recipe was written) is removed again on an error.
+
+    Args:
+        runs: parent folder.
+        name: name of the run; None for an automatic one.
+        stem: beginning of automatic names.
+        resume: the folder exists.
+
+    Raises:
+        FolderError: nothing to resume, or the folder exists or is in use.
+        ResourceError: the place is not writable.
+    """
+    if resume and not (name and (runs / name).is_dir()):
+        raise FolderError("no run to resume", where=runs / (name or ""), remedy="name a run folder that exists")
+    folder = runs / name if name and resume else new_folder(runs, name, stem=stem)
+    with lock(folder):
+        for place in (folder, folder / CHECKPOINTS):
+            files.clear_temporaries(place)
+        try:
+            yield folder
+        except BaseException:
+            if not resume and not (folder / RECIPE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+class Stop:
+    """Whether the user asked to stop: SIGTERM or a first Ctrl-C is noted, a second one stops at once.
+
+    Use as a context manager in the main thread; elsewhere signals stay as they are and nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._process = os.getpid()
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked loader process: the run itself decides
+            return
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        os.write(2, b"stopping after this step; the run is saved first (Ctrl-C again: at once)\n")
+
+    def check(self) -> None:
+        """Raise Interrupted if the user asked to stop."""
+        if self.signal is not None:
+            raise Interrupted(128 + self.signal)

@@ -1,0 +1,33 @@
+"""How the learning rate moves: a pure function of the step, so that a resumed run needs no more than the step."""
+
+from __future__ import annotations
+
+import math
+
+from patchform.settings import ScheduleSettings
+
+
+def multiplier(settings: ScheduleSettings, step: int, *, steps: int, epoch: int) -> float:
+    """Share of the highest learning rate at a step.
+
+    A line from `warmup_start` at step 0 to 1 at the end of the warm-up; then, with p running from 0 there to 1 at the
+    last step, `floor` + (1 - `floor`) times
+
+    * cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, equation 5),
+    * polynomial: (1 - p) ** `power`,
+    * constant: 1 (`floor` does not count).
+
+    Args:
+        settings: the shape.
+        step: optimizer steps taken so far, 0 .. steps - 1.
+        steps: optimizer steps of the whole run.
+        epoch: optimizer steps of an epoch.
+    """
+    warmup = min(round(settings.warmup_epochs * epoch), steps)
+    if step < warmup:
+        return settings.warmup_start + (1 - settings.warmup_start) * step / warmup
+    if settings.name == "constant":
+        return 1.0
+    p = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
+    shape = (1 + math.cos(math.pi * p)) / 2 if settings.name == "cosine" else (1 - p) ** settings.power
+    return settings.floor + (1 - settings.floor) * shape

@@ -1,0 +1,54 @@
+"""One training run in a process of its own, to be killed: python child.py '{"path": ..., "runs": ..., ...}'.
+
+A mutant forgets one part of a run's state on resume. Each must make the comparison fail, or it compares nothing.
+"""
+
+import json
+import sys
+
+import tiny
+
+from patchform.errors import PatchformError
+from patchform.training import checkpoint, loop
+
+load = checkpoint._load
+
+
+class RestartedEpoch(loop.TrainingBatches):
+    """Begins its epoch anew."""
+
+    def __iter__(self):
+        behind = self.start_step % self.steps_per_epoch
+        self.start_step, self.steps = self.start_step - behind, self.steps - behind
+        return super().__iter__()
+
+
+MUTANTS = {
+    "no_rng": lambda: setattr(checkpoint, "_set_random_state", lambda *_: None),
+    "no_ema": lambda: setattr(checkpoint, "_load", lambda model, path: load(model, path.parent / "model.safetensors")),
+    "no_optimizer": lambda: setattr(checkpoint, "_load_optimizer", lambda *_: None),
+    "no_schedule": lambda: setattr(loop.schedule, "multiplier", forgetful(loop.schedule.multiplier)),
+    "restart_epoch": lambda: setattr(loop, "TrainingBatches", RestartedEpoch),
+}
+
+
+def forgetful(multiplier):
+    first = []
+
+    def counted_from_here(settings, step, **sizes):
+        first.append(step)
+        return multiplier(settings, max(step - first[0], 0), **sizes)
+
+    return counted_from_here
+
+
+if __name__ == "__main__":
+    wish = json.loads(sys.argv[1])
+    mutant, resume, sections = wish.pop("mutant", None), wish.pop("resume", False), wish.pop("sections", {})
+    if mutant:
+        MUTANTS[mutant]()
+    try:
+        loop.train(tiny.recipe(**wish, **sections), resume=resume, progress=False)
+    except PatchformError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

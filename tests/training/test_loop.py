@@ -1,0 +1,355 @@
+"""One step, and the run around it: what is computed, what is refused, what is left on disk."""
+
+import csv
+import errno
+import json
+import os
+
+import pytest
+import tiny
+import torch
+import yaml
+from torch import nn
+
+from patchform import model as models
+from patchform.data import dataset
+from patchform.data.collate import split
+from patchform.errors import DataError, DivergedError, FolderError, ResourceError, UsageError
+from patchform.evaluation import evaluate_run
+from patchform.heads.base import Head
+from patchform.model import Model, build_model
+from patchform.records import Batch, Label, Preprocessing
+from patchform.training import checkpoint, loop
+from patchform.weights import files
+
+
+def model_of(*, backbone_options=None, **head_options):
+    torch.manual_seed(0)
+    return build_model(
+        "classification",
+        backbone="vit/nano",
+        head="linear",
+        classes="abc",
+        preprocessing=Preprocessing(size=(32, 32)),
+        backbone_options=backbone_options,
+        head_options=head_options,
+    )
+
+
+def batch_of(count, *, soft=False):
+    torch.manual_seed(1)
+    targets = [Label(torch.tensor([index % 3]), torch.rand(3).softmax(0) if soft else None) for index in range(count)]
+    return Batch(
+        torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), tuple(targets), ("",) * count, ((32, 32),) * count
+    )
+
+
+def gradient(model, batch, part):
+    model.zero_grad()
+    loss, norm = loop.gradients(model, batch, part=part, precision="float32")
+    flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert norm == pytest.approx(flat.norm().item(), rel=1e-5)
+    return loss, flat
+
+
+# ---------------------------------------------------------------------------------------------------------- one step
+
+
+class Exact(Head):
+    """A weighted cross-entropy that stays in float64."""
+
+    tasks = ("classification",)
+
+    def __init__(self):
+        super().__init__()
+        self.classifier, self.weights = nn.Linear(48, 3), torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64)
+
+    def forward(self, features, targets=None):
+        return self.classifier(features.summary)
+
+    def loss(self, raw, targets):
+        return {"loss": nn.functional.cross_entropy(raw, torch.cat([t.classes for t in targets]), self.weights)}
+
+    def count(self, targets):
+        return self.weights[torch.cat([target.classes for target in targets])].sum()
+
+    def decode(self, raw, sizes):
+        raise NotImplementedError
+
+
+def exact():
+    model = model_of()
+    return Model(model.backbone, Exact(), classes="abc", preprocessing=model.preprocessing).double()
+
+
+@pytest.mark.parametrize("part", [1, 3, 4, 8])
+def test_parts_give_the_gradient_of_the_whole_batch(part):
+    model, batch = exact(), batch_of(11)
+    loss, whole = gradient(model, batch, 0)
+    other, parted = gradient(model, batch, part)
+    assert other == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(parted, whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("options", [{}, {"class_weights": [0.2, 1.0, 5.0], "smoothing": 0.1}])
+def test_parts_give_the_gradient_of_the_whole_batch_under_the_linear_head(options, soft):
+    model, batch = model_of(**options), batch_of(11, soft=soft)
+    _, whole = gradient(model, batch, 0)
+    _, parted = gradient(model, batch, 4)
+    torch.testing.assert_close(parted, whole, rtol=0, atol=5e-6 * whole.abs().max().item())
+
+
+def test_a_mean_of_means_would_be_another_gradient():
+    model, batch = exact(), batch_of(11)
+    _, whole = gradient(model, batch, 0)
+    model.zero_grad()
+    pieces = list(split(batch, 4))
+    for piece in pieces:
+        (sum(model(piece).values()) / len(pieces)).backward()
+    naive = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert (naive - whole).abs().max() > 1e-3 * whole.abs().max()
+
+
+def test_recomputing_activations_changes_no_gradient_nor_random_number():
+    batch, found = batch_of(6), []
+    for recomputed in (False, True):
+        model = model_of(backbone_options={"drop_path": 0.5}, dropout=0.2).train()
+        if recomputed:
+            loop.recompute_activations(model)
+        torch.manual_seed(2)
+        found.append((*gradient(model, batch, 4), torch.get_rng_state()))
+        with torch.no_grad():
+            assert model.eval().predict(batch)
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(found[0][2], found[1][2])
+
+
+def test_not_finite_is_noticed_wherever_it_is():
+    model = model_of()
+    assert loop.all_finite(model, None)
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            model.head.classifier.bias[1] = value
+        assert not loop.all_finite(model, None)
+
+
+# ------------------------------------------------------------------------------------------------------- a whole run
+
+
+def test_a_run_learns_and_leaves_all_that_the_other_commands_need(pictures, tmp_path):
+    recipe = tiny.recipe(pictures, tmp_path, name=None, training={"epochs": 12, "save_every": 0, "ema": 0.5})
+    done = loop.train(recipe, progress=False)
+    assert done.folder == tmp_path / "classification-vit-nano-1"
+    assert done.step == 84
+    assert done.best > 0.5
+    rows = list(csv.DictReader((done.folder / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(7, 85, 7))
+    assert max(float(row["top1"]) for row in rows) == done.best
+    assert float(rows[done.best_step // 7 - 1]["top1"]) == done.best
+    assert float(rows[-1]["train_loss"]) < 0.8 * float(rows[0]["train_loss"])
+    assert len((done.folder / "steps.jsonl").read_text().splitlines()) == 84
+    assert yaml.safe_load((done.folder / "recipe.yaml").read_text())["name"] == done.folder.name
+    loaded = models.load(done.folder)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, done.model.state_dict()[name])
+    assert evaluate_run(done.folder, pictures).numbers["top1"] == done.best
+    assert files.verify(done.folder) == []
+    assert [path.name for path in checkpoint.steps(done.folder / "checkpoints")] == ["step-00000077", "step-00000084"]
+    with pytest.raises(FolderError):
+        loop.train(tiny.recipe(pictures, tmp_path, name=done.folder.name), progress=False)
+
+
+def test_a_set_smaller_than_the_batch_trains(tmp_path, capsys):
+    few = tiny.pictures(tmp_path / "few", count=20)
+    done = loop.train(tiny.recipe(few, tmp_path, training={"batch_size": 64}), progress=False)
+    assert done.step == 2
+    assert "batches of 20, 20 at once; 1 steps an epoch" in capsys.readouterr().err.replace("64 at once", "20 at once")
+
+
+def test_it_stops_when_nothing_gets_better(pictures, tmp_path):
+    done = loop.train(
+        tiny.recipe(pictures, tmp_path, optimizer={"lr": 1e-9}, training={"epochs": 9, "patience": 2}), progress=False
+    )
+    assert done.step == 21
+    assert done.best_step == 7
+
+
+def test_it_starts_from_the_weights_of_another_run(pictures, tmp_path):
+    first = loop.train(tiny.recipe(pictures, tmp_path, "first"), progress=False)
+    recipe = tiny.recipe(
+        pictures,
+        tmp_path,
+        "second",
+        model={"init_from": str(first.folder)},
+        optimizer={"lr": 1e-9, "weight_decay": 0.0},
+    )
+    second = loop.train(recipe, progress=False)
+    for one, other in zip(first.model.parameters(), second.model.parameters()):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(pictures, tmp_path):
+    plain = loop.train(tiny.recipe(pictures, tmp_path, "plain"), progress=False)
+    fast = loop.train(tiny.recipe(pictures, tmp_path, "fast", model={"compile": True}), progress=False)
+    assert (fast.folder / "model.safetensors").stat().st_size == (plain.folder / "model.safetensors").stat().st_size
+    for one, other in zip(plain.model.parameters(), fast.model.parameters()):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+
+
+def test_tensorboard_events_are_written(pictures, tmp_path):
+    done = loop.train(tiny.recipe(pictures, tmp_path, training={"tensorboard": True, "epochs": 1}), progress=True)
+    assert list((done.folder / "tensorboard").glob("events.*"))
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("optimizer", {"lr": 0.0}),
+        ("optimizer", {"lr": -1.0}),
+        ("optimizer", {"lr": float("nan")}),
+        ("optimizer", {"lr": 1e9}),
+        ("training", {"epochs": 0}),
+        ("training", {"batch_size": 0}),
+        ("training", {"ema": 1.0}),
+        ("data", {"image_size": 0}),
+    ],
+)
+def test_settings_out_of_range_stop_before_anything_is_read(tmp_path, section, values):
+    with pytest.raises(UsageError, match=rf"{section}\.\w+ is .*; it must be"):
+        loop.train(tiny.recipe("nowhere", tmp_path, **{section: values}), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_leave_no_folder(tmp_path):
+    with pytest.raises(DataError):
+        loop.train(tiny.recipe(tmp_path / "nowhere", tmp_path / "runs"), progress=False)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def finite_files(folder):
+    found = list(folder.rglob("*.safetensors"))
+    for path in found:
+        assert all(t.isfinite().all() for t in files.read_tensors(path).values() if t.is_floating_point()), path
+    return found
+
+
+def break_gradient(monkeypatch, step):
+    """The gradient of one parameter becomes NaN at a step."""
+    plain, calls = loop.gradients, []
+
+    def broken(model, batch, **options):
+        calls.append(1)
+        hooks = []
+        if len(calls) == step:
+            parameter = next(model.parameters())
+            hooks.append(parameter.register_hook(lambda gradient: gradient * float("nan")))
+        try:
+            return plain(model, batch, **options)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    monkeypatch.setattr(loop, "gradients", broken)
+
+
+def test_a_gradient_that_is_not_finite_stops_with_the_weights_before_it(pictures, tmp_path, monkeypatch):
+    break_gradient(monkeypatch, 5)
+    with pytest.raises(DivergedError, match=r"norm nan at step 5 \(learning rate 0\.\d+\) in \w/\d+\.png, ") as caught:
+        loop.train(tiny.recipe(pictures, tmp_path, training={"ema": 0.9}), progress=False)
+    assert caught.value.exit_code == 6
+    last, _ = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert last.name == "step-00000004"
+    assert len(json.loads((tmp_path / "run/diverged.json").read_text())["files"]) == 32
+    assert len(finite_files(tmp_path / "run")) == 8
+
+
+@pytest.mark.parametrize("save_every", [1, 3])
+def test_a_rate_that_is_far_too_high_leaves_only_finite_files(pictures, tmp_path, save_every):
+    recipe = tiny.recipe(
+        pictures,
+        tmp_path,
+        optimizer={"name": "sgd", "lr": 1000.0, "weight_decay": 10.0},
+        training={"save_every": save_every, "epochs": 8},
+    )
+    with pytest.raises(DivergedError):
+        loop.train(recipe, progress=False)
+    finite_files(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower_and_smaller_parts_resume(pictures, tmp_path, monkeypatch, error):
+    plain, calls = loop.gradients, []
+
+    def hungry(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 7:
+            raise error
+        return plain(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "gradients", hungry)
+        with pytest.raises(
+            ResourceError, match=r"out of memory with 32 images of 32x32 at once; lower training\.micro_b"
+        ):
+            loop.train(tiny.recipe(pictures, tmp_path), progress=False)
+    recipe = tiny.recipe(pictures, tmp_path, training={"micro_batch": 8})
+    assert loop.train(recipe, resume=True, progress=False).step == 14
+
+
+def test_a_picture_that_vanishes_stops_the_run_after_it_was_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 0)
+    few, plain = tiny.pictures(tmp_path / "few", count=64), loop.gradients
+
+    def vanish(*arguments, **options):
+        for path in (few / "train/h").glob("*.png"):
+            path.unlink()
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(loop, "gradients", vanish)
+    with pytest.raises(DataError, match=r"h/\d+\.png"):
+        loop.train(tiny.recipe(few, tmp_path, training={"batch_size": 16}), progress=False)
+    assert checkpoint.newest(tmp_path / "run/checkpoints")[0].name == "step-00000001"
+
+
+def full_disk(monkeypatch, after):
+    """Every flush after so many fails."""
+    plain, calls = os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(1)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_full_disk_stops_the_run_and_harms_nothing(pictures, tmp_path, monkeypatch):
+    full_disk(monkeypatch, after=9)  # one checkpoint and a part of the next
+    with pytest.raises(ResourceError, match=r"cannot write \d+ bytes \(No space left .* bytes are free\) in .*\.tmp-"):
+        loop.train(tiny.recipe(pictures, tmp_path), progress=False)
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path / "run/checkpoints")[0].name == "step-00000003"
+    assert not list(tmp_path.rglob(".tmp-*"))
+    assert loop.train(tiny.recipe(pictures, tmp_path), resume=True, progress=False).step == 14
+
+
+def test_a_full_disk_can_be_lived_with_until_the_end(pictures, tmp_path, monkeypatch, capsys):
+    full_disk(monkeypatch, after=9)
+    with pytest.raises(ResourceError):  # the model itself
+        loop.train(tiny.recipe(pictures, tmp_path, training={"on_save_error": "continue"}), progress=False)
+    assert capsys.readouterr().err.count("not saved, going on: cannot write") >= 4
+    assert len((tmp_path / "run/steps.jsonl").read_text().splitlines()) == 14
