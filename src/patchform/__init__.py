@@ -1,3 +1,58 @@
-"""patchform: vision transformers, any backbone under any head."""
+"""patchform: vision transformers, any backbone under any head.
+
+    import patchform as pf
+
+    pf.list_backbones("swin/*")
+    backbone = pf.build_backbone("vit/s16", in_channels=4)
+    model = pf.build_model("classification", backbone="swin/t", head="linear", classes=["cat", "dog"])
+    report = pf.load_weights(model, tensors)
+    run = pf.train("classification", data="photos/", name="first")
+    scores = pf.evaluate("runs/first", data="other/")
+    predictions = pf.load("runs/first").predict(["a.jpg"])
+
+Nothing heavy is imported before the first use of a name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from patchform.commands.train import train as train
+    from patchform.errors import PatchformError as PatchformError
+    from patchform.evaluation import evaluate_run as evaluate
+    from patchform.lookup import add_plugin as add_plugin
+    from patchform.lookup import backbones as list_backbones
+    from patchform.model import Model as Model
+    from patchform.model import build_backbone as build_backbone
+    from patchform.model import build_model as build_model
+    from patchform.model import load_weights as load_weights
+    from patchform.prediction import load as load
+
+_HOMES = {
+    "Model": "model:Model",
+    "PatchformError": "errors:PatchformError",
+    "add_plugin": "lookup:add_plugin",
+    "build_backbone": "model:build_backbone",
+    "build_model": "model:build_model",
+    "evaluate": "evaluation:evaluate_run",
+    "list_backbones": "lookup:backbones",
+    "load": "prediction:load",
+    "load_weights": "model:load_weights",
+    "train": "commands.train:train",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'patchform' has no attribute {name!r}")
+    home, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"patchform.{home}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -130,5 +130,7 @@ def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not there, with the nearest one that is."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known[:12])}" + (" ..." * (len(known) > 12))
+    hint = (
+        f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known[:12])}" + (" ..." * (len(known) > 12))
+    )
     return UsageError(f'no {kind} "{name}"', remedy=hint)

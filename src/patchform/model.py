@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,8 @@ from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.records import Architecture, Batch, Features, Preprocessing, Target
 from patchform.weights import files
+from patchform.weights.report import Dropped, Report
+from patchform.weights.rules import Rules, recognise
 
 FORMAT = 1
 """Version of model.json; a reader refuses a newer one."""
@@ -126,7 +129,8 @@ def build_model(
         head_options: arguments of the head.
 
     Raises:
-        UsageError: an unknown name or option, a head of another task, no classes, or statistics of another channel count.
+        UsageError: an unknown name or option, a head of another task, no classes, or statistics of another number of
+            channels.
     """
     if not classes:
         raise UsageError("a model needs at least one class")
@@ -158,6 +162,41 @@ def build_model(
         task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
     )
     return Model(trunk, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
+
+
+def load_weights(
+    target: Model | Backbone, source: Mapping[str, Tensor] | str | Path, *, layout: str | None = None
+) -> Report:
+    """Fill a model, or a backbone alone, with published weights of its family.
+
+    Args:
+        target: gets the weights in place. A backbone alone leaves the published head aside and the report says so.
+        source: a state dict in a published layout, or a safetensors file with one.
+        layout: one of the family's `LAYOUTS`; recognised from the names if None.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        UsageError: no such layout.
+        ModelFileError: a tensor without a place, or of another shape, or one of the target's that is not filled;
+            nothing was changed then.
+    """
+    tensors = files.read_tensors(Path(source)) if isinstance(source, str | Path) else source
+    trunk = target if isinstance(target, Backbone) else target.backbone
+    layouts: dict[str, Rules] = sys.modules[type(trunk).__module__].LAYOUTS
+    name = layout or recognise(layouts, tensors)
+    if name not in layouts:
+        raise lookup.no_such("layout", name, layouts)
+    rules, aside = layouts[name], []
+    own, level = target.state_dict(), ""
+    if trunk is target:
+        level = "backbone."
+        aside = [name for name in tensors if rules.place(name).startswith("head.")]
+    wanted = {name: tensor for name, tensor in tensors.items() if name not in aside}
+    filled, report = rules.load(wanted, {level + name: tensor for name, tensor in own.items()})
+    target.load_state_dict({name.removeprefix(level): tensor for name, tensor in filled.items()})
+    return report._replace(dropped=(*report.dropped, *(Dropped(name, "a backbone has no head") for name in aside)))
 
 
 def describe(model: Model) -> dict[str, Any]:

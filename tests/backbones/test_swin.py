@@ -61,7 +61,9 @@ def test_control_a_fault_is_seen(fault, timm_small, images):
         source[one], source[two] = source[two], source[one]
     elif fault == "merge":
         weight = source["layers.1.downsample.reduction.weight"]
-        source["layers.1.downsample.reduction.weight"] = torch.cat([weight[:, 16:32], weight[:, :16], weight[:, 32:]], 1)
+        source["layers.1.downsample.reduction.weight"] = torch.cat(
+            [weight[:, 16:32], weight[:, :16], weight[:, 32:]], 1
+        )
     load(ours, LAYOUTS["timm"], source)
     if fault == "shift":
         ours.backbone.stages[0][1].pattern = ours.backbone.stages[0][0].pattern

@@ -86,14 +86,20 @@ def test_gradients_of_both_routes_agree(dtype):
         return [t.grad.float() for t in (*inputs, bias)]
 
     for ours, other in zip(gradients(True), gradients(False)):
-        torch.testing.assert_close(ours, other, rtol=1e-5 if dtype == torch.float32 else 0.1, atol=1e-4 if dtype == torch.float32 else 0.2)
+        torch.testing.assert_close(
+            ours, other, rtol=1e-5 if dtype == torch.float32 else 0.1, atol=1e-4 if dtype == torch.float32 else 0.2
+        )
 
 
 def test_controls_a_wrong_scale_or_mask_is_seen():
     q, k, v = (normal(2, 3, 4, 5, 8, seed=s) for s in range(3))
     allowed = masks(2, 3, 4, 5, 5)["all"]
     expected = plainly(q, k, v, scale=8**-0.5, allowed=allowed)
-    for wrong in (attend(q, k, v, allowed=allowed, scale=1.0), attend(q, k, v), attend(q, k, v, allowed=~allowed | allowed[..., :1])):
+    for wrong in (
+        attend(q, k, v, allowed=allowed, scale=1.0),
+        attend(q, k, v),
+        attend(q, k, v, allowed=~allowed | allowed[..., :1]),
+    ):
         assert (wrong - expected).abs().max() > 1e-2
 
 

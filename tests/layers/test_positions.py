@@ -81,7 +81,7 @@ def test_native_bias_is_the_table_and_a_larger_one_is_a_resized_picture():
 
 
 def test_widths_that_do_not_part_are_refused():
-    for name, width in (("learned_2d", 7), ("rope_2d", 12)):
-        with pytest.raises(UsageError):
-            positions.outside(name, width, (2, 2))
-            positions.inside(name, width, 2, (2, 2))
+    with pytest.raises(UsageError, match="even width"):
+        positions.outside("learned_2d", 7, (2, 2))
+    with pytest.raises(UsageError, match="4 divides"):
+        positions.inside("rope_2d", 12, 2, (2, 2))

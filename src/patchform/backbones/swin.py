@@ -30,7 +30,8 @@ class Swin(Backbone):
 
     Args:
         in_channels: C of the images.
-        image_size: native input, pixels; a stage whose native grid is smaller than the window gets a window of that size.
+        image_size: native input, pixels; a stage whose native grid is smaller than the window gets one of
+            that size.
         patch: side of a patch, pixels.
         width: channels of the first stage; doubles with every stage.
         depths: blocks of each stage.
@@ -124,7 +125,9 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(squares.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # column-major, as published
 
 
-def _row(width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, image_size: int = 224) -> Variant:
+def _row(
+    width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, image_size: int = 224
+) -> Variant:
     size = {"width": width, "depths": depths, "heads": heads, "window": window}
     return Variant(build=Swin, image_size=image_size, options=size)
 

@@ -174,6 +174,7 @@ _TORCHVISION = Rules(
     ("encoder.layers.encoder_layer_{b}.mlp.3.{p}", "blocks.{b}.mlp.fc2.{p}"),
     ("encoder.ln.{p}", "norm.{p}"),
 )
+_QKV = ("query", "key", "value")
 _BLOCK, _LOOK = "Transformer/encoderblock_{b}/", "Transformer/encoderblock_{b}/MultiHeadDotProductAttention_1/"
 _GOOGLE = Rules(  # the counters 0, 1, 2, 3 inside a block are those of all released files
     ("cls", "class_token"),
@@ -181,16 +182,19 @@ _GOOGLE = Rules(  # the counters 0, 1, 2, 3 inside a block are those of all rele
     ("embedding/kernel", "patches.proj.weight", flax.patches),
     ("embedding/bias", "patches.proj.bias"),
     *(
-        (tuple(f"{_LOOK}{part}/{theirs}" for part in ("query", "key", "value")), f"blocks.{{b}}.attention.qkv.{ours}", flax.qkv)
+        (
+            tuple(f"{_LOOK}{part}/{theirs}" for part in _QKV),
+            f"blocks.{{b}}.attention.qkv.{ours}",
+            flax.qkv,
+        )
         for theirs, ours in (("kernel", "weight"), ("bias", "bias"))
     ),
     (f"{_LOOK}out/kernel", "blocks.{b}.attention.proj.weight", flax.out),
     (f"{_LOOK}out/bias", "blocks.{b}.attention.proj.bias"),
-    *(
-        (f"{_BLOCK}MlpBlock_3/Dense_{n}/{theirs}", f"blocks.{{b}}.mlp.fc{n + 1}.{ours}", *operation)
-        for n in (0, 1)
-        for theirs, ours, *operation in (("kernel", "weight", flax.dense), ("bias", "bias"))
-    ),
+    (f"{_BLOCK}MlpBlock_3/Dense_0/kernel", "blocks.{b}.mlp.fc1.weight", flax.dense),
+    (f"{_BLOCK}MlpBlock_3/Dense_0/bias", "blocks.{b}.mlp.fc1.bias"),
+    (f"{_BLOCK}MlpBlock_3/Dense_1/kernel", "blocks.{b}.mlp.fc2.weight", flax.dense),
+    (f"{_BLOCK}MlpBlock_3/Dense_1/bias", "blocks.{b}.mlp.fc2.bias"),
     *(
         (f"{theirs}/{part}", f"{ours}.{'weight' if part == 'scale' else 'bias'}")
         for theirs, ours in (

@@ -67,7 +67,7 @@ def shrink_mask(padding: Tensor, stride: int) -> Tensor:
 
 
 def masked_mean(tokens: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean of (B, N, D) over the tokens that are not padding, (B, D); padding (B, H, W) with H * W = N, or None. 0 if all are."""
+    """Mean of (B, N, D) over the tokens that are not padding, (B, D); 0 if all are. Padding is (B, H, W), H * W = N."""
     if padding is None:
         return tokens.mean(1)
     real = (~padding.flatten(1)).to(tokens.dtype)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from patchform.layers.positions import InsidePosition
 
-_EXPLICIT_KEYS = 1024  # above it the weights of a training step would cost more memory than the explicit route saves time
+_EXPLICIT_KEYS = (
+    1024  # above it the weights of a training step would cost more memory than the explicit route saves time
+)
 _recorded: list[Tensor] | None = None
 
 
@@ -65,7 +67,7 @@ def attend(
 
 
 def _explicit_is_faster(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
-    """On CPU the fused kernel's backward is slow in bfloat16 (2 to 5 times) and refuses a mask that needs a gradient."""
+    """On CPU the fused kernel's backward is 2 to 5 times slower in bfloat16, and refuses masks that need a gradient."""
     if q.device.type != "cpu" or k.shape[-2] > _EXPLICIT_KEYS or not torch.is_grad_enabled():
         return False
     trained_mask = mask is not None and mask.requires_grad
@@ -83,16 +85,17 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    # groups fold into the batch: q, k and v are slices of one projection, and this is the one view that copies none of
-    # them. A mask that differs between groups is copied over the batch instead, which measures faster than copying q, k, v
+    # Groups fold into the batch: q, k and v are slices of one projection, and this is the one view that copies none of
+    # them. A mask that differs between groups is copied over the batch instead, which costs less than copying those.
     if mask is not None:
         mask = mask.expand(*(1,) * (5 - mask.dim()), *mask.shape)
         if mask.shape[0] == mask.shape[1] == 1:
             mask = mask[0]
         else:
             mask = mask.expand(*q.shape[:2], *mask.shape[2:]).flatten(0, 1)
-    folded = (t.flatten(0, 1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(*folded, attn_mask=mask, scale=scale).unflatten(0, q.shape[:2])
+    folded_q, folded_k, folded_v = (t.flatten(0, 1) for t in (q, k, v))
+    mixed = F.scaled_dot_product_attention(folded_q, folded_k, folded_v, attn_mask=mask, scale=scale)
+    return mixed.unflatten(0, q.shape[:2])
 
 
 class Attention(nn.Module):

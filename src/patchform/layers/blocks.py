@@ -40,8 +40,9 @@ class MLP(nn.Module):
 
 
 def _linear_gelu(x: Tensor, linear: nn.Linear, gelu: str) -> Tensor:
-    """gelu(linear(x)) on a CPU, no gradients: where it can be, one kernel; else in place, as a fresh tensor of this size
-    costs more than the function itself.
+    """gelu(linear(x)) on a CPU without gradients: in one kernel where there is one, else in place.
+
+    A fresh tensor of this size costs more than the function itself.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # what torch.compile uses too
@@ -105,7 +106,7 @@ class Block(nn.Module):
         """The attention branch."""
         groups = self.pattern.gather(self.norm1(x), padding)
         mixed = self.attention(groups.tokens, grid=grid or groups.grid, allowed=groups.allowed, widen=groups.widen)
-        return self.scale1(self.pattern.scatter(mixed, x.shape[1:-1]))
+        return self.scale1(self.pattern.scatter(mixed, tuple(x.shape[1:-1])))
 
 
 def start(module: nn.Module) -> None:
@@ -115,5 +116,3 @@ def start(module: nn.Module) -> None:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-

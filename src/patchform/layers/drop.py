@@ -23,7 +23,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, branch: Callable[..., Tensor], *beside: Tensor | None) -> Tensor:
-        """x + branch(x, *beside).
+        """X + branch(x, *beside).
 
         Args:
             x: (B, ...).

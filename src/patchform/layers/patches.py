@@ -6,6 +6,7 @@ All take any size: an image that no whole number of patches covers is padded at 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class ConvolutionalStem(nn.Module):
         super().__init__()
         widths = [in_channels, *channels]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.proj = nn.Conv2d(widths[-1], width, 1)

@@ -95,9 +95,9 @@ class Pattern:
         widen = None if table.looks_at is None else partial(_widen, table=table)
         return Groups(tokens, self.group_grid(grid), allowed, widen)
 
-    def scatter(self, groups: Tensor, grid: Grid) -> Tensor:
+    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D), the way back."""
-        table = _tables(self, grid, groups.device)
+        table = _tables(self, (grid[0], grid[1]), groups.device)
         return groups.flatten(1, 2).index_select(1, table.places).unflatten(1, grid)
 
     def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
@@ -166,7 +166,7 @@ class Global(Pattern):
         grid = (x.shape[1], x.shape[2]) if x.dim() == 4 else None
         return Groups(x.flatten(1, -2)[:, None], grid, allowed)
 
-    def scatter(self, groups: Tensor, grid: Grid) -> Tensor:
+    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """A view."""
         return groups[:, 0].unflatten(1, grid) if len(grid) > 1 else groups[:, 0]
 

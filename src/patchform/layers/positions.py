@@ -49,7 +49,7 @@ class Learned1D(Position):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Add the table, resized to `grid`."""
-        table = self.table
+        table: Tensor = self.table
         if grid != self.grid:
             native = table[0, self.prefix :].unflatten(0, self.grid)
             grown = grids.resize(native, grid, mode=self.mode).flatten(0, 1)
@@ -98,7 +98,7 @@ class SinCos2D(Position):
 
 
 def _waves(place: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """sin and cos, each (N, width / 2), of `place` at wavelengths from 2 pi to 10000 * 2 pi; in float64."""
+    """Sin and cos, each (N, width / 2), of `place` at wavelengths from 2 pi to 10000 * 2 pi; in float64."""
     if width % 2:
         raise UsageError(f"sine and cosine positions need an even width for each axis, not {width}")
     rate = 10000 ** -(torch.arange(width // 2, dtype=torch.float64, device=place.device) / (width // 2))
@@ -147,7 +147,8 @@ class RelativeBias(InsidePosition):
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Leave q and k, give the bias (h, N, N)."""
         grid = grid or self.grid
-        table, index = self.table, self.index
+        table: Tensor = self.table
+        index = self.index
         if grid != self.grid:
             native = table.unflatten(0, (2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
             table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1)).flatten(0, 1)

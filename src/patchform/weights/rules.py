@@ -331,6 +331,11 @@ class Rules:
                 written[other] = part
         return written
 
+    def place(self, name: str) -> str:
+        """Own name that a source tensor goes to; empty where it is dropped or no rule knows it."""
+        to = self._goes_to(name)
+        return to if isinstance(to, str) else ""
+
     def unknown(self, source: Mapping[str, Tensor]) -> list[str]:
         """Names that no rule knows."""
         return [name for name in source if self._goes_to(name) is None]

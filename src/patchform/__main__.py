@@ -1,0 +1,5 @@
+"""python -m patchform"""
+
+from patchform.cli import main
+
+raise SystemExit(main())

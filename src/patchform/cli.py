@@ -1,0 +1,148 @@
+"""patchform <verb> ...: what the shell sees. The verbs themselves are in `commands/`, one file each.
+
+Nothing here or at the top of a command's file imports torch: help and wrong options must be quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from patchform import __version__
+from patchform.commands import demo, evaluate, models, predict, train
+from patchform.errors import PatchformError, UsageError
+
+VERBS = {"demo": demo, "models": models, "train": train, "evaluate": evaluate, "predict": predict}
+BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0 done, 1 a bug of patchform, 2 wrong command line or setting, 3 bad data, 4 bad model file, 5 folder in use,
+    6 diverged, 7 disk, memory or permission, 8 some inputs failed, 130 and 143 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug, as_json = "--debug" in argv, "--json" in argv
+    try:
+        return _run(argv)
+    except PatchformError as error:
+        if debug:
+            traceback.print_exc()
+        _report(error, as_json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("patchform: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # such as `patchform models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if debug:
+            raise
+        _report(PatchformError(_line(error), remedy=f"please report it with {_saved_traceback()}"), as_json)
+        return BUG
+
+
+def _run(argv: list[str]) -> int:
+    words, settings = _take_settings(argv)
+    arguments = _parser().parse_args(words)
+    if settings and arguments.verb != "train":
+        raise UsageError(f"no such option: --{next(iter(settings))}", remedy=f"patchform {arguments.verb} --help")
+    arguments.settings = settings
+    if arguments.plugin:
+        from patchform import lookup
+
+        for folder in arguments.plugin:
+            lookup.add_plugin(folder)
+    return VERBS[arguments.verb].run(arguments)
+
+
+def _take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Command line without, and settings from, words of the form --section.key value or --section.key=value."""
+    words: list[str] = []
+    settings: dict[str, str] = {}
+    rest = iter(argv)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if word == "--":
+            return [*words, word, *rest], settings
+        if not (name.startswith("--") and "." in name):
+            words.append(word)
+            continue
+        found = value if equals else next(rest, None)
+        if found is None or (not equals and found.startswith("--")):
+            raise UsageError(f"{name} needs a value")
+        settings[name[2:]] = found
+    return words, settings
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are UsageErrors; a part of the help may be made when it is asked for."""
+
+    more: Callable[[], str] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"{self.prog} --help")
+
+    def format_help(self) -> str:
+        return super().format_help() + (self.more() if self.more else "")
+
+
+def _parser() -> _Parser:
+    everywhere = _Parser(add_help=False, allow_abbrev=False)
+    everywhere.add_argument("--json", action="store_true", help="speak JSON, errors too")
+    everywhere.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    everywhere.add_argument(
+        "--plugin",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="folder with own backbones/, heads/, ...: runs its code",
+    )
+    parser = _Parser(
+        prog="patchform",
+        description="Vision transformers: any backbone under any head.",
+        epilog="examples:\n" + "\n".join(f"  {verb.EXAMPLE}" for verb in VERBS.values()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"patchform {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        purpose = (verb.__doc__ or "").splitlines()[0]
+        own = verbs.add_parser(
+            name,
+            help=purpose,
+            description=purpose,
+            epilog=f"example: {verb.EXAMPLE}",
+            parents=[everywhere],
+            allow_abbrev=False,
+        )
+        verb.add_arguments(own)
+        own.more = getattr(verb, "more_help", None)
+    return parser
+
+
+def _report(error: PatchformError, as_json: bool) -> None:
+    if as_json:
+        fields = {"kind": f"E-{error.kind}", "what": error.what, "where": error.where, "remedy": error.remedy}
+        print(json.dumps({"error": {**fields, "exit_code": error.exit_code}}), file=sys.stderr)
+    else:
+        print(f"patchform: error E-{error.kind}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _saved_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="patchform-", suffix=".txt", delete=False) as file:
+        traceback.print_exc(file=file)
+    return file.name

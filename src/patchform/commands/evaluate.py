@@ -1,0 +1,91 @@
+"""Score a trained model on labelled pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchform.commands import recipes
+from patchform.errors import UsageError
+
+if TYPE_CHECKING:
+    from patchform.metrics.base import Scores
+
+EXAMPLE = "patchform evaluate runs/first --data holiday-photos/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `evaluate_run` takes."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
+    parser.add_argument("--out", metavar="DIR", help="for evaluation.json and report.html (default: RUN)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once; changes no score")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--skip-bad", type=float, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the numbers."""
+    from rich.console import Console
+
+    to_people = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
+    scores = evaluate(
+        arguments.run,
+        data=arguments.data,
+        out=arguments.out,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=arguments.device,
+        skip_bad=arguments.skip_bad,
+        say=to_people.print,
+    )
+    if arguments.json:
+        print(json.dumps(scores.as_json(), allow_nan=False))
+        return 0
+    width = max(map(len, scores.numbers))
+    print(f"{'images':{width}}  {scores.samples}")
+    for name, value in scores.numbers.items():
+        print(f"{name:{width}}  {'-' if value is None else f'{value:.4f}'}")
+    return 0
+
+
+def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) -> Scores:
+    """Evaluate the model of a run folder; writes evaluation.json, confusion.png and report.html.
+
+    Args:
+        run: run folder.
+        data: folder or CSV list; default: the validation pictures of the run.
+        options: of `patchform.evaluation.evaluate_run`: out, batch_size, workers, device, precision, skip_bad,
+            progress, say.
+
+    Raises:
+        UsageError: no data, and the run has held out a part of its own.
+        PatchformError: whatever `evaluate_run` raises.
+    """
+    where = data or _validation_of(Path(run))
+
+    from patchform.evaluation import evaluate_run
+    from patchform.report import write_report
+
+    scores = evaluate_run(run, where, **options)
+    write_report(run, where, out=options.get("out"))
+    return scores
+
+
+def _validation_of(folder: Path) -> str:
+    if not (folder / "recipe.yaml").is_file():
+        raise UsageError(
+            "not a run folder, or without its recipe", where=folder, remedy="name the pictures: --data DIR"
+        )
+    settings = recipes.resolve(folder).data
+    if settings.validation:
+        return settings.validation
+    if settings.path and any((Path(settings.path) / name).exists() for name in ("val", "val.csv")):
+        return settings.path
+    raise UsageError("the run has no validation folder of its own", where=folder, remedy="name pictures: --data DIR")

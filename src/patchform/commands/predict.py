@@ -1,0 +1,56 @@
+"""Say what pictures show: a line of JSON for each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchform.prediction import Predictor
+
+EXAMPLE = "patchform predict runs/first new/*.jpg --out answers/"
+SOME_FAILED = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `prediction.write` takes."""
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, pattern, or - for stdin")
+    parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Lines on stdout; exit code 8 when some pictures could not be used."""
+    from patchform.prediction import write
+
+    written = write(
+        load(arguments.run, device=arguments.device),
+        arguments.sources,
+        stream=sys.stdout,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        batch_size=arguments.batch_size,
+    )
+    if written.failed:
+        print(f"{written.failed} of {written.images} pictures could not be used", file=sys.stderr)
+    return SOME_FAILED if written.failed else 0
+
+
+def load(run: str | Path, **options: Any) -> Predictor:
+    """The model of a run folder, ready to predict.
+
+    Args:
+        run: run folder.
+        options: of `patchform.prediction.load`: device, precision.
+
+    Raises:
+        ModelFileError: the folder holds no intact model.
+    """
+    from patchform import prediction
+
+    return prediction.load(run, **options)

@@ -1,0 +1,297 @@
+"""The rules of the house (docs/house.md), each with a control: a planted file that must be found."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "patchform"
+
+FLOORS = (
+    ("errors", "records", "settings", "lookup"),
+    ("geometry",),
+    ("layers", "metrics", "weights", "drawing"),
+    ("backbones", "necks", "heads", "data"),
+    ("model", "tasks", "pretraining"),
+    ("evaluation", "prediction"),
+    ("training", "inspect", "export", "serving"),
+    ("report",),
+    ("commands",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+APART = ("backbones", "heads", "tasks", "data/formats")
+PAPERS_SAY_SO = {
+    "backbones/hybrid": {"backbones/resnet", "backbones/vit"},
+    "backbones/botnet": {"backbones/resnet"},
+    "backbones/vivit": {"backbones/vit"},
+    "backbones/timesformer": {"backbones/vit"},
+}
+NOT_ROOMS = {"utils", "util", "common", "core", "misc", "engine", "helpers"}
+LINES, LONGER = 450, {"heads/rcnn": 600}
+ARGUMENTS, FREE_ARGUMENTS = 12, {"self", "in_channels", "image_size"}
+FORBIDDEN_IMPORTS = {"pickle", "subprocess", "importlib", "marshal", "shelve", "dill", "joblib"}
+FORBIDDEN_CALLS = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen"),
+    *("torch.load", "torch.hub.load", "hub.load", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "numpy.load"),
+}
+FORBIDDEN_METHODS = {"extractall"}
+ALLOWED = {("lookup", "importlib"), ("__init__", "importlib")}  # a closed registry, a closed table
+KERNELS, ONE_DOOR = ("scaled_dot_product_attention", "flex_attention"), "layers/attention"
+# in pieces, so that this file does not name them itself
+OUTSIDE = re.compile(
+    r"(?<![\w.])/(?:"
+    + "|".join(("work", "farm", "root", "home", r"tmp/\w", "opt/" + "pypi", "opt/" + "wheels"))
+    + r")/"
+    r"|" + "|".join(("pypi" + r"\.org", "python" + r"hosted\.org", "download" + r"\.pytorch\.org", "index" + "[-_]url"))
+)
+
+Rule = Callable[[Path], list[str]]
+
+
+def sources(package: Path) -> dict[str, Path]:
+    """ "layers/attention" -> its file."""
+    return {path.relative_to(package).with_suffix("").as_posix(): path for path in sorted(package.rglob("*.py"))}
+
+
+def parsed(package: Path) -> Iterator[tuple[str, ast.Module]]:
+    for name, path in sources(package).items():
+        yield name, ast.parse(path.read_text(), str(path))
+
+
+def imports(package: Path) -> dict[str, set[str]]:
+    """Modules of the package that each module imports, wherever in the file and in whichever form."""
+    known = sources(package)
+
+    def module(parts: list[str]) -> str:
+        """The file that "patchform.layers.attention.attend" or "patchform.layers" lives in."""
+        for end in range(len(parts), 0, -1):
+            path = "/".join(parts[1:end])
+            for candidate in (path, f"{path}/__init__".lstrip("/")):
+                if candidate in known:
+                    return candidate
+        raise AssertionError(f"no such module: {'.'.join(parts)}")
+
+    found: dict[str, set[str]] = {}
+    for name, tree in parsed(package):
+        here = ["patchform", *name.split("/")]
+        targets = found.setdefault(name, set())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                dotted = [alias.name.split(".") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = here[: len(here) - node.level] if node.level else []
+                base = base + (node.module.split(".") if node.module else [])
+                dotted = [[*base, alias.name] for alias in node.names]
+            else:
+                continue
+            targets |= {module(parts) for parts in dotted if parts[0] == "patchform" and parts[-1] != "__version__"}
+        targets.discard(name)
+    return found
+
+
+def room(name: str) -> str:
+    return name.split("/")[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- the rules
+
+
+def only_down(package: Path) -> list[str]:
+    faults = [f"{name}: a room without a floor" for name in sources(package) if room(name) not in FLOOR]
+    for name, targets in imports(package).items():
+        for target in sorted(targets):
+            mine, theirs = FLOOR.get(room(name), 99), FLOOR.get(room(target), 99)
+            if room(name) != room(target) and (theirs > mine or theirs == mine > 0):
+                faults.append(f"{name} imports {target}: not down")
+    return faults
+
+
+def siblings_apart(package: Path) -> list[str]:
+    return [
+        f"{name} imports its sibling {target}"
+        for name, targets in imports(package).items()
+        for target in sorted(targets)
+        for folder in APART
+        if Path(name).parent == Path(target).parent == Path(folder)
+        and Path(target).name not in ("base", "__init__")
+        and target not in PAPERS_SAY_SO.get(name, ())
+    ]
+
+
+def no_cycles(package: Path) -> list[str]:
+    graph, done, faults = imports(package), set(), []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            faults.append(" -> ".join((*path[path.index(name) :], name)))
+        elif name not in done:
+            for target in sorted(graph[name]):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    return faults
+
+
+def rooms_are_named(package: Path) -> list[str]:
+    return [name for name in sources(package) if NOT_ROOMS & set(name.split("/"))]
+
+
+def files_are_short(package: Path) -> list[str]:
+    counts = {name: len(path.read_text().splitlines()) for name, path in sources(package).items()}
+    return [f"{name}: {count} lines" for name, count in counts.items() if count > LONGER.get(name, LINES)]
+
+
+def constructors_are_small(package: Path) -> list[str]:
+    faults = []
+    for name, tree in parsed(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                number = len([argument for argument in arguments if argument not in FREE_ARGUMENTS])
+                if number > ARGUMENTS:
+                    faults.append(f"{name}:{node.lineno}: {number} arguments")
+    return faults
+
+
+def nothing_runs_files(package: Path) -> list[str]:
+    faults = []
+    for name, tree in parsed(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                used = {alias.name.split(".")[0] for alias in node.names} & FORBIDDEN_IMPORTS
+            elif isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                used = {(node.module or "").split(".")[0]} & FORBIDDEN_IMPORTS | full & FORBIDDEN_CALLS
+            elif isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                used = {called} & FORBIDDEN_CALLS | {called.rpartition(".")[2]} & FORBIDDEN_METHODS
+            else:
+                continue
+            faults += [f"{name}:{node.lineno}: {word}" for word in sorted(used) if (name, word) not in ALLOWED]
+    return faults
+
+
+def one_door_to_kernels(package: Path) -> list[str]:
+    return [
+        f"{name} names {kernel}"
+        for name, path in sources(package).items()
+        if name != ONE_DOOR
+        for kernel in KERNELS
+        if kernel in path.read_text()
+    ]
+
+
+def names_nothing_outside(root: Path) -> list[str]:
+    """No path of a machine and no address of a package registry in any file that is or will be tracked."""
+    faults = []
+    for name in tracked(root):
+        try:
+            text = (root / name).read_text()
+        except (UnicodeDecodeError, FileNotFoundError):  # pictures; files just deleted
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if found := OUTSIDE.search(line):
+                faults.append(f"{name}:{number}: {found.group()}")
+    return faults
+
+
+def tracked(root: Path) -> list[str]:
+    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):  # not a clone
+        return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+
+
+# ----------------------------------------------------------------------------------------- the house, and the controls
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        only_down,
+        siblings_apart,
+        no_cycles,
+        rooms_are_named,
+        files_are_short,
+        constructors_are_small,
+        nothing_runs_files,
+        one_door_to_kernels,
+    ],
+)
+def test_the_package(rule: Rule) -> None:
+    assert rule(PACKAGE) == []
+
+
+def test_the_repository() -> None:
+    assert names_nothing_outside(ROOT) == []
+
+
+LONG = "x = 1\n" * (LINES + 1)
+MANY = "class A:\n    def __init__(self, " + ", ".join(f"a{i}" for i in range(ARGUMENTS + 1)) + "): ...\n"
+CONTROLS: list[tuple[Rule, dict[str, str]]] = [
+    (only_down, {"layers/a.py": "from patchform.heads import b\n", "heads/b.py": ""}),
+    (only_down, {"layers/a.py": "from patchform import model\n", "model.py": ""}),
+    (only_down, {"layers/a.py": "from ..heads.b import c\n", "heads/b.py": "c = 1\n"}),
+    (only_down, {"layers/a.py": "def f():\n    import patchform.heads.b\n", "heads/b.py": ""}),
+    (only_down, {"heads/a.py": "import patchform.data.b as b\n", "data/b.py": ""}),
+    (only_down, {"evaluation.py": "import patchform\n"}),
+    (only_down, {"attic/a.py": ""}),
+    (siblings_apart, {"backbones/a.py": "from patchform.backbones.b import c\n", "backbones/b.py": "c = 1\n"}),
+    (siblings_apart, {"data/formats/a.py": "from . import b\n", "data/formats/b.py": ""}),
+    (siblings_apart, {"backbones/botnet.py": "from patchform.backbones import vit\n", "backbones/vit.py": ""}),
+    (no_cycles, {"layers/a.py": "from . import b\n", "layers/b.py": "def f():\n    from patchform.layers import a\n"}),
+    (rooms_are_named, {"utils.py": ""}),
+    (rooms_are_named, {"layers/helpers/a.py": ""}),
+    (files_are_short, {"heads/a.py": LONG}),
+    (constructors_are_small, {"heads/a.py": MANY}),
+    (nothing_runs_files, {"data/a.py": "import pickle\n"}),
+    (nothing_runs_files, {"data/a.py": "from importlib import import_module\n"}),
+    (nothing_runs_files, {"data/a.py": "def f(p):\n    import torch\n    return torch.load(p, weights_only=True)\n"}),
+    (nothing_runs_files, {"data/a.py": "from torch import load\n"}),
+    (nothing_runs_files, {"data/a.py": "import yaml\nx = yaml.load('', Loader=yaml.SafeLoader)\n"}),
+    (nothing_runs_files, {"data/a.py": "x = eval('1')\n"}),
+    (nothing_runs_files, {"data/a.py": "def f(t):\n    t.extractall('.')\n"}),
+    (nothing_runs_files, {"data/a.py": "import torch\nm = torch.hub.load('a', 'b')\n"}),
+    (one_door_to_kernels, {"heads/a.py": "from torch.nn.functional import scaled_dot_product_attention\n"}),
+    (names_nothing_outside, {"notes.md": "see /wo" + "rk/main\n"}),
+    (names_nothing_outside, {"setup.cfg": "index-" + "url = https://x\n"}),
+]
+FINE: list[tuple[Rule, dict[str, str]]] = [
+    (only_down, {"heads/a.py": "from patchform.layers import b\n", "layers/b.py": ""}),
+    (only_down, {"cli.py": "from patchform import __version__\n"}),
+    (siblings_apart, {"backbones/a.py": "from .base import c\n", "backbones/base.py": "c = 1\n"}),
+    (siblings_apart, {"backbones/botnet.py": "from . import resnet\n", "backbones/resnet.py": ""}),
+    (constructors_are_small, {"heads/a.py": MANY.replace("a0", "in_channels")}),
+    (nothing_runs_files, {"lookup.py": "import importlib\n", "data/a.py": "import re\nx = re.compile('a')\n"}),
+    (names_nothing_outside, {"notes.md": "a/wo" + "rk/b and https://example.org/home/\n"}),
+]
+
+
+def plant(folder: Path, files: dict[str, str]) -> Path:
+    (folder / "__init__.py").write_text("")
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(("rule", "files"), CONTROLS)
+def test_controls_are_found(rule: Rule, files: dict[str, str], tmp_path: Path) -> None:
+    assert len(rule(plant(tmp_path, files))) == 1
+
+
+@pytest.mark.parametrize(("rule", "files"), FINE)
+def test_what_is_fine_passes(rule: Rule, files: dict[str, str], tmp_path: Path) -> None:
+    assert rule(plant(tmp_path, files)) == []

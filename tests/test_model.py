@@ -1,0 +1,131 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from reference import randomise
+from safetensors.torch import save_file
+
+import patchform as pf
+from patchform import lookup
+from patchform.errors import ModelFileError, UsageError
+from patchform.records import Batch, Label, Preprocessing
+
+NAMES = ("cat", "dog", "owl")
+
+
+def model(backbone="vit/nano", **options):
+    torch.manual_seed(0)
+    return pf.build_model("classification", backbone=backbone, head="linear", classes=NAMES, **options)
+
+
+def batch(images, **options):
+    labels = tuple(Label(torch.tensor([i % 3])) for i in range(len(images)))
+    sizes = ((images.shape[-2], images.shape[-1]),) * len(images)
+    return Batch(images, labels, tuple(map(str, range(len(images)))), sizes, **options)
+
+
+@pytest.mark.parametrize("backbone", [f"{family}/nano" for family in lookup.names("backbones")])
+def test_any_backbone_learns_and_predicts(backbone):
+    built, clip = model(backbone), (3,) if backbone.startswith("timesformer") else ()
+    images = torch.randint(0, 256, (6, *clip, 3, 32, 32), dtype=torch.uint8)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = sum(built(batch(images)).values())
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    found = built.eval().predict(batch(images))
+    assert [label.scores.shape for label in found] == [(3,)] * 6
+    assert all(label.classes.shape == (1,) for label in found)
+
+
+def test_the_model_normalises():
+    built = model(preprocessing=Preprocessing(size=(32, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
+    pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    torch.testing.assert_close(built.normalise(pixels), (pixels / 255 - mean) / std)
+    torch.testing.assert_close(built.normalise(pixels / 255), (pixels / 255 - mean) / std)
+    clips = pixels[:, None].expand(-1, 6, -1, -1, -1)
+    torch.testing.assert_close(built.normalise(clips)[:, 3], built.normalise(pixels))
+    padding = torch.zeros(2, 4, 5, dtype=torch.bool)
+    padding[1, 2:] = True
+    assert built.normalise(pixels, padding)[1, :, 2:].abs().max() == 0
+    assert built.normalise(clips, padding)[1, :, :, 2:].abs().max() == 0
+    assert torch.equal(built.normalise(pixels, padding)[0], built.normalise(pixels)[0])
+
+
+def test_options_go_over_the_row_and_wrong_ones_are_named():
+    assert pf.build_backbone("vit/nano", depth=3, in_channels=5).patches.proj.in_features == 5 * 64
+    for wrong, nearest in (("vit/nanoo", "vit/nano"), ("swim/t", "swin"), ("vit/s17", "vit/s16")):
+        with pytest.raises(UsageError, match=f'did you mean "{nearest}"'):
+            pf.build_backbone(wrong)
+    with pytest.raises(UsageError, match='did you mean "depth"'):
+        pf.build_backbone("vit/nano", dept=3)
+    with pytest.raises(UsageError, match="does not serve"):
+        pf.build_model("classification", backbone="vit/nano", head="setr", classes=NAMES)
+    with pytest.raises(UsageError, match="2 numbers for 3 channels"):
+        model(preprocessing=Preprocessing(mean=(0.5, 0.5)))
+
+
+def test_names_match_by_pattern():
+    assert pf.list_backbones("swin/*") == [f"swin/{size}" for size in lookup.module("backbones", "swin").VARIANTS]
+    assert pf.list_backbones("*/nano") == [f"{family}/nano" for family in lookup.names("backbones")]
+    assert set(pf.list_backbones("vit")) < set(pf.list_backbones())
+    assert pf.list_backbones("no/such") == []
+
+
+@pytest.mark.parametrize("family", lookup.names("backbones"))
+def test_published_weights_load_into_models_and_bare_backbones(family, tmp_path):
+    built = model(f"{family}/nano")
+    layouts = lookup.module("backbones", family).LAYOUTS
+    if family == "cross_vit":  # its published layouts have patches of 12 and 16 pixels
+        built = model("cross_vit/9")
+    randomise(built)
+    sizes = {"patch": {"swin": 2}.get(family, 8), "channels": 3, "heads": 3}
+    for name, layout in layouts.items():
+        published = {k: v.contiguous().clone() for k, v in layout.dump(built.state_dict(), sizes=sizes).items()}
+        fresh = randomise(model(built.architecture.backbone), seed=1)
+        report = pf.load_weights(fresh, published, layout=name)
+        assert not report.dropped
+        assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), built.state_dict().values()))
+        save_file(published, tmp_path / "w.safetensors")
+        trunk = pf.build_backbone(built.architecture.backbone)
+        report = pf.load_weights(trunk, tmp_path / "w.safetensors", layout=name)
+        assert {drop.why for drop in report.dropped} == {"a backbone has no head"}
+        assert all(torch.equal(a, b) for a, b in zip(trunk.state_dict().values(), built.backbone.state_dict().values()))
+
+
+def test_weights_that_do_not_fit_change_nothing():
+    built = model()
+    layout = lookup.module("backbones", "vit").LAYOUTS["timm"]
+    published = layout.dump(built.state_dict(), sizes={"patch": 8, "channels": 3})
+    before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    for spoil in (
+        lambda w: w.pop("norm.weight"),
+        lambda w: w.update(extra=torch.zeros(1)),
+        lambda w: w.update({"head.weight": torch.zeros(5, 48)}),
+        lambda w: w.update({"module.norm.weight": w.pop("norm.weight")}),
+    ):
+        wrong = dict(published)
+        spoil(wrong)
+        with pytest.raises(ModelFileError):
+            pf.load_weights(built, wrong)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in built.state_dict().items())
+    with pytest.raises(UsageError, match="no layout"):
+        pf.load_weights(built, published, layout="tim")
+
+
+def test_public_names_come_late_and_all_exist():
+    code = "import sys, patchform; print([m for m in ('torch', 'torchvision', 'PIL', 'numpy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+    for name in pf.__all__:
+        assert getattr(pf, name) is not None
+    with pytest.raises(AttributeError):
+        pf.no_such_name  # noqa: B018
+    assert json.dumps(pf.__version__)
