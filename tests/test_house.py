@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "patchform"
 
 FLOORS = (
     ("errors", "records", "settings", "lookup"),
-    ("geometry",),
+    ("geometry", "device"),
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data"),
     ("model", "tasks", "pretraining"),

@@ -15,6 +15,7 @@ from patchform.data.collate import to_device
 from patchform.data.dataset import Pictures, open_evaluation
 from patchform.data.order import evaluation_loader
 from patchform.data.transforms import evaluation_transform
+from patchform.device import pick_device
 from patchform.errors import ResourceError
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
@@ -131,11 +132,7 @@ def evaluate_run(
     if say:
         for note in notes:
             say(note)
-    where = (
-        (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
-        if device == "auto"
-        else device
-    )
+    where = pick_device(device)
     pictures = Pictures(listing, evaluation_transform(model.preprocessing), model.preprocessing)
     scores = evaluate(
         model.to(where),

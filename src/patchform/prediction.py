@@ -22,6 +22,7 @@ from patchform.data.collate import collate, to_device
 from patchform.data.images import decode, to_image
 from patchform.data.listing import SUFFIXES, walk
 from patchform.data.transforms import evaluation_transform
+from patchform.device import pick_device
 from patchform.drawing import save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.model import Model
@@ -84,8 +85,7 @@ class Predictor:
         device: torch.device | str = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        self.device = found if device == "auto" else torch.device(device)
+        self.device = pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.precision, self.classes = model.to(self.device).eval(), precision, model.classes
         self._fit = evaluation_transform(model.preprocessing)

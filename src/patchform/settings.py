@@ -63,7 +63,7 @@ class ModelSettings:
     drop_path: float | None = None
     """Highest rate of stochastic depth, in [0, 1); default: the row's."""
     init_from: str | None = None
-    """Run folder or weights file to start from."""
+    """Run folder, or safetensors file in a published layout (backbone only), to start from."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

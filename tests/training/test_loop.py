@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import nn
 
+from patchform import lookup
 from patchform import model as models
 from patchform.data import dataset
 from patchform.data.collate import split
@@ -188,6 +190,25 @@ def test_it_starts_from_the_weights_of_another_run(pictures, tmp_path):
     second = loop.train(recipe, progress=False)
     for one, other in zip(first.model.parameters(), second.model.parameters()):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_it_starts_from_published_weights(pictures, tmp_path, capsys):
+    torch.manual_seed(7)
+    published = (
+        lookup.module("backbones", "vit")
+        .LAYOUTS["timm"]
+        .dump(model_of().state_dict(), sizes={"patch": 8, "channels": 3})
+    )
+    file = tmp_path / "published.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in published.items()}, file)
+    recipe = tiny.recipe(
+        pictures, tmp_path, model={"init_from": str(file)}, optimizer={"lr": 1e-9, "weight_decay": 0.0}
+    )
+    done = loop.train(recipe)
+    torch.testing.assert_close(done.model.backbone.norm.weight.data, published["norm.weight"], rtol=0, atol=1e-6)
+    table = done.model.backbone.position.table.data
+    torch.testing.assert_close(table, published["pos_embed"], rtol=0, atol=1e-6)
+    assert "2 dropped" in capsys.readouterr().err
 
 
 @pytest.mark.slow

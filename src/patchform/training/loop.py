@@ -23,6 +23,7 @@ from patchform.data.collate import split, to_device
 from patchform.data.dataset import Pictures, open_data
 from patchform.data.order import TrainingBatches, balance, evaluation_loader, generator, training_loader
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
+from patchform.device import pick_device
 from patchform.errors import DataError, DivergedError, Interrupted, ResourceError
 from patchform.evaluation import evaluate
 from patchform.model import Model, load, save
@@ -35,7 +36,6 @@ from patchform.training.preparation import (
     checked,
     identity_of,
     model_of,
-    pick_device,
     plain,
     preprocessing_of,
     refuse_nonsense,
@@ -110,7 +110,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
 
         # ------------------------------------------------------------------------------------ model and optimizer
         seed_everything(settings.seed)
-        model = model_of(recipe, listing, preprocessing).to(device)
+        model = model_of(recipe, listing, preprocessing, say=reporter.note).to(device)
         if getattr(model.backbone, "prefers_channels_last", False):
             model.to(memory_format=torch.channels_last)
         task: Task = lookup.the_class("tasks", recipe.task, Task).of(model.head)  # type: ignore[attr-defined]

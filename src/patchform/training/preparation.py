@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from patchform.data.checks import check, overlap
 from patchform.data.dataset import Splits
 from patchform.data.listing import Listing
 from patchform.errors import ModelFileError, UsageError
-from patchform.model import Model, build_model, describe, load
+from patchform.model import Model, build_model, describe, load, load_weights
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings, Recipe
 from patchform.training.progress import Reporter
@@ -68,15 +70,6 @@ def preprocessing_of(data: DataSettings) -> Preprocessing:
     )
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a setting; "auto" is the GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("no CUDA device here", remedy="set training.device to cpu")
-    return torch.device(name)
-
-
 def seed_everything(seed: int) -> None:
     """Seed the global generators: the initial weights, and then dropout and stochastic depth, follow from it."""
     random.seed(seed)
@@ -105,8 +98,11 @@ def _watch(stop: Stop, done: int, count: int) -> None:
     stop.check()
 
 
-def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing) -> Model:
-    """The model of a recipe, with the loss's settings as the head's options, and perhaps the weights of another run."""
+def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, *, say: Callable[[str], None]) -> Model:
+    """The model of a recipe, with the loss's settings as the head's options, and weights where it starts from some.
+
+    `say` hears what became of those weights.
+    """
     options, top = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
         options["drop_path"] = recipe.model.drop_path
@@ -129,15 +125,24 @@ def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing) -> 
         head_options=top,
     )
     if recipe.model.init_from is not None:
-        source = load(recipe.model.init_from)
-        try:
-            model.backbone.load_state_dict(source.backbone.state_dict())
-            if source.classes == model.classes:
-                model.head.load_state_dict(source.head.state_dict())
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise ModelFileError(f"weights of another model ({reason})", where=recipe.model.init_from) from error
+        say(f"starting from {recipe.model.init_from}: {_start_from(Path(recipe.model.init_from), model)}")
     return model
+
+
+def _start_from(source: Path, model: Model) -> str:
+    """Fill the model from a run folder, or its backbone from a file in a published layout; what was done."""
+    if source.is_file():
+        return str(load_weights(model.backbone, source))
+    other = load(source)
+    try:
+        model.backbone.load_state_dict(other.backbone.state_dict())
+        if other.classes != model.classes:
+            return "the backbone; the head is new, as the classes are others"
+        model.head.load_state_dict(other.head.state_dict())
+        return "backbone and head"
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelFileError(f"weights of another model ({reason})", where=source) from error
 
 
 def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
