@@ -28,7 +28,8 @@ def batch(images, **options):
 
 @pytest.mark.parametrize("backbone", [f"{family}/nano" for family in lookup.names("backbones")])
 def test_any_backbone_learns_and_predicts(backbone):
-    built, clip = model(backbone), (3,) if backbone.startswith("timesformer") else ()
+    built = model(backbone)
+    clip = (built.backbone.frames,) if built.backbone.frames else ()
     images = torch.randint(0, 256, (6, *clip, 3, 32, 32), dtype=torch.uint8)
     optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3)
     losses = []

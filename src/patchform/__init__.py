@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from patchform.commands.evaluate import evaluate as evaluate
     from patchform.commands.train import train as train
     from patchform.errors import PatchformError as PatchformError
-    from patchform.evaluation import evaluate_run as evaluate
     from patchform.lookup import add_plugin as add_plugin
     from patchform.lookup import backbones as list_backbones
     from patchform.model import Model as Model
@@ -38,7 +38,7 @@ _HOMES = {
     "add_plugin": "lookup:add_plugin",
     "build_backbone": "model:build_backbone",
     "build_model": "model:build_model",
-    "evaluate": "evaluation:evaluate_run",
+    "evaluate": "commands.evaluate:evaluate",
     "list_backbones": "lookup:backbones",
     "load": "prediction:load",
     "load_weights": "model:load_weights",

@@ -98,7 +98,7 @@ def numbers(evaluation: Mapping[str, Any]) -> str:
 def learning(folder: Path) -> str:
     """Curves of metrics.csv, losses beside scores."""
     path = folder / METRICS
-    rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     if not rows:
         return "<p>This folder has no log of a training.</p>"
     from matplotlib.figure import Figure  # half a second

@@ -12,6 +12,7 @@ from patchform.geometry import grids
 from patchform.model import build_backbone
 
 FAMILIES = lookup.names("backbones")
+VIDEO = {family for family in FAMILIES if build_backbone(f"{family}/nano").frames}
 
 
 def nano(family, *, random=True, **options):
@@ -22,9 +23,6 @@ def nano(family, *, random=True, **options):
 def pictures(family, batch=2, size=(64, 64), seed=0):
     time = (3,) if family in VIDEO else ()
     return torch.randn(batch, *time, 3, *size, generator=torch.Generator().manual_seed(seed))
-
-
-VIDEO = {"timesformer"}
 
 
 def values(features):

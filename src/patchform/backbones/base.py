@@ -19,11 +19,13 @@ class Backbone(nn.Module):
         channels: C_i of each map, fine to coarse.
         strides: input pixels per cell of each map.
         width: D of `tokens` and `summary`.
+        frames: native number of frames of a clip; None for backbones of single images.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     width: int
+    frames: int | None = None
 
     @abstractmethod
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:

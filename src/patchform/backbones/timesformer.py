@@ -55,7 +55,7 @@ class TimeSformer(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.width, self.patch = width, patch
+        self.width, self.patch, self.frames = width, patch, frames
         self.channels, self.strides = (width,), (patch,)
 
         self.patches = Patches(in_channels, width, patch)

@@ -25,7 +25,7 @@ class Row(NamedTuple):
     parameters: int
     """With a linear layer for 1000 classes."""
     multiply_adds: int
-    """Of one image of that size, with that layer."""
+    """Of one image (or clip) of that size, with that layer."""
     published: tuple[Published, ...]
 
 
@@ -107,7 +107,8 @@ def count(name: str, variant: Variant) -> tuple[int, int]:
         model = build_model(
             "classification", backbone=name, head="linear", classes=classes, preprocessing=Preprocessing(size=size)
         ).eval()
-        batch = Batch(torch.empty(1, 3, *size), (), ("",), (size,))
+        clip = () if model.backbone.frames is None else (model.backbone.frames,)
+        batch = Batch(torch.empty(1, *clip, 3, *size), (), ("",), (size,))
         with FlopCounterMode(display=False) as counter:
             model.head(model.features(batch))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2

@@ -126,7 +126,8 @@ class _Refused(yaml.MarkedYAMLError):
 def read(path: Path) -> dict[str, Any]:
     """The mapping in a recipe file. Raises UsageError, with the line, when it is anything else."""
     try:
-        text = path.open("rb").read(LARGEST_FILE + 1)
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror})", where=path) from error
     if len(text) > LARGEST_FILE:

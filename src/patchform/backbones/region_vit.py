@@ -1,0 +1,449 @@
+"""RegionViT: regional-to-local attention for vision transformers (Chen et al., ICLR 2022, arXiv:2106.02689).
+
+    image --28x28 patches--> regions --+
+                                       +--> stage 1 --/2--> stage 2 --/2--> stage 3 --/2--> stage 4 --> regions, cells
+    image --convolutions---> cells ----+       | /4            | /8            | /16           | /32       |
+                                               v               v               v               v      norm, mean
+                                              map             map             map             map      -> summary
+
+    block:  all regions look at each other, then every window [r | c1 c2 ... c49], a region and the 7x7 cells in it,
+            looks within itself, by the same attention and now with positions; then the perceptron
+
+Maps are the cells of every stage. The summary is the mean of the regions; `tokens` are the cells of the last stage
+under the norm of the regions (a picture of 224 pixels ends with 7x7 cells in one region).
+
+Sizes are the paper's table 1; windows of 14 and PEG (a depth-wise convolution as position, Chu et al. 2021) are those
+of its detectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.attention import Attention
+from patchform.layers.blocks import MLP
+from patchform.layers.drop import DropPath, rising
+from patchform.layers.patches import Patches, pad_to
+from patchform.layers.positions import Grid, RelativeBias
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Operation, Rules, Sizes, reshape, squeeze
+
+PATCH = 4
+"""Side of a cell of the first stage, pixels."""
+EPS = 1e-6
+
+
+class RegionViT(Backbone):
+    """Regional-to-local vision transformer.
+
+    Args:
+        in_channels: C of the images.
+        widths, depths, heads: D, blocks and attention heads of each stage.
+        window: cells along a side of a region, in all stages.
+        mlp_ratio: hidden width of the perceptrons over the stage's.
+        stem: how cells are made: "3conv" is three small convolutions, "1conv" one of 8x8 pixels.
+        peg: positions by a depth-wise convolution after the first block of each stage.
+        norm_maps: a norm on the cells between stages, as the authors' detectors have it.
+        drop_path: stochastic depth of the last block, rising linearly from 0; by image (the authors' code leaves the
+            branches that windows have out window by window).
+
+    Raises:
+        UsageError: an unknown stem.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        depths: tuple[int, ...] = (2, 2, 8, 2),
+        heads: tuple[int, ...] = (2, 4, 8, 16),
+        window: int = 7,
+        mlp_ratio: float = 4.0,
+        stem: Literal["3conv", "1conv"] = "3conv",
+        peg: bool = False,
+        norm_maps: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        stems = {"3conv": ThreeConvolutions, "1conv": OneConvolution}
+        if stem not in stems:
+            raise UsageError(f'no stem "{stem}"', remedy=f"there are: {', '.join(stems)}")
+        self.channels, self.width, self.window = tuple(widths), widths[-1], window
+        self.strides = tuple(PATCH << stage for stage in range(len(widths)))
+        rates = iter(rising(drop_path, sum(depths)))
+
+        self.regions = Patches(in_channels, widths[0], PATCH * window)
+        self.cells = stems[stem](in_channels, widths[0])
+        self.stages = nn.ModuleList(
+            Stage(before, width, stage_heads, window, mlp_ratio, peg=peg, rates=[next(rates) for _ in range(depth)])
+            for before, width, depth, stage_heads in zip((None, *widths), widths, depths, heads)
+        )
+        self.map_norms = nn.ModuleList(nn.LayerNorm(width) if norm_maps else nn.Identity() for width in widths)
+        self.norm = nn.LayerNorm(self.width, eps=EPS)
+        blocks.start(self.stages)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+        regions, cells = self.regions(_centre(images, self.regions.size)), self.cells(images)  # (B, H, W, D) throughout
+        maps, hidden = [], None
+        for stage, norm, stride in zip(self.stages, self.map_norms, self.strides):
+            hidden = None if padding is None else grids.shrink_mask(padding, stride)
+            regions, cells = stage(regions, cells, hidden)
+            cells = norm(cells)
+            maps.append(cells.permute(0, 3, 1, 2))
+        empty = None if hidden is None else grids.shrink_mask(hidden, self.window)
+        summary = grids.masked_mean(self.norm(regions).flatten(1, 2), empty)
+        tokens = self.norm(cells).flatten(1, 2)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
+
+
+def _centre(images: Tensor, side: int) -> Tensor:
+    """Zeros before and after, up to whole regions of `side` pixels, as published; cells are padded at the end alone.
+
+    Only an axis that needs it is padded: the authors' code gives the other one a whole region more.
+    """
+    below, beside = -images.shape[-2] % side, -images.shape[-1] % side
+    if not below and not beside:
+        return images
+    return F.pad(images, (beside // 2, beside - beside // 2, below // 2, below - below // 2))
+
+
+# --------------------------------------------------------------------------------------------------------------- stems
+
+
+class ThreeConvolutions(nn.Module):
+    """Two strided 3x3 convolutions with norm and GELU, then a 3x3 one (Ti and S).
+
+    Args:
+        in_channels: C.
+        width: D; the first two have D / 4 and D / 2 channels.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1)
+            for before, after, stride in (
+                (in_channels, width // 4, 2),
+                (width // 4, width // 2, 2),
+                (width // 2, width, 1),
+            )
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in (width // 4, width // 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
+        first, *others = self.convolutions
+        x = first(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        for norm, convolution in zip(self.norms, others):
+            x = _convolve(convolution, F.gelu(norm(x)))
+        return x
+
+
+class OneConvolution(nn.Module):
+    """An 8x8 convolution with stride 4 (M and B).
+
+    Args:
+        in_channels: C.
+        width: D.
+    """
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, 2 * PATCH, stride=PATCH, padding=PATCH - 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
+        rows, columns = grids.cells(grids.size_of(images), PATCH)
+        return self.proj(pad_to(images, (rows * PATCH, columns * PATCH))).permute(0, 2, 3, 1)
+
+
+def _convolve(convolution: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of (B, H, W, D)."""
+    return convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+class Stage(nn.Module):
+    """Half as many rows and columns, unless it is the first, then blocks on windows of a region and its cells.
+
+    Args:
+        before: D of the stage before; None for the first.
+        width: D.
+        heads: attention heads.
+        window: cells along a side of a region.
+        mlp_ratio: hidden width of the perceptrons over D.
+        peg: a depth-wise convolution after the first block.
+        rates: of stochastic depth, one a block.
+    """
+
+    def __init__(
+        self,
+        before: int | None,
+        width: int,
+        heads: int,
+        window: int,
+        mlp_ratio: float,
+        *,
+        peg: bool,
+        rates: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.halve = nn.Identity() if before is None else Halving(before, width)
+        self.blocks = nn.ModuleList(RegionalToLocal(width, heads, window, mlp_ratio, drop_path=rate) for rate in rates)
+        self.peg = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False) if peg else None
+
+    def forward(self, regions: Tensor, cells: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, h', w', D'), (B, H', W', D') -> regions (B, h, w, D), cells (B, H, W, D); hidden is (B, H, W)."""
+        regions, cells = self.halve(regions), self.halve(cells)
+        grid, size = (regions.shape[1], regions.shape[2]), (cells.shape[1], cells.shape[2])
+        seen, allowed = self.masks(grid, size, hidden, cells)
+        windows = _join(regions, cells, self.window)
+        for number, block in enumerate(self.blocks):
+            windows = block(windows, seen, allowed)
+            if number == 0 and self.peg is not None:
+                regions, cells = _part(windows, grid, size, self.window)
+                windows = _join(regions + _convolve(self.peg, regions), cells + _convolve(self.peg, cells), self.window)
+        return _part(windows, grid, size, self.window)
+
+    def masks(
+        self, grid: Grid, size: Grid, hidden: Tensor | None, cells: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What regions see of each other (B, 1, 1, 1, G), and what is seen in windows (B, G, 1, 1 + N, 1 + N)."""
+        missing = grid[0] * self.window - size[0], grid[1] * self.window - size[1]
+        seen = allowed = None
+        if any(missing):
+            allowed = _published_mask(grid, missing, self.window, cells.device).expand(len(cells), -1, -1, -1, -1)
+        if hidden is not None:
+            empty = grids.shrink_mask(hidden, self.window)
+            seen = ~empty.flatten(1)[:, None, None, None]
+            keys = ~_join(empty[..., None], hidden[..., None], self.window).transpose(2, 3)[:, :, None]  # .., 1, 1 + N
+            allowed = keys if allowed is None else allowed & keys
+        if allowed is not None:
+            allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query with no key at all: nobody reads its answer
+        return seen, allowed
+
+
+class Halving(nn.Module):
+    """Norm, GELU and a strided depth-wise 3x3 convolution; one for regions and cells.
+
+    Args:
+        before: D.
+        width: D of the output, a multiple.
+    """
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(before)
+        self.convolution = nn.Conv2d(before, width, 3, stride=2, padding=1, groups=before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), D')."""
+        return _convolve(self.convolution, F.gelu(self.norm(x)))
+
+
+class RegionalToLocal(nn.Module):
+    """Regions attend among themselves, then windows within, by one attention; then the perceptron (section 3).
+
+    Args:
+        width: D.
+        heads: attention heads.
+        window: cells along a side of a region.
+        mlp_ratio: hidden width of the perceptron over D.
+        drop_path: rate of stochastic depth of the three branches.
+    """
+
+    def __init__(self, width: int, heads: int, window: int, mlp_ratio: float, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.grid = (window, window)
+        self.norm0 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attention = Attention(width, heads, position=WithinWindow(heads, self.grid))
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.residual = DropPath(drop_path)
+
+    def forward(self, windows: Tensor, seen: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+        """(B, G, 1 + N, D), regions in front, to the same; masks have B in front."""
+        regions = self.residual(windows[:, :, 0], self.look_around, seen)
+        windows = torch.cat([regions[:, :, None], windows[:, :, 1:]], 2)
+        windows = self.residual(windows, self.look_inside, allowed)
+        return self.residual(windows, lambda part: self.mlp(self.norm2(part)))
+
+    def look_around(self, regions: Tensor, seen: Tensor | None) -> Tensor:
+        """Regional self-attention, (B, G, D)."""
+        return self.attention(self.norm0(regions)[:, None], allowed=seen)[:, 0]
+
+    def look_inside(self, windows: Tensor, allowed: Tensor | None) -> Tensor:
+        """Local self-attention, (B, G, 1 + N, D)."""
+        return self.attention(self.norm1(windows), grid=self.grid, allowed=allowed)
+
+
+class WithinWindow(RelativeBias):
+    """A bias between cells of a window. Called without a grid, for regions, it adds nothing."""
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Leave q and k, give the bias (h, 1 + N, 1 + N) or None."""
+        return (q, k, None) if grid is None else super().forward(q, k, grid)
+
+
+def _join(regions: Tensor, cells: Tensor, side: int) -> Tensor:
+    """(B, h, w, D) and (B, H, W, D) -> windows (B, h*w, 1 + side**2, D); missing cells, at the end, are zeros."""
+    (rows, columns), (height, width) = regions.shape[1:3], cells.shape[1:3]
+    below, beside = rows * side - height, columns * side - width
+    if below or beside:
+        cells = F.pad(cells, (0, 0, 0, beside, 0, below))
+    squares = cells.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)  # (B, h, w, side, side, D)
+    return torch.cat([regions[:, :, :, None], squares.flatten(3, 4)], 3).flatten(1, 2)
+
+
+def _part(windows: Tensor, grid: Grid, size: Grid, side: int) -> tuple[Tensor, Tensor]:
+    """The way back: windows -> regions (B, *grid, D) and cells (B, *size, D)."""
+    squares = windows[:, :, 1:].unflatten(2, (side, side)).unflatten(1, grid).transpose(2, 3)
+    cells = squares.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
+    return windows[:, :, 0].unflatten(1, grid), cells
+
+
+def _published_mask(grid: Grid, missing: Grid, side: int, device: torch.device) -> Tensor:
+    """What the windows at the border see where rows or columns are missing, (1, G, 1, 1 + N, 1 + N) bool.
+
+    The window in the corner sees too much, as in the authors' code, which the published detectors come from: what a
+    window below or a window beside would see, and not only what both would.
+    """
+    row, column = grids.coordinates((side, side), device=device)
+    real_row, real_column = (
+        F.pad(place < side - lacking, (1, 0), value=True) for place, lacking in zip((row, column), missing)
+    )
+    below, beside = (real[:, None] & real for real in (real_row, real_column))
+    allowed = torch.ones(*grid, *below.shape, dtype=torch.bool, device=device)
+    allowed[:, -1], allowed[-1] = beside, below
+    allowed[-1, -1] = below | beside
+    return allowed.flatten(0, 1)[None, :, None]
+
+
+# ------------------------------------------------------------------------------------------------------------- variants
+
+
+def _row(width: int, depth: int, heads: int, *, window: int = 7, stem: str = "3conv", peg: bool = False) -> Variant:
+    return Variant(
+        build=RegionViT,
+        image_size=224,
+        options={
+            "widths": tuple(width << stage for stage in range(4)),
+            "depths": (2, 2, depth, 2),
+            "heads": tuple(heads << stage for stage in range(4)),
+            "window": window,
+            "stem": stem,
+            "peg": peg,
+        },
+    )
+
+
+VARIANTS = {
+    "nano": Variant(
+        build=RegionViT,
+        image_size=32,
+        options={"widths": (16, 32), "depths": (2, 2), "heads": (1, 2), "window": 2, "mlp_ratio": 2.0, "peg": True},
+    ),
+    "ti": _row(64, 8, 2),
+    "s": _row(96, 8, 3),
+    "m": _row(96, 14, 3, stem="1conv"),
+    "b": _row(128, 14, 4, stem="1conv"),
+    "s_w14": _row(96, 8, 3, window=14),
+    "s_w14_peg": _row(96, 8, 3, window=14, peg=True),
+    "b_w14": _row(128, 14, 4, window=14, stem="1conv"),
+    "b_w14_peg": _row(128, 14, 4, window=14, stem="1conv", peg=True),
+}
+
+# ------------------------------------------------------------------------------------------------------------- layouts
+
+
+def _from_offsets(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
+    side = round(shape[0] ** 0.5)
+    table = tensors[0].unflatten(1, (side, side)).roll((_turn(side),) * 2, (1, 2)).flip(1, 2)
+    return table.flatten(1).t()
+
+
+def _to_offsets(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
+    side = round(len(tensor) ** 0.5)
+    table = tensor.t().unflatten(1, (side, side)).flip(1, 2).roll((-_turn(side),) * 2, (1, 2))
+    return (table.flatten(1),)
+
+
+def _turn(side: int) -> int:
+    """Entry 0 of the published table is the offset -(window // 2); before it the offsets wrap around."""
+    window = (side + 1) // 2
+    return window - 1 - window // 2
+
+
+_offsets = Operation(_from_offsets, _to_offsets)
+"""(h, (2w - 1)**2), key less query, to `RelativeBias`, query less key."""
+
+
+def _one_of_two(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
+    if not torch.equal(*tensors):
+        raise ValueError("regions and cells share this layer, and the two differ")
+    return tensors[0].reshape(shape)
+
+
+_shared = Operation(_one_of_two, lambda tensor, count, sizes: (tensor, tensor.clone()))
+"""One module that the published files hold under two names."""
+_shared_norm = Operation(_one_of_two, lambda tensor, count, sizes: (tensor[None, :, None, None],) * 2)
+_norm = squeeze(0, 2, 3)
+
+LAYOUTS = {
+    "ibm": Rules(
+        ("cls_token.proj.weight", "backbone.regions.proj.weight", reshape(-1, "channels", "patch", "patch")),
+        ("cls_token.proj.bias", "backbone.regions.proj.bias"),
+        *(
+            (f"patch_embed.proj.{3 * number}.{{p}}", f"backbone.cells.convolutions.{number}.{{p}}")
+            for number in range(3)
+        ),
+        *(
+            (f"patch_embed.proj.{3 * number + 1}.{{p}}", f"backbone.cells.norms.{number}.{{p}}", _norm)
+            for number in range(2)
+        ),
+        ("patch_embed.proj.{p}", "backbone.cells.proj.{p}"),
+        *(
+            (
+                (f"layers.{{s}}.block.0.proj.{number}.{{p}}", f"layers.{{s}}.block.0.proj_cls.{number}.{{p}}"),
+                f"backbone.stages.{{s}}.halve.{ours}.{{p}}",
+                operation,
+            )
+            for number, ours, operation in ((0, "norm", _shared_norm), (2, "convolution", _shared))
+        ),
+        ("layers.{s}.block.{b+1}.attn.rel_pos", "backbone.stages.{s}.blocks.{b}.attention.position.table", _offsets),
+        ("layers.{s}.block.{b+1}.attn.{m}.{p}", "backbone.stages.{s}.blocks.{b}.attention.{m}.{p}"),
+        ("layers.{s}.block.{b+1}.mlp.{m}.{p}", "backbone.stages.{s}.blocks.{b}.mlp.{m}.{p}"),
+        ("layers.{s}.block.{b+1}.norm{n}.{p}", "backbone.stages.{s}.blocks.{b}.norm{n}.{p}"),
+        ("layers.{s}.peg.{p}", "backbone.stages.{s}.peg.{p}"),
+        ("norm{s}.{p}", "backbone.map_norms.{s}.{p}", _norm),
+        ("norm.{p}", "backbone.norm.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+    )
+}
+"""ibm: what the files of IBM/RegionViT hold under "model". Writing needs the size "patch": a region's side, pixels."""
+
+PUBLISHED = tuple(
+    Published(variant=variant, scores={"imagenet-1k top-1": score}, source="IBM/RegionViT README")
+    for variant, score in {"ti": 80.4, "s": 82.6, "m": 83.1, "b": 83.2}.items()
+)

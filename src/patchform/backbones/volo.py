@@ -1,0 +1,325 @@
+"""VOLO: vision outlooker for visual recognition (Yuan et al., TPAMI 2022, arXiv:2106.13112).
+
+    image --stem--> outlooker x depths[0] --2x2--> + position --> block x other depths --> [class | p1 p2 ... pN]
+                       | /8                                          | /16                         |
+                       v                                             v                    class block x 2, norm
+                      map                                           map                class -> summary, p -> tokens
+
+    outlooker    the mean of 2x2 cells says, by a linear layer alone, how each of the 3x3 cells around it weighs the
+                 values of those nine; where windows overlap, their answers are summed
+    class block  the class token looks at the patches, which stay as they are (Touvron et al. 2021, CaiT)
+
+The published output is head(class) + 1/2 max over patches of aux_head(patch), after token labelling (Jiang et al.
+2021): `head.classifier` reads the summary and `head.auxiliary` the tokens. Sizes are those of the authors' code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.attention import attend
+from patchform.layers.blocks import MLP, Block
+from patchform.layers.drop import rising
+from patchform.layers.patches import pad_to
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Rules
+
+PATCH = 8
+"""Side of a cell that outlookers see, pixels."""
+EPS = 1e-5
+
+
+class VOLO(Backbone):
+    """Outlookers on fine cells, transformer blocks on coarse ones.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; other sizes work, positions are resized.
+        stem: channels of the convolutions in front.
+        widths: D of the outlookers, D of the blocks.
+        depths: number of outlookers, then blocks of each stage; the stages differ in nothing.
+        heads: attention heads of the outlookers, of the blocks.
+        mlp_ratio: hidden width of the perceptrons over D.
+        class_depth: number of class blocks.
+        drop_path: stochastic depth of the last block. It rises linearly from 0 over outlookers and blocks, but
+            outlookers and class blocks go without (the authors' code).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        stem: int = 64,
+        widths: tuple[int, int] = (192, 384),
+        depths: tuple[int, ...] = (4, 4, 8, 2),
+        heads: tuple[int, int] = (6, 12),
+        mlp_ratio: float = 3.0,
+        class_depth: int = 2,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels, self.strides, self.width = tuple(widths), (PATCH, 2 * PATCH), widths[1]
+        rates = iter(rising(drop_path, sum(depths))[depths[0] :])
+
+        self.stem = Stem(in_channels, stem, widths[0])
+        self.outlookers = nn.ModuleList(Outlooker(widths[0], heads[0], mlp_ratio) for _ in range(depths[0]))
+        self.merge = nn.Conv2d(*widths, 2, stride=2)
+        self.position = nn.Parameter(torch.empty(1, *grids.cells(image_size, 2 * PATCH), widths[1]))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                Block(widths[1], heads[1], mlp_ratio=mlp_ratio, qkv_bias=False, eps=EPS, drop_path=next(rates))
+                for _ in range(depth)
+            )
+            for depth in depths[1:]
+        )
+        self.class_token = nn.Parameter(torch.empty(1, 1, widths[1]))
+        self.class_blocks = nn.ModuleList(ClassBlock(widths[1], heads[1], mlp_ratio) for _ in range(class_depth))
+        self.norm = nn.LayerNorm(widths[1], eps=EPS)
+
+        blocks.start(self)
+        for table in (self.position, self.class_token):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> two maps, tokens (B, N, D) and summary (B, D)."""
+        fine = coarse = None
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+            fine, coarse = (grids.shrink_mask(padding, stride) for stride in self.strides)
+        x = self.stem(images)  # (B, H, W, D) throughout
+        for outlooker in self.outlookers:
+            x = outlooker(x, fine)
+        if fine is not None:
+            x = x.masked_fill(fine[..., None], 0)  # coarse cells at the edge of the picture mix real cells with these
+        maps = [x.permute(0, 3, 1, 2)]
+
+        even = pad_to(maps[0], (x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2))
+        x = self.merge(even).permute(0, 2, 3, 1)
+        x = x + grids.resize(self.position[0], (x.shape[1], x.shape[2]))
+        for block in self.layers()[len(self.outlookers) : -len(self.class_blocks)]:
+            x = block(x, padding=coarse)
+        maps.append(x.permute(0, 3, 1, 2))
+
+        patches = x.flatten(1, 2)
+        token = self.class_token.expand(len(x), -1, -1)
+        for block in self.class_blocks:
+            token = block(token, patches, coarse)
+        summary, tokens = self.norm(token)[:, 0], self.norm(patches)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, coarse)
+
+    def layers(self) -> list[nn.Module]:
+        """Outlookers, blocks of all stages, class blocks."""
+        return [*self.outlookers, *(block for stage in self.stages for block in stage), *self.class_blocks]  # type: ignore[attr-defined]
+
+
+class Stem(nn.Module):
+    """A strided 7x7 convolution, two 3x3 ones, then patches of 4x4, as in LV-ViT (Jiang et al. 2021).
+
+    Args:
+        in_channels: C.
+        channels: of the three convolutions.
+        width: D.
+    """
+
+    def __init__(self, in_channels: int, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, kernel, stride in ((in_channels, 7, 2), (channels, 3, 1), (channels, 3, 1)):
+            layers += [
+                nn.Conv2d(before, channels, kernel, stride=stride, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(channels, width, PATCH // 2, stride=PATCH // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / 8), ceil(W / 8), D)."""
+        rows, columns = grids.cells(grids.size_of(images), PATCH)
+        images = pad_to(images, (rows * PATCH, columns * PATCH)).contiguous(memory_format=torch.channels_last)
+        return self.proj(self.convolutions(images)).permute(0, 2, 3, 1)
+
+
+class Outlooker(nn.Module):
+    """x + outlook(norm(x)), then x + mlp(norm(x)) (equations 1 and 2).
+
+    Args:
+        width: D.
+        heads: attention heads.
+        mlp_ratio: hidden width of the perceptron over D.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attention = OutlookAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) -> the same; cells that are hidden (B, H, W) are as if they lay beyond the border."""
+        x = x + self.attention(self.norm1(x), hidden)
+        return x + self.mlp(self.norm2(x))
+
+
+class OutlookAttention(nn.Module):
+    """Windows of 3x3 cells, two apart, whose weights come from their centre without keys (section 3.1, algorithm 1).
+
+    Args:
+        width: D.
+        heads: attention heads; divides D.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.v = nn.Linear(width, width, bias=False)
+        self.weights = nn.Linear(width, heads * 9 * 9)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) -> the same; cells that are hidden (B, H, W) have values of zero and are nobody's centre."""
+        height, width = x.shape[1:3]
+        if hidden is not None:
+            x = x.masked_fill(hidden[..., None], 0)
+        pooled = _mean_of_four(x)  # (B, H/2, W/2, D)
+        if hidden is not None:
+            pooled = pooled / _mean_of_four((~hidden)[..., None].to(x.dtype)).clamp(min=0.25)
+        weights = (self.weights(pooled) * self.scale).unflatten(-1, (self.heads, 9, 9)).softmax(-1)
+        if hidden is not None:
+            weights = weights.masked_fill(grids.shrink_mask(hidden, 2)[..., None, None, None], 0)
+
+        rows, columns = pooled.shape[1:3]
+        frame = (2 * rows + 1, 2 * columns + 1)  # a row above, a column on the left; odd grids one more at the end
+        cells = _windows(rows, columns, x.device)
+        framed = F.pad(self.v(x), (0, 0, 1, frame[1] - width - 1, 1, frame[0] - height - 1)).flatten(1, 2)
+        values = framed.index_select(1, cells).view(*pooled.shape[:3], 9, self.heads, -1).transpose(3, 4)
+        mixed = (weights @ values).transpose(3, 4).flatten(4).flatten(1, 3)  # (B, H/2 * W/2 * 9, D)
+        sums = torch.zeros_like(framed, dtype=mixed.dtype).index_add(1, cells, mixed).unflatten(1, frame)
+        return self.proj(sums[:, 1 : height + 1, 1 : width + 1])
+
+
+def _mean_of_four(x: Tensor) -> Tensor:
+    """Mean of 2x2 cells, of those that are there, (B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), D)."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), 2, ceil_mode=True).permute(0, 2, 3, 1)
+
+
+def _windows(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(rows * columns * 9,): the nine cells of each window in a frame of 2 * rows + 1 by 2 * columns + 1 cells."""
+    down = 2 * torch.arange(rows, device=device)[:, None] + torch.arange(3, device=device)
+    across = 2 * torch.arange(columns, device=device)[:, None] + torch.arange(3, device=device)
+    return (down[:, None, :, None] * (2 * columns + 1) + across[:, None]).flatten()
+
+
+class ClassBlock(nn.Module):
+    """The class token looks at itself and the patches; then its perceptron (Touvron et al. 2021, CaiT, section 3).
+
+    Args:
+        width: D.
+        heads: attention heads; divides D.
+        mlp_ratio: hidden width of the perceptron over D.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, token: Tensor, patches: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """(B, 1, D), (B, N, D) -> (B, 1, D); hidden (B, H, W), H * W = N, is not looked at."""
+        seen = self.norm1(torch.cat([token, patches], 1))[:, None]
+        q = self.q(seen[:, :, :1]).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, 1, h, 1, d)
+        k, v = self.kv(seen).unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, 1, h, 1 + N, d)
+        allowed = None if hidden is None else ~F.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
+        token = token + self.proj(attend(q, k, v, allowed=allowed).flatten(2))
+        return token + self.mlp(self.norm2(token))
+
+
+def _row(
+    width: int,
+    depths: tuple[int, ...],
+    heads: tuple[int, int],
+    *,
+    stem: int = 64,
+    mlp_ratio: float = 3.0,
+    image_size: int = 224,
+) -> Variant:
+    size = {"stem": stem, "widths": (width, 2 * width), "depths": depths, "heads": heads, "mlp_ratio": mlp_ratio}
+    return Variant(build=VOLO, image_size=image_size, options=size)
+
+
+VARIANTS = {
+    "nano": Variant(
+        build=VOLO,
+        image_size=32,
+        options={"stem": 8, "widths": (12, 24), "depths": (1, 1, 1), "heads": (2, 3), "class_depth": 1},
+    ),
+    "d1": _row(192, (4, 4, 8, 2), (6, 12)),
+    "d1_384": _row(192, (4, 4, 8, 2), (6, 12), image_size=384),
+    "d2": _row(256, (6, 4, 10, 4), (8, 16)),
+    "d2_384": _row(256, (6, 4, 10, 4), (8, 16), image_size=384),
+    "d3": _row(256, (8, 8, 16, 4), (8, 16)),
+    "d3_448": _row(256, (8, 8, 16, 4), (8, 16), image_size=448),
+    "d4": _row(384, (8, 8, 16, 4), (12, 16)),
+    "d4_448": _row(384, (8, 8, 16, 4), (12, 16), image_size=448),
+    "d5": _row(384, (12, 12, 20, 4), (12, 16), stem=128, mlp_ratio=4.0),
+    "d5_448": _row(384, (12, 12, 20, 4), (12, 16), stem=128, mlp_ratio=4.0, image_size=448),
+    "d5_512": _row(384, (12, 12, 20, 4), (12, 16), stem=128, mlp_ratio=4.0, image_size=512),
+}
+
+LAYOUTS = {
+    "sail": Rules(
+        *((f"patch_embed.conv.{i}.{{p}}", f"backbone.stem.convolutions.{i}.{{p}}") for i in (0, 1, 3, 4, 6, 7)),
+        ("patch_embed.proj.{p}", "backbone.stem.proj.{p}"),
+        ("network.0.{b}.attn.attn.{p}", "backbone.outlookers.{b}.attention.weights.{p}"),
+        ("network.0.{b}.attn.{m}.{p}", "backbone.outlookers.{b}.attention.{m}.{p}"),
+        ("network.0.{b}.mlp.{m}.{p}", "backbone.outlookers.{b}.mlp.{m}.{p}"),
+        ("network.0.{b}.norm{n}.{p}", "backbone.outlookers.{b}.norm{n}.{p}"),
+        ("network.1.proj.{p}", "backbone.merge.{p}"),
+        ("pos_embed", "backbone.position"),
+        ("network.{s+2}.{b}.attn.{m}.{p}", "backbone.stages.{s}.{b}.attention.{m}.{p}"),
+        ("network.{s+2}.{b}.mlp.{m}.{p}", "backbone.stages.{s}.{b}.mlp.{m}.{p}"),
+        ("network.{s+2}.{b}.norm{n}.{p}", "backbone.stages.{s}.{b}.norm{n}.{p}"),
+        ("cls_token", "backbone.class_token"),
+        ("post_network.{b}.norm{n}.{p}", "backbone.class_blocks.{b}.norm{n}.{p}"),
+        ("post_network.{b}.attn.{m}.{p}", "backbone.class_blocks.{b}.{m}.{p}"),
+        ("post_network.{b}.mlp.{m}.{p}", "backbone.class_blocks.{b}.mlp.{m}.{p}"),
+        ("norm.{p}", "backbone.norm.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+        ("aux_head.{p}", "head.auxiliary.{p}"),
+    )
+}
+"""sail: names of sail-sg/volo, which timm keeps. Files with `aux_head` want a head with an auxiliary classifier."""
+
+PUBLISHED = tuple(
+    Published(
+        variant=variant,
+        scores={"imagenet-1k top-1": score},
+        source="sail-sg/volo README",
+        image_size=VARIANTS[variant].image_size,
+    )
+    for variant, score in {
+        "d1": 84.2,
+        "d1_384": 85.2,
+        "d2": 85.2,
+        "d2_384": 86.0,
+        "d3": 85.4,
+        "d3_448": 86.3,
+        "d4": 85.7,
+        "d4_448": 86.8,
+        "d5": 86.1,
+        "d5_448": 87.0,
+        "d5_512": 87.1,
+    }.items()
+)

@@ -1,0 +1,113 @@
+"""Classes of the image and of every token (Jiang et al. 2021, token labelling; eval rule of LV-ViT, VOLO and Dual-ViT).
+
+    summary --classifier--> (B, C) -----------------+--> logits
+    tokens  --auxiliary---> (B, N, C) --max over N--+
+
+In the paper a teacher says what is in each token. Without one, as here, the image's classes are every token's target:
+that is what the authors' loss does with targets that have no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from patchform.errors import DataError, UsageError
+from patchform.heads.base import Head
+from patchform.records import Features, Label, Target
+
+
+class Raw(NamedTuple):
+    """Logits of the image and of its tokens."""
+
+    summary: Tensor
+    """(B, C)."""
+    tokens: Tensor
+    """(B, N, C)."""
+    padding: Tensor | None
+    """(B, N) bool, True on padding."""
+
+
+class TokenLabel(Head):
+    """Logits from the summary and, added at a weight, the best of the tokens'.
+
+    Args:
+        channels: of the backbone's maps; the last is the width of the tokens.
+        strides: not used.
+        width: D of the summary.
+        classes: number of classes C, one an image.
+        smoothing: share of the target that is spread evenly over the classes, in [0, 1).
+        auxiliary_weight: of the tokens, in the logits and in the loss.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int] = (),
+        width: int,
+        classes: int,
+        smoothing: float = 0.0,
+        auxiliary_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise UsageError(f"smoothing is {smoothing}", remedy="it lies in [0, 1)")
+        if auxiliary_weight < 0:
+            raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
+        self.classes, self.smoothing, self.auxiliary_weight = classes, smoothing, auxiliary_weight
+        self.classifier, self.auxiliary = nn.Linear(width, classes), nn.Linear(channels[-1], classes)
+        for layer in (self.classifier, self.auxiliary):
+            nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
+        """Logits of the summary and of each token."""
+        if features.summary is None or features.tokens is None:
+            raise UsageError("token labels need a summary and tokens, and this backbone lacks one of them")
+        padding = None if features.padding is None else features.padding.flatten(1)
+        return Raw(self.classifier(features.summary), self.auxiliary(features.tokens), padding)
+
+    def logits(self, raw: Raw) -> Tensor:
+        """(B, C): the summary's, plus at its weight, class by class, the highest of the tokens that are not padding."""
+        tokens = raw.tokens
+        if raw.padding is not None:
+            hidden = raw.padding & ~raw.padding.all(1, keepdim=True)  # an image that is nothing else keeps its tokens
+            tokens = tokens.masked_fill(hidden[..., None], float("-inf"))
+        return raw.summary + self.auxiliary_weight * tokens.amax(1)
+
+    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """{"loss": (), "auxiliary": ()}: cross-entropy of the image; at its weight, mean of that of its tokens.
+
+        Raises:
+            DataError: an image without exactly one class.
+        """
+        wanted = self._dense(targets, raw.summary.device)  # (B, C)
+        image = -(wanted * raw.summary.float().log_softmax(1)).sum(1)
+        token = -(wanted[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
+        real = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
+        auxiliary = (token * real).sum(1) / real.sum(1).clamp(min=1)
+        return {"loss": image.mean(), "auxiliary": self.auxiliary_weight * auxiliary.mean()}
+
+    def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Label` an image: its best class, and `scores` (C,), the softmax of `logits`."""
+        scores = self.logits(raw).float().softmax(1)
+        return [Label(best, row) for best, row in zip(scores.argmax(1, keepdim=True), scores)]
+
+    def _dense(self, targets: Sequence[Target], device: torch.device) -> Tensor:
+        """(B, C) float: the soft scores of an image, or 1 at its class; smoothed."""
+        rows = []
+        for label in cast("Sequence[Label]", targets):
+            if label.scores is None and len(label.classes) != 1:
+                raise DataError("an image without exactly one class", remedy="this head learns one class an image")
+            one = torch.zeros(self.classes, device=label.classes.device)
+            rows.append(label.scores if label.scores is not None else one.index_fill(0, label.classes, 1.0))
+        return torch.stack(rows).to(device, torch.float32) * (1 - self.smoothing) + self.smoothing / self.classes

@@ -1,0 +1,92 @@
+import inspect
+
+import pytest
+
+from patchform import lookup
+from patchform.commands import recipes
+from patchform.errors import UsageError
+from patchform.model import build_model
+from patchform.settings import Recipe
+
+
+@pytest.mark.parametrize("name", recipes.packaged())
+def test_every_packaged_recipe_is_complete_and_builds(name):
+    import torch
+
+    from patchform.training import preparation
+
+    recipe = recipes.resolve(name)
+    assert recipe.task == name.partition("/")[0]
+    preparation.refuse_nonsense(recipe)
+    options = dict(recipe.model.options)
+    if recipe.model.drop_path is not None:
+        options["drop_path"] = recipe.model.drop_path
+    with torch.device("meta"):
+        model = build_model(
+            recipe.task,
+            backbone=recipe.model.backbone,
+            head=recipe.model.head,
+            classes=("a", "b"),
+            preprocessing=preparation.preprocessing_of(recipe.data),
+            backbone_options=options,
+            head_options=recipe.model.head_options,
+        )
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1000
+
+
+def test_a_task_names_its_default_and_settings_go_over_it():
+    recipe = recipes.resolve("classification", {"optimizer": {"lr": "5e-4"}, "training": {"epochs": 3}})
+    assert recipe.optimizer.lr == 5e-4
+    assert recipe.training.epochs == 3
+    assert recipe.optimizer.weight_decay == recipes.resolve("classification/small").optimizer.weight_decay
+    assert recipes.resolve(recipe, {"name": "x"}).name == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: {lr: 1e-3, lr: 2e-3}", 'the key "lr" a second time'),
+        ("a: &x 1\nb: *x", "anchor"),
+        ("optimizer: !!python/object/apply:os.system ['true']", "a tag"),
+        ("optimizer: {lrr: 1}", "did you mean optimizer.lr"),
+        ("optimiser: {lr: 1}", "did you mean optimizer"),
+        ("learning_rate: 1", "no such setting: learning_rate"),
+        ("optimizer: {lr: fast}", "it is a number"),
+        ("optimizer: {lr: .inf}", "cannot be inf"),
+        ("training: {epochs: 1.5}", "it is a whole number"),
+        ("optimizer: {name: adan}", "one of adamw, lamb, sgd"),
+        ("- a\n- b", "no settings"),
+        ("\tdata: 1", "not a recipe"),
+        ("data: " + "[" * 30 + "]" * 30, "levels"),
+        ("data: 5", "data is a section"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(text, message, tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        recipes.resolve(file)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("optimizer: {lr: 1e-3}\nname: '012'\ntraining: {epochs: 7}\n")
+    recipe = recipes.resolve(file)
+    assert (recipe.optimizer.lr, recipe.name, recipe.training.epochs) == (1e-3, "012", 7)
+
+
+def test_every_setting_has_a_meaning():
+    text = recipes.help_text()
+    for name, _ in recipes.names():
+        assert f"--{name} " in text or f"--{name}\n" in text, name
+    assert inspect.getdoc(Recipe)
+    assert lookup.names("tasks") == ["classification"]
+
+
+def test_a_large_file_is_not_read(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("#" * 200_000)
+    with pytest.raises(UsageError, match="bytes"):
+        recipes.resolve(file)
