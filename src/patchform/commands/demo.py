@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
 from patchform.commands.evaluate import evaluate
 from patchform.commands.predict import load
 from patchform.commands.train import train
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from patchform.metrics.base import Scores
 
 EXAMPLE = "patchform demo"
@@ -108,12 +107,17 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(
             "the demo needs scikit-learn for its pictures", remedy="pip install patchform[demo]"
         ) from error
+    import numpy as np
+
     found = datasets.load_digits()
     return np.rint(found.images * (255 / 16)).astype(np.uint8), found.target
 
 
 def write_digits(folder: Path, images: np.ndarray, classes: np.ndarray) -> None:
     """Write train/ and val/ with a folder a class. The same fifth of each class is held out every time."""
+    import numpy as np
+    from PIL import Image
+
     numbers = np.random.default_rng(SEED)
     for digit in range(10):
         members = numbers.permutation(np.flatnonzero(classes == digit))
