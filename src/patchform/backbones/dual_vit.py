@@ -1,0 +1,450 @@
+"""Dual-ViT: a pathway of pixels beside a pathway of semantics (Yao et al., TPAMI 2023, arXiv:2207.04976).
+
+    image --stem--> P---dual---halve---dual---halve---merge---halve---merge---P --> four maps, tokens
+                    |    ^|             ^|              ||              ||     |
+                  pool   |v             |v              ||              ||   class --> summary
+                    S---dual---linear--dual---linear--merge---linear--merge---S
+
+P are the cells of the grid. S are a few tokens, 64 at 224 pixels, that stand for the whole image. First S reads P and P
+reads S, which costs N x M and never N x N; where N has become small the two are one sequence. In the order of the
+computation, with numbers of this file's own, which the code refers to:
+
+    start   X = P pooled over squares, Q learned
+      (1)   A = softmax(ask(Q) k(X)^T / sqrt(D)) v(X)                   learned questions to the image
+      (2)   S = LN(a * A + b * X), a, b = softmax(weigh(mean(A + X)))   which of the two, channel by channel
+    dual block, semantic pathway
+      (3)   S = S + attention(LN(S) asks LN(S))
+      (4)   S = S + attention(LN(S) asks LN(P))
+      (5)   S = S + mlp(LN(S))
+    dual block, pixel pathway
+      (6)   P = P + attention(LN(P) asks LN(S))
+      (7)   P = P + mlp(LN(P)), with a depthwise 3x3 convolution inside
+    merge block
+      (8)   [P, S] = [P, S] + attention(LN([P, S]) asks itself)
+      (9)   [P, S] = [P, S] + [mlp as in (7) of LN(P), another mlp of LN(S)]
+    class block
+      (10)  c = mean([P, S])
+      (11)  c = c + attention(LN(c) asks LN([c, P, S]))
+      (12)  c = c + mlp(LN(c))
+
+Each branch of (3) to (9) has a learned factor per channel. Only the convolutions know where a cell is.
+
+Gives four maps, the last one as tokens, and the class token c as summary. Unlike other trunks' the maps are normalised:
+so they run on to the next stage, and so the authors' dense backbones read them. Those compute the same four maps; they
+only have no class block and let S end before the last (9). `summary="mean"` is that form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.attention import Attention, attend
+from patchform.layers.blocks import MLP
+from patchform.layers.drop import DropPath, rising
+from patchform.layers.norms import LayerScale
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Rules, join_shares, prefix, reshape
+
+EPS = 1e-6  # of LN(P), LN([P, S]), the class block and the stages' ends; the other norms have torch's 1e-5
+QUESTIONS = 8  # a side of the grid that the learned Q lies on
+
+
+class Seen(NamedTuple):
+    """Keys that are not padding: (B, 1, 1, 1, K) bool, as attention takes them; None: all."""
+
+    pixels: Tensor | None
+    semantics: Tensor | None
+
+    def both(self) -> Tensor | None:
+        """Of the sequence [P, S]."""
+        return None if self.pixels is None or self.semantics is None else torch.cat([self.pixels, self.semantics], 4)
+
+
+class DualViT(Backbone):
+    """Dual vision transformer of four stages.
+
+    Args:
+        in_channels: C of the images.
+        stem: channels of the stem's convolutions.
+        widths, depths, heads: D, number of blocks, attention heads of each stage.
+        mlp_ratios: of each stage, hidden width of the pixels' perceptrons over D, block by block and again from the
+            front: (4, 3) is 4, 3, 4, 3, ...
+        class_ratio: that of the class block.
+        window: side, in cells of the first map, of the square that a semantic token starts from. A rest at the bottom
+            and the right starts none.
+        summary: "class" has the class block; "mean" averages the tokens and has no parameters that maps do not need.
+        layer_scale: initial factor on the branches.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        stem: int = 32,
+        widths: Sequence[int] = (64, 128, 320, 448),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        heads: Sequence[int] = (2, 4, 10, 14),
+        mlp_ratios: Sequence[Sequence[float]] = ((8,), (8,), (4, 3), (3,)),
+        class_ratio: float = 2.0,
+        window: int = 7,
+        summary: Literal["class", "mean"] = "class",
+        layer_scale: float = 1e-6,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels, self.strides, self.width = tuple(widths), (4, 8, 16, 32), widths[-1]
+        rates = iter(rising(drop_path, sum(depths)))
+
+        self.stem = Stem(in_channels, stem, widths[0])
+        self.start = Start(widths[0], window)
+        self.halves = nn.ModuleList(Halve(fine, coarse) for fine, coarse in pairwise(widths))
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(fine, eps=EPS), nn.Linear(fine, coarse), nn.LayerNorm(coarse))
+            for fine, coarse in pairwise(widths)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                kind(width, count, ratios[i % len(ratios)], layer_scale=layer_scale, drop_path=next(rates))
+                for i in range(depth)
+            )
+            for kind, width, depth, count, ratios in zip(KINDS, widths, depths, heads, mlp_ratios, strict=True)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
+        self.class_block = ClassBlock(self.width, heads[-1], class_ratio) if summary == "class" else None
+        if self.class_block is None:
+            self.stages[-1][-1].semantic_mlp = None  # type: ignore[index]  # nobody reads what it would make
+        blocks.start(self)
+        self.apply(_start)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> four maps, tokens (B, N, D) and summary (B, D)."""
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+        hidden = [None if padding is None else grids.shrink_mask(padding, stride) for stride in self.strides]
+        pixels = normed = self.stem(images)  # (B, H, W, D) throughout
+        semantics, blank = self.start(pixels, hidden[0])  # (B, M, D) throughout
+        maps = []
+        for number, stage in enumerate(self.stages):
+            if number > 0:
+                pixels, semantics = self.halves[number - 1](normed), self.projections[number - 1](semantics)
+            seen = Seen(_seen(hidden[number]), _seen(blank))
+            for block in stage:  # type: ignore[attr-defined]
+                pixels, semantics = block(pixels, semantics, seen)
+            normed = self.norms[number](pixels)
+            maps.append(normed.permute(0, 3, 1, 2))
+        tokens = normed.flatten(1, 2)
+        if self.class_block is None:
+            summary = grids.masked_mean(tokens, hidden[-1])
+        else:
+            summary = self.norms[-1](self.class_block(torch.cat([pixels.flatten(1, 2), semantics], 1), seen.both()))
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden[-1])
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages, then the class block."""
+        found = [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return found if self.class_block is None else [*found, self.class_block]
+
+
+class Start(nn.Module):
+    """The first semantic tokens, one for each square of `window` cells a side: equations 1 and 2."""
+
+    def __init__(self, width: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.questions = nn.Parameter(torch.empty(QUESTIONS, QUESTIONS, width))
+        self.ask = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.kv = nn.Linear(width, 2 * width)
+        self.weigh = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2 * width))
+        self.norm = nn.LayerNorm(width)
+        nn.init.trunc_normal_(self.questions, std=0.02)
+
+    def forward(self, pixels: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, H, W, D) and (B, H, W) -> (B, M, D) and (B, M), of an input's own number M of squares."""
+        side = [min(self.window, cells) for cells in pixels.shape[1:3]]
+        real = pixels if padding is None else pixels.masked_fill(padding[..., None], 0)
+        pooled, blank = F.avg_pool2d(real.permute(0, 3, 1, 2), side), None
+        if padding is not None:
+            share = F.avg_pool2d((~padding)[:, None].to(pixels.dtype), side)  # (B, 1, ...) of a square that is real
+            pooled, blank = pooled / share.clamp(min=1e-6), share.flatten(1) == 0
+        x = pooled.flatten(2).transpose(1, 2)
+
+        # as in the authors' dense code; their classifier leaves Q as it is for any 64 squares, 4 x 16 too
+        q = self.ask(grids.resize(self.questions, grids.size_of(pooled))).flatten(0, 1).expand(len(x), 1, 1, -1, -1)
+        k, v = _heads(self.kv(x), 1, parts=2)
+        answers = attend(q, k, v, allowed=_seen(blank))[:, 0, 0]  # (1)
+        a, b = self.weigh(grids.masked_mean(answers + x, blank)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)
+        return self.norm(a * answers + b * x), blank  # (2)
+
+
+class DualBlock(nn.Module):
+    """Two pathways that read each other: equations 3 to 7.
+
+    `mlp_ratio` is the hidden width of the pixels' perceptron over D (the semantics' has 4), `layer_scale` the initial
+    factor on the branches, `drop_path` their rate of stochastic depth.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, layer_scale: float, drop_path: float) -> None:
+        super().__init__()
+        self.residual, self.heads = DropPath(drop_path), heads
+        # semantic pathway
+        self.norm3, self.confer = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.norm4, self.read = nn.LayerNorm(width), Ask(width, heads, project=False)
+        self.norm5 = nn.LayerNorm(width)
+        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.scale3, self.scale4, self.scale5 = (LayerScale(width, layer_scale) for _ in range(3))
+        # pixel pathway
+        self.pixel_norm, self.norm6 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width)
+        self.look, self.norm7 = Ask(width, heads), nn.LayerNorm(width, eps=EPS)
+        self.mlp = ConvolutionalMLP(width, int(width * mlp_ratio))
+        self.scale6, self.scale7 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
+
+    def forward(self, pixels: Tensor, semantics: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+        """(B, H, W, D) and (B, M, D) -> the same."""
+        normed = self.pixel_norm(pixels).flatten(1, 2)  # LN(P) of both (4) and (6)
+        semantics = self.residual(semantics, self._equation_3, seen.semantics)
+        semantics = self.residual(semantics, self._equation_4, normed, seen.pixels)
+        semantics = self.residual(semantics, self._equation_5)
+        pixels = self.residual(pixels, self._equation_6, normed, semantics, seen.semantics)
+        pixels = self.residual(pixels, self._equation_7)
+        return pixels, semantics
+
+    def _equation_3(self, semantics: Tensor, seen: Tensor | None) -> Tensor:
+        q, k, v = _heads(self.confer(self.norm3(semantics)), self.heads, parts=3)
+        return self.scale3(_joined(attend(q, k, v, allowed=seen)))
+
+    def _equation_4(self, semantics: Tensor, normed: Tensor, seen: Tensor | None) -> Tensor:
+        return self.scale4(self.read(self.norm4(semantics), normed, seen))
+
+    def _equation_5(self, semantics: Tensor) -> Tensor:
+        return self.scale5(self.think(self.norm5(semantics)))
+
+    def _equation_6(self, pixels: Tensor, normed: Tensor, semantics: Tensor, seen: Tensor | None) -> Tensor:
+        return self.scale6(self.look(normed, self.norm6(semantics), seen)).view_as(pixels)
+
+    def _equation_7(self, pixels: Tensor) -> Tensor:
+        return self.scale7(self.mlp(self.norm7(pixels)))
+
+
+class MergeBlock(nn.Module):
+    """Both pathways as one sequence: equations 8 and 9. Arguments are those of the dual block."""
+
+    semantic_mlp: MLP | None  # None: the semantics end here
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, layer_scale: float, drop_path: float) -> None:
+        super().__init__()
+        self.residual = DropPath(drop_path)
+        self.norm8, self.norm9 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
+        self.attention, self.scale8 = Attention(width, heads), LayerScale(width, layer_scale)
+        self.mlp, self.semantic_mlp = ConvolutionalMLP(width, int(width * mlp_ratio)), MLP(width, 2 * width)
+        self.scale9 = LayerScale(width, layer_scale)
+
+    def forward(self, pixels: Tensor, semantics: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+        """(B, H, W, D) and (B, M, D) -> the same, or no semantics, (B, 0, D)."""
+        grid, count = pixels.shape[1:3], pixels.shape[1] * pixels.shape[2]
+        tokens = torch.cat([pixels.flatten(1, 2), semantics], 1)
+        tokens = self.residual(tokens, self._equation_8, seen.both())
+        if self.semantic_mlp is None:
+            tokens = tokens[:, :count]
+        tokens = self.residual(tokens, lambda t: self._equation_9(t[:, :count].unflatten(1, grid), t[:, count:]))
+        return tokens[:, :count].unflatten(1, grid), tokens[:, count:]
+
+    def _equation_8(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
+        return self.scale8(self.attention(self.norm8(tokens)[:, None], allowed=seen)[:, 0])
+
+    def _equation_9(self, pixels: Tensor, semantics: Tensor) -> Tensor:
+        parts = [self.mlp(self.norm9(pixels)).flatten(1, 2)]
+        if self.semantic_mlp is not None:
+            parts.append(self.semantic_mlp(self.norm9(semantics)))
+        return self.scale9(torch.cat(parts, 1))
+
+
+KINDS = (DualBlock, DualBlock, MergeBlock, MergeBlock)  # of the four stages
+
+
+class ClassBlock(nn.Module):
+    """A token that asks all others and alone learns from it: equations 10 to 12 (of VOLO, Yuan et al. 2022)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
+        self.ask, self.mlp = Ask(width, heads), MLP(width, int(width * mlp_ratio))
+
+    def forward(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        token = grids.masked_mean(tokens, None if seen is None else ~seen.flatten(1))[:, None]  # (10)
+        everybody = self.norm1(torch.cat([token, tokens], 1))
+        seen = None if seen is None else F.pad(seen, (1, 0), value=True)
+        token = token + self.ask(everybody[:, :1], everybody, seen)  # (11)
+        return (token + self.mlp(self.norm2(token)))[:, 0]  # (12)
+
+
+class Ask(nn.Module):
+    """Attention of x to y, "x asks y" of the equations, with or without a projection after it."""
+
+    def __init__(self, width: int, heads: int, *, project: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width) if project else nn.Identity()
+
+    def forward(self, asking: Tensor, asked: Tensor, seen: Tensor | None) -> Tensor:
+        """(B, N, D) and (B, K, D), both normalised -> (B, N, D)."""
+        (q,) = _heads(self.q(asking), self.heads)
+        k, v = _heads(self.kv(asked), self.heads, parts=2)
+        return self.proj(_joined(attend(q, k, v, allowed=seen)))
+
+
+class ConvolutionalMLP(nn.Module):
+    """Linear to `hidden`, depthwise 3x3 convolution, GELU, linear back (PVT v2, Wang et al. 2022, section 3.3)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, H, W, D)."""
+        x = self.mix(self.fc1(cells).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.fc2(F.gelu(x))
+
+
+class Stem(nn.Module):
+    """Three convolutions of `inside` channels at half the resolution; one more halves it again."""
+
+    def __init__(self, in_channels: int, inside: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential()
+        for channels, side, stride in ((in_channels, 7, 2), (inside, 3, 1), (inside, 3, 1)):
+            self.conv.append(nn.Conv2d(channels, inside, side, stride, padding=side // 2, bias=False))
+            self.conv.extend([nn.BatchNorm2d(inside), nn.ReLU(inplace=True)])
+        self.halve = Halve(inside, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D); channels lie innermost, so that no later layer copies."""
+        return self.halve(self.conv(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+
+
+class Halve(nn.Module):
+    """Overlapping patches from `fine` channels to `coarse`, and a norm."""
+
+    def __init__(self, fine: int, coarse: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(coarse)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), D')."""
+        return self.norm(self.proj(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def _heads(x: Tensor, heads: int, *, parts: int = 1) -> Tensor:
+    """(B, N, parts * h * d) -> (parts, B, 1, h, N, d), as `attend` takes them."""
+    return x[:, None].unflatten(-1, (parts, heads, -1)).permute(3, 0, 1, 4, 2, 5)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(B, 1, h, N, d) -> (B, N, D)."""
+    return x[:, 0].transpose(1, 2).flatten(2)
+
+
+def _seen(padding: Tensor | None) -> Tensor | None:
+    """Padding (B, ...) of keys -> (B, 1, 1, 1, K), True where one is real, or everywhere if none is."""
+    if padding is None:
+        return None
+    real = ~padding.flatten(1)
+    return (real | ~real.any(1, keepdim=True))[:, None, None, None]
+
+
+def _start(layer: nn.Module) -> None:
+    """Initial values of a convolution, as in the authors' code."""
+    if isinstance(layer, nn.Conv2d):
+        reached = layer.out_channels // layer.groups * layer.weight[0, 0].numel()  # outputs that an input has a part in
+        nn.init.normal_(layer.weight, std=(2 / reached) ** 0.5)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _row(
+    stem: int, widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], image_size: int = 224, **more: Any
+) -> Variant:
+    size = {"stem": stem, "widths": widths, "depths": depths, "heads": heads}
+    return Variant(build=DualViT, image_size=image_size, options=size | more)
+
+
+VARIANTS = {
+    "nano": _row(8, (8, 16, 24, 32), (1, 2, 2, 1), (1, 2, 3, 4), 32, mlp_ratios=((4,), (4,), (3, 2), (2,)), window=2),
+    "s": _row(32, (64, 128, 320, 448), (3, 4, 6, 3), (2, 4, 10, 14)),
+    "b": _row(64, (64, 128, 320, 512), (3, 4, 15, 3), (2, 4, 10, 16)),
+    "l": _row(64, (96, 192, 384, 512), (3, 6, 21, 3), (3, 6, 12, 16)),
+}
+
+# fmt: off
+_DUAL = Rules(  # in the order of the equations
+    ("attn.qkv_proxy.0.{p}", "norm3.{p}"), ("attn.qkv_proxy.1.{p}", "confer.{p}"), ("attn.gamma1", "scale3.gamma"),
+    ("attn.q_proxy_ln.{p}", "norm4.{p}"), ("attn.{m}_proxy.{p}", "read.{m}.{p}"), ("attn.gamma2", "scale4.gamma"),
+    ("attn.p_ln.{p}", "norm5.{p}"), ("attn.mlp_proxy.{i}.{p}", "think.{i}.{p}"), ("attn.gamma3", "scale5.gamma"),
+    ("norm1.{p}", "pixel_norm.{p}"), ("attn.proxy_ln.{p}", "norm6.{p}"), ("attn.{m}.{p}", "look.{m}.{p}"),
+    ("gamma1", "scale6.gamma"), ("norm2.{p}", "norm7.{p}"), ("gamma2", "scale7.gamma"),
+)
+_MERGE = Rules(
+    ("norm1.{p}", "norm8.{p}"), (("attn.q.{p}", "attn.kv.{p}"), "attention.qkv.{p}", join_shares(1, 2)),
+    ("attn.proj.{p}", "attention.proj.{p}"), ("gamma1", "scale8.gamma"), ("norm2.{p}", "norm9.{p}"),
+    ("mlp.fc_proxy.0.{p}", "semantic_mlp.fc1.{p}"), ("mlp.fc_proxy.2.{p}", "semantic_mlp.fc2.{p}"),
+    ("gamma2", "scale9.gamma"),
+)
+# fmt: on
+
+LAYOUTS = {
+    "authors": Rules(
+        ("patch_embed1.conv.{i}.{p}", "backbone.stem.conv.{i}.{p}"),
+        ("patch_embed1.{m}.{p}", "backbone.stem.halve.{m}.{p}"),
+        ("patch_embed{s+2}.{m}.{p}", "backbone.halves.{s}.{m}.{p}"),
+        ("q", "backbone.start.questions", reshape(QUESTIONS**2, -1)),
+        ("q_embed.{i}.{p}", "backbone.start.ask.{i}.{p}"),
+        ("kv.{p}", "backbone.start.kv.{p}"),
+        ("se.{i}.{p}", "backbone.start.weigh.{i}.{p}"),
+        ("proxy_ln.{p}", "backbone.start.norm.{p}"),
+        ("norm_proxy{s+1}.{p}", "backbone.projections.{s}.0.{p}"),
+        ("proxy_embed{s+2}.proj_proxy.0.{p}", "backbone.projections.{s}.1.{p}"),
+        ("proxy_embed{s+2}.proj_proxy.1.{p}", "backbone.projections.{s}.2.{p}"),
+        *prefix(_DUAL, "block1.{b}.", "backbone.stages.0.{b}."),
+        *prefix(_DUAL, "block2.{b}.", "backbone.stages.1.{b}."),
+        *prefix(_MERGE, "block3.{b}.", "backbone.stages.2.{b}."),
+        *prefix(_MERGE, "block4.{b}.", "backbone.stages.3.{b}."),
+        ("block{s+1}.{b}.mlp.dwconv.dwconv.{p}", "backbone.stages.{s}.{b}.mlp.mix.{p}"),
+        ("block{s+1}.{b}.mlp.{m}.{p}", "backbone.stages.{s}.{b}.mlp.{m}.{p}"),
+        ("norm{s+1}.{p}", "backbone.norms.{s}.{p}"),
+        ("post_network.0.norm{n}.{p}", "backbone.class_block.norm{n}.{p}"),
+        ("post_network.0.attn.{m}.{p}", "backbone.class_block.ask.{m}.{p}"),
+        ("post_network.0.mlp.{m}.{p}", "backbone.class_block.mlp.{m}.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+        ("aux_head.{p}", "head.auxiliary.{p}"),
+    )
+}
+"""One for the forms with the heads "linear" and "token_label" (the authors' weights) and for the dense one: each has
+only names that another has too, so layouts of their own could not be told apart by them."""
+
+PUBLISHED = tuple(
+    Published(
+        variant=variant,
+        scores={"imagenet-1k top-1": top1, "imagenet-1k top-5": top5},
+        source="the authors' README (trained with token labels; head token_label)",
+        image_size=side,
+    )
+    for side, rows in {
+        224: {"s": (84.1, 96.8), "b": (85.2, 97.2), "l": (85.7, 97.4)},
+        384: {"s": (85.2, 97.3), "b": (86.0, 97.6), "l": (86.5, 97.8)},
+    }.items()
+    for variant, (top1, top5) in rows.items()
+)
