@@ -1,0 +1,434 @@
+"""PVT: a pyramid whose attention looks at a coarser map (Wang et al., ICCV 2021, arXiv:2102.12122).
+
+    image --squares--> stage 1 --squares--> stage 2 --squares--> stage 3 --squares--> stage 4 --norm--> summary
+                         | /4                 | /8                 | /16                | /32
+                         v                    v                    v                    v
+                        map                  map                  map                  map
+
+    a stage's attention:   queries: all cells          keys and values: squares of r x r cells, each made into one
+
+Version 1 cuts into plain squares, adds learned positions in every stage and reads a class token of the last one.
+Version 2 (Wang et al., CVMJ 2022, arXiv:2106.13797) cuts into squares that overlap, knows where cells are from zeros
+around a depthwise convolution inside its perceptrons, has a norm after every stage and reads the mean; its linear
+attention looks at 7 x 7 means of any map. Maps are what the next stage gets: in version 2 they are normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.blocks import MLP
+from patchform.layers.drop import rising
+from patchform.layers.patches import OverlappingPatches
+from patchform.layers.positions import Learned1D
+from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Operation, Rule, Rules, join
+
+STRIDES = (4, 8, 16, 32)
+
+
+class PVT(Backbone):
+    """Pyramid vision transformer, version 1.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; other sizes work, positions are resized (bilinear, as the authors do).
+        widths: channels of the four stages.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        mlp_ratios: hidden width of the perceptrons over the stage's.
+        reductions: side of the squares that become one key, cells; 1 in the last stage, which holds the class token.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        UsageError: the last stage is to be reduced.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        widths: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if reductions[-1] != 1:
+            raise UsageError(
+                f"a stage with a class token has no squares of {reductions[-1]} x {reductions[-1]} cells",
+                remedy="the last of `reductions` is 1",
+            )
+        self.channels, self.strides, self.width = tuple(widths), STRIDES, widths[-1]
+        native = [grids.cells(image_size, stride) for stride in STRIDES]
+        rates = iter(rising(drop_path, sum(depths)))
+
+        self.patches = nn.ModuleList(
+            Squares(before, width, side)
+            for before, width, side in zip((in_channels, *widths), widths, (4, 2, 2, 2), strict=False)
+        )
+        self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.class_token = nn.Parameter(torch.empty(1, 1, self.width))
+        self.positions = nn.ModuleList(
+            Learned1D(width, grid, prefix=int(stride == STRIDES[-1]), mode="bilinear")
+            for width, grid, stride in zip(widths, native, STRIDES, strict=True)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                ReducedBlock(
+                    width,
+                    stage_heads,
+                    reduction=Reduction(width, side) if side > 1 else None,
+                    mlp=MLP(width, int(width * ratio)),
+                    drop_path=next(rates),
+                )
+                for _ in range(depth)
+            )
+            for width, depth, stage_heads, ratio, side in zip(
+                widths, depths, heads, mlp_ratios, reductions, strict=True
+            )
+        )
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+
+        blocks.start(self)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> four maps, tokens (B, N, D) and summary (B, D), the class token."""
+        x, hidden = images.permute(0, 2, 3, 1), padding
+        maps = []
+        for number, stage in enumerate(self.stages):
+            x = self.patches_norms[number](self.patches[number](hide(x, hidden)))  # (B, H, W, D)
+            grid = (x.shape[1], x.shape[2])
+            hidden = None if padding is None else grids.shrink_mask(padding, STRIDES[number])
+            x, masked = x.flatten(1, 2), hidden
+            if stage is self.stages[-1]:
+                x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+                masked = None if hidden is None else F.pad(hidden.flatten(1), (1, 0))
+                x = self.positions[number](x, grid)
+            else:
+                x = self.positions[number](x, grid).unflatten(1, grid)
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, padding=masked)
+            cells = x if x.dim() == 4 else x[:, 1:].unflatten(1, grid)
+            maps.append(cells.permute(0, 3, 1, 2))
+        x = self.norm(x)
+        return Features(tuple(maps), STRIDES, grids.size_of(images), x[:, 1:], x[:, 0], hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+
+class PVTv2(Backbone):
+    """Pyramid vision transformer, version 2.
+
+    Args:
+        in_channels: C of the images.
+        widths: channels of the stages.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        mlp_ratios: hidden width of the perceptrons over the stage's.
+        attention: "reduced" as in version 1, "linear" looks at 7 x 7 means, so that its cost grows with the map.
+        reductions: side of the squares that become one key, cells; "linear" has none.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        attention: Literal["reduced", "linear"] = "reduced",
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels, self.width = tuple(widths), widths[-1]
+        self.strides = tuple(4 << stage for stage in range(len(widths)))
+        rates = iter(rising(drop_path, sum(depths)))
+
+        def reduction(width: int, side: int) -> nn.Module | None:
+            return Means(width) if attention == "linear" else Reduction(width, side) if side > 1 else None
+
+        self.patches = nn.ModuleList(
+            OverlappingPatches(before, width, 3 if stage else 7, 2 if stage else 4)
+            for stage, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
+        )
+        self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                ConvolutionalBlock(
+                    width,
+                    stage_heads,
+                    reduction=reduction(width, side),
+                    mlp=ConvolutionalMLP(width, int(width * ratio), relu=attention == "linear"),
+                    drop_path=next(rates),
+                )
+                for _ in range(depth)
+            )
+            for width, depth, stage_heads, ratio, side in zip(
+                widths, depths, heads, mlp_ratios, reductions, strict=True
+            )
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for width in widths)
+
+        blocks.start(self)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:  # variance: 2 / outputs an input reaches
+                reach = module.out_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
+                nn.init.normal_(module.weight, std=math.sqrt(2 / reach))
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), their mean."""
+        x, hidden = images.permute(0, 2, 3, 1), padding
+        maps = []
+        for number, stage in enumerate(self.stages):
+            x = self.patches[number](hide(x, hidden).permute(0, 3, 1, 2))
+            x = self.patches_norms[number](x)  # (B, H, W, D)
+            hidden = None if padding is None else grids.shrink_mask(padding, self.strides[number])
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, padding=hidden)
+            x = self.norms[number](x)
+            maps.append(x.permute(0, 3, 1, 2))
+        tokens = x.flatten(1, 2)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------- what version 2 brought
+
+
+class ConvolutionalBlock(ReducedBlock):
+    """Its perceptron sees the neighbours."""
+
+    def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """The perceptron's branch, of a map (B, H, W, D)."""
+        return self.mlp(self.norm2(x), padding)
+
+
+class ConvolutionalMLP(nn.Module):
+    """Linear, depthwise 3x3 convolution, GELU, linear (Wang et al. 2022, section 3.3).
+
+    Args:
+        width: D.
+        hidden: inner width.
+        relu: whether a ReLU comes before the convolution; the authors' models with linear attention have it.
+    """
+
+    def __init__(self, width: int, hidden: int, *, relu: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.before = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) -> the same; padding (B, H, W)."""
+        x = hide(self.before(self.fc1(x)), padding)
+        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.fc2(F.gelu(x))
+        return self.fc2(torch.ops.aten.gelu_(x))  # a fresh tensor of this size costs more than the function itself
+
+
+class Means(nn.Module):
+    """7 x 7 means of any map, each projected, to look at (Wang et al. 2022, section 3.1).
+
+    Args:
+        width: D.
+    """
+
+    SIDE = 7
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.squares = Squares(width, width, 1)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, H, W, D) -> (B, 7, 7, D); the means are over cells that are not padding."""
+        means = F.adaptive_avg_pool2d(hide(x, padding).permute(0, 3, 1, 2), self.SIDE)
+        hidden = None
+        if padding is not None:
+            share = F.adaptive_avg_pool2d((~padding)[:, None].to(x.dtype), self.SIDE)  # of real cells, (B, 1, 7, 7)
+            hidden = share[:, 0] == 0
+            means = means / share.masked_fill(share == 0, 1)
+        return F.gelu(self.norm(self.squares(means.permute(0, 2, 3, 1)))), hidden
+
+
+# -------------------------------------------------------------------------------------------------- sizes and layouts
+
+
+def _row(
+    build: type[Backbone],
+    depths: tuple[int, ...],
+    *,
+    widths: tuple[int, ...] = (64, 128, 320, 512),
+    heads: tuple[int, ...] = (1, 2, 5, 8),
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4),
+    **options: object,
+) -> Variant:
+    size = {"widths": widths, "depths": depths, "heads": heads, "mlp_ratios": mlp_ratios, **options}
+    return Variant(build=build, image_size=224, options=size)
+
+
+_NANO = {"widths": (16, 24, 32, 48), "heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2), "reductions": (4, 2, 1, 1)}
+VARIANTS = {
+    "nano": Variant(build=PVTv2, image_size=32, options={**_NANO, "depths": (1, 1, 2, 1)}),
+    "nano_v1": Variant(build=PVT, image_size=32, options={**_NANO, "depths": (1, 1, 2, 1)}),
+    "v1_ti": _row(PVT, (2, 2, 2, 2)),
+    "v1_s": _row(PVT, (3, 4, 6, 3)),
+    "v1_m": _row(PVT, (3, 4, 18, 3)),
+    "v1_l": _row(PVT, (3, 8, 27, 3)),
+    "v1_h": _row(PVT, (3, 10, 60, 3), widths=(128, 256, 512, 768), heads=(2, 4, 8, 12)),
+    "v2_b0": _row(PVTv2, (2, 2, 2, 2), widths=(32, 64, 160, 256)),
+    "v2_b1": _row(PVTv2, (2, 2, 2, 2)),
+    "v2_b2": _row(PVTv2, (3, 4, 6, 3)),
+    "v2_b2_li": _row(PVTv2, (3, 4, 6, 3), attention="linear"),
+    "v2_b3": _row(PVTv2, (3, 4, 18, 3)),
+    "v2_b4": _row(PVTv2, (3, 8, 27, 3)),
+    "v2_b5": _row(PVTv2, (3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+}
+
+
+def _kernel(side: int | None = None) -> Operation:
+    """A convolution (D', D, p, p) as the weights of `Squares`; side None: as many channels go in as come out."""
+
+    def forward(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: object) -> Tensor:
+        return tensors[0] if len(shape) == 4 else tensors[0].permute(0, 2, 3, 1).flatten(1)
+
+    def backward(tensor: Tensor, count: int, sizes: object) -> tuple[Tensor, ...]:
+        if tensor.dim() == 4:  # overlapping patches are a convolution here too
+            return (tensor,)
+        p = side or math.isqrt(tensor.shape[1] // tensor.shape[0])
+        return (tensor.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2),)
+
+    return Operation(forward, backward)
+
+
+_OWN = "backbone.stages.{s}.{b}"
+_SQUARES, _LOOK = f"{_OWN}.attention.reduction.squares.proj", f"{_OWN}.attention"
+
+
+def _block(theirs: str) -> tuple[Rule, ...]:
+    """A block by the names that the authors and timm share."""
+    return (
+        (f"{theirs}.attn.sr.weight", f"{_SQUARES}.weight", _kernel()),
+        (f"{theirs}.attn.sr.bias", f"{_SQUARES}.bias"),
+        (f"{theirs}.attn.norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
+        (f"{theirs}.attn.{{m}}.{{p}}", f"{_LOOK}.{{m}}.{{p}}"),
+        (f"{theirs}.mlp.{{m}}.{{p}}", f"{_OWN}.mlp.{{m}}.{{p}}"),
+        (f"{theirs}.norm{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
+    )
+
+
+def _transformers_block(theirs: str, *, look: str, reduce: str, proj: str) -> tuple[Rule, ...]:
+    """A block by the names of transformers, whose two versions differ in three places."""
+    return (
+        (f"{theirs}.{look}.{reduce}.weight", f"{_SQUARES}.weight", _kernel()),
+        (f"{theirs}.{look}.{reduce}.bias", f"{_SQUARES}.bias"),
+        (f"{theirs}.{look}.layer_norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
+        (f"{theirs}.{look}.query.{{p}}", f"{_LOOK}.q.{{p}}"),
+        ((f"{theirs}.{look}.key.{{p}}", f"{theirs}.{look}.value.{{p}}"), f"{_LOOK}.kv.{{p}}", join),
+        (f"{theirs}.{proj}.{{p}}", f"{_LOOK}.proj.{{p}}"),
+        (f"{theirs}.mlp.dense{{n}}.{{p}}", f"{_OWN}.mlp.fc{{n}}.{{p}}"),
+        (f"{theirs}.layer_norm_{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
+    )
+
+
+LAYOUTS = {
+    "authors": Rules(  # both versions
+        ("cls_token", "backbone.class_token"),
+        ("pos_embed{s+1}", "backbone.positions.{s}.table"),
+        ("patch_embed1.proj.weight", "backbone.patches.0.proj.weight", _kernel(4)),
+        ("patch_embed{s+1}.proj.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
+        ("patch_embed{s+1}.proj.bias", "backbone.patches.{s}.proj.bias"),
+        ("patch_embed{s+1}.norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("block{s+1}.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+        *_block("block{s+1}.{b}"),
+        ("norm.{p}", "backbone.norm.{p}"),
+        ("norm{s+1}.{p}", "backbone.norms.{s}.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+    ),
+    "timm": Rules(  # version 2
+        ("patch_embed.proj.{p}", "backbone.patches.0.proj.{p}"),
+        ("patch_embed.norm.{p}", "backbone.patches_norms.0.{p}"),
+        ("stages.{s}.downsample.proj.{p}", "backbone.patches.{s}.proj.{p}"),
+        ("stages.{s}.downsample.norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("stages.{s}.blocks.{b}.mlp.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+        *_block("stages.{s}.blocks.{b}"),
+        ("stages.{s}.norm.{p}", "backbone.norms.{s}.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+    ),
+    "transformers": Rules(  # version 2
+        ("pvt_v2.encoder.layers.{s}.patch_embedding.proj.{p}", "backbone.patches.{s}.proj.{p}"),
+        ("pvt_v2.encoder.layers.{s}.patch_embedding.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("pvt_v2.encoder.layers.{s}.blocks.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+        *_transformers_block(
+            "pvt_v2.encoder.layers.{s}.blocks.{b}",
+            look="attention",
+            reduce="spatial_reduction",
+            proj="attention.proj",
+        ),
+        ("pvt_v2.encoder.layers.{s}.layer_norm.{p}", "backbone.norms.{s}.{p}"),
+        ("classifier.{p}", "head.classifier.{p}"),
+    ),
+}
+
+TRANSFORMERS_V1 = Rules(
+    ("pvt.encoder.patch_embeddings.3.cls_token", "backbone.class_token"),
+    ("pvt.encoder.patch_embeddings.{s}.position_embeddings", "backbone.positions.{s}.table"),
+    ("pvt.encoder.patch_embeddings.0.projection.weight", "backbone.patches.0.proj.weight", _kernel(4)),
+    ("pvt.encoder.patch_embeddings.{s}.projection.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
+    ("pvt.encoder.patch_embeddings.{s}.projection.bias", "backbone.patches.{s}.proj.bias"),
+    ("pvt.encoder.patch_embeddings.{s}.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
+    *_transformers_block(
+        "pvt.encoder.block.{s}.{b}",
+        look="attention.self",
+        reduce="sequence_reduction",
+        proj="attention.output.dense",
+    ),
+    ("pvt.encoder.layer_norm.{p}", "backbone.norm.{p}"),
+    ("classifier.{p}", "head.classifier.{p}"),
+)
+"""Of version 1. In LAYOUTS "transformers" is version 2: one part of ours has two names there."""
+
+PUBLISHED = tuple(
+    Published(variant=variant, scores={"imagenet-1k top-1": score}, source="whai362/PVT, classification/README")
+    for variant, score in {
+        "v1_ti": 75.1,
+        "v1_s": 79.8,
+        "v1_m": 81.2,
+        "v1_l": 81.7,
+        "v2_b0": 70.5,
+        "v2_b1": 78.7,
+        "v2_b2": 82.0,
+        "v2_b2_li": 82.1,
+        "v2_b3": 83.1,
+        "v2_b4": 83.6,
+        "v2_b5": 83.8,
+    }.items()
+)

@@ -1,0 +1,245 @@
+"""Twins: local and global attention taken apart (Chu et al., NeurIPS 2021, arXiv:2104.13840).
+
+    image --squares--> stage 1 --squares--> stage 2 --squares--> stage 3 --squares--> stage 4 --norm, mean--> summary
+                         | /4                 | /8                 | /16                | /32
+                         v                    v                    v                    v
+                        map                  map                  map                  map
+
+    PCPVT:  block, where?, block, block, ...          every block looks at squares of r x r cells, each made into one
+    SVT:    windows, where?, squares, windows, ...    a block within windows, then one that looks at the squares
+
+"where?" is a positional encoding generator (Chu et al. 2021, CPVT): a depthwise convolution that knows where a cell is
+from the zeros around the map. PCPVT is PVT with it in place of learned positions, and the mean in place of the class
+token. Maps are the stages' outputs before any norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.blocks import MLP, Block
+from patchform.layers.drop import rising
+from patchform.layers.patterns import Windows
+from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Operation, Rules
+
+
+class Twins(Backbone):
+    """What PCPVT and SVT have in common: everything but the blocks.
+
+    Args:
+        in_channels: C of the images.
+        widths: channels of each stage.
+        stages: the blocks of each stage, (B, H, W, D) -> the same.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], stages: Sequence[Sequence[nn.Module]]) -> None:
+        super().__init__()
+        self.channels, self.width = tuple(widths), widths[-1]
+        self.strides = tuple(4 << stage for stage in range(len(widths)))
+        self.patches = nn.ModuleList(
+            Squares(before, width, 2 if stage else 4)
+            for stage, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
+        )
+        self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.stages = nn.ModuleList(map(nn.ModuleList, stages))
+        self.positions = nn.ModuleList(PositionGenerator(width) for width in widths)
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        blocks.start(self)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), their mean."""
+        x, hidden = images.permute(0, 2, 3, 1), padding
+        maps = []
+        for number, stage in enumerate(self.stages):
+            x = self.patches_norms[number](self.patches[number](hide(x, hidden)))  # (B, H, W, D)
+            hidden = None if padding is None else grids.shrink_mask(padding, self.strides[number])
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, padding=hidden)
+                if block is stage[0]:  # type: ignore[index]
+                    x = self.positions[number](x, hidden)
+            maps.append(x.permute(0, 3, 1, 2))
+        tokens = self.norm(x).flatten(1, 2)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+
+class PCPVT(Twins):
+    """Pyramid of blocks that all look at the whole map, made smaller (section 3.1).
+
+    Args:
+        in_channels: C of the images.
+        widths: channels of each stage.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        mlp_ratios: hidden width of the perceptrons over the stage's.
+        reductions: side of the squares that become one key, cells.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        drop_path: float = 0.0,
+    ) -> None:
+        rates = iter(rising(drop_path, sum(depths)))
+        sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
+        stages = [
+            [_global(width, number, ratio, side, next(rates)) for _ in range(depth)]
+            for width, depth, number, ratio, side in sizes
+        ]
+        super().__init__(in_channels, widths, stages)
+
+
+class SVT(Twins):
+    """Pyramid of blocks that look within windows and at the whole map by turns (section 3.2).
+
+    Args:
+        in_channels: C of the images.
+        widths: channels of each stage.
+        depths: blocks of each stage.
+        heads: attention heads of each stage.
+        mlp_ratios: hidden width of the perceptrons over the stage's.
+        window: side of a window, cells; those at the border of a map that it does not divide hold fewer.
+        reductions: side of the squares that become one key, cells.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 10, 4),
+        heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        window: int = 7,
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        drop_path: float = 0.0,
+    ) -> None:
+        rates = iter(rising(drop_path, sum(depths)))
+        sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
+        windows = Windows((window, window))
+        stages = [
+            [
+                _global(width, number, ratio, side, rate)
+                if place % 2
+                else Block(width, number, pattern=windows, mlp_ratio=ratio, drop_path=rate)
+                for place, rate in zip(range(depth), rates)
+            ]
+            for width, depth, number, ratio, side in sizes
+        ]
+        super().__init__(in_channels, widths, stages)
+
+
+def _global(width: int, heads: int, mlp_ratio: float, side: int, drop_path: float) -> nn.Module:
+    """A block that looks at the whole map, its squares of `side` x `side` cells made into one each."""
+    reduction = Reduction(width, side) if side > 1 else None
+    mlp = MLP(width, int(width * mlp_ratio))
+    return ReducedBlock(width, heads, reduction=reduction, mlp=mlp, drop_path=drop_path)
+
+
+class PositionGenerator(nn.Module):
+    """x + a depthwise 3x3 convolution of it (Chu et al. 2021, CPVT, section 3.3).
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        nn.init.normal_(self.conv.weight, std=math.sqrt(2 / 9))
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, H, W, D) -> the same; padding (B, H, W)."""
+        return x + self.conv(hide(x, padding).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+# -------------------------------------------------------------------------------------------------- sizes and layouts
+
+
+def _pcpvt(*depths: int) -> Variant:
+    return Variant(build=PCPVT, image_size=224, options={"depths": depths})
+
+
+def _svt(width: int, *depths: int) -> Variant:
+    widths = tuple(width << stage for stage in range(4))
+    return Variant(
+        build=SVT,
+        image_size=224,
+        options={"widths": widths, "depths": depths, "heads": tuple(width // 32 for width in widths)},
+    )
+
+
+_NANO = {"widths": (16, 24, 32), "heads": (1, 2, 2), "mlp_ratios": (2, 2, 2), "reductions": (4, 2, 1)}
+VARIANTS = {
+    "nano": Variant(build=SVT, image_size=32, options={**_NANO, "depths": (2, 2, 2), "window": 4}),
+    "nano_pcpvt": Variant(build=PCPVT, image_size=32, options={**_NANO, "depths": (1, 1, 2)}),
+    "pcpvt_s": _pcpvt(3, 4, 6, 3),
+    "pcpvt_b": _pcpvt(3, 4, 18, 3),
+    "pcpvt_l": _pcpvt(3, 8, 27, 3),
+    "svt_s": _svt(64, 2, 2, 10, 4),
+    "svt_b": _svt(96, 2, 2, 18, 2),
+    "svt_l": _svt(128, 2, 2, 18, 2),
+}
+
+
+def _kernel(side: int | None = None) -> Operation:
+    """A convolution (D', D, p, p) as the weights of `Squares`; side None: as many channels go in as come out."""
+
+    def backward(tensor: Tensor, count: int, sizes: object) -> tuple[Tensor, ...]:
+        p = side or math.isqrt(tensor.shape[1] // tensor.shape[0])
+        return (tensor.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2),)
+
+    return Operation(lambda tensors, shape, sizes: tensors[0].permute(0, 2, 3, 1).flatten(1), backward)
+
+
+_BLOCK = "backbone.stages.{s}.{b}"
+
+LAYOUTS = {
+    "meituan": Rules(  # timm's models have the same names
+        ("patch_embeds.0.proj.weight", "backbone.patches.0.proj.weight", _kernel(4)),
+        ("patch_embeds.{s}.proj.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
+        ("patch_embeds.{s}.proj.bias", "backbone.patches.{s}.proj.bias"),
+        ("patch_embeds.{s}.norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("pos_block.{s}.proj.0.{p}", "backbone.positions.{s}.conv.{p}"),
+        ("blocks.{s}.{b}.attn.sr.weight", f"{_BLOCK}.attention.reduction.squares.proj.weight", _kernel()),
+        ("blocks.{s}.{b}.attn.sr.bias", f"{_BLOCK}.attention.reduction.squares.proj.bias"),
+        ("blocks.{s}.{b}.attn.norm.{p}", f"{_BLOCK}.attention.reduction.norm.{{p}}"),
+        ("blocks.{s}.{b}.attn.{m}.{p}", f"{_BLOCK}.attention.{{m}}.{{p}}"),
+        ("blocks.{s}.{b}.mlp.{m}.{p}", f"{_BLOCK}.mlp.{{m}}.{{p}}"),
+        ("blocks.{s}.{b}.norm{n}.{p}", f"{_BLOCK}.norm{{n}}.{{p}}"),
+        ("norm.{p}", "backbone.norm.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+    )
+}
+
+PUBLISHED = tuple(
+    Published(variant=variant, scores={"imagenet-1k top-1": score}, source="Meituan-AutoML/Twins README")
+    for variant, score in {
+        "pcpvt_s": 81.2,
+        "pcpvt_b": 82.7,
+        "pcpvt_l": 83.1,
+        "svt_s": 81.7,
+        "svt_b": 83.2,
+        "svt_l": 83.7,
+    }.items()
+)

@@ -1,0 +1,127 @@
+"""Attention to a map made smaller: the keys and values of PVT, Twins and their successors (Wang et al., ICCV 2021)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.geometry import grids
+from patchform.layers.attention import attend
+from patchform.layers.drop import DropPath
+
+
+def hide(x: Tensor, padding: Tensor | None) -> Tensor:
+    """(B, H, W, D) with zeros on padding (B, H, W), as a convolution finds beyond the border."""
+    return x if padding is None else x.masked_fill(padding[..., None], 0)
+
+
+class Squares(nn.Module):
+    """Cut a map into squares and project each: a convolution with kernel = stride, as one matrix product.
+
+    The kernel's row, column and channel axes are joined, channels last as the map has them: `proj.weight` is
+    (D', p * p * D).
+
+    Args:
+        in_channels: D.
+        width: D'.
+        side: p, cells.
+    """
+
+    def __init__(self, in_channels: int, width: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.proj = nn.Linear(side * side * in_channels, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, ceil(H / p), ceil(W / p), D'); what is missing of the last squares is zero."""
+        p = self.side
+        below, beside = -x.shape[1] % p, -x.shape[2] % p
+        if below or beside:
+            x = F.pad(x, (0, 0, 0, beside, 0, below))
+        squares = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, rows, p, columns, p, D)
+        return self.proj(squares.transpose(2, 3).flatten(3))
+
+
+class Reduction(nn.Module):
+    """Squares of cells, each made into one to look at (Wang et al. 2021, section 3.3).
+
+    Rows and columns that make no whole square are not looked at, as in the published models.
+
+    Args:
+        width: D.
+        side: side of a square, cells.
+    """
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.squares = Squares(width, width, side)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, H, W, D), padding (B, H, W) -> (B, H // r, W // r, D), one row and column at least, and its padding."""
+        side = self.squares.side
+        rows, columns = (max(side, length - length % side) for length in x.shape[1:3])
+        x = hide(x, padding)[:, :rows, :columns]
+        hidden = None if padding is None else grids.shrink_mask(padding[:, :rows, :columns], side)
+        return self.norm(self.squares(x)), hidden
+
+
+class ReducedAttention(nn.Module):
+    """Multi-head attention of all cells to what a reduction leaves of them (Wang et al. 2021, section 3.3).
+
+    Args:
+        width: D.
+        heads: h; divides D.
+        reduction: (map, padding) -> (smaller map, its padding); None looks at the tokens themselves.
+    """
+
+    def __init__(self, width: int, heads: int, *, reduction: nn.Module | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.reduction = reduction
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D), or a sequence (B, N, D) where nothing is reduced, to the same; padding has x's without D."""
+        seen, hidden = (x, padding) if self.reduction is None else self.reduction(x, padding)
+        q = self.q(x.flatten(1, -2)[:, None]).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, 1, h, N, d)
+        k, v = self.kv(seen.flatten(1, -2)[:, None]).unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        allowed = None
+        if hidden is not None:
+            allowed = ~hidden.flatten(1)[:, None, None, None]
+            allowed = allowed | ~allowed.any(-1, keepdim=True)  # no key at all: nobody reads the answer
+        mixed = attend(q, k, v, allowed=allowed)
+        return self.proj(mixed.transpose(2, 3).flatten(3)).view(x.shape)
+
+
+class ReducedBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        width: D.
+        heads: attention heads; divides D.
+        reduction: of the keys and values.
+        mlp: perceptron, (..., D) -> (..., D).
+        drop_path: rate of stochastic depth of both branches.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, reduction: nn.Module | None, mlp: nn.Module, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = ReducedAttention(width, heads, reduction=reduction)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp
+        self.residual = DropPath(drop_path)
+
+    def forward(self, x: Tensor, *, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D), or a sequence (B, N, D) where nothing is reduced, to the same; padding has x's without D."""
+        x = self.residual(x, lambda part, pad: self.attention(self.norm1(part), pad), padding)
+        return self.residual(x, self.feed_forward, padding)
+
+    def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        """The perceptron's branch: cell by cell."""
+        return self.mlp(self.norm2(x))
