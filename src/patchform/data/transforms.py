@@ -189,8 +189,8 @@ class Erase:
 def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     if image.shape[-2:] == size:
         return image
-    mode = v2.InterpolationMode(interpolation)
-    resized = v2.functional.resize(image, list(size), interpolation=mode, antialias=interpolation != "nearest")
+    # the bits of torchvision's resize, whose checks take as long again for a picture of 32 pixels
+    resized = functional.interpolate(image[None], size, mode=interpolation, antialias=interpolation != "nearest")[0]
     return resized.clamp_(0, 1) if image.is_floating_point() else resized  # bicubic overshoots
 
 

@@ -139,7 +139,8 @@ class Attention(nn.Module):
         Returns:
             (B, G, N, D).
         """
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # 3 x (B, G, h, N, d)
+        parts = self.qkv(tokens).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in parts)  # each (B, G, h, N, d)
         if widen is not None:
             k, v = widen(k), widen(v)
         bias = None

@@ -31,6 +31,7 @@ from patchform.records import Batch, Preprocessing
 from patchform.settings import Recipe
 from patchform.tasks.base import Task
 from patchform.training import checkpoint, ema, optimizer, run, schedule
+from patchform.training.memory import keep_freed_memory
 from patchform.training.metrics_log import MetricsLog
 from patchform.training.preparation import (
     checked,
@@ -91,6 +92,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device = pick_device(settings.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         preprocessing = preprocessing_of(recipe.data)
         splits = open_data(recipe.data, seed=settings.seed, preprocessing=preprocessing)
         for note in splits.notes:
