@@ -57,8 +57,9 @@ def main() -> None:
     head = [
         "# Papers",
         "",
-        "Made by `python docs/make_papers.py` from the code. Parameters and multiply-adds are counted with a linear layer",
-        f"for {CLASSES} classes and one image (or clip) of the published size. Patterns are drawn on {GRID[0]} x {GRID[1]} cells.",
+        "Made by `python docs/make_papers.py` from the code. Parameters and multiply-adds are counted with a linear",
+        f"layer for {CLASSES} classes and one image (or clip) of the published size. Patterns are drawn on a grid of",
+        f"{GRID[0]} x {GRID[1]} cells.",
         "Weights are not part of the project: a layout says how a published file is read (`patchform.load_weights`).",
         "",
     ]
