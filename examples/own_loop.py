@@ -18,7 +18,7 @@ images = (levels[:, None, None, None] + torch.randint(-30, 30, (16, 3, 32, 32)))
 targets = tuple(Label(torch.tensor([int(level > 100)])) for level in levels)
 batch = Batch(images, targets, tuple(map(str, range(16))), ((32, 32),) * 16)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-for step in range(20):
+for _ in range(20):
     loss = sum(model(batch).values())
     optimizer.zero_grad()
     loss.backward()

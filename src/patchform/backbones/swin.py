@@ -1,4 +1,5 @@
-"""Swin: hierarchical vision transformer using shifted windows (Liu et al., ICCV 2021, arXiv:2103.14030).
+"""Swin: hierarchical vision transformer using shifted windows (Liu et al., ICCV 2021, arXiv:2103.14030), and Swin v2:
+scaling up capacity and resolution (Liu et al., CVPR 2022, arXiv:2111.09883).
 
     image --4x4 patches--> stage 1 --merge 2x2--> stage 2 --merge--> stage 3 --merge--> stage 4 --norm, mean--> summary
                              | /4                   | /8               | /16              | /32
@@ -7,10 +8,19 @@
 
 A stage alternates blocks whose windows tile the grid with blocks whose tiling is displaced by half a window, so that
 neighbours meet in every second block. Maps are the stages' outputs before any norm.
+
+    v1:  x + attention(norm(x))   scores q k / sqrt(d) + table of offsets       merge: norm, reduction
+    v2:  x + norm(attention(x))   scores s cos(q, k) + network(log of offsets)  merge: reduction, norm
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
@@ -20,12 +30,73 @@ from patchform.layers.blocks import Block
 from patchform.layers.drop import rising
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Windows
-from patchform.layers.positions import RelativeBias
+from patchform.layers.positions import Grid, InsidePosition, RelativeBias
 from patchform.records import Features, Published, Variant
-from patchform.weights.rules import DROP, Rules, prefix, reshape
+from patchform.weights.rules import DROP, Operation, Rule, Rules, join, prefix, reshape
 
 
-class Swin(Backbone):
+class Stages(Backbone):
+    """What both versions share: patches, stages of blocks with alternating windows, and merging between them.
+
+    Args:
+        block: (stage, pattern, drop path) -> a block of that stage.
+        merge: (width) -> what joins 2x2 cells and doubles the width.
+        in_channels, image_size, patch, width, depths, window, drop_path: see `Swin`.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int, Windows, float], Block],
+        merge: Callable[[int], nn.Module],
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        patch: int,
+        width: int,
+        depths: tuple[int, ...],
+        window: int,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(width << stage for stage in range(len(depths)))
+        self.strides = tuple(patch << stage for stage in range(len(depths)))
+        self.width = self.channels[-1]
+        rates = iter(rising(drop_path, sum(depths)))
+
+        self.patches = Patches(in_channels, width, patch)
+        self.patches_norm = nn.LayerNorm(width)
+        self.stages, self.merges = nn.ModuleList(), nn.ModuleList()
+        for stage, (channels, stride, depth) in enumerate(zip(self.channels, self.strides, depths)):
+            if stage:
+                self.merges.append(merge(channels // 2))
+            side = min(window, *grids.cells(image_size, stride))
+            tilings = Windows((side, side)), Windows((side, side), (side // 2, side // 2))
+            self.stages.append(nn.ModuleList(block(stage, tilings[number % 2], next(rates)) for number in range(depth)))
+        self.norm = nn.LayerNorm(self.width)
+        blocks.start(self.stages)
+        blocks.start(self.merges)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+        x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
+        maps, hidden = [], None
+        for merge, stage, stride in zip([nn.Identity(), *self.merges], self.stages, self.strides):
+            x = merge(x)
+            hidden = None if padding is None else grids.shrink_mask(padding, stride)
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, padding=hidden)
+            maps.append(x.permute(0, 3, 1, 2))
+        tokens = self.norm(x).flatten(1, 2)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+
+class Swin(Stages):
     """Shifted-window transformer, version 1.
 
     Args:
@@ -54,56 +125,18 @@ class Swin(Backbone):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.channels = tuple(width << stage for stage in range(len(depths)))
-        self.strides = tuple(patch << stage for stage in range(len(depths)))
-        self.width = self.channels[-1]
-        rates = iter(rising(drop_path, sum(depths)))
-
-        self.patches = Patches(in_channels, width, patch)
-        self.patches_norm = nn.LayerNorm(width)
-        self.stages, self.merges = nn.ModuleList(), nn.ModuleList()
-        for channels, stride, depth, stage_heads in zip(self.channels, self.strides, depths, heads):
-            if self.stages:
-                self.merges.append(PatchMerging(channels // 2))
-            side = min(window, *grids.cells(image_size, stride))
-            self.stages.append(
-                nn.ModuleList(
-                    Block(
-                        channels,
-                        stage_heads,
-                        pattern=Windows((side, side), (side // 2, side // 2) if number % 2 else (0, 0)),
-                        position=RelativeBias(stage_heads, (side, side)),
-                        mlp_ratio=mlp_ratio,
-                        eps=1e-5,
-                        drop_path=next(rates),
-                    )
-                    for number in range(depth)
-                )
+        def block(stage: int, pattern: Windows, rate: float) -> Block:
+            return Block(
+                width << stage,
+                heads[stage],
+                pattern=pattern,
+                position=RelativeBias(heads[stage], pattern.size),
+                mlp_ratio=mlp_ratio,
+                eps=1e-5,
+                drop_path=rate,
             )
-        self.norm = nn.LayerNorm(self.width)
-        blocks.start(self.stages)
-        blocks.start(self.merges)
 
-    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-        x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
-        maps, hidden = [], None
-        for merge, stage, stride in zip([nn.Identity(), *self.merges], self.stages, self.strides):
-            x = merge(x)
-            hidden = None if padding is None else grids.shrink_mask(padding, stride)
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, padding=hidden)
-            maps.append(x.permute(0, 3, 1, 2))
-        tokens = self.norm(x).flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
-
-    def layers(self) -> list[nn.Module]:
-        """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        super().__init__(block, PatchMerging, in_channels, image_size, patch, width, depths, window, drop_path)
 
 
 class PatchMerging(nn.Module):
@@ -120,30 +153,205 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), 2D)."""
-        x = nn.functional.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, row, W/2, column, D)
-        return self.reduction(self.norm(squares.permute(0, 1, 3, 4, 2, 5).flatten(3)))  # column-major, as published
+        return self.reduction(self.norm(_squares(x)))
 
 
-def _row(
-    width: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, image_size: int = 224
-) -> Variant:
-    size = {"width": width, "depths": depths, "heads": heads, "window": window}
-    return Variant(build=Swin, image_size=image_size, options=size)
+class SwinV2(Stages):
+    """Shifted-window transformer, version 2.
+
+    What a query must not see is left out; the authors' code takes 100 from its score instead, which is the same to
+    rounding until a learned scale s (below 100) comes near that.
+
+    Args:
+        in_channels, image_size, patch, width, depths, heads, mlp_ratio, drop_path: see `Swin`.
+        window: side of a window, cells.
+        pretrained_windows: for each stage, side of the window of the weights that training starts from: offsets are
+            measured in it. Default: the own window.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 256,
+        patch: int = 4,
+        width: int = 96,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        heads: tuple[int, ...] = (3, 6, 12, 24),
+        window: int = 8,
+        pretrained_windows: tuple[int, ...] | None = None,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        def block(stage: int, pattern: Windows, rate: float) -> Block:
+            native = pretrained_windows[stage] if pretrained_windows else pattern.size[0]
+            position = ContinuousBias(heads[stage], pattern.size, native)
+            return PostNormBlock(
+                width << stage, heads[stage], pattern=pattern, position=position, mlp_ratio=mlp_ratio, drop_path=rate
+            )
+
+        super().__init__(block, PatchMergingV2, in_channels, image_size, patch, width, depths, window, drop_path)
+
+
+class PostNormBlock(Block):
+    """x + norm(attention(x)), then x + norm(mlp(x)) (v2, section 3.2); keys have no bias.
+
+    Args:
+        width, heads, pattern, position, mlp_ratio, drop_path: see `Block`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        pattern: Windows,
+        position: InsidePosition,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(
+            width, heads, pattern=pattern, position=position, mlp_ratio=mlp_ratio, eps=1e-5, drop_path=drop_path
+        )
+        self.attention.qkv = QKV(width)
+        for norm in (self.norm1, self.norm2):  # at the start a block changes nothing (the authors' code)
+            nn.init.zeros_(norm.weight)
+
+    def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
+        """Mix the tokens (B, H, W, D)."""
+        x = self.residual(x, lambda part, pad: self.norm1(self.look(part, grid, pad)), padding)
+        return self.residual(x, lambda part: self.norm2(self.mlp(part)))
+
+    def look(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
+        """The attention of the branch."""
+        groups = self.pattern.gather(x, padding)
+        mixed = self.attention(groups.tokens, grid=groups.grid, allowed=groups.allowed)
+        return self.pattern.scatter(mixed, tuple(x.shape[1:-1]))
+
+
+class QKV(nn.Linear):
+    """Queries, keys and values, of which the keys have no bias. `qv_bias` (2D,) holds that of queries, then values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width, bias=False)
+        self.qv_bias = nn.Parameter(torch.zeros(2 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3D)."""
+        q, v = self.qv_bias.chunk(2)
+        return F.linear(x, self.weight, torch.cat([q, torch.zeros_like(q), v]))
+
+
+class ContinuousBias(InsidePosition):
+    """Cosine scores, and a bias that a small network makes from the logarithms of offsets (v2, sections 3.2 and 3.3).
+
+    Args:
+        heads: h.
+        grid: rows and columns of a window.
+        native: side of the window that offsets are measured in: its largest becomes 8 before the logarithm.
+    """
+
+    index: Tensor
+    offsets: Tensor
+    HIDDEN = 512
+    HIGHEST = 100.0  # of the learned scales
+    STRONGEST = 16.0  # bias
+
+    def __init__(self, heads: int, grid: Grid, native: int) -> None:
+        super().__init__()
+        self.kept: tuple[object, Tensor] | None = None
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
+        self.fc1 = nn.Linear(2, self.HIDDEN)
+        self.fc2 = nn.Linear(self.HIDDEN, heads, bias=False)
+        dy, dx = (8 * torch.arange(1.0 - side, side) / max(native - 1, 1) for side in grid)
+        offset = torch.stack(torch.meshgrid(dy, dx, indexing="ij"), -1).flatten(0, 1)
+        self.register_buffer("offsets", offset.sign() * (offset.abs() + 1).log2() / 3, persistent=False)
+        self.register_buffer("index", RelativeBias.offsets(grid), persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries and keys of length 1, the former times their head's scale, and the bias (h, N, N)."""
+        scale = self.logit_scale.clamp(max=math.log(self.HIGHEST)).exp() * q.shape[-1] ** 0.5  # which attention divides
+        q = (q * (scale / _length(q))).to(q.dtype)
+        k = (k / _length(k)).to(k.dtype)
+        return q, k, self.bias(q.dtype)
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """(h, N, N); where no gradient is wanted it is worked out once and kept as long as its parameters stay."""
+        made_from = (self.fc1.weight, self.fc1.bias, self.fc2.weight)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in made_from):
+            return self.work_out().to(dtype)
+        state = (dtype, *((p.data_ptr(), p._version) for p in made_from))
+        if self.kept is None or self.kept[0] != state:
+            self.kept = state, self.work_out().to(dtype)
+        return self.kept[1]
+
+    def work_out(self) -> Tensor:
+        """The bias, anew."""
+        table = self.STRONGEST * self.fc2(F.relu(self.fc1(self.offsets))).sigmoid()
+        return table.index_select(0, self.index).t().unflatten(1, (math.isqrt(len(self.index)), -1))
+
+    def train(self, mode: bool = True) -> Self:
+        """Forget the bias that was kept, as does a move to another device or type."""
+        self.kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.kept = None
+        return super()._apply(fn, recurse)
+
+
+def _length(x: Tensor) -> Tensor:
+    """Of the last axis; 1 for vectors of zeros, which then have a finite gradient."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.masked_fill(length < 1e-12, 1)
+
+
+class PatchMergingV2(PatchMerging):
+    """Join 2x2 cells, project to twice the width, normalise (v2, section 3.2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.norm = nn.LayerNorm(2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), 2D)."""
+        return self.norm(self.reduction(_squares(x)))
+
+
+def _squares(x: Tensor) -> Tensor:
+    """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), 4D): 2x2 cells, column-major as published."""
+    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, row, W/2, column, D)
+    return squares.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+
+_SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
+    "t": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "b": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "l": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+_NANO = {"patch": 2, "width": 16, "depths": (2, 2), "heads": (1, 2), "window": 4, "mlp_ratio": 2.0}
+
+
+def _row(build: type[Stages], size: str, window: int, image_size: int, **others: tuple[int, ...]) -> Variant:
+    width, depths, heads = _SIZES[size]
+    options = {"width": width, "depths": depths, "heads": heads, "window": window, **others}
+    return Variant(build=build, image_size=image_size, options=options)
 
 
 VARIANTS = {
-    "nano": Variant(
-        build=Swin,
-        image_size=32,
-        options={"patch": 2, "width": 16, "depths": (2, 2), "heads": (1, 2), "window": 4, "mlp_ratio": 2.0},
-    ),
-    "t": _row(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "s": _row(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "b": _row(128, (2, 2, 18, 2), (4, 8, 16, 32)),
-    "l": _row(192, (2, 2, 18, 2), (6, 12, 24, 48)),
-    "b384": _row(128, (2, 2, 18, 2), (4, 8, 16, 32), window=12, image_size=384),
-    "l384": _row(192, (2, 2, 18, 2), (6, 12, 24, 48), window=12, image_size=384),
+    "nano": Variant(build=Swin, image_size=32, options=_NANO),
+    **{size: _row(Swin, size, 7, 224) for size in _SIZES},
+    **{f"{size}384": _row(Swin, size, 12, 384) for size in "bl"},
+    "v2_nano": Variant(build=SwinV2, image_size=32, options=_NANO),
+    **{f"v2_{size}_w{window}": _row(SwinV2, size, window, 256) for size in "tsb" for window in (8, 16)},
+    **{f"v2_{size}_w12": _row(SwinV2, size, 12, 192) for size in "bl"},
+    **{  # fine-tuned from those of window 12
+        f"v2_{size}_w12to{window}": _row(SwinV2, size, window, 16 * window, pretrained_windows=(12, 12, 12, 6))
+        for size in "bl"
+        for window in (16, 24)
+    },
 }
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -154,6 +362,15 @@ _STAGES = (
     ("layers.{s}.blocks.{b}.attn.relative_position_bias_table", "stages.{s}.{b}.attention.position.table"),
     ("layers.{s}.blocks.{b}.attn.relative_position_index", DROP),
     ("layers.{s}.blocks.{b}.attn_mask", DROP),
+    ("layers.{s}.blocks.{b}.attn.relative_coords_table", DROP),
+    ("layers.{s}.blocks.{b}.attn.logit_scale", "stages.{s}.{b}.attention.position.logit_scale"),
+    ("layers.{s}.blocks.{b}.attn.cpb_mlp.0.{p}", "stages.{s}.{b}.attention.position.fc1.{p}"),
+    ("layers.{s}.blocks.{b}.attn.cpb_mlp.2.{p}", "stages.{s}.{b}.attention.position.fc2.{p}"),
+    (
+        ("layers.{s}.blocks.{b}.attn.q_bias", "layers.{s}.blocks.{b}.attn.v_bias"),
+        "stages.{s}.{b}.attention.qkv.qv_bias",
+        join,
+    ),
     ("layers.{s}.blocks.{b}.attn.{m}.{p}", "stages.{s}.{b}.attention.{m}.{p}"),
     ("layers.{s}.blocks.{b}.mlp.{m}.{p}", "stages.{s}.{b}.mlp.{m}.{p}"),
     ("layers.{s}.blocks.{b}.norm{n}.{p}", "stages.{s}.{b}.norm{n}.{p}"),
@@ -161,48 +378,66 @@ _STAGES = (
 )
 _MICROSOFT = Rules(*_STAGES, ("layers.{s}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"))
 _TIMM = Rules(*_STAGES, ("layers.{s+1}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"))  # at the start of the next stage
-_TORCHVISION = Rules(
-    ("features.0.0.weight", "patches.proj.weight", _PATCHES),
-    ("features.0.0.bias", "patches.proj.bias"),
-    ("features.0.2.{p}", "patches_norm.{p}"),
-    ("features.*.attn.relative_position_index", DROP),
-    *(
-        (f"features.{2 * s + 1}.{{b}}.{theirs}", f"stages.{s}.{{b}}.{ours}")
-        for s in range(4)
-        for theirs, ours in (
-            ("attn.relative_position_bias_table", "attention.position.table"),
+
+
+def _torchvision(*attention: tuple[str, str] | tuple[str, str, Operation]) -> Rules:
+    """The layout with these rules for what is called "attn" there."""
+    rules: list[Rule] = [
+        ("features.0.0.weight", "backbone.patches.proj.weight", _PATCHES),
+        ("features.0.0.bias", "backbone.patches.proj.bias"),
+        ("features.0.2.{p}", "backbone.patches_norm.{p}"),
+        ("features.*.attn.relative_position_index", DROP),
+    ]
+    for stage in range(4):
+        for theirs, ours, *operation in (
+            *attention,
             ("attn.{m}.{p}", "attention.{m}.{p}"),
             ("mlp.0.{p}", "mlp.fc1.{p}"),
             ("mlp.3.{p}", "mlp.fc2.{p}"),
             ("norm{n}.{p}", "norm{n}.{p}"),
-        )
-    ),
-    *((f"features.{2 * s + 2}.{{m}}.{{p}}", f"merges.{s}.{{m}}.{{p}}") for s in range(3)),
-    ("norm.{p}", "norm.{p}"),
-)
+        ):
+            places = f"features.{2 * stage + 1}.{{b}}.{theirs}", f"backbone.stages.{stage}.{{b}}.{ours}"
+            rules.append((*places, operation[0]) if operation else places)
+        rules.append((f"features.{2 * stage + 2}.{{m}}.{{p}}", f"backbone.merges.{stage}.{{m}}.{{p}}"))
+    return Rules(*rules, ("norm.{p}", "backbone.norm.{p}"), ("head.{p}", "head.classifier.{p}"))
+
 
 LAYOUTS = {
     "microsoft": Rules(*prefix(_MICROSOFT, "", "backbone."), ("head.{p}", "head.classifier.{p}")),
     "timm": Rules(*prefix(_TIMM, "", "backbone."), ("head.fc.{p}", "head.classifier.{p}")),
-    "torchvision": Rules(*prefix(_TORCHVISION, "", "backbone."), ("head.{p}", "head.classifier.{p}")),
+    "torchvision": _torchvision(("attn.relative_position_bias_table", "attention.position.table")),
 }
+
+_without_k = Operation(  # their bias of the keys is there and set to 0 whenever it is used
+    lambda tensors, shape, sizes: torch.cat(tensors[0].chunk(3)[::2]),
+    lambda tensor, count, sizes: (torch.cat([(q := tensor.chunk(2)[0]), torch.zeros_like(q), tensor.chunk(2)[1]]),),
+)
+TORCHVISION_V2 = Rules(
+    ("features.*.attn.relative_coords_table", DROP),
+    *_torchvision(
+        ("attn.logit_scale", "attention.position.logit_scale"),
+        ("attn.cpb_mlp.0.{p}", "attention.position.fc1.{p}"),
+        ("attn.cpb_mlp.2.{p}", "attention.position.fc2.{p}"),
+        ("attn.qkv.bias", "attention.qkv.qv_bias", _without_k),
+    ),
+)
+"""Of version 2. In version 1 the name "attn.qkv.bias" is of another tensor, so that no layout serves both."""
 
 PUBLISHED = tuple(
     Published(
         variant=variant,
         scores={"imagenet-1k top-1": top1},
-        source="Liu et al. 2021, table 1",
-        image_size=384 if "384" in variant else 224,
+        source="microsoft/Swin-Transformer MODELHUB.md" if "v2" in variant else "Liu et al. 2021, table 1",
+        image_size=VARIANTS[variant].image_size,
         training=training,
     )
-    for variant, top1, training in (
-        ("t", 81.3, "imagenet-1k"),
-        ("s", 83.0, "imagenet-1k"),
-        ("b", 83.5, "imagenet-1k"),
-        ("b384", 84.5, "imagenet-1k"),
-        ("b", 85.2, "imagenet-22k"),
-        ("b384", 86.4, "imagenet-22k"),
-        ("l", 86.3, "imagenet-22k"),
-        ("l384", 87.3, "imagenet-22k"),
+    for training, scores in (
+        ("imagenet-1k", {"t": 81.3, "s": 83.0, "b": 83.5, "b384": 84.5}),
+        ("imagenet-22k", {"b": 85.2, "b384": 86.4, "l": 86.3, "l384": 87.3}),
+        ("imagenet-1k", {"v2_t_w8": 81.8, "v2_s_w8": 83.7, "v2_b_w8": 84.2}),
+        ("imagenet-1k", {"v2_t_w16": 82.8, "v2_s_w16": 84.1, "v2_b_w16": 84.6}),
+        ("imagenet-22k", {"v2_b_w12to16": 86.2, "v2_b_w12to24": 87.1}),
+        ("imagenet-22k", {"v2_l_w12to16": 86.9, "v2_l_w12to24": 87.6}),
     )
+    for variant, top1 in scores.items()
 )

@@ -1,0 +1,289 @@
+"""Axial-ResNet: the classification trunk of Axial-DeepLab (Wang et al., ECCV 2020, arXiv:2003.07853).
+
+    image --7x7 / 2, max-pool / 2--> stage 1 --> stage 2 --> stage 3 --> stage 4 --mean--> summary, tokens
+                                      | /4        | /8        | /16       | /32
+                                      v           v           v           v
+                                     map         map         map         map
+
+    block:  x --1x1, norm, relu--> along the height --> along the width (, mean of 2x2) --relu, 1x1, norm--+-- relu
+            |                                                                                              |
+            +---------------------------- (1x1 and norm where the shape changes) --------------------------+
+
+A residual network whose 3x3 convolutions are two attentions, one along each axis, over the whole axis. They are
+position-sensitive (the paper's equation 4): offsets between query and key meet the query, the key and the value. Batch
+norms stand behind the projection, on each of the three kinds of scores (there is no 1 / sqrt(d)) and behind each of
+the two kinds of values.
+
+The tables of offsets have the length of the native axis; at other sizes they are resized to the axis at hand.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers.drop import DropPath, rising
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import DROP, Rules, prefix, squeeze
+
+
+class AxialResNet(Backbone):
+    """Residual network with axial attention.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; other sizes work, tables of offsets are resized.
+        width: channels of the stem. A stage has 4 times as many, doubling with every stage; inside its blocks half.
+        depths: blocks of each stage.
+        heads: attention heads; they divide `width`.
+        drop_path: highest rate of stochastic depth, in [0, 1), that of the last block.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        width: int = 32,
+        depths: Sequence[int] = (1, 2, 4, 1),
+        heads: int = 8,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(4 * width << stage for stage in range(len(depths)))
+        self.strides = tuple(4 << stage for stage in range(len(depths)))
+        self.width = self.channels[-1]
+        rates = iter(rising(drop_path, sum(depths)))
+
+        conv = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        self.stem = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width)))
+        self.stages = nn.ModuleList()
+        before, grid = width, grids.cells(image_size, 4)
+        for number, (channels, depth) in enumerate(zip(self.channels, depths)):
+            stage = nn.ModuleList()
+            for index in range(depth):
+                stride = 2 if number and not index else 1
+                stage.append(AxialBlock(before, channels, grid, heads=heads, stride=stride, drop_path=next(rates)))
+                before, grid = channels, grids.cells(grid, stride)
+            self.stages.append(stage)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), the mean of cells without padding.
+
+        In training the norms' statistics are those of all cells, padding included.
+        """
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+        x = F.max_pool2d(F.relu(self.stem(images)), 3, stride=2, padding=1).permute(
+            0, 2, 3, 1
+        )  # (B, H, W, D) from here
+        maps, hidden = [], None if padding is None else grids.shrink_mask(padding, 4)
+        for stage, stride in zip(self.stages, self.strides):
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, hidden)
+                hidden = None if padding is None else grids.shrink_mask(padding, stride)
+            maps.append(x.permute(0, 3, 1, 2))
+        tokens = x.flatten(1, 2)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+
+class AxialBlock(nn.Module):
+    """relu(shortcut(x) + branch(x)) with attention along both axes (figure 2 of the paper).
+
+    Args:
+        in_channels: D of the input.
+        out_channels: D of the output; half of it inside.
+        grid: native rows and columns of the input.
+        heads: attention heads.
+        stride: 2 halves the grid.
+        drop_path: probability that an image skips the branch in training.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, grid: tuple[int, int], *, heads: int, stride: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.stride, inner = stride, out_channels // 2
+        self.down = Projection(in_channels, inner)
+        self.height = AxialAttention(inner, heads, grid[0])
+        self.width = AxialAttention(inner, heads, grid[1])
+        self.up = Projection(inner, out_channels)
+        nn.init.zeros_(self.up.norm.weight)  # at the start the branch adds nothing
+        changes = stride > 1 or in_channels != out_channels
+        self.shortcut = Projection(in_channels, out_channels) if changes else nn.Identity()
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) and padding (B, H, W) -> (B, ceil(H / stride), ceil(W / stride), D')."""
+        branch = F.relu(self.down(x))
+        across = None if padding is None else padding.transpose(1, 2)
+        branch = self.height(branch.transpose(1, 2), across).transpose(1, 2)
+        branch = self.width(branch, padding)
+        if self.stride > 1:
+            pooled = F.avg_pool2d(branch.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
+            branch, x = pooled.permute(0, 2, 3, 1), x[:, :: self.stride, :: self.stride]
+        branch = self.up(F.relu(branch))
+        return F.relu(self.drop_path(self.shortcut(x), _ready, branch))
+
+
+class AxialAttention(nn.Module):
+    """Position-sensitive attention along the last axis of a grid (equation 4).
+
+    A head has c channels, its queries and keys half of them. `relative` (2c, 2L - 1) holds embeddings for queries, keys
+    and values, from that of what lies L - 1 cells ahead to that of what lies as far behind.
+
+    Args:
+        width: D; twice the heads divide it.
+        heads: attention heads.
+        length: L, native cells of the axis.
+    """
+
+    def __init__(self, width: int, heads: int, length: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.parts = (width // heads // 2, width // heads // 2, width // heads)  # channels of q, k, v
+        self.qkv = Projection(width, 2 * width)
+        self.relative = nn.Parameter(torch.empty(2 * width // heads, 2 * length - 1))
+        self.score_norm = nn.BatchNorm2d(3 * heads)
+        self.out_norm = Norm(2 * width)
+        nn.init.normal_(self.qkv.linear.weight, std=width**-0.5)
+        nn.init.normal_(self.relative, std=(width // heads) ** -0.5)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, R, L, D) and padding (B, R, L) -> (B, R, L, D): R lines, each by itself."""
+        lines = self.qkv(x).flatten(0, 1).unflatten(-1, (self.heads, -1))  # (n, L, h, 2c)
+        q, k, v = lines.transpose(1, 2).split(self.parts, -1)  # (n, h, L, .)
+        from_q, from_k, from_v = self.offsets(x.shape[2]).split(self.parts)  # (., L, L)
+        scores = self.scores(q, k, from_q, from_k)
+        if padding is not None:
+            hidden = padding & ~padding.all(-1, keepdim=True)  # a line of nothing else is read by nobody
+            scores = scores.masked_fill(hidden.flatten(0, 1)[:, None, None], float("-inf"))
+        mixed = self.mix(scores.softmax(-1), v, from_v)
+        return mixed.unflatten(0, x.shape[:2])
+
+    def scores(self, q: Tensor, k: Tensor, from_q: Tensor, from_k: Tensor) -> Tensor:
+        """(n, h, L, L): the sum of the three kinds, each normalised."""
+        if self.score_norm.training:
+            kinds = torch.stack([q @ k.transpose(2, 3), _meet(q, from_q), _meet(k, from_k).transpose(2, 3)], 1)
+            return self.score_norm(kinds.flatten(1, 2)).unflatten(1, (3, self.heads)).sum(1)
+        factor, _ = _affine(self.score_norm)  # what is added to all keys the softmax does not see
+        a, b, c = factor.view(3, self.heads, 1, 1)
+        return (a * q) @ k.transpose(2, 3) + _meet(b * q, from_q) + _meet(c * k, from_k).transpose(2, 3)
+
+    def mix(self, weights: Tensor, v: Tensor, from_v: Tensor) -> Tensor:
+        """(n, L, D): the sum of both kinds of values, each normalised; their channels stand in pairs."""
+        places = torch.einsum("nhij,cij->nhic", weights, from_v)
+        if self.out_norm.training:
+            pairs = torch.stack([weights @ v, places], -1).transpose(1, 2)  # (n, L, h, c, 2)
+            return self.out_norm(pairs.flatten(2)).unflatten(-1, (-1, 2)).sum(-1)
+        factor, shift = (x.view(self.heads, 1, -1, 2) for x in _affine(self.out_norm))
+        mixed = weights @ (v * factor[..., 0] + shift.sum(-1)) + places * factor[..., 1]  # the weights add up to 1
+        return mixed.transpose(1, 2).flatten(2)
+
+    def offsets(self, length: int) -> Tensor:
+        """(2c, length, length): the embedding of the offset of [query, key] (for keys: of [key, query])."""
+        table = grids.resize(self.relative.t()[:, None], (2 * length - 1, 1), mode="bilinear")[:, 0].t()
+        place = torch.arange(length, device=table.device)
+        return table[:, place[:, None] - place + length - 1]
+
+
+def _meet(x: Tensor, embedding: Tensor) -> Tensor:
+    """(n, h, i, c) and (c, i, j) -> (n, h, i, j)."""
+    return torch.einsum("nhic,cij->nhij", x, embedding)
+
+
+class Projection(nn.Module):
+    """A 1x1 convolution without bias and its norm, in evaluation one product.
+
+    Args:
+        in_channels: D.
+        out_channels: D'.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(in_channels, out_channels, bias=False), Norm(out_channels)
+        nn.init.normal_(self.linear.weight, std=(2 / out_channels) ** 0.5)  # He et al. 2015, "fan out"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D')."""
+        if self.norm.training:
+            return self.norm(self.linear(x))
+        factor, shift = _affine(self.norm)
+        return F.linear(x, self.linear.weight * factor[:, None], shift)
+
+
+class Norm(nn.BatchNorm1d):
+    """Batch normalisation of the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return super().forward(x.flatten(0, -2)).view(x.shape)
+
+
+def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a norm multiplies by and adds in evaluation."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return factor, norm.bias - norm.running_mean * factor
+
+
+def _ready(shortcut: Tensor, branch: Tensor) -> Tensor:
+    """The branch of the samples that keep it. It is computed for all: the norms need the statistics of the batch."""
+    return branch
+
+
+def _row(width: int, depths: tuple[int, ...]) -> Variant:
+    return Variant(build=AxialResNet, image_size=224, options={"width": width, "depths": depths})
+
+
+VARIANTS = {
+    "nano": Variant(build=AxialResNet, image_size=32, options={"width": 8, "depths": (1, 2), "heads": 2}),
+    "26s": _row(32, (1, 2, 4, 1)),
+    "50s": _row(32, (3, 4, 6, 3)),
+    "50m": _row(48, (3, 4, 6, 3)),
+    "50l": _row(64, (3, 4, 6, 3)),
+}
+
+_ATTENTION = Rules(
+    ("qkv_transform.weight", "qkv.linear.weight", squeeze(2)),
+    ("bn_qkv.{p}", "qkv.norm.{p}"),
+    ("relative", "relative"),
+    ("bn_similarity.{p}", "score_norm.{p}"),
+    ("bn_output.{p}", "out_norm.{p}"),
+    ("flatten_index", DROP),
+)
+_BLOCK = Rules(
+    ("conv_down.weight", "down.linear.weight", squeeze(2, 3)),
+    ("bn1.{p}", "down.norm.{p}"),
+    *prefix(_ATTENTION, "hight_block.", "height."),  # so spelled in the files
+    *prefix(_ATTENTION, "width_block.", "width."),
+    ("conv_up.weight", "up.linear.weight", squeeze(2, 3)),
+    ("bn2.{p}", "up.norm.{p}"),
+    ("downsample.0.weight", "shortcut.linear.weight", squeeze(2, 3)),
+    ("downsample.1.{p}", "shortcut.norm.{p}"),
+)
+LAYOUTS = {
+    "axial_deeplab": Rules(
+        ("conv1.{p}", "backbone.stem.conv.{p}"),
+        ("bn1.{p}", "backbone.stem.norm.{p}"),
+        *prefix(_BLOCK, "layer{s+1}.{b}.", "backbone.stages.{s}.{b}."),
+        ("fc.{p}", "head.classifier.{p}"),
+    )
+}
+"""axial_deeplab: csrhddlam/axial-deeplab."""
+
+PUBLISHED = (Published(variant="26s", scores={"imagenet-1k top-1": 75.8}, source="csrhddlam/axial-deeplab README"),)

@@ -1,0 +1,110 @@
+"""A plain vision transformer whose attention is block-sparse.
+
+    image --patches--> p1 ... pN + position --> block x depth --norm--> mean -> summary
+                       |--1--|--2--|--3--|...     |                     p1..pN -> tokens
+                        blocks of the raster      +-> maps (from chosen depths, one stride)
+
+The cells, row by row, are cut into blocks of equal length; a cell sees its own block, the neighbouring ones, and the
+first few of the picture, which everybody sees. Work and memory grow with the number of cells, not with its square. The
+pattern is that of sparse transformers for sequences (Child et al. 2019, arXiv:1904.10509; Zaheer et al. 2020, BigBird,
+arXiv:2007.14062, without its random part); the rest is ViT (Dosovitskiy et al. 2021).
+
+No paper has just this network: there are no published weights or scores, and none are claimed.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.blocks import Block
+from patchform.layers.drop import rising
+from patchform.layers.patches import Patches
+from patchform.layers.patterns import Blocks
+from patchform.layers.positions import Learned1D
+from patchform.records import Features, Published, Variant
+from patchform.weights.rules import Rules
+
+
+class Sparse(Backbone):
+    """Vision transformer with block-sparse attention.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; other sizes work, learned positions are resized.
+        patch: side of a patch, pixels.
+        width, depth, heads: D, number of blocks, attention heads.
+        block: cells that are one block of the pattern; twice the cells of a row make it two rows.
+        near: neighbouring blocks that are seen on either side.
+        landmarks: blocks at the start of the picture that everybody sees.
+        mlp_ratio: hidden width of the perceptrons over D.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+        maps_from: after which blocks (1 = the first) a map is taken; default: the last.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        patch: int = 16,
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        block: int = 28,
+        near: int = 1,
+        landmarks: int = 1,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        maps_from: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.maps_from = tuple(maps_from or (depth,))
+        self.width, self.patch = width, patch
+        self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
+        pattern = Blocks(block, near, landmarks)
+
+        self.patches = Patches(in_channels, width, patch)
+        self.position = Learned1D(width, grids.cells(image_size, patch))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, pattern=pattern, mlp_ratio=mlp_ratio, drop_path=rate)
+            for rate in rising(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        blocks.start(self.blocks)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
+        hidden = None
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+            hidden = grids.shrink_mask(padding, self.patch)
+        x = self.patches(images)  # (B, H/p, W/p, D)
+        grid = (x.shape[1], x.shape[2])
+        x = self.position(x.flatten(1, 2), grid).unflatten(1, grid)
+        maps = []
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, padding=hidden)
+            if number in self.maps_from:
+                maps.append(x.permute(0, 3, 1, 2))
+        tokens = self.norm(x).flatten(1, 2)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+
+VARIANTS = {
+    "nano": Variant(build=Sparse, image_size=32, options={"patch": 4, "width": 48, "depth": 2, "heads": 3, "block": 8}),
+    "s": Variant(build=Sparse, image_size=224, options={"width": 384, "depth": 12, "heads": 6}),
+    "b": Variant(build=Sparse, image_size=224, options={"width": 768, "depth": 12, "heads": 12}),
+}
+
+LAYOUTS: dict[str, Rules] = {}
+"""There are no published weights."""
+
+PUBLISHED: tuple[Published, ...] = ()
