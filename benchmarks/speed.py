@@ -4,8 +4,9 @@ Both sides have the same architecture, the same weights and the same inputs. The
 machine slows both. Prints images a second of each, the ratio of medians (above 1: ours is faster), and the share of
 the matrix-product rate measured in the same run that our multiply-adds reach.
 
-    python benchmarks/speed.py                                  # all
+    python benchmarks/speed.py                                  # ViT-S, ViT-B and Swin-T
     python benchmarks/speed.py --models swin/t --rounds 30      # one
+    python benchmarks/speed.py --models all                     # every family that timm has
 """
 
 import argparse
@@ -22,12 +23,21 @@ from torch.utils.flop_counter import FlopCounterMode
 import patchform
 from patchform import lookup
 from patchform.model import build_backbone
+from patchform.weights.rules import recognise
 
 PAIRS = {
     "vit/s16": "vit_small_patch16_224",
     "vit/b16": "vit_base_patch16_224",
     "swin/t": "swin_tiny_patch4_window7_224",
+    "swin/v2_t_w8": "swinv2_tiny_window8_256",
+    "cross_vit/15": "crossvit_15_240",
+    "twins/svt_s": "twins_svt_small",
+    "twins/pcpvt_s": "twins_pcpvt_small",
+    "pvt/v2_b2": "pvt_v2_b2",
+    "hybrid/r50_b16": "vit_base_r50_s16_224",
+    "resnet/50": "resnet50",
 }
+FIRST = ("vit/s16", "vit/b16", "swin/t")
 
 
 class Classifier(nn.Module):
@@ -43,8 +53,9 @@ class Classifier(nn.Module):
 def pair(name):
     theirs = timm.create_model(PAIRS[name])
     ours = Classifier(name)
-    layout = lookup.backbone(name)[0].LAYOUTS["timm"]
-    ours.load_state_dict(layout.load(theirs.state_dict(), ours.state_dict())[0])
+    layouts, published = lookup.backbone(name)[0].LAYOUTS, theirs.state_dict()
+    layout = layouts["timm"] if "timm" in layouts else layouts[recognise(layouts, published)]
+    ours.load_state_dict(layout.load(published, ours.state_dict())[0])
     return ours, theirs
 
 
@@ -75,7 +86,8 @@ def matrix_rate(precision, size=1536, repeats=8):
 def measure(name, *, batch, rounds, training, precision):
     torch.manual_seed(0)
     ours, theirs = pair(name)
-    images, labels = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
+    side = lookup.backbone(name)[1].image_size
+    images, labels = torch.randn(batch, 3, side, side), torch.randint(1000, (batch,))
     sides = {"ours": ours.train(training), "timm": theirs.train(training)}
     with torch.no_grad():
         gap = (ours.eval()(images) - theirs.eval()(images)).abs().max().item()
@@ -109,7 +121,7 @@ def measure(name, *, batch, rounds, training, precision):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--models", nargs="+", default=FIRST, choices=[*PAIRS, "all"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
@@ -121,7 +133,8 @@ def main():
         torch.set_num_threads(arguments.threads)
     print(f"patchform {patchform.__version__}, timm {timm.__version__}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, batch {arguments.batch}, {arguments.rounds} rounds")  # fmt: skip
-    for name, what, precision in itertools.product(arguments.models, arguments.what, arguments.precision):
+    models = list(PAIRS) if "all" in arguments.models else arguments.models
+    for name, what, precision in itertools.product(models, arguments.what, arguments.precision):
         row = measure(
             name, batch=arguments.batch, rounds=arguments.rounds, training=what == "training", precision=precision
         )
