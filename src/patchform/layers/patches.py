@@ -29,9 +29,7 @@ class Patches(nn.Module):
     def __init__(self, in_channels: int, width: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.proj = nn.Linear(in_channels * size * size, width)
-        nn.init.trunc_normal_(self.proj.weight, std=(in_channels * size * size) ** -0.5)
-        nn.init.zeros_(self.proj.bias)
+        self.proj = nn.Linear(in_channels * size * size, width)  # starts as that convolution would
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
@@ -98,8 +96,6 @@ class Tubelets(nn.Module):
         super().__init__()
         self.size, self.frames = size, frames
         self.proj = nn.Linear(in_channels * frames * size * size, width)
-        nn.init.trunc_normal_(self.proj.weight, std=self.proj.in_features**-0.5)
-        nn.init.zeros_(self.proj.bias)
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, T, C, H, W) -> (B, ceil(T / f), ceil(H / p), ceil(W / p), D)."""
