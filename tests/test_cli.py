@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchform import cli
+from patchform import cli, lookup
 from patchform.commands import demo, evaluate, models, predict, train
 
 SMALL = [
@@ -121,7 +121,10 @@ def test_models_in_numbers(capsys):
     (row,) = json.loads(capsys.readouterr().out)
     assert row["parameters"] == 22_050_664
     assert row["multiply_adds"] == pytest.approx(4.599e9, rel=1e-3)
-    assert cli.main(["models", "timesformer/nano"]) == 0
+    assert cli.main(["models", "*/nano", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == lookup.backbones("*/nano")
+    assert all(row["multiply_adds"] > 0 for row in rows)
 
 
 def test_python_says_the_same(run, photos, tmp_path):

@@ -104,9 +104,13 @@ def count(name: str, variant: Variant) -> tuple[int, int]:
     size = (variant.image_size, variant.image_size)
     with torch.device("meta"), torch.no_grad():
         classes: Sequence[str] = tuple(map(str, range(CLASSES)))
-        model = build_model(
-            "classification", backbone=name, head="linear", classes=classes, preprocessing=Preprocessing(size=size)
-        ).eval()
+        model = (
+            build_model(
+                "classification", backbone=name, head="linear", classes=classes, preprocessing=Preprocessing(size=size)
+            )
+            .eval()
+            .requires_grad_(False)
+        )
         clip = () if model.backbone.frames is None else (model.backbone.frames,)
         batch = Batch(torch.empty(1, *clip, 3, *size), (), ("",), (size,))
         with FlopCounterMode(display=False) as counter:
