@@ -40,12 +40,12 @@ from timm.models import VisionTransformer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  imports are not timed on either side
 
 import patchform
-from patchform.backbones import vit
 from patchform.data.dataset import Pictures, open_data
 from patchform.data.order import evaluation_loader
 from patchform.data.transforms import evaluation_transform
 from patchform.evaluation import evaluate
 from patchform.model import build_model
+from patchform.published import vit
 from patchform.settings import (
     AugmentationSettings,
     DataSettings,

@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 def pair(name):
     theirs = timm.create_model(PAIRS[name])
     ours = Classifier(name)
-    layouts, published = lookup.backbone(name)[0].LAYOUTS, theirs.state_dict()
+    layouts, published = lookup.published(name.partition("/")[0]).layouts, theirs.state_dict()
     layout = layouts["timm"] if "timm" in layouts else layouts[recognise(layouts, published)]
     ours.load_state_dict(layout.load(published, ours.state_dict())[0])
     return ours, theirs

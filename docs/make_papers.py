@@ -49,7 +49,7 @@ def section(family: str) -> str:
         for one in published:
             scores = ", ".join(f"{name} {score:g}" for name, score in one.scores.items())
             lines.append(f"| {one.variant} | {one.image_size} | {one.training} | {scores} | {one.source} |")
-    layouts = ", ".join(module.LAYOUTS) or "none"
+    layouts = ", ".join(lookup.published(family).layouts) or "none"
     return "\n".join([*lines, "", f"Layouts of published weights: {layouts}.", ""])
 
 

@@ -18,6 +18,7 @@ FLOORS = (
     ("geometry", "device"),
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data"),
+    ("published",),
     ("model", "tasks", "pretraining"),
     ("evaluation", "prediction"),
     ("training", "inspect", "export", "serving"),

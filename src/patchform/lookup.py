@@ -19,9 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from patchform.errors import UsageError
-from patchform.records import Variant
+from patchform.records import Published, Variant
 
-KINDS = ("backbones", "heads", "tasks", "data/formats", "inspect")
+KINDS = ("backbones", "published", "heads", "tasks", "data/formats", "inspect")
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []
 
@@ -116,6 +116,12 @@ def backbone(name: str) -> tuple[ModuleType, Variant]:
     if size not in found.VARIANTS:
         raise no_such("backbone", name, [f"{family}/{row}" for row in found.VARIANTS])
     return found, found.VARIANTS[size]
+
+
+def published(family: str) -> Published:
+    """Layouts of weights and scores of a backbone family: the file of its name in `published/`, empty without one."""
+    found = module("published", family) if family in _files("published") else None
+    return Published(layouts=getattr(found, "LAYOUTS", {}), scores=getattr(found, "SCORES", ()))
 
 
 def check_options(build: Any, options: Iterable[str], *, of: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -184,7 +183,7 @@ def load_weights(
     """
     tensors = files.read_tensors(Path(source)) if isinstance(source, str | Path) else source
     trunk = target if isinstance(target, Backbone) else target.backbone
-    layouts: dict[str, Rules] = sys.modules[type(trunk).__module__].LAYOUTS
+    layouts: dict[str, Rules] = lookup.published(type(trunk).__module__.rpartition(".")[2]).layouts
     name = layout or recognise(layouts, tensors)
     if name not in layouts:
         raise lookup.no_such("layout", name, layouts)

@@ -134,8 +134,8 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """One row of a backbone file's `PUBLISHED`: what its authors reported for a variant."""
+class Score:
+    """One row of a family's `SCORES`: what was reported for a variant."""
 
     variant: str
     scores: dict[str, float]
@@ -145,3 +145,13 @@ class Published:
     image_size: int = 224
     training: str = "imagenet-1k"
     """What it was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the world knows of a family beside its paper: the content of `published/<family>.py`."""
+
+    layouts: dict[str, Any]
+    """`LAYOUTS`: `weights.rules.Rules` by name, between a published classifier and one of ours."""
+    scores: tuple[Score, ...]
+    """`SCORES`."""

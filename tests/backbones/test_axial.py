@@ -4,7 +4,8 @@ from reference import Classifier, full_size, golden, load, randomise
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.axial import _ATTENTION, LAYOUTS, VARIANTS, AxialAttention, AxialResNet
+from patchform.backbones.axial import VARIANTS, AxialAttention, AxialResNet
+from patchform.published.axial import _ATTENTION, LAYOUTS
 from patchform.weights.rules import recognise
 
 

@@ -4,9 +4,10 @@ from reference import Classifier, full_size, golden, load, randomise, rounding_o
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.botnet import LAYOUTS, VARIANTS, Absolute2D, Block, BoTNet, SelfAttention
+from patchform.backbones.botnet import VARIANTS, Absolute2D, Block, BoTNet, SelfAttention
 from patchform.errors import UsageError
 from patchform.layers.positions import Relative2D
+from patchform.published.botnet import LAYOUTS
 from patchform.weights.rules import recognise
 
 LAYOUT = LAYOUTS["lucidrains"]

@@ -42,11 +42,12 @@ def test_file_holds_what_a_file_holds(family):
     module = lookup.module("backbones", family)
     assert module.__doc__
     assert {"nano"} < set(module.VARIANTS)
-    for name, layout in module.LAYOUTS.items():
+    published = lookup.published(family)
+    for name, layout in published.layouts.items():
         assert name
         assert list(layout)
-    assert {row.variant for row in module.PUBLISHED} <= set(module.VARIANTS)
-    assert all(row.source and row.scores for row in module.PUBLISHED)
+    assert {row.variant for row in published.scores} <= set(module.VARIANTS)
+    assert all(row.source and row.scores for row in published.scores)
     for variant in module.VARIANTS.values():
         assert issubclass(variant.build, Backbone)
         lookup.check_options(variant.build, variant.options, of=family)

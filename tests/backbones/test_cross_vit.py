@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.cross_vit import LAYOUTS, PUBLISHED, VARIANTS, CrossViT
+from patchform.backbones.cross_vit import VARIANTS, CrossViT
 from patchform.errors import UsageError
 from patchform.heads.linear import Linear
+from patchform.published.cross_vit import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
 REFERENCE = Path(os.environ.get("PATCHFORM_REFERENCE", Path(__file__).parents[3] / "shared/reference"))
@@ -195,7 +196,7 @@ def test_layout_knows_all_tensors_of_timm(name):
 
 
 def test_published_rows_are_of_variants():
-    assert [row.variant for row in PUBLISHED] == PUBLISHED_ROWS
+    assert [row.variant for row in SCORES] == PUBLISHED_ROWS
 
 
 # ----------------------------------------------------------------------------------------------------------- contract

@@ -3,8 +3,9 @@ import torch
 from reference import Classifier, full_size, golden, load, randomise, rounding_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.parallel_vit import LAYOUTS, PUBLISHED, VARIANTS, HierarchicalPatches, ParallelViT
+from patchform.backbones.parallel_vit import VARIANTS, HierarchicalPatches, ParallelViT
 from patchform.errors import ModelFileError, UsageError
+from patchform.published.parallel_vit import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
 GOLDENS = {
@@ -229,7 +230,7 @@ def test_one_branch_without_scales_could_be_of_two_layouts():
 
 
 def test_published_rows_have_their_size():
-    assert {(row.variant, row.image_size) for row in PUBLISHED} == {
+    assert {(row.variant, row.image_size) for row in SCORES} == {
         (f"deit3_{name}", 384 if name.endswith("384") else 224) for name in ("s", "s384", "b", "b384", "l", "l384", "h")
     }
 

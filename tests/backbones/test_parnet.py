@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.parnet import LAYOUTS, VARIANTS, Block, Fusion, ParNet
+from patchform.backbones.parnet import VARIANTS, Block, Fusion, ParNet
 from patchform.errors import ModelFileError, UsageError
+from patchform.published.parnet import LAYOUTS
 from patchform.weights.rules import recognise
 
 AUTHORS = LAYOUTS["authors"]

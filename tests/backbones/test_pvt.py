@@ -3,10 +3,11 @@ import torch
 from reference import Classifier, full_size, golden, load, randomise, rounding_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.pvt import LAYOUTS, PUBLISHED, PVT, TRANSFORMERS_V1, VARIANTS, Means, PVTv2, Reduction
+from patchform.backbones.pvt import PVT, VARIANTS, Means, PVTv2, Reduction
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import rising
+from patchform.published.pvt import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
 SMALL = {"widths": (8, 16, 20, 32), "depths": (1, 2, 1, 2), "heads": (1, 2, 5, 8)}
@@ -23,9 +24,6 @@ ROWS = {
     **{f"v2_{size}": ("PVT v2", f"pvt_v2_{size}") for size in ("b0", "b1", "b2", "b2_li", "b3", "b4", "b5")},
 }
 ROWS["v1_ti"] = ROWS.pop("v1_t")
-
-
-ALL_LAYOUTS = {**LAYOUTS, "transformers_v1": TRANSFORMERS_V1}
 
 
 def variant(name, **options):
@@ -195,8 +193,8 @@ def test_equals_transformers(kind):
         theirs = transformers_small(2, image_size=64, linear_attention=linear, mlp_ratios=[8, 8, 4, 4])
         trunk = PVTv2(**SMALL, attention="linear" if linear else "reduced")
     source, ours, images = theirs.model.state_dict(), Classifier(trunk).eval(), pictures(2, 3, 64, 64)
-    assert recognise(ALL_LAYOUTS, source) == f"transformers{'_v1' * (version == 1)}"
-    assert not load(ours, ALL_LAYOUTS[recognise(ALL_LAYOUTS, source)], source).dropped
+    assert recognise(LAYOUTS, source) == f"transformers{'_v1' * (version == 1)}"
+    assert not load(ours, LAYOUTS[recognise(LAYOUTS, source)], source).dropped
     assert difference(theirs, ours, images) <= 10 * rounding_of(theirs, images)
     one, two = ours.backbone.stages[0][0].norm1, ours.backbone.stages[0][0].norm2
     ours.backbone.stages[0][0].norm1, ours.backbone.stages[0][0].norm2 = two, one  # control
@@ -218,9 +216,9 @@ def test_equals_transformers(kind):
 )
 def test_written_back_and_recognised(layout, name):
     ours = randomise(Classifier(variant(name)))
-    written = ALL_LAYOUTS[layout].dump(ours.state_dict())
-    assert recognise(ALL_LAYOUTS, written) == layout
-    filled, report = ALL_LAYOUTS[layout].load(written, ours.state_dict())
+    written = LAYOUTS[layout].dump(ours.state_dict())
+    assert recognise(LAYOUTS, written) == layout
+    filled, report = LAYOUTS[layout].load(written, ours.state_dict())
     assert not report.dropped
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())
 
@@ -250,7 +248,7 @@ def test_parameters_and_multiplications_are_counted_as_published(name):
 
 def test_every_published_model_has_a_row():
     assert set(ROWS) == {name for name in VARIANTS if not name.startswith("nano")}
-    assert {row.variant for row in PUBLISHED} == set(ROWS) - {"v1_h"}  # whose weights are not published
+    assert {row.variant for row in SCORES} == set(ROWS) - {"v1_h"}  # whose weights are not published
     for family in ("PVT v1", "PVT v2"):
         assert {theirs for of, theirs in ROWS.values() if of == family} == set(full_size(family))
 

@@ -3,9 +3,10 @@ import torch
 import torchvision
 from torch import nn
 
-from patchform.backbones.resnet import LAYOUTS, PUBLISHED, VARIANTS, ResNet
+from patchform.backbones.resnet import VARIANTS, ResNet
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.linear import Linear
+from patchform.published.resnet import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
 SIZES = ("18", "34", "50", "101", "152")
@@ -160,7 +161,7 @@ def test_channels_last_weights_make_channels_last_maps():
 
 
 def test_published_rows_are_of_variants():
-    assert {row.variant for row in PUBLISHED} == set(SIZES)
+    assert {row.variant for row in SCORES} == set(SIZES)
 
 
 @pytest.mark.parametrize("options", [{"block": "botleneck"}, {"stem": "smal"}])

@@ -3,7 +3,8 @@ import torch
 import torchvision
 from reference import Classifier, full_size, golden, load, randomise, rounding_of
 
-from patchform.backbones.swin import LAYOUTS, VARIANTS, Swin
+from patchform.backbones.swin import VARIANTS, Swin
+from patchform.published.swin import LAYOUTS
 from patchform.weights.rules import recognise
 
 timm = pytest.importorskip("timm")

@@ -8,8 +8,9 @@ import torchvision
 from reference import Classifier, full_size, golden, load, randomise, rounding_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.swin import LAYOUTS, TORCHVISION_V2, VARIANTS, ContinuousBias, PatchMerging, SwinV2
+from patchform.backbones.swin import VARIANTS, ContinuousBias, PatchMerging, SwinV2
 from patchform.model import build_backbone
+from patchform.published.swin import LAYOUTS
 from patchform.weights.rules import recognise
 
 timm = pytest.importorskip("timm")
@@ -151,16 +152,16 @@ def test_equals_torchvision(width):
     strong(randomise(reference))  # the biases of the keys too: they must not matter
     reference.load_state_dict({**reference.state_dict(), **constants})
     ours = Classifier(small(128, (2, 2, 2, 2))).eval()
-    load(ours, TORCHVISION_V2, reference.state_dict())
+    load(ours, LAYOUTS["torchvision_v2"], reference.state_dict())
     images = pictures(128, width)
     assert difference(reference, ours, images) <= 10 * rounding_of(reference, images)
 
 
-@pytest.mark.parametrize("layout", [LAYOUTS["microsoft"], LAYOUTS["timm"], TORCHVISION_V2])
+@pytest.mark.parametrize("layout", [LAYOUTS["microsoft"], LAYOUTS["timm"], LAYOUTS["torchvision_v2"]])
 def test_written_back_and_recognised(layout):
     ours = randomise(Classifier(small()))
     written = layout.dump(ours.state_dict(), sizes={"patch": 4, "channels": 3})
-    assert layout is TORCHVISION_V2 or LAYOUTS[recognise(LAYOUTS, written)] is layout
+    assert layout is LAYOUTS["torchvision_v2"] or LAYOUTS[recognise(LAYOUTS, written)] is layout
     filled, _ = layout.load(written, ours.state_dict())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())
 
@@ -171,7 +172,7 @@ def test_layouts_know_all_tensors_of_the_published_models(reference):
     with torch.device("meta"):
         theirs = torchvision.models.swin_v2_t() if theirs_in_torchvision else timm.create_model(reference)
         ours = Classifier(SwinV2(image_size=256, **VARIANTS[row].options), classes=1000)
-    layout = TORCHVISION_V2 if theirs_in_torchvision else LAYOUTS["timm"]
+    layout = LAYOUTS["torchvision_v2"] if theirs_in_torchvision else LAYOUTS["timm"]
     loaded, _ = layout.load(theirs.state_dict(), ours.state_dict(), sizes={"patch": 4, "channels": 3})
     written = layout.dump(loaded, sizes={"patch": 4, "channels": 3})
     shapes = {n: t.shape for n, t in theirs.state_dict().items() if not n.endswith(("position_index", "coords_table"))}

@@ -6,10 +6,11 @@ from reference import Classifier, full_size, golden, load, randomise, rounding_o
 from torch.nn.functional import pad
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.twins import LAYOUTS, PCPVT, PUBLISHED, SVT, VARIANTS
+from patchform.backbones.twins import PCPVT, SVT, VARIANTS
 from patchform.geometry import grids
 from patchform.layers.drop import rising
 from patchform.layers.patterns import Groups, Windows
+from patchform.published.twins import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
 SMALL = {
@@ -257,7 +258,7 @@ def test_parameters_and_multiplications_are_counted_as_published(name):
 
 def test_every_published_model_has_a_row():
     assert set(ROWS) == {name for name in VARIANTS if not name.startswith("nano")}
-    assert {row.variant for row in PUBLISHED} == set(ROWS)
+    assert {row.variant for row in SCORES} == set(ROWS)
     assert set(ROWS.values()) == set(full_size("Twins"))
 
 

@@ -3,7 +3,8 @@ import torch
 import torchvision
 from reference import Classifier, full_size, golden, load, randomise, rounding_of
 
-from patchform.backbones.vit import LAYOUTS, VARIANTS, ViT
+from patchform.backbones.vit import VARIANTS, ViT
+from patchform.published.vit import LAYOUTS
 from patchform.weights.rules import recognise
 
 timm = pytest.importorskip("timm")

@@ -5,9 +5,10 @@ from reference import Classifier, full_size, golden, load, randomise, rounding_o
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.volo import LAYOUTS, PUBLISHED, VARIANTS, VOLO
+from patchform.backbones.volo import VARIANTS, VOLO
 from patchform.errors import ModelFileError
 from patchform.heads.token_label import TokenLabel
+from patchform.published.volo import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
 timm = pytest.importorskip("timm")
@@ -201,8 +202,8 @@ def test_layout_knows_all_tensors_of_timm(name):
 
 
 def test_published_rows_are_of_all_variants():
-    assert [row.variant for row in PUBLISHED] == ROWS
-    assert [row.image_size for row in PUBLISHED] == [VARIANTS[name].image_size for name in ROWS]
+    assert [row.variant for row in SCORES] == ROWS
+    assert [row.image_size for row in SCORES] == [VARIANTS[name].image_size for name in ROWS]
 
 
 # ------------------------------------------------------------------------------------------------------------ features

@@ -16,7 +16,8 @@ from patchform.errors import UsageError
 from patchform.heads.setr import SETR, Raw, enlarge
 from patchform.model import build_backbone
 from patchform.records import Features, Regions
-from patchform.weights.rules import DROP, Rules, reshape
+from patchform.weights.operations import reshape
+from patchform.weights.rules import DROP, Rules
 
 REFERENCE = Path(os.environ.get("PATCHFORM_REFERENCE", Path(__file__).parents[3] / "shared/reference"))
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference vectors (PATCHFORM_REFERENCE)")

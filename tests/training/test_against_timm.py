@@ -29,7 +29,7 @@ def trained(*, decay=DECAY, steps=30):
         preprocessing=Preprocessing(size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3),
         head_options={"smoothing": SMOOTHING},
     ).train()
-    layout = lookup.module("backbones", "vit").LAYOUTS["timm"]
+    layout = lookup.published("vit").layouts["timm"]
     ours.load_state_dict(layout.load(theirs.state_dict(), ours.state_dict())[0])
     our_mover = optimizer.build(ours, OptimizerSettings(lr=RATE, weight_decay=decay))
     our_schedule = ScheduleSettings(warmup_epochs=2, warmup_start=1e-3)

@@ -194,11 +194,7 @@ def test_it_starts_from_the_weights_of_another_run(pictures, tmp_path):
 
 def test_it_starts_from_published_weights(pictures, tmp_path, capsys):
     torch.manual_seed(7)
-    published = (
-        lookup.module("backbones", "vit")
-        .LAYOUTS["timm"]
-        .dump(model_of().state_dict(), sizes={"patch": 8, "channels": 3})
-    )
+    published = lookup.published("vit").layouts["timm"].dump(model_of().state_dict(), sizes={"patch": 8, "channels": 3})
     file = tmp_path / "published.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in published.items()}, file)
     recipe = tiny.recipe(

@@ -38,7 +38,6 @@ class Pooled(Backbone):
 
 
 VARIANTS = {"nano": Variant(build=Pooled, image_size=32, options={})}
-LAYOUTS, PUBLISHED = {}, ()
 '''
 
 

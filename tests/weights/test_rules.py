@@ -2,19 +2,9 @@ import pytest
 import torch
 
 from patchform.errors import ModelFileError, UsageError
+from patchform.weights.operations import join, join_shares, permute, reshape, squeeze
 from patchform.weights.report import Dropped
-from patchform.weights.rules import (
-    DROP,
-    Drop,
-    Rules,
-    join,
-    join_shares,
-    permute,
-    prefix,
-    recognise,
-    reshape,
-    squeeze,
-)
+from patchform.weights.rules import DROP, Drop, Rules, prefix, recognise
 
 WINDOWED = Rules(
     ("patch_embed.proj.weight", "backbone.patches.weight", reshape(-1, "channels", "patch", "patch")),

@@ -12,8 +12,9 @@ from patchform.records import Features
 class Backbone(nn.Module):
     """A trunk that any head can stand on.
 
-    A file of this folder holds: a docstring (paper, a drawing, what it gives), one public Backbone class, `VARIANTS`
-    (rows, with a "nano" one for tests), `LAYOUTS` (maps of published checkpoints) and `PUBLISHED` (reported scores).
+    A file of this folder holds: a docstring (paper, a drawing, what it gives), one public Backbone class (or several of
+    one family) and `VARIANTS` (rows, with a "nano" one for tests). What the world has published for the family, scores
+    and layouts of weights, lies in the file of the same name in `published/`.
 
     Attributes:
         channels: C_i of each map, fine to coarse.

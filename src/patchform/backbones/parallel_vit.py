@@ -33,8 +33,7 @@ from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Rule, Rules, prefix, reshape
+from patchform.records import Features, Variant
 
 
 class ParallelViT(Backbone):
@@ -217,78 +216,3 @@ VARIANTS = {
     "deit3_b384": _row(768, 12, 12, image_size=384),
     "deit3_l384": _row(1024, 24, 16, image_size=384),
 }
-
-_OUTSIDE: tuple[Rule, ...] = (
-    ("cls_token", "class_token"),
-    ("pos_embed", "position.table"),
-    ("patch_embed.proj.weight", "patches.proj.weight", reshape(-1, "channels", "patch", "patch")),
-    ("patch_embed.proj.bias", "patches.proj.bias"),
-    ("patch_embed.proj.{i}.{p}", "patches.proj.{i}.{p}"),
-    ("norm.{p}", "norm.{p}"),
-)
-
-
-def _branch(number: int, suffix: str) -> tuple[Rule, ...]:
-    """A branch by the authors' names, which end in `suffix`: norm1, norm11."""
-    return tuple(
-        (f"blocks.{{b}}.{theirs}", f"blocks.{{b}}.branches.{number}.{ours}")
-        for theirs, ours in (
-            (f"attn{suffix}.{{m}}.{{p}}", "attention.{m}.{p}"),
-            (f"mlp{suffix}.{{m}}.{{p}}", "mlp.{m}.{p}"),
-            (f"norm1{suffix}.{{p}}", "norm1.{p}"),
-            (f"norm2{suffix}.{{p}}", "norm2.{p}"),
-        )
-    )
-
-
-_DEIT = Rules(
-    *_OUTSIDE,
-    *_branch(0, ""),
-    *_branch(1, "1"),
-    ("blocks.{b}.gamma_1", "blocks.{b}.branches.0.scale1.gamma"),
-    ("blocks.{b}.gamma_2", "blocks.{b}.branches.0.scale2.gamma"),
-    ("blocks.{b}.gamma_1_1", "blocks.{b}.branches.1.scale1.gamma"),
-    ("blocks.{b}.gamma_2_1", "blocks.{b}.branches.1.scale2.gamma"),
-)
-_TIMM = Rules(
-    *_OUTSIDE,
-    *_branch(0, ""),
-    ("blocks.{b}.ls{n}.gamma", "blocks.{b}.branches.0.scale{n}.gamma"),
-    ("blocks.{b}.branches.*", "blocks.{b}.branches.*"),  # a sequential block has no names for more branches
-)
-_TIMM_PARALLEL = Rules(
-    *_OUTSIDE,
-    *(
-        (f"blocks.{{b}}.{theirs}", f"blocks.{{b}}.branches.{{n}}.{ours}")
-        for theirs, ours in (
-            ("attns.{n}.norm.{p}", "norm1.{p}"),
-            ("attns.{n}.attn.{m}.{p}", "attention.{m}.{p}"),
-            ("attns.{n}.ls.gamma", "scale1.gamma"),
-            ("ffns.{n}.norm.{p}", "norm2.{p}"),
-            ("ffns.{n}.mlp.{m}.{p}", "mlp.{m}.{p}"),
-            ("ffns.{n}.ls.gamma", "scale2.gamma"),
-        )
-    ),
-)
-
-LAYOUTS = {
-    name: Rules(*prefix(rules, "", "backbone."), ("head.{p}", "head.classifier.{p}"))
-    for name, rules in {"deit": _DEIT, "timm": _TIMM, "timm_parallel": _TIMM_PARALLEL}.items()
-}
-"""deit: the authors', one branch or two. timm: its deit3_*. timm_parallel: its vit_*_18x2, built with
-`no_embed_class=True`. Without layer scale and with one branch, deit and timm are the same names: say which."""
-
-PUBLISHED = tuple(
-    Published(
-        variant=f"deit3_{variant}",
-        scores={"imagenet-1k top-1": top1},
-        source="facebookresearch/deit README_revenge.md (DeiT III)",
-        image_size=VARIANTS[f"deit3_{variant}"].image_size,
-        training=training,
-    )
-    for training, column in {
-        "imagenet-1k": {"s": 81.4, "s384": 83.4, "b": 83.8, "b384": 85.0, "l": 84.9, "l384": 85.8, "h": 85.2},
-        "imagenet-21k": {"s": 83.1, "s384": 84.8, "b": 85.7, "b384": 86.7, "l": 87.0, "l384": 87.7, "h": 87.2},
-    }.items()
-    for variant, top1 in column.items()
-)

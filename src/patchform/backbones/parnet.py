@@ -20,7 +20,7 @@ have dropout 0.1 in front of the classifier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Self, TypeAlias
 
 import torch
@@ -33,8 +33,7 @@ from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.patches import pad_to
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Rule, Rules
+from patchform.records import Features, Variant
 
 Activation: TypeAlias = Literal["silu", "relu"]
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
@@ -279,35 +278,3 @@ VARIANTS = {
     "l": _row(160, 320, 640, 2560),
     "xl": _row(200, 400, 800, 3200),
 }
-
-
-def _block(theirs: str, ours: str, *, stride: int = 1) -> Iterable[Rule]:
-    """A block in both of its forms."""
-    point = "rbr_1x1" if stride == 1 else "rbr_1x1.1"  # behind the mean
-    yield f"{theirs}.block.rbr_identity.{{p}}", f"backbone.{ours}.identity.{{p}}"
-    yield f"{theirs}.block.rbr_dense.conv.{{p}}", f"backbone.{ours}.spatial.conv.{{p}}"
-    yield f"{theirs}.block.rbr_dense.bn.{{p}}", f"backbone.{ours}.spatial.norm.{{p}}"
-    yield f"{theirs}.block.rbr_dense.{{p}}", f"backbone.{ours}.spatial.{{p}}"  # fused
-    yield f"{theirs}.block.{point}.conv.{{p}}", f"backbone.{ours}.pointwise.conv.{{p}}"
-    yield f"{theirs}.block.{point}.bn.{{p}}", f"backbone.{ours}.pointwise.norm.{{p}}"
-    yield f"{theirs}.block.se.cvsig.conv.{{p}}", f"backbone.{ours}.gate.{{p}}"
-
-
-LAYOUTS = {
-    "authors": Rules(
-        *_block("inits.0.{b}", "stems.0.{b}", stride=2),
-        *_block("inits.1", "stems.1.0", stride=2),
-        *_block("inits.2", "stems.2.0", stride=2),
-        *_block("streams.{s}.{b}", "streams.{s}.{b}"),
-        *_block("downsamples_2.0", "down", stride=2),
-        ("downsamples_2.1.0.b{i+1}.{p}", "backbone.fusions.0.norms.{i}.{p}"),
-        *_block("downsamples_2.1.2", "fusions.0.block", stride=2),
-        ("combine.0.b{i+1}.{p}", "backbone.fusions.1.norms.{i}.{p}"),
-        *_block("combine.2", "fusions.1.block"),
-        *_block("combine.3", "last", stride=2),
-        ("head.fc.{p}", "head.classifier.{p}"),
-    )
-}
-"""authors: imankgoyal/NonDeepNetworks, before or after its fuse_repvgg_block."""
-
-PUBLISHED: tuple[Published, ...] = ()

@@ -32,8 +32,7 @@ from patchform.layers.drop import rising
 from patchform.layers.patches import OverlappingPatches
 from patchform.layers.positions import Learned1D
 from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Operation, Rule, Rules, join
+from patchform.records import Features, Variant
 
 STRIDES = (4, 8, 16, 32)
 
@@ -279,7 +278,7 @@ class Means(nn.Module):
         return F.gelu(self.norm(self.squares(means.permute(0, 2, 3, 1)))), hidden
 
 
-# -------------------------------------------------------------------------------------------------- sizes and layouts
+# -------------------------------------------------------------------------------------------------------------- sizes
 
 
 def _row(
@@ -312,123 +311,3 @@ VARIANTS = {
     "v2_b4": _row(PVTv2, (3, 8, 27, 3)),
     "v2_b5": _row(PVTv2, (3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
 }
-
-
-def _kernel(side: int | None = None) -> Operation:
-    """A convolution (D', D, p, p) as the weights of `Squares`; side None: as many channels go in as come out."""
-
-    def forward(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: object) -> Tensor:
-        return tensors[0] if len(shape) == 4 else tensors[0].permute(0, 2, 3, 1).flatten(1)
-
-    def backward(tensor: Tensor, count: int, sizes: object) -> tuple[Tensor, ...]:
-        if tensor.dim() == 4:  # overlapping patches are a convolution here too
-            return (tensor,)
-        p = side or math.isqrt(tensor.shape[1] // tensor.shape[0])
-        return (tensor.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2),)
-
-    return Operation(forward, backward)
-
-
-_OWN = "backbone.stages.{s}.{b}"
-_SQUARES, _LOOK = f"{_OWN}.attention.reduction.squares.proj", f"{_OWN}.attention"
-
-
-def _block(theirs: str) -> tuple[Rule, ...]:
-    """A block by the names that the authors and timm share."""
-    return (
-        (f"{theirs}.attn.sr.weight", f"{_SQUARES}.weight", _kernel()),
-        (f"{theirs}.attn.sr.bias", f"{_SQUARES}.bias"),
-        (f"{theirs}.attn.norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
-        (f"{theirs}.attn.{{m}}.{{p}}", f"{_LOOK}.{{m}}.{{p}}"),
-        (f"{theirs}.mlp.{{m}}.{{p}}", f"{_OWN}.mlp.{{m}}.{{p}}"),
-        (f"{theirs}.norm{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
-    )
-
-
-def _transformers_block(theirs: str, *, look: str, reduce: str, proj: str) -> tuple[Rule, ...]:
-    """A block by the names of transformers, whose two versions differ in three places."""
-    return (
-        (f"{theirs}.{look}.{reduce}.weight", f"{_SQUARES}.weight", _kernel()),
-        (f"{theirs}.{look}.{reduce}.bias", f"{_SQUARES}.bias"),
-        (f"{theirs}.{look}.layer_norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
-        (f"{theirs}.{look}.query.{{p}}", f"{_LOOK}.q.{{p}}"),
-        ((f"{theirs}.{look}.key.{{p}}", f"{theirs}.{look}.value.{{p}}"), f"{_LOOK}.kv.{{p}}", join),
-        (f"{theirs}.{proj}.{{p}}", f"{_LOOK}.proj.{{p}}"),
-        (f"{theirs}.mlp.dense{{n}}.{{p}}", f"{_OWN}.mlp.fc{{n}}.{{p}}"),
-        (f"{theirs}.layer_norm_{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
-    )
-
-
-LAYOUTS = {
-    "authors": Rules(  # both versions
-        ("cls_token", "backbone.class_token"),
-        ("pos_embed{s+1}", "backbone.positions.{s}.table"),
-        ("patch_embed1.proj.weight", "backbone.patches.0.proj.weight", _kernel(4)),
-        ("patch_embed{s+1}.proj.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
-        ("patch_embed{s+1}.proj.bias", "backbone.patches.{s}.proj.bias"),
-        ("patch_embed{s+1}.norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        ("block{s+1}.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
-        *_block("block{s+1}.{b}"),
-        ("norm.{p}", "backbone.norm.{p}"),
-        ("norm{s+1}.{p}", "backbone.norms.{s}.{p}"),
-        ("head.{p}", "head.classifier.{p}"),
-    ),
-    "timm": Rules(  # version 2
-        ("patch_embed.proj.{p}", "backbone.patches.0.proj.{p}"),
-        ("patch_embed.norm.{p}", "backbone.patches_norms.0.{p}"),
-        ("stages.{s}.downsample.proj.{p}", "backbone.patches.{s}.proj.{p}"),
-        ("stages.{s}.downsample.norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        ("stages.{s}.blocks.{b}.mlp.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
-        *_block("stages.{s}.blocks.{b}"),
-        ("stages.{s}.norm.{p}", "backbone.norms.{s}.{p}"),
-        ("head.{p}", "head.classifier.{p}"),
-    ),
-    "transformers": Rules(  # version 2
-        ("pvt_v2.encoder.layers.{s}.patch_embedding.proj.{p}", "backbone.patches.{s}.proj.{p}"),
-        ("pvt_v2.encoder.layers.{s}.patch_embedding.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        ("pvt_v2.encoder.layers.{s}.blocks.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
-        *_transformers_block(
-            "pvt_v2.encoder.layers.{s}.blocks.{b}",
-            look="attention",
-            reduce="spatial_reduction",
-            proj="attention.proj",
-        ),
-        ("pvt_v2.encoder.layers.{s}.layer_norm.{p}", "backbone.norms.{s}.{p}"),
-        ("classifier.{p}", "head.classifier.{p}"),
-    ),
-}
-
-TRANSFORMERS_V1 = Rules(
-    ("pvt.encoder.patch_embeddings.3.cls_token", "backbone.class_token"),
-    ("pvt.encoder.patch_embeddings.{s}.position_embeddings", "backbone.positions.{s}.table"),
-    ("pvt.encoder.patch_embeddings.0.projection.weight", "backbone.patches.0.proj.weight", _kernel(4)),
-    ("pvt.encoder.patch_embeddings.{s}.projection.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
-    ("pvt.encoder.patch_embeddings.{s}.projection.bias", "backbone.patches.{s}.proj.bias"),
-    ("pvt.encoder.patch_embeddings.{s}.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
-    *_transformers_block(
-        "pvt.encoder.block.{s}.{b}",
-        look="attention.self",
-        reduce="sequence_reduction",
-        proj="attention.output.dense",
-    ),
-    ("pvt.encoder.layer_norm.{p}", "backbone.norm.{p}"),
-    ("classifier.{p}", "head.classifier.{p}"),
-)
-"""Of version 1. In LAYOUTS "transformers" is version 2: one part of ours has two names there."""
-
-PUBLISHED = tuple(
-    Published(variant=variant, scores={"imagenet-1k top-1": score}, source="whai362/PVT, classification/README")
-    for variant, score in {
-        "v1_ti": 75.1,
-        "v1_s": 79.8,
-        "v1_m": 81.2,
-        "v1_l": 81.7,
-        "v2_b0": 70.5,
-        "v2_b1": 78.7,
-        "v2_b2": 82.0,
-        "v2_b2_li": 82.1,
-        "v2_b3": 83.1,
-        "v2_b4": 83.6,
-        "v2_b5": 83.8,
-    }.items()
-)

@@ -24,8 +24,7 @@ from patchform.layers.drop import rising
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Blocks
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Rules
+from patchform.records import Features, Variant
 
 
 class Sparse(Backbone):
@@ -103,8 +102,3 @@ VARIANTS = {
     "s": Variant(build=Sparse, image_size=224, options={"width": 384, "depth": 12, "heads": 6}),
     "b": Variant(build=Sparse, image_size=224, options={"width": 768, "depth": 12, "heads": 12}),
 }
-
-LAYOUTS: dict[str, Rules] = {}
-"""There are no published weights."""
-
-PUBLISHED: tuple[Published, ...] = ()

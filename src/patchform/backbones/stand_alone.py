@@ -34,8 +34,7 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, rising
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Rules
+from patchform.records import Features, Variant
 
 
 class StandAlone(Backbone):
@@ -254,8 +253,3 @@ VARIANTS = {
     "38": _row(2, 3, 5, 2),
     "50": _row(3, 4, 6, 3),
 }
-
-LAYOUTS: dict[str, Rules] = {}
-"""No weights were published."""
-
-PUBLISHED: tuple[Published, ...] = ()

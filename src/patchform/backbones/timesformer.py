@@ -22,8 +22,7 @@ from patchform.layers.blocks import MLP
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.patches import Patches
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Rules, prefix, reshape
+from patchform.records import Features, Variant
 
 EPS = 1e-6  # of every layer norm
 
@@ -165,59 +164,3 @@ VARIANTS = {
     "hr": Variant(build=TimeSformer, image_size=448, options={"frames": 16}),
     "l": Variant(build=TimeSformer, image_size=224, options={"frames": 96}),
 }
-
-_patches = reshape(-1, "channels", "patch", "patch")
-
-_FACEBOOK = Rules(
-    ("cls_token", "backbone.class_token"),
-    ("pos_embed", "backbone.position.table"),
-    ("time_embed", "backbone.time"),
-    ("patch_embed.proj.weight", "backbone.patches.proj.weight", _patches),
-    ("patch_embed.proj.{p}", "backbone.patches.proj.{p}"),
-    ("blocks.{b}.temporal_norm1.{p}", "backbone.blocks.{b}.temporal_norm.{p}"),
-    ("blocks.{b}.temporal_attn.{l}.{p}", "backbone.blocks.{b}.temporal_attention.{l}.{p}"),
-    ("blocks.{b}.temporal_fc.{p}", "backbone.blocks.{b}.temporal_proj.{p}"),
-    ("blocks.{b}.attn.{l}.{p}", "backbone.blocks.{b}.attention.{l}.{p}"),
-    ("blocks.{b}.mlp.{l}.{p}", "backbone.blocks.{b}.mlp.{l}.{p}"),
-    ("blocks.{b}.{n}.{p}", "backbone.blocks.{b}.{n}.{p}"),
-    ("norm.{p}", "backbone.norm.{p}"),
-    ("head.{p}", "head.classifier.{p}"),
-)
-
-_ENCODER = Rules(
-    ("layernorm_before.{p}", "norm1.{p}"),
-    ("attention.attention.qkv.{p}", "attention.qkv.{p}"),
-    ("attention.output.dense.{p}", "attention.proj.{p}"),
-    ("layernorm_after.{p}", "norm2.{p}"),
-    ("intermediate.dense.{p}", "mlp.fc1.{p}"),
-    ("output.dense.{p}", "mlp.fc2.{p}"),
-    ("temporal_layernorm.{p}", "temporal_norm.{p}"),
-    ("temporal_attention.attention.qkv.{p}", "temporal_attention.qkv.{p}"),
-    ("temporal_attention.output.dense.{p}", "temporal_attention.proj.{p}"),
-    ("temporal_dense.{p}", "temporal_proj.{p}"),
-)
-
-LAYOUTS = {
-    "facebook": prefix(_FACEBOOK, "model.", ""),  # the released files hold it under "model_state"
-    "transformers": Rules(
-        ("timesformer.embeddings.cls_token", "backbone.class_token"),
-        ("timesformer.embeddings.position_embeddings", "backbone.position.table"),
-        ("timesformer.embeddings.time_embeddings", "backbone.time"),
-        ("timesformer.embeddings.patch_embeddings.projection.weight", "backbone.patches.proj.weight", _patches),
-        ("timesformer.embeddings.patch_embeddings.projection.{p}", "backbone.patches.proj.{p}"),
-        *prefix(_ENCODER, "timesformer.encoder.layer.{b}.", "backbone.blocks.{b}."),
-        ("timesformer.layernorm.{p}", "backbone.norm.{p}"),
-        ("classifier.{p}", "head.classifier.{p}"),
-    ),
-}
-
-PUBLISHED = tuple(
-    Published(
-        variant=variant,
-        scores={"kinetics-400 top-1": top1, "kinetics-400 top-5": top5},
-        source="authors' repository, model zoo",
-        image_size=VARIANTS[variant].image_size,
-        training="imagenet-21k, kinetics-400",
-    )
-    for variant, top1, top5 in (("b", 77.9, 93.2), ("hr", 79.6, 94.0), ("l", 80.6, 94.7))
-)

@@ -27,8 +27,7 @@ from patchform.layers.blocks import MLP, Block
 from patchform.layers.drop import rising
 from patchform.layers.patterns import Windows
 from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide
-from patchform.records import Features, Published, Variant
-from patchform.weights.rules import Operation, Rules
+from patchform.records import Features, Variant
 
 
 class Twins(Backbone):
@@ -173,7 +172,7 @@ class PositionGenerator(nn.Module):
         return x + self.conv(hide(x, padding).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-# -------------------------------------------------------------------------------------------------- sizes and layouts
+# -------------------------------------------------------------------------------------------------------------- sizes
 
 
 def _pcpvt(*depths: int) -> Variant:
@@ -200,46 +199,3 @@ VARIANTS = {
     "svt_b": _svt(96, 2, 2, 18, 2),
     "svt_l": _svt(128, 2, 2, 18, 2),
 }
-
-
-def _kernel(side: int | None = None) -> Operation:
-    """A convolution (D', D, p, p) as the weights of `Squares`; side None: as many channels go in as come out."""
-
-    def backward(tensor: Tensor, count: int, sizes: object) -> tuple[Tensor, ...]:
-        p = side or math.isqrt(tensor.shape[1] // tensor.shape[0])
-        return (tensor.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2),)
-
-    return Operation(lambda tensors, shape, sizes: tensors[0].permute(0, 2, 3, 1).flatten(1), backward)
-
-
-_BLOCK = "backbone.stages.{s}.{b}"
-
-LAYOUTS = {
-    "meituan": Rules(  # timm's models have the same names
-        ("patch_embeds.0.proj.weight", "backbone.patches.0.proj.weight", _kernel(4)),
-        ("patch_embeds.{s}.proj.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
-        ("patch_embeds.{s}.proj.bias", "backbone.patches.{s}.proj.bias"),
-        ("patch_embeds.{s}.norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        ("pos_block.{s}.proj.0.{p}", "backbone.positions.{s}.conv.{p}"),
-        ("blocks.{s}.{b}.attn.sr.weight", f"{_BLOCK}.attention.reduction.squares.proj.weight", _kernel()),
-        ("blocks.{s}.{b}.attn.sr.bias", f"{_BLOCK}.attention.reduction.squares.proj.bias"),
-        ("blocks.{s}.{b}.attn.norm.{p}", f"{_BLOCK}.attention.reduction.norm.{{p}}"),
-        ("blocks.{s}.{b}.attn.{m}.{p}", f"{_BLOCK}.attention.{{m}}.{{p}}"),
-        ("blocks.{s}.{b}.mlp.{m}.{p}", f"{_BLOCK}.mlp.{{m}}.{{p}}"),
-        ("blocks.{s}.{b}.norm{n}.{p}", f"{_BLOCK}.norm{{n}}.{{p}}"),
-        ("norm.{p}", "backbone.norm.{p}"),
-        ("head.{p}", "head.classifier.{p}"),
-    )
-}
-
-PUBLISHED = tuple(
-    Published(variant=variant, scores={"imagenet-1k top-1": score}, source="Meituan-AutoML/Twins README")
-    for variant, score in {
-        "pcpvt_s": 81.2,
-        "pcpvt_b": 82.7,
-        "pcpvt_l": 83.1,
-        "svt_s": 81.7,
-        "svt_b": 83.2,
-        "svt_l": 83.7,
-    }.items()
-)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from patchform.records import Published, Variant
+    from patchform.records import Score, Variant
 
 EXAMPLE = 'patchform models "swin/*"'
 CLASSES = 1000
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     """With a linear layer for 1000 classes."""
     multiply_adds: int
     """Of one image (or clip) of that size, with that layer."""
-    published: tuple[Published, ...]
+    published: tuple[Score, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +74,9 @@ def models(pattern: str = "*", *, progress: Callable[[], None] = lambda: None) -
 
     rows = []
     for name in lookup.backbones(pattern):
-        module, variant = lookup.backbone(name)
-        size = name.partition("/")[2]
-        published = tuple(one for one in module.PUBLISHED if one.variant == size)
+        _, variant = lookup.backbone(name)
+        family, _, size = name.partition("/")
+        published = tuple(one for one in lookup.published(family).scores if one.variant == size)
         rows.append(Row(name, variant.image_size, *count(name, variant), published))
         progress()
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchform.weights.rules import Operation, Sizes, permute
+from patchform.weights.operations import Operation, Sizes, permute
 
 dense = permute(1, 0)
 """Linear: (in, out) -> (out, in)."""

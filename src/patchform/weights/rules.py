@@ -18,28 +18,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor
 
 from patchform.errors import ModelFileError, UsageError
+from patchform.weights.operations import Operation, Sizes, copy
 from patchform.weights.report import Dropped, Report, shorten
 
-Sizes: TypeAlias = Mapping[str, int]
-"""Lengths of axes by name, such as {"channels": 3, "patch": 16}."""
 SHOWN = 4
 """Faults that an error spells out."""
-
-
-class Operation(NamedTuple):
-    """What happens to the tensors of a rule between the source and the model."""
-
-    forward: Callable[[tuple[Tensor, ...], torch.Size, Sizes], Tensor]
-    """(tensors of the source, shape in the model, sizes) -> tensor of the model; ValueError if they do not suit."""
-    backward: Callable[[Tensor, int, Sizes], tuple[Tensor, ...]]
-    """(tensor of the model, number of source tensors, sizes) -> tensors of the source."""
 
 
 class Drop(NamedTuple):
@@ -50,80 +39,6 @@ class Drop(NamedTuple):
 
 DROP = Drop("follows from the architecture")
 Rule: TypeAlias = tuple[str | tuple[str, ...], str | Drop] | tuple[str | tuple[str, ...], str | Drop, Operation]
-
-# ---------------------------------------------------------------------------------------------------- operations
-
-_copy = Operation(lambda tensors, shape, sizes: tensors[0], lambda tensor, count, sizes: (tensor,))
-
-
-def join_shares(*shares: int) -> Operation:
-    """Concatenate along dim 0 tensors whose lengths are to each other as `shares`: (1, 2) for q and a fused kv."""
-
-    def lengths(total: int, count: int) -> list[int]:
-        parts = shares or (1,) * count
-        if len(parts) != count or total % sum(parts):
-            raise ValueError(f"a length of {total} does not part into shares of {parts}")
-        return [total // sum(parts) * part for part in parts]
-
-    def forward(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
-        whole = torch.cat(tensors)
-        if [len(tensor) for tensor in tensors] != lengths(len(whole), len(tensors)):
-            raise ValueError("the parts are not of the expected lengths")
-        return whole
-
-    return Operation(forward, lambda tensor, count, sizes: tensor.split_with_sizes(lengths(len(tensor), count)))
-
-
-join = join_shares()
-"""Concatenate tensors of equal length along dim 0: separate q, k, v into our qkv."""
-
-
-def permute(*dims: int) -> Operation:
-    """Reorder the axes, as `Tensor.permute` does: axis i of ours is axis dims[i] of the source."""
-    inverse = sorted(range(len(dims)), key=dims.__getitem__)
-    return Operation(
-        lambda tensors, shape, sizes: tensors[0].permute(dims),
-        lambda tensor, count, sizes: (tensor.permute(inverse),),
-    )
-
-
-def squeeze(*dims: int) -> Operation:
-    """Take away axes of length 1, counted from 0 in the source: a class token (1, 1, D) as (D,)."""
-
-    def backward(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
-        for dim in sorted(dims):
-            tensor = tensor.unsqueeze(dim)
-        return (tensor,)
-
-    return Operation(lambda tensors, shape, sizes: tensors[0].squeeze(dims), backward)
-
-
-def reshape(*source: int | str) -> Operation:
-    """Give a tensor our shape: a convolution's patches (D, C, p, p) as linear weights (D, C*p*p).
-
-    Args:
-        source: shape in the source. A length is a number, -1 (once: what is left) or a name such as "patch", which
-            `Rules.dump` needs in `sizes`, as our shape does not tell it.
-    """
-
-    def forward(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
-        (tensor,), named = tensors, dict(sizes)
-        expected = [
-            named.setdefault(length, actual) if isinstance(length, str) else actual if length == -1 else length
-            for length, actual in zip(source, tensor.shape)
-        ]
-        if len(source) != tensor.dim() or expected != list(tensor.shape):
-            raise ValueError(f"the source is not of shape {source}")
-        return tensor.reshape(shape)
-
-    def backward(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
-        for length in source:
-            if isinstance(length, str) and length not in sizes:
-                raise UsageError(f'this layout needs to know the size "{length}"', remedy="name it in `sizes`")
-        return (tensor.reshape([sizes[length] if isinstance(length, str) else length for length in source]),)
-
-    return Operation(forward, backward)
-
 
 # ------------------------------------------------------------------------------------------------------ patterns
 
@@ -209,7 +124,7 @@ class _Rule(NamedTuple):
 
 def _read(rule: Rule) -> _Rule:
     """Check a rule as it is written and make it ready for use."""
-    written, to, operation = rule if len(rule) == 3 else (*rule, _copy)
+    written, to, operation = rule if len(rule) == 3 else (*rule, copy)
     sources = tuple(_Pattern(text) for text in ((written,) if isinstance(written, str) else written))
     if isinstance(to, Drop):
         return _Rule(sources, to, operation)
@@ -217,7 +132,7 @@ def _read(rule: Rule) -> _Rule:
     for source in sources:
         if source.names != own.names:
             raise UsageError(f'"{source.text}" and "{to}" do not hold the same placeholders')
-    if len(sources) != 1 and operation is _copy:
+    if len(sources) != 1 and operation is copy:
         raise UsageError(f'"{to}" has {len(sources)} sources and no operation that joins them', remedy="use join")
     return _Rule(sources, own, operation)
 
@@ -300,7 +215,7 @@ class Rules:
         fate: dict[str, list[str]] = {"matched": [], "joined": [], "converted": []}
         for name, (rule, names) in plan.items():
             filled[name] = _convert(rule, {other: source[other] for other in names}, name, own[name], sizes or {})
-            fate["matched" if rule.operation is _copy else "joined" if len(names) > 1 else "converted"].append(name)
+            fate["matched" if rule.operation is copy else "joined" if len(names) > 1 else "converted"].append(name)
         return filled, Report(**{kind: tuple(names) for kind, names in fate.items()}, dropped=tuple(dropped))
 
     def dump(self, own: Mapping[str, Tensor], *, sizes: Sizes | None = None) -> dict[str, Tensor]:

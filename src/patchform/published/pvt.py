@@ -1,0 +1,119 @@
+"""PVT v1 and v2: what its authors and others published, as scores and as layouts of weights."""
+
+from __future__ import annotations
+
+from patchform.records import Score
+from patchform.weights.operations import Operation, join, squares
+from patchform.weights.rules import Rule, Rules
+
+
+def _kernel(side: int | None = None) -> Operation:
+    """Overlapping patches are a convolution here too; squares are not."""
+    flat = squares(side)
+    return Operation(
+        lambda tensors, shape, sizes: tensors[0] if len(shape) == 4 else flat.forward(tensors, shape, sizes),
+        lambda tensor, count, sizes: (tensor,) if tensor.dim() == 4 else flat.backward(tensor, count, sizes),
+    )
+
+
+_OWN = "backbone.stages.{s}.{b}"
+_SQUARES, _LOOK = f"{_OWN}.attention.reduction.squares.proj", f"{_OWN}.attention"
+
+
+def _block(theirs: str) -> tuple[Rule, ...]:
+    """A block by the names that the authors and timm share."""
+    return (
+        (f"{theirs}.attn.sr.weight", f"{_SQUARES}.weight", _kernel()),
+        (f"{theirs}.attn.sr.bias", f"{_SQUARES}.bias"),
+        (f"{theirs}.attn.norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
+        (f"{theirs}.attn.{{m}}.{{p}}", f"{_LOOK}.{{m}}.{{p}}"),
+        (f"{theirs}.mlp.{{m}}.{{p}}", f"{_OWN}.mlp.{{m}}.{{p}}"),
+        (f"{theirs}.norm{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
+    )
+
+
+def _transformers_block(theirs: str, *, look: str, reduce: str, proj: str) -> tuple[Rule, ...]:
+    """A block by the names of transformers, whose two versions differ in three places."""
+    return (
+        (f"{theirs}.{look}.{reduce}.weight", f"{_SQUARES}.weight", _kernel()),
+        (f"{theirs}.{look}.{reduce}.bias", f"{_SQUARES}.bias"),
+        (f"{theirs}.{look}.layer_norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
+        (f"{theirs}.{look}.query.{{p}}", f"{_LOOK}.q.{{p}}"),
+        ((f"{theirs}.{look}.key.{{p}}", f"{theirs}.{look}.value.{{p}}"), f"{_LOOK}.kv.{{p}}", join),
+        (f"{theirs}.{proj}.{{p}}", f"{_LOOK}.proj.{{p}}"),
+        (f"{theirs}.mlp.dense{{n}}.{{p}}", f"{_OWN}.mlp.fc{{n}}.{{p}}"),
+        (f"{theirs}.layer_norm_{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
+    )
+
+
+LAYOUTS = {
+    "authors": Rules(  # both versions
+        ("cls_token", "backbone.class_token"),
+        ("pos_embed{s+1}", "backbone.positions.{s}.table"),
+        ("patch_embed1.proj.weight", "backbone.patches.0.proj.weight", _kernel(4)),
+        ("patch_embed{s+1}.proj.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
+        ("patch_embed{s+1}.proj.bias", "backbone.patches.{s}.proj.bias"),
+        ("patch_embed{s+1}.norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("block{s+1}.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+        *_block("block{s+1}.{b}"),
+        ("norm.{p}", "backbone.norm.{p}"),
+        ("norm{s+1}.{p}", "backbone.norms.{s}.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+    ),
+    "timm": Rules(  # version 2
+        ("patch_embed.proj.{p}", "backbone.patches.0.proj.{p}"),
+        ("patch_embed.norm.{p}", "backbone.patches_norms.0.{p}"),
+        ("stages.{s}.downsample.proj.{p}", "backbone.patches.{s}.proj.{p}"),
+        ("stages.{s}.downsample.norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("stages.{s}.blocks.{b}.mlp.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+        *_block("stages.{s}.blocks.{b}"),
+        ("stages.{s}.norm.{p}", "backbone.norms.{s}.{p}"),
+        ("head.{p}", "head.classifier.{p}"),
+    ),
+    "transformers": Rules(  # version 2
+        ("pvt_v2.encoder.layers.{s}.patch_embedding.proj.{p}", "backbone.patches.{s}.proj.{p}"),
+        ("pvt_v2.encoder.layers.{s}.patch_embedding.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        ("pvt_v2.encoder.layers.{s}.blocks.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+        *_transformers_block(
+            "pvt_v2.encoder.layers.{s}.blocks.{b}",
+            look="attention",
+            reduce="spatial_reduction",
+            proj="attention.proj",
+        ),
+        ("pvt_v2.encoder.layers.{s}.layer_norm.{p}", "backbone.norms.{s}.{p}"),
+        ("classifier.{p}", "head.classifier.{p}"),
+    ),
+    "transformers_v1": Rules(
+        ("pvt.encoder.patch_embeddings.3.cls_token", "backbone.class_token"),
+        ("pvt.encoder.patch_embeddings.{s}.position_embeddings", "backbone.positions.{s}.table"),
+        ("pvt.encoder.patch_embeddings.0.projection.weight", "backbone.patches.0.proj.weight", _kernel(4)),
+        ("pvt.encoder.patch_embeddings.{s}.projection.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
+        ("pvt.encoder.patch_embeddings.{s}.projection.bias", "backbone.patches.{s}.proj.bias"),
+        ("pvt.encoder.patch_embeddings.{s}.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
+        *_transformers_block(
+            "pvt.encoder.block.{s}.{b}",
+            look="attention.self",
+            reduce="sequence_reduction",
+            proj="attention.output.dense",
+        ),
+        ("pvt.encoder.layer_norm.{p}", "backbone.norm.{p}"),
+        ("classifier.{p}", "head.classifier.{p}"),
+    ),
+}
+
+SCORES = tuple(
+    Score(variant=variant, scores={"imagenet-1k top-1": score}, source="whai362/PVT, classification/README")
+    for variant, score in {
+        "v1_ti": 75.1,
+        "v1_s": 79.8,
+        "v1_m": 81.2,
+        "v1_l": 81.7,
+        "v2_b0": 70.5,
+        "v2_b1": 78.7,
+        "v2_b2": 82.0,
+        "v2_b2_li": 82.1,
+        "v2_b3": 83.1,
+        "v2_b4": 83.6,
+        "v2_b5": 83.8,
+    }.items()
+)

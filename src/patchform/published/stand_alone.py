@@ -1,0 +1,11 @@
+"""Stand-alone self-attention: what its authors and others published, as scores and as layouts of weights."""
+
+from __future__ import annotations
+
+from patchform.records import Score
+from patchform.weights.rules import Rules
+
+LAYOUTS: dict[str, Rules] = {}
+"""No weights were published."""
+
+SCORES: tuple[Score, ...] = ()
