@@ -36,8 +36,10 @@ def golden(name):
     about = json.loads(path.with_suffix(".json").read_text())
     tensors = load_file(path)
     parameters = {key[6:]: tensors.pop(key) for key in list(tensors) if key.startswith("param.")}
-    rounding = {key: pair[0] for key, pair in about["golden"].get("fp32_vs_fp64_max_abs_err_and_scale", {}).items()}
-    return about["config"], tensors, parameters, rounding
+    rounding = {
+        key: pair[0] for key, pair in about.get("golden", {}).get("fp32_vs_fp64_max_abs_err_and_scale", {}).items()
+    }
+    return about.get("config"), tensors, parameters, rounding
 
 
 def full_size(family):

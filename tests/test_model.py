@@ -100,7 +100,7 @@ def test_published_weights_load_into_models_and_bare_backbones(family, layout, t
     save_file(published, tmp_path / "w.safetensors")
     trunk = pf.build_backbone(built.architecture.backbone)
     report = pf.load_weights(trunk, tmp_path / "w.safetensors", layout=layout)
-    assert {drop.why for drop in report.dropped} == {"a backbone has no head"}
+    assert {drop.note for drop in report.dropped} == {"a backbone has no head"}
     assert all(torch.equal(a, b) for a, b in zip(trunk.state_dict().values(), built.backbone.state_dict().values()))
 
 

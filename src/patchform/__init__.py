@@ -22,14 +22,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from patchform.commands.evaluate import evaluate as evaluate
+    from patchform.commands.probe import probe as probe
     from patchform.commands.train import train as train
     from patchform.errors import PatchformError as PatchformError
+    from patchform.loading import load_weights as load_weights
     from patchform.lookup import add_plugin as add_plugin
     from patchform.lookup import backbones as list_backbones
     from patchform.model import Model as Model
     from patchform.model import build_backbone as build_backbone
     from patchform.model import build_model as build_model
-    from patchform.model import load_weights as load_weights
     from patchform.prediction import load as load
 
 _HOMES = {
@@ -41,7 +42,8 @@ _HOMES = {
     "evaluate": "commands.evaluate:evaluate",
     "list_backbones": "lookup:backbones",
     "load": "prediction:load",
-    "load_weights": "model:load_weights",
+    "load_weights": "loading:load_weights",
+    "probe": "commands.probe:probe",
     "train": "commands.train:train",
 }
 __all__ = ["__version__", *_HOMES]

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patchform import __version__
-from patchform.commands import demo, evaluate, models, predict, train
+from patchform.commands import demo, evaluate, models, predict, probe, train
 from patchform.errors import PatchformError, UsageError
 
-VERBS = {"demo": demo, "models": models, "train": train, "evaluate": evaluate, "predict": predict}
+VERBS = {"demo": demo, "models": models, "train": train, "evaluate": evaluate, "predict": predict, "probe": probe}
 BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -18,13 +18,7 @@ from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.records import Architecture, Batch, Features, Preprocessing, Target
 from patchform.weights import files
-from patchform.weights.report import Dropped, Report
-from patchform.weights.rules import Rules, recognise
-
-FORMAT = 1
-"""Version of model.json; a reader refuses a newer one."""
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-"""The files of a model in its folder."""
+from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
 
 R = TypeVar("R", Architecture, Preprocessing)
 
@@ -163,41 +157,6 @@ def build_model(
     return Model(trunk, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
 
 
-def load_weights(
-    target: Model | Backbone, source: Mapping[str, Tensor] | str | Path, *, layout: str | None = None
-) -> Report:
-    """Fill a model, or a backbone alone, with published weights of its family.
-
-    Args:
-        target: gets the weights in place. A backbone alone leaves the published head aside and the report says so.
-        source: a state dict in a published layout, or a safetensors file with one.
-        layout: one of the family's `LAYOUTS`; recognised from the names if None.
-
-    Returns:
-        What became of every tensor.
-
-    Raises:
-        UsageError: no such layout.
-        ModelFileError: a tensor without a place, or of another shape, or one of the target's that is not filled;
-            nothing was changed then.
-    """
-    tensors = files.read_tensors(Path(source)) if isinstance(source, str | Path) else source
-    trunk = target if isinstance(target, Backbone) else target.backbone
-    layouts: dict[str, Rules] = lookup.published(type(trunk).__module__.rpartition(".")[2]).layouts
-    name = layout or recognise(layouts, tensors)
-    if name not in layouts:
-        raise lookup.no_such("layout", name, layouts)
-    rules, aside = layouts[name], []
-    own, level = target.state_dict(), ""
-    if trunk is target:
-        level = "backbone."
-        aside = [name for name in tensors if rules.place(name).startswith("head.")]
-    wanted = {name: tensor for name, tensor in tensors.items() if name not in aside}
-    filled, report = rules.load(wanted, {level + name: tensor for name, tensor in own.items()})
-    target.load_state_dict({name.removeprefix(level): tensor for name, tensor in filled.items()})
-    return report._replace(dropped=(*report.dropped, *(Dropped(name, "a backbone has no head") for name in aside)))
-
-
 def describe(model: Model) -> dict[str, Any]:
     """Everything needed to build the model again and to use it, as plain JSON values (the content of model.json)."""
     if model.architecture is None:
@@ -212,7 +171,7 @@ def describe(model: Model) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------- save and load
 
-LARGEST_SIDE, MOST_CLASSES, LARGEST_OPTION = 16_384, 100_000, 1_000_000
+LARGEST_SIDE, LARGEST_OPTION = 16_384, 1_000_000
 """Bounds on what a model file may ask for, checked before anything is built."""
 SCRATCH = 1 << 24
 """Tensor elements that may be made in building a model, beside two for each byte of its weights file (one is usual)."""
@@ -245,11 +204,9 @@ def load(folder: str | Path, *, weights: bool = True) -> Model:
             weights are not those of this architecture or not finite.
     """
     folder = Path(folder)
-    if faults := files.verify(folder, (DESCRIPTION, WEIGHTS)):
-        raise ModelFileError(f"not an intact model ({faults[0]})", where=folder)
-    source = folder / DESCRIPTION
+    description = read_description(folder)
     with _Bounded(2 * (folder / WEIGHTS).stat().st_size + SCRATCH):
-        model = _build(files.read_json(source), source)
+        model = _build(description, folder / DESCRIPTION)
     if weights:
         _fill(model, files.read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return model.eval()
@@ -272,14 +229,8 @@ class _Bounded(TorchDispatchMode):
 
 
 def _build(description: dict[str, Any], source: Path) -> Model:
-    version = description.get("format")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT:
-        raise ModelFileError(f"format {version} is not 1..{FORMAT}", where=source, remedy="use a newer patchform")
     if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing"}:
         raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
-    classes = description["classes"]
-    if not _fits(classes, tuple[str, ...]) or not 0 < len(classes) <= MOST_CLASSES:
-        raise ModelFileError(f"classes are not 1..{MOST_CLASSES} names", where=source)
     made_of = _record(Architecture, description["architecture"], source)
     preprocessing = _record(Preprocessing, description["preprocessing"], source)
     if not all(0 < side <= LARGEST_SIDE for side in (*preprocessing.size, preprocessing.channels)):
@@ -289,7 +240,7 @@ def _build(description: dict[str, Any], source: Path) -> Model:
             made_of.task,
             backbone=made_of.backbone,
             head=made_of.head,
-            classes=classes,
+            classes=description["classes"],
             preprocessing=preprocessing,
             backbone_options=_frozen(made_of.backbone_options),
             head_options=_frozen(made_of.head_options),

@@ -49,6 +49,29 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What may differ between weights and the model that they go into; anything else stops the load.
+
+    Position tables and relative-bias tables are always resized to the model's image size, and the report says so.
+    """
+
+    head: Literal["auto", "fill", "new"] = "auto"
+    """fill: every tensor of the head, the classifier by class names where both sides have them; new: it stays fresh;
+    auto: filled, but it stays fresh where the source has another head or none, or other classes without names."""
+    classes: tuple[str, ...] = ()
+    """Names of the source's classes in the order of its classifier, where its file does not hold them."""
+    channels: Literal["refuse", "repeat", "average", "slice", "new"] = "refuse"
+    """First layer for another number of channels. repeat: in turn, scaled by the ratio of the numbers; average: all the
+    same, so that a grey picture gives what it gave; slice: the first ones; new: it stays fresh."""
+    patch: Literal["refuse", "resample"] = "refuse"
+    """Patch kernels for another patch size: resample keeps the product with a patch that is resized likewise."""
+    frames: Literal["refuse", "central", "average"] = "refuse"
+    """Kernels of single frames in a model of clips: in the middle frame of a tubelet, or shared by its frames."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the source's (finest) position table where they are not equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """What is trained."""
 
@@ -63,7 +86,9 @@ class ModelSettings:
     drop_path: float | None = None
     """Highest rate of stochastic depth, in [0, 1); default: the row's."""
     init_from: str | None = None
-    """Run folder, or safetensors file in a published layout (backbone only), to start from."""
+    """Weights to start from: a run folder, or a file in a published layout."""
+    transfer: Transfer = field(default_factory=Transfer)
+    """What may differ between those weights and this model."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

@@ -65,7 +65,7 @@ def test_network_equals_the_authors_code():
     config, tensors, parameters, rounding = golden("axial_net_224")
     trunk = AxialResNet(width=int(64 * config["s"]), depths=config["layers"], heads=config["groups"])
     ours = Classifier(trunk).eval()
-    assert recognise(LAYOUTS, parameters) == "axial_deeplab"
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "axial_deeplab"
     report = load(ours, LAYOUTS["axial_deeplab"], parameters)
     assert {drop.name.rpartition(".")[2] for drop in report.dropped} == {"flatten_index"}
     with torch.no_grad():
@@ -85,7 +85,7 @@ def nano(**options):
 def test_written_back_and_recognised():
     ours = randomise(Classifier(nano()))
     written = LAYOUTS["axial_deeplab"].dump(ours.state_dict())
-    assert recognise(LAYOUTS, written) == "axial_deeplab"
+    assert recognise(LAYOUTS, written, ours.state_dict()) == "axial_deeplab"
     assert written["layer1.0.hight_block.qkv_transform.weight"].shape == (32, 16, 1)
     filled, _ = LAYOUTS["axial_deeplab"].load(written, ours.state_dict())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())

@@ -157,7 +157,7 @@ def test_every_row_is_of_the_table():
 def test_written_back_and_recognised():
     ours = randomise(Classifier(variant("nano")))
     written = LAYOUT.dump(ours.state_dict())
-    assert recognise(LAYOUTS, written) == "lucidrains"
+    assert recognise(LAYOUTS, written, ours.state_dict()) == "lucidrains"
     filled, report = LAYOUT.load(written, ours.state_dict())
     assert not report.dropped
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())

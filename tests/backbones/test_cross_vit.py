@@ -63,7 +63,7 @@ def errors(name, change=None):
     state = {key.removeprefix("param."): data[key] for key in data if key.startswith("param.")}
     stem = "convolutions" if "dagger" in name else "patches"
     ours = Classifier(CrossViT(image_size=64, scales=(60 / 64, 1), stem=stem, **SMALL), classes=10).eval()
-    assert recognise(LAYOUTS, state) == "ibm"
+    assert recognise(LAYOUTS, state, ours.state_dict()) == "ibm"
     ours.load_state_dict(LAYOUTS["ibm"].load(state, ours.state_dict())[0])
     if change:
         change(ours.backbone)
@@ -125,7 +125,7 @@ def test_same_numbers_as_timm(stem):
     randomise(theirs)
     ours = Classifier(CrossViT(image_size=120, scales=(1, 112 / 120), stem=stem, **SMALL), classes=7).eval()
     state = theirs.state_dict()
-    assert recognise(LAYOUTS, state) == "timm"
+    assert recognise(LAYOUTS, state, ours.state_dict()) == "timm"
     tensors, report = LAYOUTS["timm"].load(state, ours.state_dict())
     assert not report.dropped
     ours.load_state_dict(tensors)

@@ -50,7 +50,7 @@ def built(name):
         mlp_ratio=config["transformer"]["mlp_dim"] / config["hidden_size"],
     )
     ours = Classifier(trunk).eval()
-    assert recognise(LAYOUTS, parameters) == "google"
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "google"
     load(ours, LAYOUTS["google"], parameters)
     theirs = {key.removeprefix("inter."): tensor for key, tensor in tensors.items() if key != "input"}
     return ours, tensors["input"].permute(0, 3, 1, 2), theirs
@@ -176,7 +176,7 @@ def difference(reference, trunk, spoil=None):
     source = with_the_original_constants(reference).state_dict()
     if spoil:
         source[spoil[0]], source[spoil[1]] = source[spoil[1]], source[spoil[0]]
-    assert not load(ours, LAYOUTS[recognise(LAYOUTS, source)], source).dropped
+    assert not load(ours, LAYOUTS[recognise(LAYOUTS, source, ours.state_dict())], source).dropped
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = (ours(images) - reference(images)).abs().max().item()
@@ -266,7 +266,7 @@ def test_written_back(layout, stages):
     filled, _ = LAYOUTS[layout].load(written, ours.state_dict())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())
     if stages or layout != "timm":  # "timm" would call the stem's tensors as no published file does
-        assert recognise(LAYOUTS, written) == layout
+        assert recognise(LAYOUTS, written, ours.state_dict()) == layout
 
 
 # ----------------------------------------------------------------------------------------------------------- contract

@@ -183,7 +183,7 @@ def test_parameters_and_multiplications_equal_the_published_counts(variant, form
 def test_written_back_and_recognised(fused):
     ours = randomise(classifier(fused=fused))
     written = AUTHORS.dump(ours.state_dict())
-    assert recognise(LAYOUTS, written) == "authors"
+    assert recognise(LAYOUTS, written, ours.state_dict()) == "authors"
     filled, report = AUTHORS.load(written, ours.state_dict())
     assert not report.dropped
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())

@@ -51,7 +51,7 @@ def errors(name, change=lambda trunk: None):
     trunk = GOLDEN[name]()
     assert tuple(config["embed_dims"]) == trunk.channels
     ours = Classifier(trunk).eval()
-    assert recognise(LAYOUTS, parameters) == "authors"
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "authors"
     assert not load(ours, LAYOUTS["authors"], parameters).dropped
     change(trunk)
     seen = {}
@@ -134,7 +134,7 @@ def timm_small(**options):
 def test_equals_timm(attention, size):
     theirs = timm_small(linear=attention == "linear")
     ours = Classifier(PVTv2(**SMALL, attention=attention)).eval()
-    assert recognise(LAYOUTS, theirs.state_dict()) == "timm"
+    assert recognise(LAYOUTS, theirs.state_dict(), ours.state_dict()) == "timm"
     assert not load(ours, LAYOUTS["timm"], theirs.state_dict()).dropped
     images = pictures(2, 3, *size)
     assert difference(theirs, ours, images) <= 10 * rounding_of(theirs, images)
@@ -193,8 +193,8 @@ def test_equals_transformers(kind):
         theirs = transformers_small(2, image_size=64, linear_attention=linear, mlp_ratios=[8, 8, 4, 4])
         trunk = PVTv2(**SMALL, attention="linear" if linear else "reduced")
     source, ours, images = theirs.model.state_dict(), Classifier(trunk).eval(), pictures(2, 3, 64, 64)
-    assert recognise(LAYOUTS, source) == f"transformers{'_v1' * (version == 1)}"
-    assert not load(ours, LAYOUTS[recognise(LAYOUTS, source)], source).dropped
+    assert recognise(LAYOUTS, source, ours.state_dict()) == f"transformers{'_v1' * (version == 1)}"
+    assert not load(ours, LAYOUTS[recognise(LAYOUTS, source, ours.state_dict())], source).dropped
     assert difference(theirs, ours, images) <= 10 * rounding_of(theirs, images)
     one, two = ours.backbone.stages[0][0].norm1, ours.backbone.stages[0][0].norm2
     ours.backbone.stages[0][0].norm1, ours.backbone.stages[0][0].norm2 = two, one  # control
@@ -217,7 +217,7 @@ def test_equals_transformers(kind):
 def test_written_back_and_recognised(layout, name):
     ours = randomise(Classifier(variant(name)))
     written = LAYOUTS[layout].dump(ours.state_dict())
-    assert recognise(LAYOUTS, written) == layout
+    assert recognise(LAYOUTS, written, ours.state_dict()) == layout
     filled, report = LAYOUTS[layout].load(written, ours.state_dict())
     assert not report.dropped
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())

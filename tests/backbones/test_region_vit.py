@@ -37,7 +37,7 @@ def errors(name, change=None):
     """Largest error of the stems, of every stage, of the maps and of the output, over what is allowed."""
     config, tensors, parameters, rounding = golden(name)
     ours = built_as(config)
-    assert recognise(LAYOUTS, parameters) == "ibm"
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "ibm"
     load(ours, LAYOUTS["ibm"], parameters)
     if change:
         change(ours.backbone)
@@ -139,7 +139,7 @@ def test_own_copy_is_the_reference():
 def test_written_back_and_recognised(stem, norm_maps):
     ours = randomise(Classifier(variant("nano", stem=stem, norm_maps=norm_maps, window=3)))
     written = LAYOUTS["ibm"].dump(ours.state_dict(), sizes={"patch": 12, "channels": 3})
-    assert recognise(LAYOUTS, written) == "ibm"
+    assert recognise(LAYOUTS, written, ours.state_dict()) == "ibm"
     filled, _ = LAYOUTS["ibm"].load(written, ours.state_dict())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())
 

@@ -55,7 +55,7 @@ def compare(name, *, spoil=None):
     if spoil:
         spoil(source)
     filled, report = LAYOUT.load(source, ours.state_dict())
-    assert len(report.matched) == len(source) == len(filled)
+    assert len(report.of("matched")) == len(source) == len(filled)
     ours.load_state_dict(filled)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_same_parameters_and_names_as_torchvision(name):
     with torch.device("meta"):
         reference, ours = getattr(torchvision.models, f"resnet{name}")(), Classifier(variant(name))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in reference.parameters())
-    assert recognise(LAYOUTS, reference.state_dict()) == "torchvision"
+    assert recognise(LAYOUTS, reference.state_dict(), ours.state_dict()) == "torchvision"
     filled, _ = LAYOUT.load(reference.state_dict(), ours.state_dict())
     written = LAYOUT.dump(filled)
     assert {name: tensor.shape for name, tensor in written.items()} == {

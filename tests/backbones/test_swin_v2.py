@@ -60,7 +60,7 @@ def golden_errors(change=None):
         window=config["window_size"],
     )
     ours = Classifier(trunk).eval()
-    assert recognise(LAYOUTS, parameters) == "microsoft"
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "microsoft"
     load(ours, LAYOUTS["microsoft"], parameters)
     if change:
         change(trunk)
@@ -123,7 +123,7 @@ def test_control_a_fault_is_seen(change):
 def test_equals_timm(options):
     reference, images = timm_small(**options), pictures()
     ours = Classifier(small(pretrained_windows=options.get("pretrained_window_sizes"))).eval()
-    assert recognise(LAYOUTS, reference.state_dict()) == "timm"
+    assert recognise(LAYOUTS, reference.state_dict(), ours.state_dict()) == "timm"
     load(ours, LAYOUTS["timm"], reference.state_dict())
     assert difference(reference, ours, images) <= 10 * rounding_of(reference, images)
     if options:  # control: offsets measured in another window
@@ -161,7 +161,7 @@ def test_equals_torchvision(width):
 def test_written_back_and_recognised(layout):
     ours = randomise(Classifier(small()))
     written = layout.dump(ours.state_dict(), sizes={"patch": 4, "channels": 3})
-    assert layout is LAYOUTS["torchvision_v2"] or LAYOUTS[recognise(LAYOUTS, written)] is layout
+    assert layout is LAYOUTS["torchvision_v2"] or LAYOUTS[recognise(LAYOUTS, written, ours.state_dict())] is layout
     filled, _ = layout.load(written, ours.state_dict())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())
 

@@ -126,7 +126,7 @@ def test_same_numbers_as_transformers():
     theirs = their_model()
     ours = Classifier(TimeSformer(image_size=32, frames=3, patch=8, width=24, depth=2, heads=3), classes=7).eval()
     state = theirs.state_dict()
-    assert recognise(LAYOUTS, state) == "transformers"
+    assert recognise(LAYOUTS, state, ours.state_dict()) == "transformers"
     tensors, report = LAYOUTS["transformers"].load(state, ours.state_dict())
     assert not report.dropped
     ours.load_state_dict(tensors)

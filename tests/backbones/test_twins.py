@@ -68,7 +68,7 @@ def errors(name, change=lambda trunk: None):
     trunk = GOLDEN[name](**SMALL[GOLDEN[name]])
     assert tuple(config["embed_dims"]) == trunk.channels
     ours = Classifier(trunk).eval()
-    assert recognise(LAYOUTS, parameters) == "meituan"
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "meituan"
     assert not load(ours, LAYOUTS["meituan"], parameters).dropped
     change(trunk)
     seen = watch(trunk)
@@ -198,7 +198,7 @@ def timm_small(build, window=7):
 def test_equals_timm(build, size):
     window = {} if build is PCPVT else {"window": 2}
     theirs, ours = timm_small(build, **window), Classifier(build(**SMALL[build], **window)).eval()
-    assert recognise(LAYOUTS, theirs.state_dict()) == "meituan"
+    assert recognise(LAYOUTS, theirs.state_dict(), ours.state_dict()) == "meituan"
     assert not load(ours, LAYOUTS["meituan"], theirs.state_dict()).dropped
     images = pictures(2, 3, *size)
     assert difference(theirs, ours, images) <= 10 * rounding_of(theirs, images)
@@ -226,7 +226,7 @@ def test_timm_lets_windows_look_at_what_is_not_there():
 def test_written_back_and_recognised(name):
     ours = randomise(Classifier(variant(name)))
     written = LAYOUTS["meituan"].dump(ours.state_dict())
-    assert recognise(LAYOUTS, written) == "meituan"
+    assert recognise(LAYOUTS, written, ours.state_dict()) == "meituan"
     filled, report = LAYOUTS["meituan"].load(written, ours.state_dict())
     assert not report.dropped
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())

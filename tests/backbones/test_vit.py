@@ -106,7 +106,7 @@ def test_equals_the_authors_code(name):
 def test_written_back_and_recognised(layout):
     ours = randomise(Classifier(small()))
     written = LAYOUTS[layout].dump(ours.state_dict(), sizes=SIZES)
-    assert recognise(LAYOUTS, written) == layout
+    assert recognise(LAYOUTS, written, ours.state_dict()) == layout
     filled, _ = LAYOUTS[layout].load(written, ours.state_dict())
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())
 

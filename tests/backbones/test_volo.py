@@ -92,8 +92,8 @@ def test_outlook_attention_equals_timm_on_any_grid(grid):
 @torch.no_grad()
 def test_equals_the_authors_code():
     _, tensors, parameters, rounding = golden("volo")
-    assert recognise(LAYOUTS, parameters) == "sail"
     ours, seen = small(), {}
+    assert recognise(LAYOUTS, parameters, ours.state_dict()) == "sail"
     load(ours, LAYOUTS["sail"], parameters)
     trunk = ours.backbone
     watched = {
@@ -162,7 +162,7 @@ def test_written_back_and_recognised(auxiliary):
     ours = randomise(TokenLabels(trunk) if auxiliary else Classifier(trunk))
     written = LAYOUTS["sail"].dump(ours.state_dict())
     assert written.keys() == timm_small(use_aux_head=auxiliary).state_dict().keys()
-    assert recognise(LAYOUTS, written) == "sail"
+    assert recognise(LAYOUTS, written, ours.state_dict()) == "sail"
     filled, report = LAYOUTS["sail"].load(written, ours.state_dict())
     assert not report.dropped
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in filled.items())

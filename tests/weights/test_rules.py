@@ -3,7 +3,7 @@ import torch
 
 from patchform.errors import ModelFileError, UsageError
 from patchform.weights.operations import join, join_shares, permute, reshape, squeeze
-from patchform.weights.report import Dropped
+from patchform.weights.report import Entry
 from patchform.weights.rules import DROP, Drop, Rules, prefix, recognise
 
 WINDOWED = Rules(
@@ -78,9 +78,11 @@ def test_every_tensor_finds_its_place():
     assert torch.equal(filled["backbone.stages.0.1.kernel"], source["layers.0.1.kernel"].permute(2, 0, 1))
     assert filled["backbone.norm.num_batches_tracked"] == 7
 
-    assert (len(report.matched), len(report.joined), len(report.converted)) == (10, 12, 6)
-    assert report.dropped[0] == Dropped("layers.0.0.attn.relative_position_index", DROP.why)
-    assert len(report.matched) + len(report.joined) + len(report.converted) == len(places())
+    fates = [len(report.of(fate)) for fate in ("matched", "joined", "converted")]
+    assert fates == [10, 12, 6]
+    index = "layers.0.0.attn.relative_position_index"
+    assert report.dropped[0] == Entry("dropped", index, (index,), DROP.why)
+    assert sum(fates) == len(places()) == len(report.entries) - len(report.dropped)
     assert str(report).startswith("10 matched, 12 joined, 6 converted, 4 dropped\n  dropped, follows from the arch")
 
 
@@ -116,8 +118,8 @@ def with_source(name, *shape):
         (with_source("layers.2.downsample.weight", 8, 8), "the model has no backbone.stages.1.downsample.weight"),
         (with_source("norm.weight", 9), r"norm.weight \(9,\) does not suit backbone.norm.weight of shape \(8,\)"),
         (with_source("cls_token", 1, 2, 8), r"cls_token \(1, 2, 8\) does not suit backbone.token"),
-        (with_source("patch_embed.proj.weight", 8, 12, 2, 2), r"the source is not of shape \(-1, 'channels'"),
-        (with_source("patch_embed.proj.weight", 8, 3, 2, 8), "the source is not of shape"),
+        (with_source("patch_embed.proj.weight", 8, 12, 2, 2), r"\(8, 12, 2, 2\) does not suit backbone.patches.weight"),
+        (with_source("patch_embed.proj.weight", 8, 3, 2, 8), r"\(8, 3, 2, 8\) does not suit backbone.patches.weight"),
         (with_source("patch_embed.proj.weight", 8, 48), "the source is not of shape"),
         (with_source("layers.0.0.cross.q", 6, 8), "cannot become backbone.stages.0.0.cross"),
         (with_source("layers.0.0.kernel", 6, 5), "cannot become backbone.stages.0.0.kernel"),
@@ -194,7 +196,7 @@ def test_offsets_shift_numbers_only():
 
 def test_a_placeholder_that_comes_twice_is_one_value():
     rules = Rules(("{a}.x.{a}", "{a}"))
-    assert rules.unknown({"1.x.1": torch.zeros(1), "1.x.2": torch.zeros(1)}) == ["1.x.2"]
+    assert rules.plan(["1.x.1", "1.x.2"], ["1"], {}).faults == ("no rule for 1.x.2",)
 
 
 def test_prefix_goes_deeper_on_both_sides():
@@ -204,18 +206,53 @@ def test_prefix_goes_deeper_on_both_sides():
     own = {"backbone.b.x": torch.ones(2), "backbone.qk": torch.ones(4), "head": torch.ones(2)}
     filled, report = rules.load(source, own)
     assert set(filled) == set(own)
-    assert report.joined == ("backbone.qk",)
+    assert report.of("joined") == (Entry("joined", "backbone.qk", ("module.q", "module.k")),)
     with pytest.raises(ModelFileError, match=r"no rule for a.x"):
         rules.load({**source, "a.x": torch.ones(2)}, own)
 
 
-def test_recognise_names_the_only_layout():
+def test_recognise_names_the_layout_by_which_every_tensor_finds_its_place():
     layouts = {"windowed": WINDOWED, "wrapped": prefix(WINDOWED, "module.", "")}
-    assert recognise(layouts, published()) == "windowed"
-    assert recognise(layouts, {f"module.{name}": tensor for name, tensor in published().items()}) == "wrapped"
-    with pytest.raises(ModelFileError, match=r"windowed does not know conv1; wrapped does not know conv1, norm.weight"):
-        recognise(layouts, {"conv1": torch.zeros(1), "norm.weight": torch.zeros(1)})
-    with pytest.raises(ModelFileError, match="several layouts: windowed, any"):
-        recognise({"windowed": WINDOWED, "any": Rules(("*", "*"))}, published())
-    with pytest.raises(ModelFileError):
-        recognise(layouts, {})
+    own = places()
+    assert recognise(layouts, published(), own) == "windowed"
+    wrapped = {f"module.{name}": tensor for name, tensor in published().items()}
+    assert recognise(layouts, wrapped, own) == "wrapped"
+    said = r"for windowed, the nearest, \d+ of the tensors do not fit: no rule for conv1"
+    with pytest.raises(ModelFileError, match=said):
+        recognise(layouts, {"conv1": torch.zeros(1), **published()}, own)
+    twin = Rules(("a.{n}", "x.{n}")), Rules(("a.1", "x.2"), ("a.2", "x.1"))
+    two = {"a.1": torch.zeros(1), "a.2": torch.zeros(1)}
+    with pytest.raises(ModelFileError, match="several layouts: one, other"):
+        recognise({"one": twin[0], "other": twin[1]}, two, {"x.1": torch.zeros(1), "x.2": torch.zeros(1)})
+    assert recognise({"one": twin[0], "same": twin[0]}, two, {"x.1": two["a.1"], "x.2": two["a.2"]}) == "one"
+    with pytest.raises(ModelFileError, match="do not fit"):
+        recognise(layouts, {}, own)
+    with pytest.raises(ModelFileError, match="no layout of published weights"):
+        recognise({}, two, own)
+
+
+def test_what_is_spared_is_neither_filled_nor_used():
+    rules = Rules(("a.{p}", "trunk.{p}"), ("h.{p}", "head.{p}"))
+    source, own = {"a.x": torch.ones(2), "h.x": torch.ones(3)}, {"trunk.x": torch.zeros(2), "head.x": torch.zeros(4)}
+    filled, report = rules.load(source, own, spare={"head.": "another head"})
+    assert list(filled) == ["trunk.x"]
+    assert report.of("new") == (Entry("new", "head.x", (), "another head"),)
+    assert report.dropped == (Entry("dropped", "h.x", ("h.x",), "another head"),)
+    with pytest.raises(ModelFileError, match=r"h.x \(3,\) does not suit head.x"):
+        rules.load(source, own)
+
+
+def test_what_differs_is_adapted_or_refused_with_the_reason():
+    rules, own = Rules(("a", "x"), ("b", "y")), {"x": torch.zeros(2), "y": torch.zeros(2)}
+    source = {"a": torch.ones(3), "b": torch.ones(2)}
+    filled, report = rules.load(source, own, adapt=lambda name, tensor: (tensor[:2], "cut" * (len(tensor) > 2)))
+    assert [(entry.fate, entry.note) for entry in report.entries] == [("resized", "cut"), ("matched", "")]
+    assert filled["x"].shape == (2,)
+
+    def refuse(name, tensor):
+        raise ValueError("it was not allowed")
+
+    with pytest.raises(ModelFileError, match=r"a \(3,\) does not suit x of shape \(2,\): it was not allowed"):
+        rules.load(source, own, adapt=refuse)
+    with pytest.raises(ModelFileError, match=r"a \(3,\) does not suit x of shape \(2,\)"):
+        rules.load(source, own, adapt=lambda name, tensor: (tensor, ""))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, rising
+from patchform.layers.fitting import Fitted, How, fit_line
 from patchform.records import Features, Variant
 
 
@@ -171,6 +172,13 @@ class AxialAttention(nn.Module):
             scores = scores.masked_fill(hidden.flatten(0, 1)[:, None, None], float("-inf"))
         mixed = self.mix(scores.softmax(-1), v, from_v)
         return mixed.unflatten(0, x.shape[:2])
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Embeddings (2c, 2L - 1) of the offsets of another axis."""
+        if name != "relative":
+            raise ValueError("it does not depend on the axis")
+        table, said = fit_line(tensor.t(), self.relative.t(), how, "bilinear")
+        return table.t(), said
 
     def scores(self, q: Tensor, k: Tensor, from_q: Tensor, from_k: Tensor) -> Tensor:
         """(n, h, L, L): the sum of the three kinds, each normalised."""

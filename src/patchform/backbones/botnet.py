@@ -27,6 +27,7 @@ from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, rising
+from patchform.layers.fitting import Fitted, How, fit_line
 from patchform.layers.positions import Grid, InsidePosition, Relative2D
 from patchform.records import Features, Variant
 
@@ -82,6 +83,7 @@ class BoTNet(ResNet):
             channels, cell = 4 * widths[-1], cell * step
         self.width = channels
         self.channels, self.strides = (*self.channels, channels), (*self.strides, cell)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """Features of (B, C, H, W) images; nobody attends to padding, and `summary` is the mean without it."""
@@ -175,7 +177,7 @@ class SelfAttention(nn.Module):
             q, k, bias = self.position(q, k, grid)
         allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
         mixed = attend(q, k, v, bias=bias, allowed=allowed)[:, 0]  # (B, h, N, d)
-        return mixed.transpose(2, 3).flatten(1, 2).unflatten(2, grid)
+        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)  # channels last in memory
 
 
 class Absolute2D(InsidePosition):
@@ -202,6 +204,10 @@ class Absolute2D(InsidePosition):
         rows = grids.resize(self.rows[:, None], (height, 1), mode="bilinear")  # (H, 1, d)
         columns = grids.resize(self.columns[None], (1, width), mode="bilinear")  # (1, W, d)
         return q, k + (rows + columns).flatten(0, 1).to(k.dtype), None
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Rows or columns (N, d) of another grid."""
+        return fit_line(tensor, getattr(self, name), how, "bilinear")
 
 
 def _position(name: Literal["relative", "absolute", "none"], head_width: int, grid: Grid) -> InsidePosition | None:

@@ -119,6 +119,7 @@ class LocalNetwork(nn.Module):
                 stage.append(Unit(channels, width << number, stride=2 if number > 0 and index == 0 else 1))
                 channels = 4 * width << number
             self.stages.append(stage)
+        self.to(memory_format=torch.channels_last)  # as convolutions like kernels and maps best
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> the map of every stage, fine to coarse; the stem's where there is none."""
@@ -182,14 +183,15 @@ class StandardisedConv(nn.Conv2d):
 
     def standardised(self) -> Tensor:
         """(kernel - mean) / (deviation + 1e-5), as the original has it, by way of a layer norm: the fastest kernel."""
-        kernels, inputs = self.weight.flatten(1), self.weight[0].shape.numel()
+        lying = self.weight.permute(0, 2, 3, 1)  # as they lie in memory
+        kernels, inputs = lying.flatten(1), self.weight[0].shape.numel()
         tiny = 1e-20  # without it a kernel of equal numbers would be 0 / 0
         if not torch.is_grad_enabled():
             unit, _, inverse = torch.native_layer_norm(kernels, [inputs], None, None, tiny)
-            return unit.mul_(1 / (1 + 1e-5 * inverse)).view_as(self.weight)
+            return unit.mul_(1 / (1 + 1e-5 * inverse)).view_as(lying).permute(0, 3, 1, 2)
         unit = F.layer_norm(kernels, [inputs], eps=tiny)
         std = torch.linalg.vecdot(kernels, unit.detach())[:, None] / inputs  # its derivative by `unit` is 0
-        return (unit * (std / (std + 1e-5))).view_as(self.weight)
+        return (unit * (std / (std + 1e-5))).view_as(lying).permute(0, 3, 1, 2)
 
     def _padded(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride

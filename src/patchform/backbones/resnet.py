@@ -12,7 +12,7 @@ Gives four maps (strides 4, 8, 16, 32; 1, 2, 4, 8 with the small stem), the last
 
 As in the published weights (torchvision's "v1.5"), a bottleneck that halves the map does so in its 3x3 convolution; in
 the paper it is the first 1x1. Where the map changes its shape the shortcut is a projection (the paper's option B).
-Convolutions are faster with `model.to(memory_format=torch.channels_last)`: the maps follow the weights' format.
+Kernels, and so the maps, lie in memory channels last, as convolutions like them best.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -137,6 +138,7 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al. 2015b, "Delving Deep into Rectifiers", section 2.2
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """Features of (B, C, H, W) images; `summary` is the mean over the cells that are not padding.

@@ -20,6 +20,7 @@ from patchform.layers import blocks
 from patchform.layers.attention import Attention
 from patchform.layers.blocks import MLP
 from patchform.layers.drop import DropPath, rising
+from patchform.layers.fitting import Fitted, How, fit_line
 from patchform.layers.patches import Patches
 from patchform.layers.positions import Learned1D
 from patchform.records import Features, Variant
@@ -96,6 +97,13 @@ class TimeSformer(Backbone):
         placed = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
         time = grids.resize(self.time, (1, frames), mode="nearest")
         return placed[:, 0, :1], placed[:, :, 1:].transpose(1, 2) + time.to(placed.dtype), grid
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Times (1, T, D) of another number of frames."""
+        if name != "time" or tensor.dim() != 3:
+            raise ValueError("it does not depend on the number of frames")
+        table, said = fit_line(tensor[0], self.time[0], how, "nearest")
+        return table[None], said
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""

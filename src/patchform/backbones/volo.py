@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import attend
-from patchform.layers.blocks import MLP, Block
+from patchform.layers.blocks import MLP, Block, ClassBlock
 from patchform.layers.drop import rising
+from patchform.layers.fitting import Fitted, How, resized
 from patchform.layers.patches import pad_to
 from patchform.records import Features, Variant
 
@@ -78,7 +78,9 @@ class VOLO(Backbone):
             for depth in depths[1:]
         )
         self.class_token = nn.Parameter(torch.empty(1, 1, widths[1]))
-        self.class_blocks = nn.ModuleList(ClassBlock(widths[1], heads[1], mlp_ratio) for _ in range(class_depth))
+        self.class_blocks = nn.ModuleList(
+            ClassBlock(widths[1], heads[1], mlp_ratio, qkv_bias=False, eps=EPS) for _ in range(class_depth)
+        )
         self.norm = nn.LayerNorm(widths[1], eps=EPS)
 
         blocks.start(self)
@@ -107,10 +109,18 @@ class VOLO(Backbone):
 
         patches = x.flatten(1, 2)
         token = self.class_token.expand(len(x), -1, -1)
+        allowed = None if coarse is None else ~coarse.flatten(1)[:, None, None, None]
         for block in self.class_blocks:
-            token = block(token, patches, coarse)
+            token = block(token, patches, allowed)
         summary, tokens = self.norm(token)[:, 0], self.norm(patches)
         return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, coarse)
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Positions (1, H, W, D) of another grid."""
+        if name != "position" or tensor.dim() != 4 or tensor.shape[3] != self.position.shape[3]:
+            raise ValueError("it does not depend on the image size")
+        to, native = (self.position.shape[1], self.position.shape[2]), (tensor.shape[1], tensor.shape[2])
+        return how.resize(tensor[0], to, "bicubic")[None], resized(native, to)
 
     def layers(self) -> list[nn.Module]:
         """Outlookers, blocks of all stages, class blocks."""
@@ -214,35 +224,6 @@ def _windows(rows: int, columns: int, device: torch.device) -> Tensor:
     down = 2 * torch.arange(rows, device=device)[:, None] + torch.arange(3, device=device)
     across = 2 * torch.arange(columns, device=device)[:, None] + torch.arange(3, device=device)
     return (down[:, None, :, None] * (2 * columns + 1) + across[:, None]).flatten()
-
-
-class ClassBlock(nn.Module):
-    """The class token looks at itself and the patches; then its perceptron (Touvron et al. 2021, CaiT, section 3).
-
-    Args:
-        width: D.
-        heads: attention heads; divides D.
-        mlp_ratio: hidden width of the perceptron over D.
-    """
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
-        self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width, int(width * mlp_ratio))
-
-    def forward(self, token: Tensor, patches: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """(B, 1, D), (B, N, D) -> (B, 1, D); hidden (B, H, W), H * W = N, is not looked at."""
-        seen = self.norm1(torch.cat([token, patches], 1))[:, None]
-        q = self.q(seen[:, :, :1]).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, 1, h, 1, d)
-        k, v = self.kv(seen).unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, 1, h, 1 + N, d)
-        allowed = None if hidden is None else ~F.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
-        token = token + self.proj(attend(q, k, v, allowed=allowed).flatten(2))
-        return token + self.mlp(self.norm2(token))
 
 
 def _row(

@@ -41,6 +41,11 @@ class Listing:
         """Path of an item relative to the root, with forward slashes."""
         return relative_name(self.items[index].path, self.root)
 
+    def as_bytes(self) -> bytes:
+        """Names and classes of all items, for a digest of what is listed."""
+        lines = (f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items))
+        return "".join(lines).encode(errors="surrogateescape")
+
     def counts(self) -> tuple[int, ...]:
         """Number of pictures of each class."""
         found = [0] * len(self.classes)

@@ -30,16 +30,18 @@ def resize(table: Tensor, size: tuple[int, int], *, mode: str = "bicubic") -> Te
     Args:
         table: (H, W, D) floating point.
         size: rows and columns wanted.
-        mode: "bicubic", "bilinear" or "nearest" of `torch.nn.functional.interpolate`, corners not aligned.
+        mode: "bicubic", "bilinear" or "nearest" of `torch.nn.functional.interpolate`, corners not aligned; "corners"
+            is bilinear with the corners aligned, as `scipy.ndimage.zoom` of order 1.
 
     Returns:
         (*size, D), of the table's dtype; computed in float32 at least.
     """
     if tuple(table.shape[:2]) == tuple(size):
         return table
-    options = {} if mode == "nearest" else {"align_corners": False}
+    options = {} if mode == "nearest" else {"align_corners": mode == "corners"}
     exact = table.to(torch.promote_types(table.dtype, torch.float32))
-    grown = F.interpolate(exact.permute(2, 0, 1)[None], size=size, mode=mode, **options)
+    how = "bilinear" if mode == "corners" else mode
+    grown = F.interpolate(exact.permute(2, 0, 1)[None], size=size, mode=how, **options)
     return grown[0].permute(1, 2, 0).to(table.dtype)
 
 

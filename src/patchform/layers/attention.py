@@ -1,4 +1,4 @@
-"""Attention: one door to the kernels (`attend`) and one module that holds the parameters (`Attention`).
+"""Attention: one door to the kernels (`attend`) and two modules that hold parameters (`Attention`, `CrossAttention`).
 
 Letters: B batch, G groups that attend among themselves, h heads, N queries and K keys of a group, d width of a head,
 D = h * d.
@@ -148,3 +148,36 @@ class Attention(nn.Module):
             q, k, bias = self.position(q, k, grid)
         mixed = attend(q, k, v, bias=bias, allowed=allowed, scale=(self.qkv.in_features // self.heads) ** -0.5)
         return self.proj(mixed.transpose(2, 3).flatten(3))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of some tokens to others, "x asks y".
+
+    Args:
+        width: D.
+        heads: h; divides D.
+        qkv_bias: whether queries, keys and values have biases.
+        project: whether a projection follows.
+    """
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, project: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=qkv_bias)
+        self.kv = nn.Linear(width, 2 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width) if project else nn.Identity()
+
+    def forward(self, asking: Tensor, asked: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B, N, D) and (B, K, D) -> (B, N, D); allowed broadcasts to (B, 1, h, N, K)."""
+        (q,), (k, v) = split_heads(self.q(asking), self.heads), split_heads(self.kv(asked), self.heads, parts=2)
+        return self.proj(join_heads(attend(q, k, v, allowed=allowed)))
+
+
+def split_heads(x: Tensor, heads: int, *, parts: int = 1) -> Tensor:
+    """(B, N, parts * h * d) -> (parts, B, 1, h, N, d), as `attend` takes them."""
+    return x[:, None].unflatten(-1, (parts, heads, -1)).permute(3, 0, 1, 4, 2, 5)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, 1, h, N, d) -> (B, N, h * d)."""
+    return x[:, 0].transpose(1, 2).flatten(2)

@@ -1,13 +1,14 @@
-"""The pre-norm transformer block, and the two-layer perceptron inside it."""
+"""The pre-norm transformer block, the perceptrons inside such blocks, and a block for a class token."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.layers.attention import Attention
+from patchform.layers.attention import Attention, CrossAttention
 from patchform.layers.drop import DropPath
 from patchform.layers.norms import LayerScale
 from patchform.layers.patterns import Global, Grid, Pattern
@@ -34,21 +35,66 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
-            return self.fc2(self.act(self.fc1(x)))
-        return self.fc2(_linear_gelu(x, self.fc1, self.act.approximate))
+        return self.fc2(_linear_gelu(x, self.fc1, self.act.approximate) if _spares(x) else self.act(self.fc1(x)))
+
+
+class ConvolutionalMLP(nn.Module):
+    """Linear, depthwise 3x3 convolution, GELU, linear (PVT v2, Wang et al. 2022, section 3.3).
+
+    Args:
+        width: D.
+        hidden: inner width.
+        relu: whether a ReLU comes before the convolution; PVT v2's models with linear attention have it.
+    """
+
+    def __init__(self, width: int, hidden: int, *, relu: bool = False) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.before = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) -> the same; the convolution finds zeros on padding (B, H, W)."""
+        x = self.before(self.fc1(x))
+        if padding is not None:
+            x = x.masked_fill(padding[..., None], 0)
+        x = x.permute(0, 3, 1, 2)
+        x = _depthwise_gelu(x, self.conv) if _spares(x) else F.gelu(self.conv(x))
+        return self.fc2(x.permute(0, 2, 3, 1))
+
+
+def _spares(x: Tensor) -> bool:
+    """Whether nobody wants what lies between a layer and its activation: on a CPU, without gradients.
+
+    A fresh tensor of that size costs more there than the function itself.
+    """
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _linear_gelu(x: Tensor, linear: nn.Linear, gelu: str) -> Tensor:
-    """gelu(linear(x)) on a CPU without gradients: in one kernel where there is one, else in place.
-
-    A fresh tensor of this size costs more than the function itself.
-    """
+    """gelu(linear(x)), in one kernel where there is one, else in place."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # what torch.compile uses too
+    if _fuses(dtype):
         weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
         return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "gelu", [], gelu)
     return torch.ops.aten.gelu_(linear(x), approximate=gelu)
+
+
+def _depthwise_gelu(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """gelu(conv(x)), in one kernel where there is one, else in place."""
+    if not _fuses(x.dtype) or conv.bias is None:
+        return torch.ops.aten.gelu_(conv(x))
+    shape = conv.padding, conv.stride, conv.dilation, conv.groups
+    weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, "gelu", [], "none")
+
+
+def _fuses(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has the kernel that torch.compile uses too."""
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class Block(nn.Module):
@@ -107,6 +153,31 @@ class Block(nn.Module):
         groups = self.pattern.gather(self.norm1(x), padding)
         mixed = self.attention(groups.tokens, grid=grid or groups.grid, allowed=groups.allowed, widen=groups.widen)
         return self.scale1(self.pattern.scatter(mixed, tuple(x.shape[1:-1])))
+
+
+class ClassBlock(nn.Module):
+    """A token that asks all others and itself, and alone learns from it (Touvron et al. 2021, CaiT, section 3).
+
+    Args:
+        width: D.
+        heads: attention heads; divides D.
+        mlp_ratio: hidden width of the perceptron over D.
+        qkv_bias: biases of queries, keys, values.
+        eps: of the layer norms.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
+        self.ask = CrossAttention(width, heads, qkv_bias=qkv_bias)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, token: Tensor, others: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B, 1, D), (B, N, D) -> (B, 1, D); allowed (B, 1, 1, 1, N) bool, True where it may look."""
+        everybody = self.norm1(torch.cat([token, others], 1))
+        allowed = None if allowed is None else F.pad(allowed, (1, 0), value=True)
+        token = token + self.ask(everybody[:, :1], everybody, allowed)
+        return token + self.mlp(self.norm2(token))
 
 
 def start(module: nn.Module) -> None:

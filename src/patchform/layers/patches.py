@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.geometry import grids
+from patchform.layers import fitting
+from patchform.layers.fitting import Fitted, How
 
 
 class Patches(nn.Module):
@@ -38,6 +40,28 @@ class Patches(nn.Module):
         images = pad_to(images, (rows * p, columns * p))
         squares = images.unflatten(3, (columns, p)).unflatten(2, (rows, p))  # (B, C, rows, p, columns, p)
         return self.proj(squares.permute(0, 2, 4, 1, 3, 5).flatten(3))
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return self.proj.in_features // self.size**2
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Kernels (D, C', p', p') of other patches or channels as (D, C * p * p)."""
+        own: Tensor = self.proj.weight.unflatten(1, (-1, self.size, self.size))
+        if name != "proj.weight" or tensor.dim() != 4 or len(tensor) != len(own):
+            raise ValueError("it is no kernel of patches of this width")
+        done = []
+        if tensor.shape[1] != own.shape[1]:
+            tensor, said = fitting.channels(tensor, own, how)
+            done.append(said)
+        if tensor.shape[-2:] != own.shape[-2:]:
+            before, after = tensor.shape[-1], self.size
+            if how.transfer.patch == "refuse":
+                raise ValueError(f"patches of {before} pixels to {after}: say that this is meant (patch: resample)")
+            tensor = fitting.resample(tensor, after)
+            done.append(f"patches of {before} pixels to {after}")
+        return tensor.flatten(1), ", ".join(done)
 
 
 class OverlappingPatches(nn.Module):
@@ -105,6 +129,25 @@ class Tubelets(nn.Module):
         clips = F.pad(pad_to(clips, (rows * p, columns * p)), (0, 0) * 3 + (0, steps * f - clips.shape[1]))
         boxes = clips.unflatten(4, (columns, p)).unflatten(3, (rows, p)).unflatten(1, (steps, f))
         return self.proj(boxes.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4))  # C, f, p, p joined
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return self.proj.in_features // (self.frames * self.size**2)
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Kernels (D, C, p, p) of single frames as (D, C * f * p * p) (Arnab et al. 2021, section 3.4)."""
+        shape = (self.proj.out_features, self.in_channels, self.size, self.size)
+        if name != "proj.weight" or tensor.shape != shape:
+            raise ValueError(f"it is no kernel of shape {shape}")
+        if how.transfer.frames == "refuse":
+            raise ValueError(f"single frames to tubelets of {self.frames}: say how (frames: central or average)")
+        if how.transfer.frames == "average":
+            box = (tensor / self.frames).unsqueeze(2).expand(-1, -1, self.frames, -1, -1)
+        else:
+            box = tensor.new_zeros(*shape[:2], self.frames, *shape[2:])
+            box[:, :, self.frames // 2] = tensor
+        return box.flatten(1), f"1 frame to {self.frames}, {how.transfer.frames}"
 
 
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ serves, and at the native grid nothing changes.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Literal, TypeAlias
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.geometry import grids
+from patchform.layers.fitting import Fitted, How, fit_line, resized
 
 Grid: TypeAlias = tuple[int, int]
 PositionName: TypeAlias = Literal[
@@ -56,6 +58,14 @@ class Learned1D(Position):
             table = torch.cat([table[:, : self.prefix], grown[None]], 1)
         return _add_last(tokens, table[0])
 
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """A table (1, P + N, D) of another grid."""
+        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
+            raise ValueError("it is no table of this width")
+        native = how.grid_of(tensor.shape[1] - self.prefix)
+        grown = how.resize(tensor[0, self.prefix :].unflatten(0, native), self.grid, self.mode).flatten(0, 1)
+        return torch.cat([tensor[:, : self.prefix], grown[None]], 1), resized(native, self.grid)
+
 
 class Learned2D(Position):
     """A learned vector a row beside a learned vector a column, D/2 each (Dosovitskiy et al. 2021, appendix D.4)."""
@@ -76,6 +86,10 @@ class Learned2D(Position):
         columns = grids.resize(self.columns[None], (1, grid[1]), mode=self.mode)  # (1, W, D/2)
         table = torch.cat([rows.expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)], -1).flatten(0, 1)
         return _add_last(tokens, table)
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Rows or columns (N, D/2) of another grid."""
+        return fit_line(tensor, getattr(self, name), how, self.mode)
 
 
 class Sinusoid1D(Position):
@@ -158,6 +172,17 @@ class RelativeBias(InsidePosition):
         prefix = q.shape[-2] - cells
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """A table of another grid or window, as a picture of offsets."""
+        if tensor.dim() != 2 or tensor.shape[1] != self.table.shape[1]:
+            raise ValueError("it is no table of so many heads")
+        side = math.isqrt(len(tensor))
+        if side * side != len(tensor):
+            raise ValueError(f"its {len(tensor)} offsets are not those of a square window")
+        to = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
+        table = grids.resize(tensor.unflatten(0, (side, side)), to).flatten(0, 1)
+        return table, resized(((side + 1) // 2,) * 2, self.grid, "window")
+
 
 class Relative2D(InsidePosition):
     """Learned embeddings of row and column offsets that meet the scaled query (Ramachandran 2019; BoTNet, 2021).
@@ -184,6 +209,10 @@ class Relative2D(InsidePosition):
         by_column = torch.einsum("...yxd,xkd->...yxk", cells, columns[_steps(width, q.device)])
         bias = (by_row[..., :, None] + by_column[..., None, :]).flatten(-2).flatten(-3, -2)
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Rows or columns (2N - 1, d) of another grid."""
+        return fit_line(tensor, getattr(self, name), how, "bilinear")
 
 
 def _steps(length: int, device: torch.device) -> Tensor:

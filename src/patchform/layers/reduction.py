@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.geometry import grids
-from patchform.layers.attention import attend
+from patchform.layers import fitting
+from patchform.layers.attention import CrossAttention
 from patchform.layers.drop import DropPath
+from patchform.layers.fitting import Fitted, How
 
 
 def hide(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -41,6 +43,20 @@ class Squares(nn.Module):
         squares = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, rows, p, columns, p, D)
         return self.proj(squares.transpose(2, 3).flatten(3))
 
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Weights (D', p * p * D) for another D: these squares are cut from the picture."""
+        cells = self.side**2
+        if (
+            name != "proj.weight"
+            or tensor.dim() != 2
+            or len(tensor) != self.proj.out_features
+            or tensor.shape[1] % cells
+        ):
+            raise ValueError("these squares are of another side or width")
+        kernel, own = (x.unflatten(1, (cells, -1)).transpose(1, 2) for x in (tensor, self.proj.weight))
+        kernel, said = fitting.channels(kernel, own, how)
+        return kernel.transpose(1, 2).flatten(1), said
+
 
 class Reduction(nn.Module):
     """Squares of cells, each made into one to look at (Wang et al. 2021, section 3.3).
@@ -66,7 +82,7 @@ class Reduction(nn.Module):
         return self.norm(self.squares(x)), hidden
 
 
-class ReducedAttention(nn.Module):
+class ReducedAttention(CrossAttention):
     """Multi-head attention of all cells to what a reduction leaves of them (Wang et al. 2021, section 3.3).
 
     Args:
@@ -76,24 +92,17 @@ class ReducedAttention(nn.Module):
     """
 
     def __init__(self, width: int, heads: int, *, reduction: nn.Module | None = None) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(width, heads)
         self.reduction = reduction
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """(B, H, W, D), or a sequence (B, N, D) where nothing is reduced, to the same; padding has x's without D."""
         seen, hidden = (x, padding) if self.reduction is None else self.reduction(x, padding)
-        q = self.q(x.flatten(1, -2)[:, None]).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, 1, h, N, d)
-        k, v = self.kv(seen.flatten(1, -2)[:, None]).unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         allowed = None
         if hidden is not None:
             allowed = ~hidden.flatten(1)[:, None, None, None]
             allowed = allowed | ~allowed.any(-1, keepdim=True)  # no key at all: nobody reads the answer
-        mixed = attend(q, k, v, allowed=allowed)
-        return self.proj(mixed.transpose(2, 3).flatten(3)).view(x.shape)
+        return super().forward(x.flatten(1, -2), seen.flatten(1, -2), allowed).view(x.shape)
 
 
 class ReducedBlock(nn.Module):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ import torch
 from patchform.data.checks import check, overlap
 from patchform.data.dataset import Splits
 from patchform.data.listing import Listing
-from patchform.errors import ModelFileError, UsageError
-from patchform.model import Model, build_model, describe, load, load_weights
+from patchform.errors import UsageError
+from patchform.loading import load_weights
+from patchform.model import Model, build_model, describe
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings, Recipe
 from patchform.training.progress import Reporter
@@ -125,24 +125,9 @@ def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, *, 
         head_options=top,
     )
     if recipe.model.init_from is not None:
-        say(f"starting from {recipe.model.init_from}: {_start_from(Path(recipe.model.init_from), model)}")
+        report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
+        say(f"starting from {recipe.model.init_from}: {report}")
     return model
-
-
-def _start_from(source: Path, model: Model) -> str:
-    """Fill the model from a run folder, or its backbone from a file in a published layout; what was done."""
-    if source.is_file():
-        return str(load_weights(model.backbone, source))
-    other = load(source)
-    try:
-        model.backbone.load_state_dict(other.backbone.state_dict())
-        if other.classes != model.classes:
-            return "the backbone; the head is new, as the classes are others"
-        model.head.load_state_dict(other.head.state_dict())
-        return "backbone and head"
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ModelFileError(f"weights of another model ({reason})", where=source) from error
 
 
 def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
@@ -150,9 +135,7 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
     description = describe(model)
     digest = hashlib.sha256()
     for listing in (splits.train, splits.validation):
-        for index, item in enumerate(listing.items):
-            digest.update(f"{listing.name(index)}\0{item.classes}\n".encode(errors="surrogateescape"))
-        digest.update(b"\0")
+        digest.update(listing.as_bytes() + b"\0")
     return plain(
         description["architecture"]
         | {

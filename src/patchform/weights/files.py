@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,15 +60,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelFileError: missing, too large, not safetensors, or damaged in its structure.
     """
-    data = _read_bytes(path, LARGEST_TENSORS)
+    return read_safetensors(path)[0]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Named CPU tensors of a safetensors file, and the notes in its header.
+
+    Raises:
+        ModelFileError: missing, too large, not safetensors, or damaged in its structure.
+    """
+    data = read_bytes(path, LARGEST_TENSORS)
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(LARGEST_JSON, len(data) - 8):
+    if len(data) < 8 or length > LARGEST_JSON:
         raise ModelFileError("not a safetensors file", where=path, remedy="patchform reads no other format here")
-    _parse(data[8 : 8 + length], path)  # stricter than the library: a name may occur once
+    if length > len(data) - 8:
+        raise ModelFileError(f"cut off: {len(data)} bytes do not hold a header of {length}", where=path)
+    header = _parse(data[8 : 8 + length], path)  # stricter than the library: a name may occur once
     try:
-        return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"damaged safetensors ({error})", where=path) from error
+        return safetensors.torch.load(data), header.get("__metadata__") or {}
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise ModelFileError(f"damaged safetensors ({said(str(error))})", where=path) from error
 
 
 # ------------------------------------------------------------------------------------------------------------- JSON
@@ -88,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelFileError: missing, too large, not an object, a key that occurs twice, NaN, or nested too deeply.
     """
-    return _parse(_read_bytes(path, LARGEST_JSON), path)
+    return _parse(read_bytes(path, LARGEST_JSON), path)
 
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
@@ -146,15 +158,30 @@ def replace_text(path: Path, text: str) -> None:
         raise _refused(path, error, len(text)) from error
 
 
-def _read_bytes(path: Path, largest: int) -> bytes:
-    if not path.is_file():  # also keeps a pipe or a device from blocking the read
-        raise ModelFileError("no such file", where=path)
-    if path.stat().st_size > largest:
-        raise ModelFileError(f"{path.stat().st_size} bytes are more than the {largest} that are read", where=path)
+def read_bytes(path: Path, largest: int, *, start: int | None = None) -> bytes:
+    """The bytes of a regular file, or so many from its start.
+
+    Raises:
+        ModelFileError: missing, a folder, pipe or device (nothing waits for one), too large, or not readable.
+    """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"cannot be read ({error.strerror})", where=path) from error
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ModelFileError("not a regular file", where=path)
+        if about.st_size > largest:
+            raise ModelFileError(f"{about.st_size} bytes are more than the {largest} that are read", where=path)
+        with open(path, "rb") as file:
+            return file.read(start)
+    except FileNotFoundError as error:
+        raise ModelFileError("no such file", where=path) from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"cannot be read ({getattr(error, 'strerror', error)})", where=path) from error
+
+
+def said(message: str) -> str:
+    """A library's message as one line that is safe to show: it may quote the file."""
+    line = (message.strip() or "no reason given").splitlines()[0]
+    return "".join(filter(str.isprintable, line))[:200].rstrip(" .")
 
 
 def _flush_folder(folder: Path) -> None:

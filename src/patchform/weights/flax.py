@@ -12,7 +12,8 @@ dense = permute(1, 0)
 
 
 def _patches(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
-    return tensors[0].permute(3, 2, 0, 1).reshape(shape)
+    kernel = tensors[0].permute(3, 2, 0, 1)
+    return kernel.reshape(shape) if kernel.numel() == shape.numel() else kernel
 
 
 def _patches_back(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:

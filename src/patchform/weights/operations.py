@@ -19,7 +19,8 @@ class Operation(NamedTuple):
     """What happens to the tensors of a rule between the source and the model."""
 
     forward: Callable[[tuple[Tensor, ...], torch.Size, Sizes], Tensor]
-    """(tensors of the source, shape in the model, sizes) -> tensor of the model; ValueError if they do not suit."""
+    """(tensors of the source, shape in the model, sizes) -> tensor of the model; ValueError if they do not suit. The
+    result may have another shape than the model's: it is resized then, or refused."""
     backward: Callable[[Tensor, int, Sizes], tuple[Tensor, ...]]
     """(tensor of the model, number of source tensors, sizes) -> tensors of the source."""
 
@@ -74,18 +75,23 @@ def reshape(*source: int | str) -> Operation:
 
     Args:
         source: shape in the source. A length is a number, -1 (once: what is left) or a name such as "patch", which
-            `Rules.dump` needs in `sizes`, as our shape does not tell it.
+            `Rules.dump` needs in `sizes`, as our shape does not tell it. A tensor of other named lengths keeps its
+            shape, by which whoever resizes it knows it.
     """
 
     def forward(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
-        (tensor,), named = tensors, dict(sizes)
-        expected = [
-            named.setdefault(length, actual) if isinstance(length, str) else actual if length == -1 else length
-            for length, actual in zip(source, tensor.shape)
-        ]
-        if len(source) != tensor.dim() or expected != list(tensor.shape):
+        (tensor,) = tensors
+        if len(source) != tensor.dim() or any(
+            isinstance(length, int) and length not in (-1, actual) for length, actual in zip(source, tensor.shape)
+        ):
             raise ValueError(f"the source is not of shape {source}")
-        return tensor.reshape(shape)
+        named: dict[str, int] = dict(sizes)
+        as_named = all(
+            named.setdefault(length, actual) == actual
+            for length, actual in zip(source, tensor.shape)
+            if isinstance(length, str)
+        )
+        return tensor.reshape(shape) if as_named and tensor.numel() == shape.numel() else tensor
 
     def backward(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
         for length in source:

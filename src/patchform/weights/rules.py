@@ -4,29 +4,38 @@
         ("patch_embed.proj.weight", "backbone.patches.weight", reshape(-1, "channels", "patch", "patch")),
         ("layers.{s+1}.downsample.{p}", "backbone.stages.{s}.downsample.{p}"),
         (("blocks.{b}.q.{p}", "blocks.{b}.k.{p}", "blocks.{b}.v.{p}"), "backbone.blocks.{b}.qkv.{p}", join),
+        ("blocks.{b}.look.in_proj_{p}", ("blocks.{b}.q.{p}", "blocks.{b}.kv.{p}"), join_shares(1, 2)),
         ("head.{p}", "head.classifier.{p}"),
         ("*.relative_position_index", DROP),
     )
 
 In a pattern `{name}` stands for a run without a dot, `{name+1}` (or `-1`) for a number that is so much higher than
-`name`, and `*` for any run; both sides of a rule hold the same placeholders. The first rule that fits a name is the one
-that counts, on the way in and on the way back. Each tensor of the source is used once and each of the model's filled
-once, or nothing is loaded and the error names them.
+`name`, and `*` for any run; both sides of a rule hold the same placeholders. Several names of the source are joined by
+the operation; several of ours are what it joins on the way back. The first rule that fits a name is the one that
+counts, on the way in and on the way back. Each tensor of the source is used once and each of the model's filled once,
+or nothing is loaded and the error names them.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from patchform.errors import ModelFileError, UsageError
 from patchform.weights.operations import Operation, Sizes, copy
-from patchform.weights.report import Dropped, Report, shorten
+from patchform.weights.report import Entry, Fate, Report, shorten
 
+SizesOf: TypeAlias = Sizes | Callable[[str], Sizes]
+"""The same for all tensors, or by own name."""
+Adapt: TypeAlias = Callable[[str, Tensor], tuple[Tensor, str]]
+"""(own name, tensor) -> the tensor as its place wants it, and what was done: "" where nothing was. Raises ValueError
+with the reason where it cannot be done or was not allowed."""
 SHOWN = 4
 """Faults that an error spells out."""
 
@@ -38,7 +47,8 @@ class Drop(NamedTuple):
 
 
 DROP = Drop("follows from the architecture")
-Rule: TypeAlias = tuple[str | tuple[str, ...], str | Drop] | tuple[str | tuple[str, ...], str | Drop, Operation]
+Names: TypeAlias = str | tuple[str, ...]
+Rule: TypeAlias = tuple[Names, Names | Drop] | tuple[Names, Names | Drop, Operation]
 
 # ------------------------------------------------------------------------------------------------------ patterns
 
@@ -102,42 +112,85 @@ class _Rule(NamedTuple):
     """A rule, read."""
 
     sources: tuple[_Pattern, ...]
-    own: _Pattern | Drop
+    own: tuple[_Pattern, ...] | Drop
     operation: Operation
 
-    def own_name(self, source: str) -> str | Drop | None:
+    def own_names(self, source: str) -> list[str] | Drop | None:
         """Where the source tensor goes, or None if the rule is not for it."""
-        for pattern in self.sources:
-            binding = pattern.match(source)
-            if binding is not None:
-                return self.own if isinstance(self.own, Drop) else self.own.render(binding)
-        return None
+        binding = _match(self.sources, source)
+        if binding is None:
+            return None
+        return self.own if isinstance(self.own, Drop) else _render(self.own, binding)
 
     def source_names(self, own: str) -> list[str] | None:
         """Names that the own tensor is made from, or None if the rule is not for it."""
-        binding = None if isinstance(self.own, Drop) else self.own.match(own)
-        if binding is None:
-            return None
-        names = [name for pattern in self.sources if (name := pattern.render(binding)) is not None]
-        return names if len(names) == len(self.sources) else None
+        binding = None if isinstance(self.own, Drop) else _match(self.own, own)
+        return None if binding is None else _render(self.sources, binding)
+
+    def parts(self, own: str) -> list[str]:
+        """The own tensor and those that it comes from one source with, in their order."""
+        if isinstance(self.own, Drop) or len(self.own) == 1:
+            return [own]
+        binding = _match(self.own, own)
+        return [own] if binding is None else _render(self.own, binding) or [own]
+
+    def make(self, own: str, tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
+        """The own tensor."""
+        parts = self.parts(own)
+        if len(parts) == 1:
+            return self.operation.forward(tensors, shape, sizes)
+        return self.operation.backward(tensors[0], len(parts), sizes)[parts.index(own)]
+
+    def unmake(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> tuple[Tensor, ...]:
+        """The tensors of the source."""
+        if len(tensors) == 1:
+            return self.operation.backward(tensors[0], len(self.sources), sizes)
+        return (self.operation.forward(tensors, torch.Size(), sizes),)
+
+
+def _match(patterns: tuple[_Pattern, ...], name: str) -> Binding | None:
+    """What the placeholders of the first pattern that fits stand for."""
+    return next((binding for pattern in patterns if (binding := pattern.match(name)) is not None), None)
+
+
+def _render(patterns: tuple[_Pattern, ...], binding: Binding) -> list[str] | None:
+    """All names, or None where one cannot be."""
+    names = [name for pattern in patterns if (name := pattern.render(binding)) is not None]
+    return names if len(names) == len(patterns) else None
 
 
 def _read(rule: Rule) -> _Rule:
     """Check a rule as it is written and make it ready for use."""
     written, to, operation = rule if len(rule) == 3 else (*rule, copy)
-    sources = tuple(_Pattern(text) for text in ((written,) if isinstance(written, str) else written))
+    sources = _patterns(written)
     if isinstance(to, Drop):
         return _Rule(sources, to, operation)
-    own = _Pattern(to)
-    for source in sources:
-        if source.names != own.names:
-            raise UsageError(f'"{source.text}" and "{to}" do not hold the same placeholders')
+    own = _patterns(to)
+    for source, place in product(sources, own):
+        if source.names != place.names:
+            raise UsageError(f'"{source.text}" and "{place.text}" do not hold the same placeholders')
     if len(sources) != 1 and operation is copy:
         raise UsageError(f'"{to}" has {len(sources)} sources and no operation that joins them', remedy="use join")
+    if len(own) != 1 and (operation is copy or len(sources) != 1):
+        raise UsageError(f'"{written}" does not part into {len(own)} by an operation', remedy="one source, and join")
     return _Rule(sources, own, operation)
 
 
+def _patterns(names: Names) -> tuple[_Pattern, ...]:
+    return tuple(_Pattern(text) for text in ((names,) if isinstance(names, str) else names))
+
+
 # --------------------------------------------------------------------------------------------------------- rules
+
+
+class Plan(NamedTuple):
+    """What goes where, by names alone."""
+
+    made: dict[str, tuple[_Rule, list[str]]]
+    """Own name -> the rule that makes it and the names in the source that it is made from."""
+    aside: tuple[Entry, ...]
+    """What is dropped or new."""
+    faults: tuple[str, ...]
 
 
 class Rules:
@@ -145,14 +198,17 @@ class Rules:
 
     Args:
         rules: (source pattern, own pattern), with an operation as a third if the tensor changes; the source may be
-            several patterns that are joined; or (source pattern, DROP) or (source pattern, Drop("why")).
+            several patterns that are joined, or ours be several that one is parted into; or (source pattern, DROP) or
+            (source pattern, Drop("why")).
+        corners: its home resizes position tables bilinearly with the corners aligned, as scipy.ndimage.zoom of order 1
+            does, and not bicubically.
 
     Raises:
         UsageError: a rule that cannot be run both ways.
     """
 
-    def __init__(self, *rules: Rule) -> None:
-        self.rules = rules
+    def __init__(self, *rules: Rule, corners: bool = False) -> None:
+        self.rules, self.corners = rules, corners
         self._rules = [_read(rule) for rule in rules]
 
     def __iter__(self) -> Iterator[Rule]:
@@ -160,14 +216,22 @@ class Rules:
         return iter(self.rules)
 
     def load(
-        self, source: Mapping[str, Tensor], own: Mapping[str, Tensor], *, sizes: Sizes | None = None
+        self,
+        source: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
+        *,
+        sizes: SizesOf | None = None,
+        spare: Mapping[str, str] | None = None,
+        adapt: Adapt | None = None,
     ) -> tuple[dict[str, Tensor], Report]:
         """Convert a published state dict.
 
         Args:
             source: state dict in the published layout.
             own: the model's state dict; only names, shapes and kinds of numbers are read, so it may be on "meta".
-            sizes: lengths that `reshape` knows by name; those given are checked.
+            sizes: lengths that `reshape` knows by name, for all or by own name; those given are checked.
+            spare: beginnings of own names that are not filled, each with why; what the source has for them is dropped.
+            adapt: resizes a tensor that does not suit its place, see `Adapt`; without it such a tensor is refused.
 
         Returns:
             Tensors by own names, in the order of `own`, with the source's dtype (they may share its memory), and what
@@ -177,9 +241,30 @@ class Rules:
             ModelFileError: a tensor that no rule knows or the model has no place for, one of the model's that is not
                 filled or filled twice, or one of a shape that does not suit.
         """
-        goes: dict[str, str] = {}  # source name -> own name
-        dropped: list[Dropped] = []
+        plan = self.plan(source, own, spare or {})
+        if plan.faults:
+            raise ModelFileError(
+                f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}",
+                remedy="use the layout and the variant that the weights were published for",
+            )
+        filled: dict[str, Tensor] = {}
+        entries: list[Entry] = []
+        for name, (rule, names) in plan.made.items():
+            taken = {other: source[other] for other in names}
+            filled[name], note = _convert(rule, taken, name, own[name], _of(sizes, name), adapt)
+            kept: Fate = "matched" if rule.operation is copy else "joined" if len(names) > 1 else "converted"
+            entries.append(Entry("resized" if note else kept, name, tuple(names), note))
+        return filled, Report((*entries, *plan.aside))
+
+    def plan(self, source: Iterable[str], own: Iterable[str], spare: Mapping[str, str]) -> Plan:
+        """What goes where, by names alone; arguments as in `load`."""
+        source, own = dict.fromkeys(source), dict.fromkeys(own)
+        goes: dict[tuple[str, str], None] = {}  # source name and own name
+        aside: list[Entry] = []
         faults: list[str] = []
+
+        def spared(name: str) -> str:
+            return next((why for start, why in spare.items() if name.startswith(start)), "")
 
         def near(name: str, known: Iterable[str]) -> str:
             return _near(name, known) if len(faults) < SHOWN else ""  # it takes long for a file of another model
@@ -188,42 +273,37 @@ class Rules:
             to = self._goes_to(name)
             if to is None:
                 faults.append(f"no rule for {name}{near(name, self._source_patterns())}")
-            elif isinstance(to, Drop):
-                dropped.append(Dropped(name, to.why))
-            elif to not in own:
-                faults.append(f"{name} has no place: the model has no {to}{near(to, own)}")
+            elif isinstance(to, Drop) or spared(to[0]):
+                aside.append(Entry("dropped", name, (name,), to.why if isinstance(to, Drop) else spared(to[0])))
+            elif missing := [place for place in to if place not in own]:
+                faults.append(f"{name} has no place: the model has no {missing[0]}{near(missing[0], own)}")
             else:
-                goes[name] = to
-        plan: dict[str, tuple[_Rule, list[str]]] = {}
+                goes |= dict.fromkeys((name, place) for place in to)
+        made: dict[str, tuple[_Rule, list[str]]] = {}
         for name in own:
-            made = self._made_from(name)
-            if made is None:
+            if why := spared(name):
+                aside.append(Entry("new", name, (), why))
+                continue
+            makes = self._made_from(name)
+            if makes is None:
                 faults.append(f"no rule fills {name}{near(name, self._own_patterns())}")
                 continue
-            plan[name] = made
-            for other in made[1]:
-                if goes.pop(other, None) != name:
+            made[name] = makes
+            for other in makes[1]:
+                if (other, name) in goes:
+                    del goes[other, name]
+                else:
                     why = f"{other} goes elsewhere" if other in source else f"the source has no {other}"
                     faults.append(f"{name} is not filled: {why}")
-        faults += [f"{name} fills {to}, which is made from {', '.join(plan[to][1])}" for name, to in goes.items()]
-        if faults:
-            raise ModelFileError(
-                f"{len(faults)} of the tensors do not fit: {shorten(faults, SHOWN)}",
-                remedy="use the layout and the variant that the weights were published for",
-            )
-        filled: dict[str, Tensor] = {}
-        fate: dict[str, list[str]] = {"matched": [], "joined": [], "converted": []}
-        for name, (rule, names) in plan.items():
-            filled[name] = _convert(rule, {other: source[other] for other in names}, name, own[name], sizes or {})
-            fate["matched" if rule.operation is copy else "joined" if len(names) > 1 else "converted"].append(name)
-        return filled, Report(**{kind: tuple(names) for kind, names in fate.items()}, dropped=tuple(dropped))
+        faults += [f"{name} fills {to}, which is made from {', '.join(made[to][1])}" for name, to in goes]
+        return Plan(made, tuple(aside), tuple(faults))
 
-    def dump(self, own: Mapping[str, Tensor], *, sizes: Sizes | None = None) -> dict[str, Tensor]:
+    def dump(self, own: Mapping[str, Tensor], *, sizes: SizesOf | None = None) -> dict[str, Tensor]:
         """Write the model's tensors in the published layout; `load` of it gives the same bits. Dropped ones stay away.
 
         Args:
             own: the model's state dict.
-            sizes: lengths that `reshape` cannot tell from our shape, by name.
+            sizes: lengths that `reshape` cannot tell from our shape, for all or by own name.
 
         Raises:
             ModelFileError: a tensor that no rule knows or that cannot be parted, or two that would get one name.
@@ -235,8 +315,13 @@ class Rules:
             if made is None:
                 raise ModelFileError(f"no rule for {name}{_near(name, self._own_patterns())}")
             rule, names = made
+            places = rule.parts(name)
+            if missing := [place for place in places if place not in own]:
+                raise ModelFileError(f"{name} is a part of {names[0]} as is {missing[0]}, which the model has not")
+            if places[0] != name:
+                continue  # written with the first part
             try:
-                tensors = rule.operation.backward(tensor, len(names), sizes or {})
+                tensors = rule.unmake(tuple(own[place] for place in places), _of(sizes, name))
             except (RuntimeError, IndexError, ValueError) as fault:
                 said = f"{name} {tuple(tensor.shape)}"
                 raise ModelFileError(f"{said} cannot be written as {', '.join(names)}: {fault}") from fault
@@ -246,25 +331,16 @@ class Rules:
                 written[other] = part
         return written
 
-    def place(self, name: str) -> str:
-        """Own name that a source tensor goes to; empty where it is dropped or no rule knows it."""
-        to = self._goes_to(name)
-        return to if isinstance(to, str) else ""
-
-    def unknown(self, source: Mapping[str, Tensor]) -> list[str]:
-        """Names that no rule knows."""
-        return [name for name in source if self._goes_to(name) is None]
-
-    def _goes_to(self, source: str) -> str | Drop | None:
-        """The own name of a source tensor by the first rule that fits."""
-        return next((own for rule in self._rules if (own := rule.own_name(source)) is not None), None)
+    def _goes_to(self, source: str) -> list[str] | Drop | None:
+        """The own names of a source tensor by the first rule that fits."""
+        return next((own for rule in self._rules if (own := rule.own_names(source)) is not None), None)
 
     def _made_from(self, own: str) -> tuple[_Rule, list[str]] | None:
         """The first rule that fits an own tensor and the source names that it is made from."""
         return next(((rule, names) for rule in self._rules if (names := rule.source_names(own)) is not None), None)
 
     def _own_patterns(self) -> list[str]:
-        return [rule.own.text for rule in self._rules if not isinstance(rule.own, Drop)]
+        return [pattern.text for rule in self._rules if not isinstance(rule.own, Drop) for pattern in rule.own]
 
     def _source_patterns(self) -> list[str]:
         return [pattern.text for rule in self._rules for pattern in rule.sources]
@@ -274,27 +350,50 @@ def prefix(rules: Rules, source_prefix: str, own_prefix: str) -> Rules:
     """The same rules one level deeper on either side: `prefix(VIT, "module.", "backbone.")`."""
     deeper: list[Rule] = []
     for rule in rules:
-        source, own = rule[0], rule[1]
-        sources = source_prefix + source if isinstance(source, str) else tuple(source_prefix + text for text in source)
-        place = own if isinstance(own, Drop) else own_prefix + own
+        sources = _deeper(source_prefix, rule[0])
+        place = rule[1] if isinstance(rule[1], Drop) else _deeper(own_prefix, rule[1])
         deeper.append((sources, place, rule[2]) if len(rule) == 3 else (sources, place))
-    return Rules(*deeper)
+    return Rules(*deeper, corners=rules.corners)
 
 
-def recognise(layouts: Mapping[str, Rules], source: Mapping[str, Tensor]) -> str:
-    """Name of the one layout whose rules know all names of a state dict.
+def _deeper(front: str, names: Names) -> Names:
+    return front + names if isinstance(names, str) else tuple(front + text for text in names)
+
+
+def recognise(
+    layouts: Mapping[str, Rules],
+    source: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    *,
+    spare: Mapping[str, str] | None = None,
+) -> str:
+    """Name of the layout that a state dict is in: the one by which every tensor finds its place in the model.
+
+    Args:
+        layouts: by name.
+        source: state dict.
+        own: the model's state dict.
+        spare: as `Rules.load` has it.
 
     Raises:
-        ModelFileError: no layout does, or several; it lists what each did not know.
+        ModelFileError: there is none (it says what the nearest one misses), or several that would give other tensors.
     """
-    unknown = {name: rules.unknown(source) for name, rules in layouts.items()}
-    fitting = [name for name, names in unknown.items() if not names]
-    if len(fitting) == 1 and source:
+    plans = {name: rules.plan(source, own, spare or {}) for name, rules in layouts.items()}
+    fitting = [name for name, plan in plans.items() if not plan.faults]
+    ways = {tuple((own_name, *names) for own_name, (_, names) in plans[name].made.items()) for name in fitting}
+    if len(ways) == 1 and source:
         return fitting[0]
-    if fitting:
+    if fitting and source:
         raise ModelFileError(f"the weights could be of several layouts: {', '.join(fitting)}", remedy="name the layout")
-    misses = "; ".join(f"{name} does not know {shorten(names, 3)}" for name, names in unknown.items())
-    raise ModelFileError(f"the weights are of no known layout: {misses}", remedy="name the layout or check the file")
+    if not layouts:
+        raise ModelFileError("no layout of published weights is known for this family")
+    nearest = min(plans, key=lambda name: len(plans[name].faults))
+    faults = list(plans[nearest].faults)
+    raise ModelFileError(
+        f"the weights are of no known layout ({', '.join(layouts)}): for {nearest}, the nearest, {len(faults)} of the "
+        f"tensors do not fit: {shorten(faults, SHOWN)}",
+        remedy="use the variant that the weights were published for, or name the layout",
+    )
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -303,15 +402,28 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f" (nearest: {near[0]})" if near else ""
 
 
-def _convert(rule: _Rule, tensors: Mapping[str, Tensor], own: str, place: Tensor, sizes: Sizes) -> Tensor:
-    """Run the operation of a rule and check that the result suits its place."""
+def _of(sizes: SizesOf | None, name: str) -> Sizes:
+    """The sizes that hold for an own tensor."""
+    return sizes(name) if callable(sizes) else sizes or {}
+
+
+def _convert(
+    rule: _Rule, tensors: Mapping[str, Tensor], own: str, place: Tensor, sizes: Sizes, adapt: Adapt | None
+) -> tuple[Tensor, str]:
+    """Run the operation of a rule, resize the result if it must be and may be, and check that it suits its place."""
     said = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    note = ""
     try:
-        tensor = rule.operation.forward(tuple(tensors.values()), place.shape, sizes)
+        tensor = rule.make(own, tuple(tensors.values()), place.shape, sizes)
     except (RuntimeError, IndexError, ValueError) as fault:
         raise ModelFileError(f"{said} cannot become {own} {tuple(place.shape)}: {fault}") from fault
-    if tensor.shape != place.shape:
-        raise ModelFileError(f"{said} does not suit {own} of shape {tuple(place.shape)}")
     if tensor.is_floating_point() != place.is_floating_point():
         raise ModelFileError(f"{said} is {tensor.dtype}, and {own} is {place.dtype}")
-    return tensor
+    if adapt is not None:
+        try:
+            tensor, note = adapt(own, tensor)
+        except ValueError as why:
+            raise ModelFileError(f"{said} does not suit {own} of shape {tuple(place.shape)}: {why}") from why
+    if tensor.shape != place.shape:
+        raise ModelFileError(f"{said} does not suit {own} of shape {tuple(place.shape)}")
+    return tensor, note

@@ -1,0 +1,269 @@
+"""Fill a model with weights: recognise their layout, let the layers resize what differs, account for every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patchform import lookup
+from patchform.backbones.base import Backbone
+from patchform.errors import ModelFileError
+from patchform.layers import fitting
+from patchform.layers.fitting import Fits, Fitted, How
+from patchform.layers.patches import Patches
+from patchform.model import Model, load
+from patchform.settings import Transfer
+from patchform.weights import sources
+from patchform.weights.operations import Operation, Sizes, reshape
+from patchform.weights.report import Entry, Report, shorten
+from patchform.weights.rules import Rules, recognise
+
+OWN = "patchform"
+"""The layout of models that `patchform.save` wrote."""
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "teacher.", "student.")
+"""What programs put in front of all names; taken off by itself, and the report says so."""
+
+CLASSIFIERS = ("head.classifier.", "head.auxiliary.")
+"""Layers of heads whose rows are classes."""
+FRESH = "fresh"
+
+
+def load_weights(
+    target: Model | Backbone,
+    source: Mapping[str, Tensor] | str | Path,
+    *,
+    layout: str | None = None,
+    prefix: str | None = None,
+    transfer: Transfer | None = None,
+) -> Report:
+    """Fill a model, or a backbone alone, with weights of its family.
+
+    Args:
+        target: gets the weights in place. A backbone alone leaves the head of the source aside and the report says so.
+        source: a state dict in a published layout; or a file of tensors or a run folder (`weights.sources.read`).
+        layout: one of the family's layouts, or "patchform"; recognised from the names if None.
+        prefix: only what begins so is meant, without it: "backbone." of a whole segmenter. None: what programs put in
+            front of all names is taken off.
+        transfer: what may differ between the two; default: `Transfer()`.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        UsageError: no such layout.
+        ModelFileError: a tensor without a place, or of another shape, or one of the target's that is not filled, and
+            `transfer` does not allow it; nothing was changed then.
+    """
+    transfer = transfer or Transfer()
+    found = _read(Path(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
+    trunk, level = (target.backbone, "") if isinstance(target, Model) else (target, "backbone.")
+    layouts = layouts_of(trunk)
+    if layout is not None:
+        if layout not in layouts:
+            raise lookup.no_such("layout", layout, layouts)
+        layouts = {layout: layouts[layout]}
+    own = {level + name: tensor for name, tensor in target.state_dict().items()}
+    tensors, front, name, spare = _recognised(layouts, found.tensors, own, prefix, _spares(target, found, transfer))
+    filled, report = layouts[name].load(
+        tensors,
+        own,
+        sizes=lambda place: sizes_of(target, place.removeprefix(level)),
+        spare=spare,
+        adapt=_Fit(target, level, How(transfer, layouts[name].corners), transfer.classes or found.classes),
+    )
+    fresh = {entry.note.startswith(FRESH) for entry in report.entries if entry.name.startswith(CLASSIFIERS)}
+    if len(fresh) > 1:
+        raise ModelFileError("the tensors of the classifier are not of one number of classes")
+    target.load_state_dict({place.removeprefix(level): tensor for place, tensor in {**own, **filled}.items()})
+    left = (other for other in found.tensors if not other.startswith(front))
+    aside = tuple(Entry("dropped", other, (other,), f'does not begin with "{prefix}"') for other in left)
+    return report._replace(entries=report.entries + aside, layout=name, prefix=front)
+
+
+def layouts_of(trunk: Backbone) -> dict[str, Rules]:
+    """Every layout that weights of a backbone's family are known to come in, ours last."""
+    family = type(trunk).__module__.rpartition(".")[2]
+    return {**lookup.published(family).layouts, OWN: _OWN}
+
+
+def export_weights(model: Model, layout: str) -> dict[str, Tensor]:
+    """A model's tensors by the names and in the shapes of a layout; `load_weights` of them gives the same bits.
+
+    Raises:
+        UsageError: no such layout.
+        ModelFileError: a tensor that the layout has no place for.
+    """
+    layouts = layouts_of(model.backbone)
+    if layout not in layouts:
+        raise lookup.no_such("layout", layout, layouts)
+    written = layouts[layout].dump(model.state_dict(), sizes=lambda place: sizes_of(model, place))
+    return {name: tensor.contiguous() for name, tensor in written.items()}
+
+
+def _read(path: Path) -> sources.Source:
+    """`sources.read`, with the kernels of patches of a model folder as (D, C, p, p): flat, they do not tell C and p."""
+    found = sources.read(path)
+    if not found.own:
+        return found
+    with torch.device("meta"):
+        made = load(path, weights=False)
+    tensors = dict(found.tensors)
+    for name, layer in made.named_modules():
+        if isinstance(layer, Patches):
+            shape = (layer.in_channels, layer.size, layer.size)
+            tensors[f"{name}.proj.weight"] = tensors[f"{name}.proj.weight"].unflatten(1, shape)
+    return found._replace(tensors=tensors)
+
+
+def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
+    """Lengths that the shape of a tensor does not tell, from the layers that hold it: patch, channels, heads."""
+    sizes: dict[str, int] = {}
+    for layer, _ in _holders(model, name):
+        if isinstance(layer, Patches):
+            sizes |= {"patch": layer.size, "channels": layer.in_channels}
+        if isinstance(heads := getattr(layer, "heads", None), int):
+            sizes.setdefault("heads", heads)
+    return sizes
+
+
+# ------------------------------------------------------------------------------------------------------ own layout
+
+_kernels = reshape(-1, "channels", "patch", "patch")
+
+
+def _own_shape(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
+    patches = len(shape) == 2 and tensors[0].dim() == 4 and "patch" in sizes
+    return _kernels.forward(tensors, shape, sizes) if patches else tensors[0]
+
+
+_OWN = Rules(("*", "*", Operation(_own_shape, lambda tensor, count, sizes: (tensor,))))
+
+
+# ------------------------------------------------------------------------------------------------------ what differs
+
+
+class _Fit:
+    """`weights.rules.Adapt` for a model: its layers resize, its classifier goes by names."""
+
+    def __init__(self, target: Model | Backbone, level: str, how: How, classes: Sequence[str]) -> None:
+        self.target, self.level, self.how, self.theirs = target, level, how, tuple(classes)
+        self.classes = target.classes if isinstance(target, Model) else ()
+        self.own = target.state_dict()
+
+    def __call__(self, place: str, tensor: Tensor) -> Fitted:
+        name = place.removeprefix(self.level)
+        own = self.own[name]
+        if place.startswith(CLASSIFIERS) and self.theirs != self.classes and tensor.shape[1:] == own.shape[1:]:
+            return self._rows(tensor, own)
+        if tensor.shape == own.shape:
+            return tensor, ""
+        for layer, below in _holders(self.target, name):
+            if isinstance(layer, Fits):
+                return layer.fit(below, tensor, self.how)
+            if isinstance(layer, nn.Conv2d) and tensor.dim() == 4 and tensor[:, :1].shape == own[:, :1].shape:
+                return fitting.channels(tensor, own, self.how)
+        return tensor, ""
+
+    def _rows(self, tensor: Tensor, own: Tensor) -> Fitted:
+        """Rows of a classifier by class names."""
+        if not self.theirs:
+            if len(tensor) == len(own):
+                return tensor, ""
+            if self.how.transfer.head == "auto":
+                return own, f"{FRESH}: the source has {len(tensor)} classes without names, the model has {len(own)}"
+            raise ValueError("it has other classes: name them (classes), or say that the head is new (head: new)")
+        if len(self.theirs) != len(tensor) or len(set(self.theirs)) < len(self.theirs):
+            raise ValueError(f"{len(tensor)} classes and {len(set(self.theirs))} different names for them")
+        row = {name: number for number, name in enumerate(self.theirs)}
+        shared = [number for number, name in enumerate(self.classes) if name in row]
+        rows = own.detach().clone()
+        rows[shared] = tensor[[row[self.classes[number]] for number in shared]].to(rows.dtype)
+        return rows, f"{len(shared)} of {len(self.classes)} classes by name, the others fresh"
+
+
+def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+    """The layers around a tensor, the nearest first, and its name below each."""
+    path, _, below = name.rpartition(".")
+    while path:
+        yield model.get_submodule(path), below
+        path, _, inner = path.rpartition(".")
+        below = f"{inner}.{below}"
+    yield model, below
+
+
+# ------------------------------------------------------------------------------------------------------ recognition
+
+
+def _spares(target: Model | Backbone, found: sources.Source, transfer: Transfer) -> list[dict[str, str]]:
+    """What may stay unfilled, the strictest first."""
+    if isinstance(target, Backbone):
+        return [{"head.": "a backbone has no head"}]
+    if transfer.head == "new":
+        return [{"head.": "the head is new"}]
+    if transfer.head == "fill":
+        return [{}]
+    other = {"head.": "the source has another head or none"}
+    of = target.architecture
+    return [other] if found.head and of is not None and found.head != of.head else [{}, other]
+
+
+class _Recognised(NamedTuple):
+    """How a source is read."""
+
+    tensors: dict[str, Tensor]
+    """By the names that the layout knows."""
+    front: str
+    """What stood in front of them."""
+    layout: str
+    spare: dict[str, str]
+    """What stays unfilled."""
+
+
+def _recognised(
+    layouts: Mapping[str, Rules],
+    source: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    prefix: str | None,
+    spares: list[dict[str, str]],
+) -> _Recognised:
+    """The first reading by which every tensor has its place."""
+
+    def behind(front: str) -> dict[str, Tensor]:
+        return {name.removeprefix(front): tensor for name, tensor in source.items() if name.startswith(front)}
+
+    fronts = list(_fronts(source)) if prefix is None else [prefix]
+    for front, spare in product(fronts, spares):
+        tensors = behind(front)
+        fitting = {
+            name: rules
+            for name, rules in layouts.items()
+            if not rules.plan(tensors, own, spare).faults
+            and (spare is spares[0] or not _fills_some_of_the_head(rules, tensors, own))
+        }
+        if fitting and tensors:
+            return _Recognised(tensors, front, recognise(fitting, tensors, own, spare=spare), spare)
+    if not behind(fronts[0]):
+        raise ModelFileError(f'no tensor begins with "{prefix}"', remedy=f"the names are {shorten(list(source))}")
+    nearest = recognise(layouts, behind(fronts[0]), own, spare=spares[0])  # says what does not fit
+    return _Recognised(behind(fronts[0]), fronts[0], nearest, spares[0])
+
+
+def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    made = rules.plan(source, own, {}).made
+    return any(name.startswith("head.") and set(names) <= set(source) for name, (_, names) in made.items())
+
+
+def _fronts(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Nothing, then what all names have in front, wrapper by wrapper."""
+    front = ""
+    while True:
+        yield front
+        wrapper = next((one for one in WRAPPERS if all(name.startswith(front + one) for name in tensors)), "")
+        if not wrapper or not tensors:
+            return
+        front += wrapper

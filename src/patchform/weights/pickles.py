@@ -1,0 +1,136 @@
+"""Checkpoints of others that are pickles: the one place that opens them, for the command that converts a named file.
+
+A pickle is a program. torch.load with weights_only=True runs only what builds tensors, numbers, text and containers
+and refuses everything else. Holes were found in that twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch
+that patchform takes), so no pickle is opened on the way to anything else: once converted it is safetensors.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from patchform import lookup
+from patchform.errors import ModelFileError, UsageError
+from patchform.weights import files
+from patchform.weights.sources import MOST_ENTRIES, archive, is_pickle, most_unpacked
+
+DEEPEST = 16
+"""Dictionaries inside one another that are still followed."""
+
+
+class Contents(NamedTuple):
+    """What a pickle holds."""
+
+    parts: dict[str, dict[str, Tensor]]
+    """The dictionaries that hold tensors, by their path ("model", "ema.module"; "" is the outermost)."""
+    ignored: tuple[str, ...]
+    """Paths of what is no tensor in a dictionary of names: numbers, settings, lists, the state of an optimizer."""
+
+
+def read_pickle(path: Path) -> Contents:
+    """Open a pickle that torch.save wrote, and run nothing of it.
+
+    Args:
+        path: a file that the user named for this: a zip archive with a data.pkl, or a stream of older versions.
+
+    Returns:
+        Tensors on the CPU, dense and contiguous; those that shared all their memory still do.
+
+    Raises:
+        ModelFileError: not such a file, damaged, or it names anything beside tensors and plain values, unpacks to far
+            more than it is, or has no tensors with names.
+    """
+    start = files.read_bytes(path, files.LARGEST_TENSORS, start=512)
+    if start.startswith(b"PK\x03\x04"):
+        with archive(path) as (_, entries):
+            found = any(entry.filename.endswith("/data.pkl") for entry in entries)
+    else:
+        found = is_pickle(start)
+    if not found:
+        raise ModelFileError(
+            "not a checkpoint of torch.save", where=path, remedy="only .pth, .pt and .bin files need converting"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd protocols, which it then reads or refuses
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:  # a hostile file may make it raise anything
+        raise ModelFileError(
+            _reason(str(error)),
+            where=path,
+            remedy="nothing of it was executed; ask for safetensors, or for the state dict alone",
+        ) from error
+    return _contents(content, path)
+
+
+def choose(parts: Mapping[str, dict[str, Tensor]], part: str | None = None) -> dict[str, Tensor]:
+    """The only part, or the one of that name.
+
+    Raises:
+        UsageError: no such part, or several and none named; it lists them.
+    """
+    if part is None and len(parts) == 1:
+        (part,) = parts
+    if part is None:
+        counts = ", ".join(f'"{name}" ({len(tensors)})' for name, tensors in parts.items())
+        raise UsageError(f"tensors in {len(parts)} parts: {counts}", remedy="name the part")
+    if part not in parts:
+        raise lookup.no_such("part", part, parts)
+    return parts[part]
+
+
+def _reason(said: str) -> str:
+    """What torch refused, without its advice on how to run the file all the same."""
+    if found := re.search(r"GLOBAL ([\w.]+)", said):
+        return f"it names {found[1]}, neither a tensor nor a plain value"
+    said = said.rpartition("WeightsUnpickler error:")[2].strip().removeprefix("Weights only load failed.")
+    return f"a pickle that is not opened: {files.said(said.partition('In PyTorch')[0])}"
+
+
+def _contents(content: Any, path: Path) -> Contents:
+    """Sort what was in the pickle; the file may hold a dictionary in itself, or one tensor a million times."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    ignored: list[str] = []
+    size, most, seen = 0, most_unpacked(path.stat().st_size), 0
+    ahead: list[tuple[str, int, Any]] = [("", 0, content)]
+    for place, depth, value in ahead:  # grows on the way
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            ignored.append(place)
+            continue
+        tensors = {}
+        for name, inner in value.items():
+            if not name.isprintable():
+                raise ModelFileError(f"a name that cannot be printed: {name!a}", where=path)
+            if isinstance(inner, Tensor):
+                size += inner.nbytes if inner.layout == torch.strided else 0
+                tensors[name] = inner
+            else:
+                ahead.append((f"{place}.{name}" if place else name, depth + 1, inner))
+        seen += len(value)
+        if depth > DEEPEST or seen > MOST_ENTRIES:
+            raise ModelFileError(f"more than {DEEPEST} levels or {MOST_ENTRIES} entries", where=path)
+        if size > most:
+            raise ModelFileError(f"its tensors are of {size} bytes; up to {most} are believed", where=path)
+        if tensors and place in parts:
+            raise ModelFileError(f'two parts are called "{place}"', where=path)
+        if tensors:
+            parts[place] = {name: _alone(tensor, name, path) for name, tensor in tensors.items()}
+    if not parts:
+        raise ModelFileError("it holds no tensors with names", where=path)
+    return Contents(parts, tuple(ignored))
+
+
+def _alone(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor without anything that hangs on it: gradient, view of a larger memory, odd order of its axes."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+    if type(tensor) not in (Tensor, nn.Parameter) or not dense:
+        raise ModelFileError(f"{name} is not a dense tensor", where=path)
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    whole = plain.is_contiguous() and plain.nbytes == plain.untyped_storage().nbytes()
+    return plain if whole else plain.clone(memory_format=torch.contiguous_format)

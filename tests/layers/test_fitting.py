@@ -1,0 +1,153 @@
+"""Layers take up weights of another size: by the origin's own rules, or not at all."""
+
+import pytest
+import torch
+from reference import golden
+from torch import nn
+
+from patchform.geometry import grids
+from patchform.layers import fitting
+from patchform.layers.fitting import How
+from patchform.layers.patches import Patches, Tubelets
+from patchform.layers.positions import Learned1D, Learned2D, Relative2D, RelativeBias
+from patchform.settings import Transfer
+
+PLAIN = How(Transfer())
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_google_resizes_positions_with_the_corners_aligned():
+    _, tensors, _, _ = golden("google_vit_posembed_zoom")
+    table = tensors["input"]
+    for side in (8, 3):
+        position = Learned1D(6, (side, side), prefix=1)
+        wanted = tensors[f"output.{side}x{side}"]
+        grown, note = position.fit("table", table, How(Transfer(), corners=True))
+        assert note == f"grid 4 x 4 to {side} x {side}"
+        torch.testing.assert_close(grown, wanted, rtol=0, atol=2e-6)
+        other, _ = position.fit("table", table, PLAIN)
+        assert (other - wanted).abs().max() > 1e-2  # control: bicubic without corners is another rule
+
+
+def test_position_tables_grow_as_they_do_in_forward():
+    tokens = torch.zeros(1, 1 + 5 * 7, 6)
+    small, large = Learned1D(6, (3, 3), prefix=1), Learned1D(6, (5, 7), prefix=1)
+    grown, _ = large.fit("table", small.table.detach(), PLAIN)
+    large.table.data = grown
+    torch.testing.assert_close(large(tokens, (5, 7)), small(tokens, (5, 7)))
+    flat, wide = Learned2D(6, (3, 3)), Learned2D(6, (5, 7))
+    wide.rows.data, wide.columns.data = (wide.fit(n, getattr(flat, n).detach(), PLAIN)[0] for n in ("rows", "columns"))
+    torch.testing.assert_close(wide(tokens, (5, 7)), flat(tokens, (5, 7)))
+
+
+@pytest.mark.parametrize("kind", [RelativeBias, Relative2D])
+def test_relative_tables_grow_as_they_do_in_forward(kind):
+    small, large = kind(4, (3, 3)), kind(4, (5, 5))
+    for name, parameter in large.named_parameters():
+        parameter.data, note = large.fit(name, getattr(small, name).detach(), PLAIN)
+        assert note
+    q = drawn(1, 1, 4, 25, 4)
+    torch.testing.assert_close(large(q, q, (5, 5))[2], small(q, q, (5, 5))[2])
+
+
+@pytest.mark.parametrize(
+    ("cells", "grid", "native"),
+    [(16, None, (4, 4)), (24, (4, 6), (4, 6)), (6, (4, 6), (2, 3)), (24, None, None), (20, (4, 6), None)],
+)
+def test_the_grid_of_a_table_is_a_square_or_said(cells, grid, native):
+    how = How(Transfer(grid=grid))
+    if native is None:
+        with pytest.raises(ValueError, match="name the grid"):
+            how.grid_of(cells)
+    else:
+        assert how.grid_of(cells) == native
+
+
+# ------------------------------------------------------------------------------------------------------------ patches
+
+
+@pytest.mark.parametrize("side", [8, 6, 32])
+def test_resampled_kernels_are_those_of_timm(side):
+    resample = pytest.importorskip("timm.layers").resample_patch_embed
+    kernel = drawn(5, 3, 16, 16)
+    ours = fitting.resample(kernel, side)
+    torch.testing.assert_close(ours, resample(kernel, [side, side], antialias=True), rtol=1e-4, atol=1e-4)
+    if side > 16:  # by its definition: the product with a patch that grows likewise stays
+        patch = drawn(2, 3, 16, 16, seed=1).double()
+        grown = nn.functional.interpolate(patch, size=(side, side), mode="bicubic", antialias=True)
+        before = torch.einsum("dcyx,bcyx->bd", kernel.double(), patch)
+        after = torch.einsum("dcyx,bcyx->bd", ours.double(), grown)
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+        plain = nn.functional.interpolate(kernel.double(), size=(side, side), mode="bicubic")
+        assert (torch.einsum("dcyx,bcyx->bd", plain, grown) - before).abs().max() > 1  # control
+
+
+def test_other_patches_must_be_allowed():
+    patches, kernel = Patches(3, 5, 8), drawn(5, 3, 16, 16)
+    with pytest.raises(ValueError, match="patches of 16 pixels to 8"):
+        patches.fit("proj.weight", kernel, PLAIN)
+    weight, note = patches.fit("proj.weight", kernel, How(Transfer(patch="resample")))
+    assert weight.shape == patches.proj.weight.shape
+    assert note == "patches of 16 pixels to 8"
+    for wrong in (drawn(5, 768), drawn(4, 3, 16, 16)):
+        with pytest.raises(ValueError, match="no kernel"):
+            patches.fit("proj.weight", wrong, How(Transfer(patch="resample")))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_averaged_channels_keep_what_a_grey_picture_gave(channels):
+    kernel, grey = drawn(5, 3, 8, 8).double(), drawn(2, 1, 8, 8, seed=1).double()
+    patches = Patches(channels, 5, 8).double()
+    weight, note = patches.fit("proj.weight", kernel, How(Transfer(channels="average")))
+    assert note == f"3 channels to {channels}, averaged"
+    after = grey.expand(-1, channels, -1, -1).flatten(1) @ weight.t()
+    before = grey.expand(-1, 3, -1, -1).flatten(1) @ kernel.flatten(1).t()
+    torch.testing.assert_close(after, before)
+
+
+def test_repeated_channels_come_in_turn():
+    kernel = drawn(5, 3, 8, 8)
+    weight, note = Patches(7, 5, 8).fit("proj.weight", kernel, How(Transfer(channels="repeat")))
+    assert note == "3 channels to 7, repeated"
+    turns = kernel[:, [0, 1, 2, 0, 1, 2, 0]] * 3 / 7
+    torch.testing.assert_close(weight, turns.flatten(1))
+    six = turns[:, :6] * 7 / 6
+    assert torch.allclose(six.sum(1), kernel.sum(1), atol=1e-5)  # whole turns: grey gives what it gave
+
+
+def test_channels_are_sliced_fresh_or_refused():
+    kernel = drawn(5, 3, 8, 8)
+    two, four = Patches(2, 5, 8), Patches(4, 5, 8)
+    with pytest.raises(ValueError, match="say how"):
+        two.fit("proj.weight", kernel, PLAIN)
+    assert torch.equal(two.fit("proj.weight", kernel, How(Transfer(channels="slice")))[0], kernel[:, :2].flatten(1))
+    with pytest.raises(ValueError, match="not so many"):
+        four.fit("proj.weight", kernel, How(Transfer(channels="slice")))
+    fresh, note = four.fit("proj.weight", kernel, How(Transfer(channels="new")))
+    assert torch.equal(fresh, four.proj.weight)
+    assert note == "3 channels to 4, fresh"
+
+
+@pytest.mark.parametrize("frames", ["central", "average"])
+def test_a_still_clip_gives_what_the_picture_gave(frames):
+    kernel, picture = drawn(5, 3, 8, 8), drawn(2, 3, 16, 24, seed=1)
+    image, clip = Patches(3, 5, 8), Tubelets(3, 5, 8, 4)
+    image.proj.weight.data = kernel.flatten(1)
+    clip.proj.bias.data = image.proj.bias.data
+    with pytest.raises(ValueError, match="say how"):
+        clip.fit("proj.weight", kernel, PLAIN)
+    clip.proj.weight.data, note = clip.fit("proj.weight", kernel, How(Transfer(frames=frames)))
+    assert note == f"1 frame to 4, {frames}"
+    still = picture[:, None].expand(-1, 4, -1, -1, -1)
+    torch.testing.assert_close(clip(still)[:, 0], image(picture), rtol=1e-4, atol=1e-4)
+    moving = still * torch.tensor([0.0, 0.0, 1.0, 0.0]).view(1, 4, 1, 1, 1)
+    same = torch.allclose(clip(moving)[:, 0], image(picture), atol=1e-4)
+    assert same == (frames == "central")  # only the frame in the middle is seen
+
+
+def test_words_of_a_resize():
+    assert fitting.resized((2, 3), (4, 5), "window") == "window 2 x 3 to 4 x 5"
+    assert grids.resize(drawn(2, 2, 1), (3, 3), mode="corners")[0, 0] == drawn(2, 2, 1)[0, 0]

@@ -1,0 +1,272 @@
+"""Weights meet models that are not quite theirs: what differs is resized by the rules, said, or refused."""
+
+import pytest
+import torch
+from reference import randomise
+from torch import nn
+
+import patchform as pf
+from patchform import lookup
+from patchform.errors import ModelFileError, UsageError
+from patchform.loading import export_weights, layouts_of, sizes_of
+from patchform.model import save
+from patchform.records import Batch, Preprocessing
+from patchform.settings import Transfer
+
+NAMES = ("ant", "bee", "cat")
+
+
+def model(backbone="vit/nano", classes=NAMES, size=64, channels=3, head="linear", task="classification", **options):
+    preprocessing = Preprocessing(size=(size, size), channels=channels, mean=(0.5,), std=(0.5,))
+    return pf.build_model(
+        task,
+        backbone=backbone,
+        head=head,
+        classes=classes,
+        preprocessing=preprocessing,
+        backbone_options=options,
+    ).eval()
+
+
+def pictures(size=64, channels=3):
+    images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(3))
+    return Batch(images, (), ("", ""), ((size, size),) * 2)
+
+
+def logits(built, batch):
+    with torch.no_grad():
+        return built.head(built.features(batch))
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def kept(built):
+    return {name: tensor.clone() for name, tensor in built.state_dict().items()}
+
+
+def unchanged(built, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in built.state_dict().items())
+
+
+# --------------------------------------------------------------------------------------------------------- image size
+
+
+def resizes(family):
+    """Whether the shapes of a family's tensors depend on the image size."""
+    small, large = (model(f"{family}/nano", size=size).state_dict() for size in (64, 96))
+    return any(small[name].shape != large[name].shape for name in small)
+
+
+@pytest.mark.parametrize("family", [family for family in lookup.names("backbones") if family != "timesformer"])
+def test_weights_for_another_image_size_give_what_they_gave_there(family, tmp_path):
+    if not resizes(family):
+        pytest.skip("no tensor depends on the image size")
+    small, large = randomise(model(f"{family}/nano")), randomise(model(f"{family}/nano", size=96), seed=1)
+    save(small, tmp_path / "small")
+    report = pf.load_weights(large, tmp_path / "small")
+    assert report.layout == "patchform"
+    assert report.of("resized")
+    assert not report.of("new")
+    assert not report.dropped
+    wanted = logits(small, pictures(96))
+    torch.testing.assert_close(logits(large, pictures(96)), wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    assert not torch.allclose(logits(randomise(large, seed=2), pictures(96)), wanted, rtol=1e-2)  # control
+
+
+# ---------------------------------------------------------------------------------------------------- patches, channels
+
+
+@pytest.mark.parametrize("layout", ["timm", "google", "patchform"])
+def test_other_patches_and_channels_through_layouts(layout):
+    source = randomise(model())
+    published = export_weights(source, layout)
+    other = randomise(model(patch=16, channels=4), seed=1)
+    before = kept(other)
+    if layout == "patchform":  # its flat kernels do not tell; a run folder does
+        with pytest.raises(ModelFileError, match="no kernel of patches"):
+            pf.load_weights(other, published)
+        return
+    with pytest.raises(ModelFileError, match=r"3 channels to 4: say how"):
+        pf.load_weights(other, published)
+    with pytest.raises(ModelFileError, match=r"patches of 8 pixels to 16: say that this is meant"):
+        pf.load_weights(other, published, transfer=Transfer(channels="repeat"))
+    assert unchanged(other, before)
+    report = pf.load_weights(other, published, transfer=Transfer(channels="repeat", patch="resample"))
+    notes = {entry.name: entry.note for entry in report.of("resized")}
+    assert notes == {
+        "backbone.patches.proj.weight": "3 channels to 4, repeated, patches of 8 pixels to 16",
+        "backbone.position.table": "grid 8 x 8 to 4 x 4",
+    }
+
+
+@pytest.mark.parametrize("family", lookup.names("backbones"))
+def test_any_first_layer_takes_other_channels(family, tmp_path):
+    source = randomise(model(f"{family}/nano", size=32))
+    save(source, tmp_path / "run")
+    for channels in (1, 4):
+        other = randomise(model(f"{family}/nano", size=32, channels=channels), seed=1)
+        before = kept(other)
+        with pytest.raises(ModelFileError, match="say how"):
+            pf.load_weights(other, tmp_path / "run")
+        assert unchanged(other, before)
+        report = pf.load_weights(other, tmp_path / "run", transfer=Transfer(channels="average"))
+        assert report.of("resized")
+        assert all(entry.note == f"3 channels to {channels}, averaged" for entry in report.of("resized"))
+        assert not report.of("new")
+
+
+def test_a_grey_model_gives_what_the_colour_model_gave(tmp_path):
+    source = randomise(model())
+    save(source, tmp_path / "run")
+    grey = model(channels=1)
+    pf.load_weights(grey, tmp_path / "run", transfer=Transfer(channels="average"))
+    one = pictures(channels=1)
+    three = one._replace(images=one.images.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(logits(grey, one), logits(source, three), rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- heads and classes
+
+
+def test_shared_classes_keep_their_rows(tmp_path):
+    source, other = randomise(model()), randomise(model(classes=("wasp", "cat", "ant", "fly")), seed=1)
+    fresh = kept(other)
+    save(source, tmp_path / "run")
+    report = pf.load_weights(other, tmp_path / "run")
+    assert [entry.note for entry in report.of("resized")] == ["2 of 4 classes by name, the others fresh"] * 2
+    for part in ("weight", "bias"):
+        rows, old = (getattr(built.head.classifier, part) for built in (other, source))
+        assert torch.equal(rows[[1, 2]], old[[2, 0]])
+        assert torch.equal(rows[[0, 3]], fresh[f"head.classifier.{part}"][[0, 3]])
+    swapped = randomise(model(classes=("cat", "bee", "ant")), seed=1)  # as many, in another order
+    pf.load_weights(swapped, tmp_path / "run")
+    assert torch.equal(swapped.head.classifier.weight, source.head.classifier.weight[[2, 1, 0]])
+
+
+def test_classes_without_names_are_never_guessed():
+    source, other = randomise(model()), randomise(model(classes=("x", "y")), seed=1)
+    published, fresh = export_weights(source, "timm"), kept(other)
+    with pytest.raises(ModelFileError, match="other classes: name them"):
+        pf.load_weights(other, published, transfer=Transfer(head="fill"))
+    assert unchanged(other, fresh)
+    report = pf.load_weights(other, published)
+    assert {entry.name for entry in report.entries if entry.note} == {"head.classifier.weight", "head.classifier.bias"}
+    assert "the source has 3 classes without names, the model has 2" in str(report)
+    assert torch.equal(other.head.classifier.weight, fresh["head.classifier.weight"])
+    named = model(classes=("bee", "y"))
+    pf.load_weights(named, published, transfer=Transfer(classes=NAMES))
+    assert torch.equal(named.head.classifier.weight[0], source.head.classifier.weight[1])
+    with pytest.raises(ModelFileError, match="3 classes and 2 different names"):
+        pf.load_weights(named, published, transfer=Transfer(classes=("ant", "bee", "bee")))
+    assert equal(model_filled(published), source)  # as many classes: all rows, in order
+
+
+def model_filled(published):
+    filled = model()
+    pf.load_weights(filled, published)
+    return filled
+
+
+def test_a_classifier_whose_tensors_disagree_is_refused():
+    built = randomise(model())
+    published = export_weights(built, "timm") | {"head.weight": torch.zeros(5, 48)}
+    before = kept(built)
+    with pytest.raises(ModelFileError, match="not of one number of classes"):
+        pf.load_weights(built, published)
+    assert unchanged(built, before)
+
+
+@pytest.mark.parametrize("head", ["auto", "fill", "new"])
+def test_a_trunk_goes_under_another_head(head, tmp_path):
+    source = randomise(model())
+    save(source, tmp_path / "run")
+    dense = randomise(model(head="setr", task="semantic_segmentation"), seed=1)
+    fresh = kept(dense)
+    if head == "fill":
+        with pytest.raises(ModelFileError, match="do not fit"):
+            pf.load_weights(dense, tmp_path / "run", transfer=Transfer(head=head))
+        assert unchanged(dense, fresh)
+        return
+    report = pf.load_weights(dense, tmp_path / "run", transfer=Transfer(head=head))
+    assert equal(dense.backbone, source.backbone)
+    assert all(torch.equal(t, fresh[f"head.{name}"]) for name, t in dense.head.state_dict().items())
+    assert {entry.name for entry in report.of("new")} == {f"head.{name}" for name in dense.head.state_dict()}
+    assert {entry.name for entry in report.dropped} == {f"head.{name}" for name in source.head.state_dict()}
+
+
+def test_weights_without_a_head_leave_it_fresh():
+    source = randomise(model())
+    bare = {name: tensor for name, tensor in export_weights(source, "timm").items() if not name.startswith("head.")}
+    other = randomise(model(), seed=1)
+    fresh = kept(other)
+    with pytest.raises(ModelFileError, match=r"head.classifier.weight is not filled"):
+        pf.load_weights(other, bare, transfer=Transfer(head="fill"))
+    assert unchanged(other, fresh)
+    assert len(pf.load_weights(other, bare).of("new")) == 2
+    assert equal(other.backbone, source.backbone)
+    half = bare | {"head.weight": torch.zeros(3, 48)}
+    with pytest.raises(ModelFileError, match=r"no head\.bias"):  # a part of the head is missing: never half a head
+        pf.load_weights(other, half)
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("front", ["module.", "_orig_mod.module.", "model.backbone."])
+def test_what_stands_in_front_of_all_names_is_taken_off_and_said(front):
+    source, other = randomise(model()), randomise(model(), seed=1)
+    wrapped = {front + name: tensor for name, tensor in export_weights(source, "timm").items()}
+    report = pf.load_weights(other, wrapped)
+    assert (report.layout, report.prefix) == ("timm", front)
+    assert f'prefix "{front}"' in str(report)
+    assert equal(source, other)
+    mixed = dict(wrapped)
+    mixed["norm.weight"] = mixed.pop(f"{front}norm.weight")
+    with pytest.raises(ModelFileError, match="of no known layout"):
+        pf.load_weights(other, mixed)
+
+
+def test_the_trunk_of_something_larger_is_named():
+    source, trunk = randomise(model()), randomise(pf.build_backbone("vit/nano", image_size=64), seed=1)
+    parts = export_weights(source, "timm")
+    larger = {f"student.{name}": tensor for name, tensor in parts.items() if not name.startswith("head")}
+    larger |= {f"decoder.{n}": torch.zeros(2) for n in range(3)}
+    with pytest.raises(ModelFileError, match="no known layout"):
+        pf.load_weights(trunk, larger)
+    with pytest.raises(ModelFileError, match=r'no tensor begins with "teacher\."'):
+        pf.load_weights(trunk, larger, prefix="teacher.")
+    report = pf.load_weights(trunk, larger, prefix="student.")
+    assert equal(trunk, source.backbone)
+    assert [entry.name for entry in report.dropped] == ["decoder.0", "decoder.1", "decoder.2"]
+
+
+def test_the_nearest_layout_says_what_does_not_fit():
+    published = export_weights(randomise(model()), "timm")
+    published["blocks.0.attn.qkv.wieght"] = published.pop("blocks.0.attn.qkv.weight")
+    with pytest.raises(ModelFileError, match=r"for timm, the nearest, 2 of .* not fit: blocks.0.attn.qkv.wieght"):
+        pf.load_weights(model(), published)
+    with pytest.raises(UsageError, match="no layout"):
+        export_weights(model(), "tim")
+
+
+def test_every_tensor_is_accounted_for():
+    source = randomise(model())
+    published = export_weights(source, "google")
+    report = pf.load_weights(randomise(model(), seed=1), published)
+    assert [name for entry in report.entries for name in entry.sources if name not in published] == []
+    used = [name for entry in report.entries for name in entry.sources]
+    assert sorted(used) == sorted(published)
+    assert {entry.name for entry in report.entries} == set(source.state_dict())
+    assert len(report.table().splitlines()) == len(report.entries)
+    line = next(line for line in report.table().splitlines() if line.startswith("backbone.patches.proj.weight"))
+    assert line.split() == ["backbone.patches.proj.weight", "converted", "embedding/kernel"]
+
+
+def test_sizes_come_from_the_layers():
+    built = model()
+    assert sizes_of(built, "backbone.patches.proj.weight") == {"patch": 8, "channels": 3}
+    assert sizes_of(built, "backbone.blocks.0.attention.qkv.weight") == {"heads": 3}
+    assert "patchform" in layouts_of(built.backbone)
+    assert isinstance(built, nn.Module)
