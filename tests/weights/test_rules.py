@@ -245,7 +245,9 @@ def test_what_is_spared_is_neither_filled_nor_used():
 def test_what_differs_is_adapted_or_refused_with_the_reason():
     rules, own = Rules(("a", "x"), ("b", "y")), {"x": torch.zeros(2), "y": torch.zeros(2)}
     source = {"a": torch.ones(3), "b": torch.ones(2)}
-    filled, report = rules.load(source, own, adapt=lambda name, tensor: (tensor[:2], "cut" * (len(tensor) > 2)))
+    filled, report = rules.load(
+        source, own, adapt=lambda name, tensor: (tensor[:2], "cut") if len(tensor) > 2 else (tensor, "")
+    )
     assert [(entry.fate, entry.note) for entry in report.entries] == [("resized", "cut"), ("matched", "")]
     assert filled["x"].shape == (2,)
 

@@ -252,7 +252,8 @@ class Rules:
         for name, (rule, names) in plan.made.items():
             taken = {other: source[other] for other in names}
             filled[name], note = _convert(rule, taken, name, own[name], _of(sizes, name), adapt)
-            kept: Fate = "matched" if rule.operation is copy else "joined" if len(names) > 1 else "converted"
+            as_it_was = filled[name] is taken[names[0]]
+            kept: Fate = "matched" if as_it_was else "joined" if len(names) > 1 else "converted"
             entries.append(Entry("resized" if note else kept, name, tuple(names), note))
         return filled, Report((*entries, *plan.aside))
 
