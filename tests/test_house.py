@@ -21,6 +21,7 @@ FLOORS = (
     ("published",),
     ("model", "tasks", "pretraining"),
     ("loading",),
+    ("inference",),
     ("evaluation", "prediction", "probing"),
     ("training", "inspect", "export", "serving"),
     ("report",),

@@ -1,5 +1,6 @@
 """The one place that opens pickles: tensors come out, and nothing runs, whatever is in the file."""
 
+import argparse
 import ast
 import inspect
 import io
@@ -279,3 +280,16 @@ def test_only_one_kind_of_error_comes_out_of_flipped_bits(tmp_path, form):
         except ModelFileError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("form", [ZIP, LEGACY])
+def test_the_options_of_a_training_script_are_passed_over(tmp_path, form):
+    options = argparse.Namespace(lr=0.1, model="vit", nested=argparse.Namespace(depth=2))
+    found = read_pickle(put(tmp_path / "x.pth", {"model": STATE, "args": options}, **form))
+    assert list(found.parts) == ["model"]
+    assert "args" in found.ignored
+    canary = tmp_path / "canary"
+    hidden = {"model": STATE, "args": argparse.Namespace(lr=Runs(canary))}
+    with pytest.raises(ModelFileError, match="it names"):
+        read_pickle(put(tmp_path / "y.pth", hidden, **form))
+    assert not canary.exists()

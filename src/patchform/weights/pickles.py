@@ -1,12 +1,13 @@
 """Checkpoints of others that are pickles: the one place that opens them, for the command that converts a named file.
 
-A pickle is a program. torch.load with weights_only=True runs only what builds tensors, numbers, text and containers
-and refuses everything else. Holes were found in that twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch
+A pickle is a program. torch.load with weights_only=True runs only what builds tensors, numbers, text and containers,
+and here argparse.Namespace, in which many training scripts keep their options, and refuses everything else. Holes were found in that twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch
 that patchform takes), so no pickle is opened on the way to anything else: once converted it is safetensors.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
 from collections.abc import Mapping
@@ -47,18 +48,13 @@ def read_pickle(path: Path) -> Contents:
         ModelFileError: not such a file, damaged, or it names anything beside tensors and plain values, unpacks to far
             more than it is, or has no tensors with names.
     """
-    start = files.read_bytes(path, files.LARGEST_TENSORS, start=512)
-    if start.startswith(b"PK\x03\x04"):
-        with archive(path) as (_, entries):
-            found = any(entry.filename.endswith("/data.pkl") for entry in entries)
-    else:
-        found = is_pickle(start)
-    if not found:
+    if not holds_pickle(path):
         raise ModelFileError(
             "not a checkpoint of torch.save", where=path, remedy="only .pth, .pt and .bin files need converting"
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd protocols, which it then reads or refuses
+        quiet = warnings.catch_warnings(action="ignore")  # of odd protocols, which it then reads or refuses
+        with quiet, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a hostile file may make it raise anything
         raise ModelFileError(
@@ -67,6 +63,19 @@ def read_pickle(path: Path) -> Contents:
             remedy="nothing of it was executed; ask for safetensors, or for the state dict alone",
         ) from error
     return _contents(content, path)
+
+
+def holds_pickle(path: Path) -> bool:
+    """Whether a file is what torch.save writes; nothing of it is opened to tell.
+
+    Raises:
+        ModelFileError: missing, not a regular file, or a damaged archive.
+    """
+    start = files.read_bytes(path, files.LARGEST_TENSORS, start=512)
+    if not start.startswith(b"PK\x03\x04"):
+        return is_pickle(start)
+    with archive(path) as (_, entries):
+        return any(entry.filename.endswith("/data.pkl") for entry in entries)
 
 
 def choose(parts: Mapping[str, dict[str, Tensor]], part: str | None = None) -> dict[str, Tensor]:
