@@ -80,7 +80,11 @@ def test_names_match_by_pattern():
     assert pf.list_backbones("no/such") == []
 
 
-OF_ITS_OWN = {"torchvision_v2": "swin/v2_t_w8", "transformers_v1": "pvt/v1_ti"}
+OF_ITS_OWN = {
+    **{f"{of}_v2{part}": "swin/v2_nano" for of in ("torchvision", "transformers", "mm") for part in ("", "_trunk")},
+    **{f"transformers_v1{part}": "pvt/nano_v1" for part in ("", "_trunk")},
+    **dict.fromkeys(("meituan_dense", "mmseg_svt"), "twins/nano_dense"),
+}
 """Layouts of a version that the nano row is not."""
 
 
@@ -89,8 +93,7 @@ OF_ITS_OWN = {"torchvision_v2": "swin/v2_t_w8", "transformers_v1": "pvt/v1_ti"}
 )
 def test_published_weights_load_into_models_and_bare_backbones(family, layout, tmp_path):
     built = randomise(model(OF_ITS_OWN.get(layout, "cross_vit/9" if family == "cross_vit" else f"{family}/nano")))
-    patch = 4 if layout == "torchvision_v2" else 2 if family == "swin" else 8
-    sizes = {"patch": patch, "channels": 3, "heads": 3}
+    sizes = {"patch": 2 if family == "swin" else 8, "channels": 3, "heads": 3}
     written = lookup.published(family).layouts[layout].dump(built.state_dict(), sizes=sizes)
     published = {name: tensor.contiguous().clone() for name, tensor in written.items()}
     fresh = randomise(model(built.architecture.backbone), seed=1)

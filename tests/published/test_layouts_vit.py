@@ -1,4 +1,4 @@
-"""Layouts of ViT and its kin: from the reference's own names and shapes to the same output, and back to the same bytes."""
+"""Layouts of ViT and its kin: from the names and shapes of the reference to its output, and back to its bytes."""
 
 import re
 import tempfile
@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from reference import golden, randomise, rounding_of
+from reference import FOLDER, golden, randomise, rounding_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import patchform as pf
+from patchform.errors import ModelFileError
 from patchform.loading import export_weights
 from patchform.settings import Transfer
 
@@ -43,11 +44,12 @@ class Case(NamedTuple):
 
     layout: str
     make: Callable[[], Made]
-    backbone: str
     options: Mapping[str, Any] = {}
+    """Of the family's nano row."""
     output: Callable[..., Tensor] = logits
     head: str = "linear"
-    head_options: Mapping[str, Any] = {}
+    hidden: int | None = None
+    """Width of the head's hidden layer."""
     transfer: Transfer | None = None
     dropped: str = "nothing"
     """Expression for the names that are left out."""
@@ -119,8 +121,7 @@ def dinov2(chunk=0, **options):
         own["register_tokens"] = own.pop("reg_token") + table[:, 1:3]
         own["pos_embed"] = torch.cat([table[:, :1], table[:, 3:]], 1)
         own["mask_token"] = torch.ones(1, 48)
-        chunks = [(f"^blocks.{b}[.]", f"blocks.{b // chunk}.{b}.") for b in range(len(model.blocks)) if chunk]
-        return renamed(own, reversed(chunks))
+        return renamed(own, [(r"^blocks\.(\d+)", lambda b: f"blocks.{int(b[1]) // chunk}.{b[1]}")]) if chunk else own
 
     model = timm_vit(num_classes=0, init_values=0.1, reg_tokens=2, no_embed_class=False, **options)
     return live(model, state=state, of=class_token)
@@ -148,7 +149,6 @@ def as_mm(*pairs):
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
 VIT = {**SMALL, "intermediate_size": 192, "layer_norm_eps": 1e-6}
-REGISTERS = {"num_register_tokens": 2}
 
 
 def in_files(model):
@@ -274,4 +274,328 @@ def vector(name, *, front="", channels_last=False):
     images = tensors["input"].permute(0, 3, 1, 2) if channels_last else tensors["input"]
     tolerance = 10 * rounding["output"] if rounding else 1e-5 * tensors["output"].abs().max().item()
     source = {front + key: tensor for key, tensor in parameters.items()}
+    for key in [key for key in source if re.search("/gn|gn_root", key)]:
+        source[key] = source[key].view(1, 1, 1, -1)  # as the .npz files have them
     return Made(source, images, tensors["output"], tolerance)
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+
+SCALED, TOKENS = {"layer_scale": 1.0}, {"layer_scale": 1.0, "registers": 2}
+AUTHORS = {"width": 24, "depth": 2, "heads": 4, "mlp_ratio": 2, "gelu": "tanh"}
+TRUNK = {"output": summary}
+NEW = Transfer(head="new")
+MASKED = {**TRUNK, "dropped": "(.*[.])?mask_token|decoder.*|classifier.*"}
+
+
+def hugging_vit(kind, state, of=None, **options):
+    return hugging("vit", kind, "ViTConfig", state=state, of=of, **VIT, **options)
+
+
+def hugging_dinov2(state, kind, registers):
+    family, name = ("dinov2_with_registers", "Dinov2WithRegisters") if registers else ("dinov2", "Dinov2")
+    of = first if kind == "Model" else below(family)
+    options = {"num_register_tokens": 2} if registers else {}
+    return hugging(family, name + kind, f"{name}Config", state=state, of=of, **SMALL, **options)
+
+
+def transformers_cases(version, state):
+    """The same models by the names of files and by those of memory."""
+    name, kind = f"transformers{version}", "ForImageClassification"
+    return (
+        Case(name, lambda: hugging_vit(f"ViT{kind}", state, num_labels=10)),
+        Case(name, lambda: hugging_vit("ViTForMaskedImageModeling", state, below("vit"), encoder_stride=8), **MASKED),
+        Case(name, lambda: vit_mae(state), **MASKED),
+        Case(f"{name}_trunk", lambda: hugging_vit("ViTModel", state, first), **TRUNK, dropped="pooler.*"),
+        Case(f"{name}_dinov2", lambda: hugging_dinov2(state, kind, False), SCALED, **MASKED, transfer=NEW),
+        Case(f"{name}_dinov2_trunk", lambda: hugging_dinov2(state, "Model", False), SCALED, **MASKED),
+        Case(f"{name}_dinov2_registers", lambda: hugging_dinov2(state, kind, True), TOKENS, **MASKED, transfer=NEW),
+        Case(f"{name}_dinov2_trunk", lambda: hugging_dinov2(state, "Model", True), TOKENS, **MASKED),
+    )
+
+
+def google_case(name, hidden=None, **options):
+    return Case("google", lambda: vector(name, channels_last=True), AUTHORS | options, hidden=hidden)
+
+
+def hybrid_case(layout, make, **options):
+    return Case(layout, make, {"image_size": 64, "stages": (1, 2), "gelu": "none"} | options)
+
+
+def hugging_resnet(kind, layer, of=None):
+    size = {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 2, 1, 1], "num_labels": 10}
+    size["embedding_size"] = 32 if layer == "basic" else 8
+    return hugging("resnet", kind, "ResNetConfig", of=of, **size, layer_type=layer)
+
+
+def hugging_times(kind, of=None):
+    size = {**VIT, "num_frames": 3, "num_labels": 10}
+    return hugging("timesformer", kind, "TimesformerConfig", of=of, images=pictures(3, 3, 32, 32), **size)
+
+
+def pooled(model, images):
+    return model(images).pooler_output.flatten(1)
+
+
+def deit3(name, **options):
+    return timm_by_name(name, (64, 64), no_embed_class=True, depth=2, embed_dim=48, num_heads=3, **options)
+
+
+def vector_of_clips(name):
+    made = vector(name, front="model.")
+    return made._replace(images=made.images.transpose(1, 2))
+
+
+def fused_parnet():
+    path = FOLDER / "golden" / "parnet_fused_params.safetensors"
+    if not path.exists():
+        pytest.skip("no fused weights (set PATCHFORM_REFERENCE)")
+    made = vector("parnet")
+    return made._replace(source=load_file(path), tolerance=1e-5 * made.expected.abs().max().item())
+
+
+def bottlenecks():
+    """The vector is of the last stage alone; the names below it are those of torchvision's ResNet."""
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    below = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=10).state_dict()
+    made = vector("botnet_gist", front="layer4.")
+    small = pf.build_model(
+        "classification", backbone="botnet/nano", head="linear", classes=CLASSES, backbone_options=BOTTLE
+    )
+    lower = export_weights(randomise(small), "lucidrains")
+    lower = {name: tensor for name, tensor in lower.items() if "layer4" not in name}
+    assert lower.keys() == {name for name in below if "layer4" not in name}
+    return made._replace(source=lower | made.source)
+
+
+def last_stage(model, images):
+    for block in model.backbone.blocks:
+        images = block(images)
+    return images
+
+
+BASIC = {"block": "basic", "depths": (1, 2, 1, 1), "widths": (64, 128, 256, 512)}
+BOTTLENECK = BASIC | {"block": "bottleneck"}
+HUGGING_BASIC = BASIC | {"widths": (32, 64, 96, 128)}
+HUGGING_RESNET = BOTTLENECK | {"widths": (8, 16, 24, 32)}
+MM_RESNET = ((r"^(?!fc)", "backbone."), (r"^fc\.", "head.fc."))
+WIDE_TIMES = {"width": 48, "mlp_ratio": 4.0}
+BOTTLE = {"image_size": (96, 128), "depths": (1, 1, 1, 3), "widths": (4, 4, 4, 8), "stem": "imagenet"}
+CROSS = {"widths": (24, 48), "depths": ((1, 2), (1, 3)), "heads": 3, "mlp_ratio": 3.0, "patches": (12, 16)}
+WIDER = CROSS | {"image_size": 120, "scales": (1, 112 / 120)}
+SMALLER = CROSS | {"image_size": 64, "scales": (60 / 64, 1)}
+VOLO = {"image_size": 64, "depths": (2, 1, 2, 1), "heads": (2, 4), "class_depth": 2}
+ONE, TWO = ({"stem": "linear", "image_size": 64, "branches": branches} for branches in (1, 2))
+VECTOR = {"width": 24, "image_size": 32}
+MM_ALL = (*MM, *MM_WHOLE)
+
+CASES = {
+    "vit": (
+        Case("timm", lambda: live(timm_vit())),
+        Case("timm", lambda: live(timm_vit(init_values=0.1)), SCALED),
+        Case("timm", lambda: live(timm_vit(global_pool="avg", class_token=False, fc_norm=False)), {"summary": "mean"}),
+        Case("torchvision", torchvision_vit),
+        Case("torchvision", lambda: torchvision_vit(representation_size=20), hidden=20),
+        *transformers_cases("", in_files),
+        *transformers_cases("_5", nn.Module.state_dict),
+        google_case("google_vit_token"),
+        google_case("google_vit_prelogits", hidden=20),
+        google_case("google_vit_gap", summary="mean"),
+        Case("mae", mae, {"width": 24}, **MASKED),
+        Case("dinov2", dinov2, TOKENS, **MASKED),
+        Case("dinov2_4x3", lambda: dinov2(3, depth=12), {**TOKENS, "depth": 12}, **MASKED),
+        Case("dinov2_4x6", lambda: dinov2(6, depth=24), {**TOKENS, "depth": 24}, **MASKED),
+        Case("mm", lambda: live(timm_vit(init_values=0.1), state=as_mm(*MM_ALL)), SCALED),
+        Case("mm_trunk", lambda: live(timm_vit(num_classes=0), state=as_mm(*MM), of=class_token), **TRUNK),
+        Case("mmseg", lambda: live(timm_vit(num_classes=0), state=as_mm(*MMSEG), of=class_token), **TRUNK),
+    ),
+    "hybrid": (
+        hybrid_case("timm", lambda: hybrid_by_name("vit_small_r26_s32_224"), stages=(2, 2, 2, 2), local_width=64),
+        hybrid_case("timm_stem", lambda: hybrid_by_name("vit_tiny_r_s16_p8_224"), stages=(), local_width=64, patch=8),
+        hybrid_case("transformers", vit_hybrid),
+        hybrid_case("google", lambda: vector("google_vit_hybrid", channels_last=True), **AUTHORS, stages=(2, 1)),
+        hybrid_case("google", lambda: vector("google_vit_r_stem", channels_last=True), **AUTHORS, stages=(), patch=8),
+    ),
+    "resnet": (
+        Case("torchvision", lambda: resnet("torchvision", "BasicBlock"), BASIC),
+        Case("torchvision", lambda: resnet("torchvision", "Bottleneck"), BOTTLENECK),
+        Case("torchvision", lambda: resnet("timm", "Bottleneck"), BOTTLENECK),
+        Case("transformers", lambda: hugging_resnet("ResNetForImageClassification", "bottleneck"), HUGGING_RESNET),
+        Case("transformers", lambda: hugging_resnet("ResNetForImageClassification", "basic"), HUGGING_BASIC),
+        Case("transformers_trunk", lambda: hugging_resnet("ResNetModel", "basic", pooled), HUGGING_BASIC, **TRUNK),
+        Case("mm", lambda: resnet("torchvision", "BasicBlock", state=as_mm(*MM_RESNET)), BASIC),
+    ),
+    "parallel_vit": (
+        Case("timm", lambda: deit3("deit3_small_patch16_224"), ONE),
+        Case("timm_parallel", lambda: deit3("vit_small_patch16_18x2_224"), TWO),
+        Case("mm", lambda: deit3("deit3_small_patch16_224", state=as_mm(*MM_ALL)), ONE),
+        Case("deit", lambda: vector("parallel_vit"), TWO | VECTOR | {"layer_scale": None}),
+        Case("deit", lambda: vector("parallel_vit_ls"), TWO | VECTOR),
+        Case("deit", lambda: vector("deit3_hmlp"), ONE | VECTOR | {"stem": "hmlp"}),
+    ),
+    "cross_vit": (
+        Case("timm", lambda: timm_cross_vit(False), WIDER),
+        Case("timm", lambda: timm_cross_vit(True), {**WIDER, "stem": "convolutions"}),
+        Case("ibm", lambda: vector("crossvit"), SMALLER),
+        Case("ibm", lambda: vector("crossvit_dagger"), {**SMALLER, "stem": "convolutions"}),
+    ),
+    "volo": (
+        Case("sail", timm_volo, VOLO, head="token_label"),
+        Case("sail", lambda: vector("volo"), VOLO, head="token_label"),
+    ),
+    "timesformer": (
+        Case("facebook", lambda: vector_of_clips("timesformer_divided"), {"mlp_ratio": 4.0}),
+        Case("transformers", lambda: hugging_times("TimesformerForVideoClassification"), WIDE_TIMES),
+        Case("transformers_trunk", lambda: hugging_times("TimesformerModel", first), WIDE_TIMES, **TRUNK),
+    ),
+    "parnet": (
+        Case("authors", lambda: vector("parnet"), {"widths": (8, 16, 24, 40)}),
+        Case("authors", fused_parnet, {"widths": (8, 16, 24, 40), "fused": True}),
+    ),
+    "botnet": (Case("lucidrains", bottlenecks, BOTTLE, output=last_stage),),
+}
+
+ALL = [pytest.param(family, case, id=f"{family}-{case.layout}") for family, cases in CASES.items() for case in cases]
+
+
+def ours(family, case):
+    """Our model of a case, with other random weights."""
+    model = pf.build_model(
+        "classification",
+        backbone=f"{family}/nano",
+        head=case.head,
+        classes=CLASSES,
+        backbone_options=dict(case.options),
+        head_options={} if case.hidden is None else {"hidden": case.hidden},
+    )
+    return randomise(model, seed=9).eval()
+
+
+@torch.no_grad()
+def difference(family, case, made, source):
+    """(model, report, largest difference to the reference over what is allowed)."""
+    model = ours(family, case)
+    report = pf.load_weights(model, source, transfer=case.transfer)
+    found = case.output(model, made.images)
+    assert found.shape == made.expected.shape
+    return model, report, ((found - made.expected).abs().max() / made.tolerance).item()
+
+
+def same_bytes(one, other):
+    return one.shape == other.shape and one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize(("family", "case"), ALL)
+def test_recognised_equal_and_written_back(family, case):
+    made = case.make()
+    model, report, error = difference(family, case, made, made.source)
+    assert report.layout == case.layout
+    assert error <= 1
+    dropped = {entry.name for entry in report.dropped}
+    assert dropped == {name for name in made.source if re.fullmatch(case.dropped, name)}
+    written = export_weights(model, case.layout)
+    kept = {name: tensor for name, tensor in made.source.items() if name not in dropped}
+    assert written.keys() >= kept.keys()
+    assert len(written) - len(kept) == len(report.of("new"))  # a classifier that the source has not
+    different = [name for name in kept if not same_bytes(written[name], kept[name])]
+    assert different == (["head.0.bias", "head.1.bias"] if family == "cross_vit" else [])
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_control_swapped_tensors_are_seen(family):
+    case = CASES[family][0]
+    made = case.make()
+    scales = [name for name, tensor in made.source.items() if tensor.dim() == 1 and name.endswith("weight")]
+    one, other = next(
+        (one, other)
+        for one in reversed(scales)
+        for other in scales
+        if one > other and made.source[one].shape == made.source[other].shape
+    )
+    spoilt = made.source | {one: made.source[other], other: made.source[one]}
+    assert difference(family, case, made, spoilt)[2] > 100
+
+
+# --------------------------------------------------------------------------------------------- wholes, and the refused
+
+
+def test_the_trunk_of_dino_is_taken_out_of_student_and_teacher():
+    made = live(timm_vit(num_classes=0), of=class_token)
+    whole = {f"module.backbone.{name}": tensor for name, tensor in made.source.items()}
+    whole |= {"module.head.mlp.0.weight": torch.zeros(4, 48), "module.head.last_layer.weight_g": torch.ones(4, 1)}
+    model = ours("vit", Case("timm", timm_vit))
+    report = pf.load_weights(model, whole, prefix="module.backbone.")
+    assert report.layout == "timm"
+    assert {entry.name for entry in report.dropped} == {name for name in whole if ".head." in name}
+    with torch.no_grad():
+        assert (summary(model, made.images) - made.expected).abs().max() <= made.tolerance
+    with pytest.raises(ModelFileError):
+        pf.load_weights(model, whole)
+
+
+@pytest.mark.parametrize("front", ["backbone.0.body.", "backbone."])
+def test_the_resnet_of_a_detector_is_taken_out_and_its_frozen_norms_do_not_count(front):
+    made = resnet("torchvision", "BasicBlock")
+    weights = {name: t for name, t in made.source.items() if not name.endswith("num_batches_tracked")}
+    whole = {front + name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+    whole |= {"transformer.encoder.norm.weight": torch.ones(8), "class_embed.weight": torch.ones(9, 8)}
+    model = ours("resnet", CASES["resnet"][0])
+    report = pf.load_weights(model, whole, prefix=front)
+    assert {entry.name for entry in report.dropped} == {"transformer.encoder.norm.weight", "class_embed.weight"}
+    fresh = {entry.name for entry in report.of("new") if not entry.name.startswith("head.")}
+    assert fresh == {f"backbone.{name}" for name in model.backbone.state_dict() if name.endswith("num_batches_tracked")}
+    with torch.no_grad():
+        model.head.classifier.weight.copy_(made.source["fc.weight"])
+        model.head.classifier.bias.copy_(made.source["fc.bias"])
+        assert (logits(model, made.images) - made.expected).abs().max() <= made.tolerance
+    whole.pop(front + "bn1.weight")
+    with pytest.raises(ModelFileError, match=r"the source has no bn1.weight"):
+        pf.load_weights(model, whole, prefix=front)
+
+
+def distilled_deit():
+    deit = pytest.importorskip("timm.models.deit")
+    return deit.VisionTransformerDistilled(
+        img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=10
+    ).state_dict()
+
+
+def swiglu_dinov2():
+    """Its perceptrons by the authors' names."""
+    return renamed(timm_vit(init_values=0.1).state_dict(), [("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3")])
+
+
+def mmseg_without_norm():
+    state = timm_vit(num_classes=0).state_dict()
+    return renamed({name: t for name, t in state.items() if not name.startswith("norm.")}, MMSEG)
+
+
+def deep_stem():
+    timm = pytest.importorskip("timm")
+    return timm.create_model("resnet18d", num_classes=10).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("family", "source", "options", "said"),
+    [
+        ("vit", distilled_deit, {}, "no rule for dist_token"),
+        ("vit", lambda: timm_vit(no_embed_class=True).state_dict(), {}, "pos_embed .* 15 cells"),
+        ("vit", lambda: timm_vit(global_pool="avg").state_dict(), {}, "no rule for fc_norm.weight"),
+        ("vit", swiglu_dinov2, SCALED, "blocks.0.mlp.w12.weight has no place"),
+        ("vit", lambda: hugging_dinov2(in_files, "ForImageClassification", False).source, SCALED, "classifier.weight"),
+        ("vit", mmseg_without_norm, {}, "backbone.norm.weight is not filled: the source has no ln1.weight"),
+        ("resnet", deep_stem, {"block": "basic", "depths": (2,) * 4, "widths": (64, 128, 256, 512)}, "no rule for"),
+        (
+            "parallel_vit",
+            lambda: timm_vit().state_dict(),
+            {**ONE, "patch": 8, "image_size": 32, "layer_scale": None},
+            "pos_embed",
+        ),
+    ],
+)
+def test_what_ours_does_not_compute_is_refused(family, source, options, said):
+    model = ours(family, Case("", source, options))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelFileError, match=said):
+        pf.load_weights(model, source())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

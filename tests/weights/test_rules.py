@@ -170,7 +170,7 @@ def test_rules_that_differ_on_the_way_back_are_refused():
 
 @pytest.mark.parametrize(
     "rule",
-    [("a.{x}", "b.{y}"), ("a.*", "b"), ("a.{x", "b.{x"), ("a.{x+1}", "b.{x+}"), (("q", "k"), "qk")],
+    [("a.{x}", "b.{y}"), ("a.*", "b"), ("a.{x", "b.{x"), ("a.{x+1}", "b.{x+}"), (("q", "k"), "qk"), ("qk", ("q", "k"))],
 )
 def test_rules_that_cannot_run_both_ways_are_refused(rule):
     with pytest.raises(UsageError):
@@ -258,3 +258,42 @@ def test_what_differs_is_adapted_or_refused_with_the_reason():
         rules.load(source, own, adapt=refuse)
     with pytest.raises(ModelFileError, match=r"a \(3,\) does not suit x of shape \(2,\)"):
         rules.load(source, own, adapt=lambda name, tensor: (tensor, ""))
+
+
+PARTED = Rules(
+    ("look.{b}.in_proj_{p}", ("blocks.{b}.q.{p}", "blocks.{b}.kv.{p}"), join_shares(1, 2)),
+    ("norm.{p}", "norm.{p}"),
+)
+
+
+def test_one_tensor_parts_into_several_and_back():
+    source = {
+        "look.0.in_proj_weight": torch.randn(6, 2),
+        "look.0.in_proj_bias": torch.randn(6),
+        "norm.bias": torch.ones(2),
+    }
+    shapes = {"q.weight": (2, 2), "q.bias": (2,), "kv.weight": (4, 2), "kv.bias": (4,)}
+    own = {"norm.bias": torch.zeros(2), **{f"blocks.0.{name}": torch.zeros(shape) for name, shape in shapes.items()}}
+    filled, report = PARTED.load(source, own)
+    assert {entry.name: entry.sources for entry in report.of("converted")} == {
+        f"blocks.0.{name}": (f"look.0.in_proj_{name.partition('.')[2]}",) for name in shapes
+    }
+    assert torch.equal(
+        torch.cat([filled["blocks.0.q.weight"], filled["blocks.0.kv.weight"]]), source["look.0.in_proj_weight"]
+    )
+    written = PARTED.dump(filled)
+    assert written.keys() == source.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in source.items())
+    assert (
+        recognise(
+            {"parted": prefix(PARTED, "vit.", "backbone.")},
+            {f"vit.{n}": t for n, t in source.items()},
+            {f"backbone.{n}": t for n, t in own.items()},
+        )
+        == "parted"
+    )
+    del own["blocks.0.kv.bias"], filled["blocks.0.kv.bias"]
+    with pytest.raises(ModelFileError, match=r"no place: the model has no blocks.0.kv.bias"):
+        PARTED.load(source, own)
+    with pytest.raises(ModelFileError, match=r"q.bias is a part of look.0.in_proj_bias as is blocks.0.kv.bias"):
+        PARTED.dump(filled)

@@ -10,7 +10,7 @@
 
 "where?" is a positional encoding generator (Chu et al. 2021, CPVT): a depthwise convolution that knows where a cell is
 from the zeros around the map. PCPVT is PVT with it in place of learned positions, and the mean in place of the class
-token. Maps are the stages' outputs before any norm.
+token. Maps are what the next stage gets: not normalised, but with `norm_maps`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ class Twins(Backbone):
         in_channels: C of the images.
         widths: channels of each stage.
         stages: the blocks of each stage, (B, H, W, D) -> the same.
+        norm_maps: a norm after each stage, as the authors' detectors and segmenters have it, in place of that of the
+            tokens.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int], stages: Sequence[Sequence[nn.Module]]) -> None:
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], stages: Sequence[Sequence[nn.Module]], norm_maps: bool
+    ) -> None:
         super().__init__()
         self.channels, self.width = tuple(widths), widths[-1]
         self.strides = tuple(4 << stage for stage in range(len(widths)))
@@ -50,7 +54,10 @@ class Twins(Backbone):
         self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.stages = nn.ModuleList(map(nn.ModuleList, stages))
         self.positions = nn.ModuleList(PositionGenerator(width) for width in widths)
-        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        self.map_norms = nn.ModuleList(
+            nn.LayerNorm(width, eps=1e-6) if norm_maps else nn.Identity() for width in widths
+        )
+        self.norm = nn.Identity() if norm_maps else nn.LayerNorm(self.width, eps=1e-6)
         blocks.start(self)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
@@ -64,6 +71,7 @@ class Twins(Backbone):
                 x = block(x, padding=hidden)
                 if block is stage[0]:  # type: ignore[index]
                     x = self.positions[number](x, hidden)
+            x = self.map_norms[number](x)
             maps.append(x.permute(0, 3, 1, 2))
         tokens = self.norm(x).flatten(1, 2)
         summary = grids.masked_mean(tokens, hidden)
@@ -84,6 +92,7 @@ class PCPVT(Twins):
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the perceptrons over the stage's.
         reductions: side of the squares that become one key, cells.
+        norm_maps: see `Twins`.
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
@@ -96,6 +105,7 @@ class PCPVT(Twins):
         heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         reductions: Sequence[int] = (8, 4, 2, 1),
+        norm_maps: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         rates = iter(rising(drop_path, sum(depths)))
@@ -104,7 +114,7 @@ class PCPVT(Twins):
             [_global(width, number, ratio, side, next(rates)) for _ in range(depth)]
             for width, depth, number, ratio, side in sizes
         ]
-        super().__init__(in_channels, widths, stages)
+        super().__init__(in_channels, widths, stages, norm_maps)
 
 
 class SVT(Twins):
@@ -118,6 +128,7 @@ class SVT(Twins):
         mlp_ratios: hidden width of the perceptrons over the stage's.
         window: side of a window, cells; those at the border of a map that it does not divide hold fewer.
         reductions: side of the squares that become one key, cells.
+        norm_maps: see `Twins`.
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
@@ -131,6 +142,7 @@ class SVT(Twins):
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
         window: int = 7,
         reductions: Sequence[int] = (8, 4, 2, 1),
+        norm_maps: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         rates = iter(rising(drop_path, sum(depths)))
@@ -145,7 +157,7 @@ class SVT(Twins):
             ]
             for width, depth, number, ratio, side in sizes
         ]
-        super().__init__(in_channels, widths, stages)
+        super().__init__(in_channels, widths, stages, norm_maps)
 
 
 def _global(width: int, heads: int, mlp_ratio: float, side: int, drop_path: float) -> nn.Module:
@@ -191,6 +203,9 @@ def _svt(width: int, *depths: int) -> Variant:
 _NANO = {"widths": (16, 24, 32), "heads": (1, 2, 2), "mlp_ratios": (2, 2, 2), "reductions": (4, 2, 1)}
 VARIANTS = {
     "nano": Variant(build=SVT, image_size=32, options={**_NANO, "depths": (2, 2, 2), "window": 4}),
+    "nano_dense": Variant(
+        build=SVT, image_size=32, options={**_NANO, "depths": (2, 2, 2), "window": 4, "norm_maps": True}
+    ),
     "nano_pcpvt": Variant(build=PCPVT, image_size=32, options={**_NANO, "depths": (1, 1, 2)}),
     "pcpvt_s": _pcpvt(3, 4, 6, 3),
     "pcpvt_b": _pcpvt(3, 4, 18, 3),

@@ -7,6 +7,7 @@ import torch
 from patchform.backbones.cross_vit import (
     VARIANTS,
 )
+from patchform.published.base import timm
 from patchform.records import Score
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import Rule, Rules
@@ -35,13 +36,13 @@ _SHARED: tuple[Rule, ...] = (
     ("blocks.{s}.projs.{b}.{i}.{p}", "backbone.stages.{s}.fusions.{b}.enter.{i}.{p}"),
     ("blocks.{s}.revert_projs.{b}.{i}.{p}", "backbone.stages.{s}.fusions.{b}.leave.{i}.{p}"),
     ("blocks.{s}.fusion.{b}.norm1.{p}", "backbone.stages.{s}.fusions.{b}.norm.{p}"),
-    ("blocks.{s}.fusion.{b}.attn.wq.{p}", "backbone.stages.{s}.fusions.{b}.q.{p}"),
+    ("blocks.{s}.fusion.{b}.attn.wq.{p}", "backbone.stages.{s}.fusions.{b}.ask.q.{p}"),
     (
         ("blocks.{s}.fusion.{b}.attn.wk.{p}", "blocks.{s}.fusion.{b}.attn.wv.{p}"),
-        "backbone.stages.{s}.fusions.{b}.kv.{p}",
+        "backbone.stages.{s}.fusions.{b}.ask.kv.{p}",
         join,
     ),
-    ("blocks.{s}.fusion.{b}.attn.proj.{p}", "backbone.stages.{s}.fusions.{b}.proj.{p}"),
+    ("blocks.{s}.fusion.{b}.attn.proj.{p}", "backbone.stages.{s}.fusions.{b}.ask.proj.{p}"),
     ("norm.{b}.{p}", "backbone.norms.{b}.{p}"),
     (("head.0.weight", "head.1.weight"), "head.classifier.weight", _mean_of_weights),
     (("head.0.bias", "head.1.bias"), "head.classifier.bias", _mean_of_biases),
@@ -55,6 +56,7 @@ LAYOUTS = {
         ("cls_token_{b}", "backbone.class_tokens.{b}"), ("pos_embed_{b}", "backbone.positions.{b}.table"), *_SHARED
     ),
 }
+"""ibm: IBM/CrossViT. timm: the same tensors, four of them under other names."""
 
 SCORES = tuple(
     Score(
@@ -76,4 +78,27 @@ SCORES = tuple(
         "15_dagger_408": 83.842,
         "18_dagger_408": 84.198,
     }.items()
+)
+
+WEIGHTS = tuple(
+    timm(
+        variant,
+        f"crossvit_{model}.in1k",
+        megabytes,
+        side=VARIANTS[variant].image_size,
+        crop=1.0 if "408" in model else 0.875,
+    )
+    for variant, model, megabytes in (
+        ("ti", "tiny_240", 28),
+        ("s", "small_240", 107),
+        ("b", "base_240", 420),
+        ("9", "9_240", 34),
+        ("15", "15_240", 110),
+        ("18", "18_240", 173),
+        ("9_dagger", "9_dagger_240", 35),
+        ("15_dagger", "15_dagger_240", 113),
+        ("18_dagger", "18_dagger_240", 177),
+        ("15_dagger_408", "15_dagger_408", 114),
+        ("18_dagger_408", "18_dagger_408", 178),
+    )
 )

@@ -40,7 +40,7 @@ LAYOUTS = {
         *prefix(_DUAL, "block2.{b}.", "backbone.stages.1.{b}."),
         *prefix(_MERGE, "block3.{b}.", "backbone.stages.2.{b}."),
         *prefix(_MERGE, "block4.{b}.", "backbone.stages.3.{b}."),
-        ("block{s+1}.{b}.mlp.dwconv.dwconv.{p}", "backbone.stages.{s}.{b}.mlp.mix.{p}"),
+        ("block{s+1}.{b}.mlp.dwconv.dwconv.{p}", "backbone.stages.{s}.{b}.mlp.conv.{p}"),
         ("block{s+1}.{b}.mlp.{m}.{p}", "backbone.stages.{s}.{b}.mlp.{m}.{p}"),
         ("norm{s+1}.{p}", "backbone.norms.{s}.{p}"),
         ("post_network.0.norm{n}.{p}", "backbone.class_block.norm{n}.{p}"),
@@ -50,8 +50,9 @@ LAYOUTS = {
         ("aux_head.{p}", "head.auxiliary.{p}"),
     )
 }
-"""One for the forms with the heads "linear" and "token_label" (the authors' weights) and for the dense one: each has
-only names that another has too, so layouts of their own could not be told apart by them."""
+"""authors: YehLi/ImageNetModel. One for the forms with the heads "linear" and "token_label" (the authors' weights) and
+for the dense one (summary="mean"): each has only names that another has too, so layouts of their own could not be told
+apart by them."""
 
 SCORES = tuple(
     Score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from patchform.published import vit
+from patchform.published.base import timm
 from patchform.records import Score
 from patchform.weights.operations import Operation, Sizes, permute
 from patchform.weights.rules import Rule, Rules
@@ -24,26 +25,36 @@ _PATCHES = Operation(lambda tensors, shape, sizes: tensors[0].reshape(shape), _s
 _UNIT = "backbone.local.stages.{s}.{u}."
 
 
+def _units(theirs: str) -> tuple[Rule, ...]:
+    return (
+        (f"{theirs}.conv{{i+1}}.{{p}}", _UNIT + "branch.{i}.conv.{p}"),
+        (f"{theirs}.norm{{i+1}}.{{p}}", _UNIT + "branch.{i}.norm.{p}"),
+        (f"{theirs}.downsample.{{m}}.{{p}}", _UNIT + "shortcut.{m}.{p}"),
+    )
+
+
 def _timm(stem: str) -> tuple[Rule, ...]:
     return (
         ("patch_embed.proj.weight", "backbone.patches.proj.weight", _PATCHES),
         (f"{stem}conv.{{p}}", "backbone.local.stem.conv.{p}"),
         (f"{stem}norm.{{p}}", "backbone.local.stem.norm.{p}"),
-        *(
-            (f"patch_embed.backbone.stages.{{s}}.blocks.{{u}}.{theirs}.{{p}}", f"{_UNIT}{ours}.{{p}}")
-            for theirs, ours in (
-                ("conv{i+1}", "branch.{i}.conv"),
-                ("norm{i+1}", "branch.{i}.norm"),
-                ("downsample.{m}", "shortcut.{m}"),
-            )
-        ),
+        *_units("patch_embed.backbone.stages.{s}.blocks.{u}"),
         *vit.LAYOUTS["timm"],
     )
 
 
+_BIT = "vit.embeddings.patch_embeddings.backbone.bit."
+
 LAYOUTS = {
     "timm": Rules(*_timm("patch_embed.backbone.stem.")),
     "timm_stem": Rules(*_timm("patch_embed.backbone.")),
+    "transformers": Rules(
+        ("vit.embeddings.patch_embeddings.projection.weight", "backbone.patches.proj.weight", _PATCHES),
+        (f"{_BIT}embedder.convolution.{{p}}", "backbone.local.stem.conv.{p}"),
+        (f"{_BIT}embedder.norm.{{p}}", "backbone.local.stem.norm.{p}"),
+        *_units(f"{_BIT}encoder.stages.{{s}}.layers.{{u}}"),
+        *vit.LAYOUTS["transformers"],
+    ),
     "google": Rules(
         ("conv_root/kernel", "backbone.local.stem.conv.weight", _KERNEL),
         ("block{s+1}/unit{u+1}/conv{i+1}/kernel", _UNIT + "branch.{i}.conv.weight", _KERNEL),
@@ -61,6 +72,7 @@ LAYOUTS = {
     ),
 }
 """google: arrays of the .npz files of google-research/vision_transformer. timm_stem: r_ti16, which has no stages there.
+transformers: files of ViTHybrid, which left transformers with its version 5; its Bit is still there.
 
 timm runs the same weights with gelu="none" and 1e-5 in its group norms; here both are the original's."""
 
@@ -72,4 +84,11 @@ SCORES = (
         image_size=384,
         training="imagenet-21k",
     ),
+)
+
+WEIGHTS = (
+    timm("r_ti16", "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", 25, layout="timm_stem", half=True),
+    timm("r26_s32", "vit_small_r26_s32_224.augreg_in21k_ft_in1k", 146, half=True),
+    timm("r50_l32", "vit_large_r50_s32_224.augreg_in21k_ft_in1k", 1316, half=True),
+    timm("r50_b16", "vit_base_r50_s16_384.orig_in21k_ft_in1k", 395, half=True, side=384, crop=1.0),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from patchform.published.base import timm
 from patchform.records import Score
-from patchform.weights.operations import Operation, join, squares
-from patchform.weights.rules import Rule, Rules
+from patchform.weights.operations import Operation, join, join_shares, squares, squeeze
+from patchform.weights.rules import Rule, Rules, prefix
 
 
 def _kernel(side: int | None = None) -> Operation:
@@ -46,6 +47,55 @@ def _transformers_block(theirs: str, *, look: str, reduce: str, proj: str) -> tu
     )
 
 
+_HF_V2 = Rules(
+    ("encoder.layers.{s}.patch_embedding.proj.{p}", "backbone.patches.{s}.proj.{p}"),
+    ("encoder.layers.{s}.patch_embedding.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
+    ("encoder.layers.{s}.blocks.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+    *_transformers_block(
+        "encoder.layers.{s}.blocks.{b}",
+        look="attention",
+        reduce="spatial_reduction",
+        proj="attention.proj",
+    ),
+    ("encoder.layers.{s}.layer_norm.{p}", "backbone.norms.{s}.{p}"),
+)
+_HF_V1 = Rules(
+    ("encoder.patch_embeddings.3.cls_token", "backbone.class_token"),
+    ("encoder.patch_embeddings.{s}.position_embeddings", "backbone.positions.{s}.table"),
+    ("encoder.patch_embeddings.0.projection.weight", "backbone.patches.0.proj.weight", _kernel(4)),
+    ("encoder.patch_embeddings.{s}.projection.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
+    ("encoder.patch_embeddings.{s}.projection.bias", "backbone.patches.{s}.proj.bias"),
+    ("encoder.patch_embeddings.{s}.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
+    *_transformers_block(
+        "encoder.block.{s}.{b}",
+        look="attention.self",
+        reduce="sequence_reduction",
+        proj="attention.output.dense",
+    ),
+    ("encoder.layer_norm.{p}", "backbone.norm.{p}"),
+)
+_MM = Rules(
+    ("layers.{s}.0.projection.{p}", "backbone.patches.{s}.proj.{p}"),
+    ("layers.{s}.0.norm.{p}", "backbone.patches_norms.{s}.{p}"),
+    ("layers.{s}.1.{b}.attn.sr.weight", f"{_SQUARES}.weight", _kernel()),
+    ("layers.{s}.1.{b}.attn.sr.bias", f"{_SQUARES}.bias"),
+    ("layers.{s}.1.{b}.attn.norm.{p}", f"{_LOOK}.reduction.norm.{{p}}"),
+    ("layers.{s}.1.{b}.attn.attn.in_proj_{p}", (f"{_LOOK}.q.{{p}}", f"{_LOOK}.kv.{{p}}"), join_shares(1, 2)),
+    ("layers.{s}.1.{b}.attn.attn.out_proj.{p}", f"{_LOOK}.proj.{{p}}"),
+    ("layers.{s}.1.{b}.ffn.layers.0.weight", f"{_OWN}.mlp.fc1.weight", squeeze(2, 3)),
+    ("layers.{s}.1.{b}.ffn.layers.0.bias", f"{_OWN}.mlp.fc1.bias"),
+    ("layers.{s}.1.{b}.ffn.layers.1.{p}", f"{_OWN}.mlp.conv.{{p}}"),
+    ("layers.{s}.1.{b}.ffn.layers.4.weight", f"{_OWN}.mlp.fc2.weight", squeeze(2, 3)),
+    ("layers.{s}.1.{b}.ffn.layers.4.bias", f"{_OWN}.mlp.fc2.bias"),
+    ("layers.{s}.1.{b}.norm{n}.{p}", f"{_OWN}.norm{{n}}.{{p}}"),
+    ("layers.{s}.2.{p}", "backbone.norms.{s}.{p}"),
+)
+
+
+def _with(trunk: Rules, head: str) -> Rules:
+    return Rules(*trunk, (f"{head}.{{p}}", "head.classifier.{p}"))
+
+
 LAYOUTS = {
     "authors": Rules(  # both versions
         ("cls_token", "backbone.class_token"),
@@ -70,36 +120,18 @@ LAYOUTS = {
         ("stages.{s}.norm.{p}", "backbone.norms.{s}.{p}"),
         ("head.{p}", "head.classifier.{p}"),
     ),
-    "transformers": Rules(  # version 2
-        ("pvt_v2.encoder.layers.{s}.patch_embedding.proj.{p}", "backbone.patches.{s}.proj.{p}"),
-        ("pvt_v2.encoder.layers.{s}.patch_embedding.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        ("pvt_v2.encoder.layers.{s}.blocks.{b}.mlp.dwconv.dwconv.{p}", f"{_OWN}.mlp.conv.{{p}}"),
-        *_transformers_block(
-            "pvt_v2.encoder.layers.{s}.blocks.{b}",
-            look="attention",
-            reduce="spatial_reduction",
-            proj="attention.proj",
-        ),
-        ("pvt_v2.encoder.layers.{s}.layer_norm.{p}", "backbone.norms.{s}.{p}"),
-        ("classifier.{p}", "head.classifier.{p}"),
-    ),
-    "transformers_v1": Rules(
-        ("pvt.encoder.patch_embeddings.3.cls_token", "backbone.class_token"),
-        ("pvt.encoder.patch_embeddings.{s}.position_embeddings", "backbone.positions.{s}.table"),
-        ("pvt.encoder.patch_embeddings.0.projection.weight", "backbone.patches.0.proj.weight", _kernel(4)),
-        ("pvt.encoder.patch_embeddings.{s}.projection.weight", "backbone.patches.{s}.proj.weight", _kernel(2)),
-        ("pvt.encoder.patch_embeddings.{s}.projection.bias", "backbone.patches.{s}.proj.bias"),
-        ("pvt.encoder.patch_embeddings.{s}.layer_norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        *_transformers_block(
-            "pvt.encoder.block.{s}.{b}",
-            look="attention.self",
-            reduce="sequence_reduction",
-            proj="attention.output.dense",
-        ),
-        ("pvt.encoder.layer_norm.{p}", "backbone.norm.{p}"),
-        ("classifier.{p}", "head.classifier.{p}"),
-    ),
+    "transformers": _with(prefix(_HF_V2, "pvt_v2.", ""), "classifier"),
+    "transformers_trunk": _with(_HF_V2, "classifier"),
+    "transformers_v1": _with(prefix(_HF_V1, "pvt.", ""), "classifier"),
+    "transformers_v1_trunk": _with(_HF_V1, "classifier"),
+    "mm_trunk": _with(_MM, "head.fc"),
 }
+"""authors: whai362/PVT, both versions, and detectors and segmenters of version 2. timm and mm_trunk: version 2.
+transformers: PvtV2ForImageClassification; _v1: PvtForImageClassification; _trunk: the models without a head. mm_trunk:
+what is behind prefix="backbone." in detectors of open-mmlab/mmdetection; its names are from the source, not run.
+
+Detectors of version 1, the authors' and OpenMMLab's, have no class token in their last stage, as ours has: they are
+another function, and their files are refused."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="whai362/PVT, classification/README")
@@ -116,4 +148,9 @@ SCORES = tuple(
         "v2_b4": 83.6,
         "v2_b5": 83.8,
     }.items()
+)
+
+WEIGHTS = tuple(
+    timm(f"v2_{size}", f"pvt_v2_{size}.in1k", megabytes)
+    for size, megabytes in {"b0": 15, "b1": 56, "b2": 101, "b2_li": 90, "b3": 181, "b4": 250, "b5": 328}.items()
 )

@@ -74,7 +74,8 @@ LAYOUTS = {
         ("head.{p}", "head.classifier.{p}"),
     )
 }
-"""ibm: what the files of IBM/RegionViT hold under "model". Writing needs the size "patch": a region's side, pixels."""
+"""ibm: what the files of IBM/RegionViT hold under "model", those of its detectors too (norm_maps=True, and
+prefix="backbone.bottom_up."). Writing needs the size "patch": a region's side, pixels."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="IBM/RegionViT README")

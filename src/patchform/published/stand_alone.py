@@ -6,6 +6,7 @@ from patchform.records import Score
 from patchform.weights.rules import Rules
 
 LAYOUTS: dict[str, Rules] = {}
-"""No weights were published."""
+"""No weights were published. Of the two public implementations that are known, leaderj1001/Stand-Alone-Self-Attention
+has a softmax for every channel and MerHS/SASA-pytorch one for all heads: their weights are of other functions."""
 
 SCORES: tuple[Score, ...] = ()

@@ -7,34 +7,129 @@ import torch
 from patchform.backbones.swin import (
     VARIANTS,
 )
+from patchform.published.base import timm, torchvision
 from patchform.records import Score
 from patchform.weights.operations import Operation, join, reshape
-from patchform.weights.rules import DROP, Rule, Rules, prefix
+from patchform.weights.rules import DROP, Drop, Rule, Rules, prefix
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
-_STAGES = (
+
+
+def _attention(theirs: str, ours: str = "stages.{s}.{b}.attention") -> tuple[Rule, ...]:
+    """What Microsoft's names are behind the name of the attention; OpenMMLab keeps them."""
+    return (
+        (f"{theirs}.relative_position_bias_table", f"{ours}.position.table"),
+        (f"{theirs}.relative_position_index", DROP),
+        (f"{theirs}.relative_coords_table", DROP),
+        (f"{theirs}.logit_scale", f"{ours}.position.logit_scale"),
+        (f"{theirs}.cpb_mlp.0.{{p}}", f"{ours}.position.fc1.{{p}}"),
+        (f"{theirs}.cpb_mlp.2.{{p}}", f"{ours}.position.fc2.{{p}}"),
+        ((f"{theirs}.q_bias", f"{theirs}.v_bias"), f"{ours}.qkv.qv_bias", join),
+        (f"{theirs}.{{m}}.{{p}}", f"{ours}.{{m}}.{{p}}"),
+    )
+
+
+_NORM: tuple[Rule, ...] = (("norm.{p}", "norm.{p}"),)
+_OF_A_MAP = Drop("the norm of a map, which belongs to the head here")
+_NORMS: tuple[Rule, ...] = (("norm3.{p}", "norm.{p}"), ("norm{s}.{p}", _OF_A_MAP))  # every map has one
+_STAGES: tuple[Rule, ...] = (
     ("patch_embed.proj.weight", "patches.proj.weight", _PATCHES),
     ("patch_embed.proj.bias", "patches.proj.bias"),
     ("patch_embed.norm.{p}", "patches_norm.{p}"),
-    ("layers.{s}.blocks.{b}.attn.relative_position_bias_table", "stages.{s}.{b}.attention.position.table"),
-    ("layers.{s}.blocks.{b}.attn.relative_position_index", DROP),
     ("layers.{s}.blocks.{b}.attn_mask", DROP),
-    ("layers.{s}.blocks.{b}.attn.relative_coords_table", DROP),
-    ("layers.{s}.blocks.{b}.attn.logit_scale", "stages.{s}.{b}.attention.position.logit_scale"),
-    ("layers.{s}.blocks.{b}.attn.cpb_mlp.0.{p}", "stages.{s}.{b}.attention.position.fc1.{p}"),
-    ("layers.{s}.blocks.{b}.attn.cpb_mlp.2.{p}", "stages.{s}.{b}.attention.position.fc2.{p}"),
-    (
-        ("layers.{s}.blocks.{b}.attn.q_bias", "layers.{s}.blocks.{b}.attn.v_bias"),
-        "stages.{s}.{b}.attention.qkv.qv_bias",
-        join,
-    ),
-    ("layers.{s}.blocks.{b}.attn.{m}.{p}", "stages.{s}.{b}.attention.{m}.{p}"),
+    *_attention("layers.{s}.blocks.{b}.attn"),
     ("layers.{s}.blocks.{b}.mlp.{m}.{p}", "stages.{s}.{b}.mlp.{m}.{p}"),
     ("layers.{s}.blocks.{b}.norm{n}.{p}", "stages.{s}.{b}.norm{n}.{p}"),
-    ("norm.{p}", "norm.{p}"),
 )
-_MICROSOFT = Rules(*_STAGES, ("layers.{s}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"))
-_TIMM = Rules(*_STAGES, ("layers.{s+1}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"))  # at the start of the next stage
+_MERGES: tuple[Rule, ...] = (("layers.{s}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"),)
+_MICROSOFT = Rules(*_STAGES, *_MERGES, *_NORM)
+_DENSE = Rules(*_STAGES, *_MERGES, *_NORMS)
+_TIMM = Rules(*_STAGES, ("layers.{s+1}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"), *_NORM)  # at the next stage's start
+
+# ------------------------------------------------------------------------------------------------------------ OpenMMLab
+
+_unfolded = Operation(  # nn.Unfold: channels outside, then row and column; here column, row, channels
+    lambda tensors, shape, sizes: tensors[0].unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3),
+    lambda tensor, count, sizes: (tensor.unflatten(-1, (2, 2, -1)).transpose(-1, -3).flatten(-3),),
+)
+"""The last axis, 4 D, of what reads the 2x2 cells that are merged."""
+
+
+def _mm(*merges: Rule) -> Rules:
+    return Rules(
+        ("patch_embed.projection.weight", "patches.proj.weight", _PATCHES),
+        ("patch_embed.projection.bias", "patches.proj.bias"),
+        ("patch_embed.norm.{p}", "patches_norm.{p}"),
+        *_attention("stages.{s}.blocks.{b}.attn.w_msa"),
+        ("stages.{s}.blocks.{b}.ffn.layers.0.0.{p}", "stages.{s}.{b}.mlp.fc1.{p}"),
+        ("stages.{s}.blocks.{b}.ffn.layers.1.{p}", "stages.{s}.{b}.mlp.fc2.{p}"),
+        ("stages.{s}.blocks.{b}.norm{n}.{p}", "stages.{s}.{b}.norm{n}.{p}"),
+        *merges,
+        *_NORMS,
+    )
+
+
+_MM = _mm(("stages.{s}.downsample.{m}.{p}", "merges.{s}.{m}.{p}", _unfolded))
+_MM_V2 = _mm(
+    ("stages.{s+1}.downsample.reduction.weight", "merges.{s}.reduction.weight", _unfolded),
+    ("stages.{s+1}.downsample.norm.{p}", "merges.{s}.norm.{p}"),
+)
+
+# --------------------------------------------------------------------------------------------------------- transformers
+
+
+def _transformers(*block: Rule) -> Rules:
+    """Those of a block are without what is in front of it: "encoder.layers.{s}.blocks.{b}." and "stages.{s}.{b}."."""
+    return Rules(
+        ("embeddings.patch_embeddings.projection.weight", "patches.proj.weight", _PATCHES),
+        ("embeddings.patch_embeddings.projection.bias", "patches.proj.bias"),
+        ("embeddings.norm.{p}", "patches_norm.{p}"),
+        *prefix(Rules(*block), "encoder.layers.{s}.blocks.{b}.", "stages.{s}.{b}."),
+        ("encoder.layers.{s}.downsample.{m}.{p}", "merges.{s}.{m}.{p}"),
+        ("layernorm.{p}", "norm.{p}"),
+    )
+
+
+_HF_NORMS: tuple[Rule, ...] = (
+    ("hidden_states_norms.stage4.{p}", "norm.{p}"),
+    ("hidden_states_norms.stage{n}.{p}", _OF_A_MAP),
+    ("swin.layernorm.{p}", Drop("files of the library's version 5 hold it, and nothing uses it")),
+)
+
+
+_SELF = "attention.self"
+_OUTSIDE: tuple[Rule, ...] = (
+    (f"{_SELF}.relative_position_index", DROP),
+    ("attention.output.dense.{p}", "attention.proj.{p}"),
+    ("intermediate.dense.{p}", "mlp.fc1.{p}"),
+    ("output.dense.{p}", "mlp.fc2.{p}"),
+    ("layernorm_before.{p}", "norm1.{p}"),
+    ("layernorm_after.{p}", "norm2.{p}"),
+)
+_HF = _transformers(
+    (f"{_SELF}.relative_position_bias_table", "attention.position.table"),
+    ((f"{_SELF}.query.{{p}}", f"{_SELF}.key.{{p}}", f"{_SELF}.value.{{p}}"), "attention.qkv.{p}", join),
+    *_OUTSIDE,
+)
+_HF5 = _transformers(
+    ("attention.relative_position_bias.relative_position_bias_table", "attention.position.table"),
+    (("attention.q_proj.{p}", "attention.k_proj.{p}", "attention.v_proj.{p}"), "attention.qkv.{p}", join),
+    ("attention.o_proj.{p}", "attention.proj.{p}"),
+    ("mlp.{m}.{p}", "mlp.{m}.{p}"),
+    ("layernorm_before.{p}", "norm1.{p}"),
+    ("layernorm_after.{p}", "norm2.{p}"),
+)
+_HF_V2 = _transformers(
+    (f"{_SELF}.logit_scale", "attention.position.logit_scale"),
+    (f"{_SELF}.continuous_position_bias_mlp.0.{{p}}", "attention.position.fc1.{p}"),
+    (f"{_SELF}.continuous_position_bias_mlp.2.{{p}}", "attention.position.fc2.{p}"),
+    (f"{_SELF}.relative_coords_table", DROP),
+    ((f"{_SELF}.query.weight", f"{_SELF}.key.weight", f"{_SELF}.value.weight"), "attention.qkv.weight", join),
+    ((f"{_SELF}.query.bias", f"{_SELF}.value.bias"), "attention.qkv.qv_bias", join),
+    *_OUTSIDE,
+)
+
+# ---------------------------------------------------------------------------------------------------------- torchvision
 
 
 def _torchvision(*attention: tuple[str, str] | tuple[str, str, Operation]) -> Rules:
@@ -63,9 +158,16 @@ _without_k = Operation(  # their bias of the keys is there and set to 0 whenever
     lambda tensors, shape, sizes: torch.cat(tensors[0].chunk(3)[::2]),
     lambda tensor, count, sizes: (torch.cat([(q := tensor.chunk(2)[0]), torch.zeros_like(q), tensor.chunk(2)[1]]),),
 )
+
+
+def _with(trunk: Rules, head: str, front: str = "") -> Rules:
+    return Rules(*prefix(trunk, front, "backbone."), (f"{head}.{{p}}", "head.classifier.{p}"))
+
+
 LAYOUTS = {
-    "microsoft": Rules(*prefix(_MICROSOFT, "", "backbone."), ("head.{p}", "head.classifier.{p}")),
-    "timm": Rules(*prefix(_TIMM, "", "backbone."), ("head.fc.{p}", "head.classifier.{p}")),
+    "microsoft": _with(_MICROSOFT, "head"),
+    "microsoft_dense": _with(_DENSE, "head"),
+    "timm": _with(_TIMM, "head.fc"),
     "torchvision": _torchvision(("attn.relative_position_bias_table", "attention.position.table")),
     "torchvision_v2": Rules(
         ("features.*.attn.relative_coords_table", DROP),
@@ -76,8 +178,27 @@ LAYOUTS = {
             ("attn.qkv.bias", "attention.qkv.qv_bias", _without_k),
         ),
     ),
+    **{
+        f"{name}{part}": _with(rules, head, root if not part else "")
+        for name, rules, head, root in (
+            ("transformers", _HF, "classifier", "swin."),
+            ("transformers_5", _HF5, "classifier", "swin."),
+            ("transformers_v2", _HF_V2, "classifier", "swinv2."),
+            ("mm", _MM, "head.fc", "backbone."),
+            ("mm_v2", _MM_V2, "head.fc", "backbone."),
+        )
+        for part in ("", "_trunk")
+    },
+    "transformers_dense": _with(Rules(*_HF_NORMS, *_HF), "classifier"),
 }
-"""torchvision, torchvision_v2: in version 1 the name "attn.qkv.bias" is of another tensor, so that none serves both."""
+"""microsoft, microsoft_dense: microsoft/Swin-Transformer, and its repositories for detection and segmentation, whose
+backbones have a norm for every map. torchvision, torchvision_v2: in version 1 the name "attn.qkv.bias" is of another
+tensor, so that none serves both. transformers, transformers_v2: Swin and Swinv2ForImageClassification as files have
+them; _5: version 1 as it is in memory since the library's version 5. mm, mm_v2: classifiers of open-mmlab/mmpretrain.
+_trunk: the model without a head; mm_trunk is also what is behind prefix="backbone." in mmdetection and mmsegmentation,
+and transformers_dense in the library's own segmenters (SwinBackbone; that of version 2 lacks the norm: refused).
+
+The names of microsoft_dense and of mm are from their sources, not run."""
 
 SCORES = tuple(
     Score(
@@ -96,4 +217,87 @@ SCORES = tuple(
         ("imagenet-22k", {"v2_l_w12to16": 86.9, "v2_l_w12to24": 87.6}),
     )
     for variant, top1 in scores.items()
+)
+
+_LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
+_MEGABYTES = {"t": 113, "s": 198, "b": 351, "l": 786, "b384": 352, "l384": 787}
+_MEGABYTES_V2 = {"t": 113, "s": 199, "b": 352, "l": 787}
+
+WEIGHTS = (
+    *(
+        timm(size, f"swin_{_LONG[size]}_patch4_window7_224.{tag}", _MEGABYTES[size], licence="mit")
+        for tag, sizes in {"ms_in1k": "tsb", "ms_in22k_ft_in1k": "tsbl"}.items()
+        for size in sizes
+    ),
+    *(
+        timm(
+            f"{size}384",
+            f"swin_{_LONG[size]}_patch4_window12_384.{tag}",
+            _MEGABYTES[f"{size}384"],
+            licence="mit",
+            side=384,
+            crop=1.0,
+        )
+        for tag, sizes in {"ms_in1k": "b", "ms_in22k_ft_in1k": "bl"}.items()
+        for size in sizes
+    ),
+    *(
+        timm(
+            size,
+            f"swin_{_LONG[size]}_patch4_window7_224.ms_in22k",
+            megabytes,
+            licence="mit",
+            classes=21_841,
+        )
+        for size, megabytes in {"t": 177, "s": 263, "b": 437, "l": 914}.items()
+    ),
+    *(
+        timm(
+            f"v2_{size}_w{window}",
+            f"swinv2_{_LONG[size]}_window{window}_256.ms_in1k",
+            _MEGABYTES_V2[size],
+            licence="mit",
+            side=256,
+        )
+        for size in "tsb"
+        for window in (8, 16)
+    ),
+    *(
+        timm(
+            f"v2_{size}_w12",
+            f"swinv2_{_LONG[size]}_window12_192.ms_in22k",
+            megabytes,
+            licence="mit",
+            side=192,
+            classes=21_841,
+        )
+        for size, megabytes in {"b": 437, "l": 915}.items()
+    ),
+    *(
+        timm(
+            f"v2_{size}_w12to{window}",
+            f"swinv2_{_LONG[size]}_window12to{window}_192to{16 * window}.ms_in22k_ft_in1k",
+            _MEGABYTES_V2[size],
+            licence="mit",
+            side=16 * window,
+            crop=crop,
+        )
+        for size in "bl"
+        for window, crop in ((16, 0.9), (24, 1.0))
+    ),
+    *(
+        torchvision(size, f"swin_{size}/IMAGENET1K_V1", _MEGABYTES[size], resize=resize)
+        for size, resize in {"t": 232, "s": 246, "b": 238}.items()
+    ),
+    *(
+        torchvision(
+            f"v2_{size}_w8",
+            f"swin_v2_{size}/IMAGENET1K_V1",
+            _MEGABYTES_V2[size],
+            layout="torchvision_v2",
+            side=256,
+            resize=resize,
+        )
+        for size, resize in {"t": 260, "s": 260, "b": 272}.items()
+    ),
 )

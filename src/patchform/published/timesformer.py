@@ -37,20 +37,25 @@ _ENCODER = Rules(
     ("temporal_attention.output.dense.{p}", "temporal_attention.proj.{p}"),
     ("temporal_dense.{p}", "temporal_proj.{p}"),
 )
+_TRANSFORMERS = Rules(
+    ("embeddings.cls_token", "class_token"),
+    ("embeddings.position_embeddings", "position.table"),
+    ("embeddings.time_embeddings", "time"),
+    ("embeddings.patch_embeddings.projection.weight", "patches.proj.weight", _patches),
+    ("embeddings.patch_embeddings.projection.{p}", "patches.proj.{p}"),
+    *prefix(_ENCODER, "encoder.layer.{b}.", "blocks.{b}."),
+    ("layernorm.{p}", "norm.{p}"),
+)
 
 LAYOUTS = {
     "facebook": prefix(_FACEBOOK, "model.", ""),  # the released files hold it under "model_state"
-    "transformers": Rules(
-        ("timesformer.embeddings.cls_token", "backbone.class_token"),
-        ("timesformer.embeddings.position_embeddings", "backbone.position.table"),
-        ("timesformer.embeddings.time_embeddings", "backbone.time"),
-        ("timesformer.embeddings.patch_embeddings.projection.weight", "backbone.patches.proj.weight", _patches),
-        ("timesformer.embeddings.patch_embeddings.projection.{p}", "backbone.patches.proj.{p}"),
-        *prefix(_ENCODER, "timesformer.encoder.layer.{b}.", "backbone.blocks.{b}."),
-        ("timesformer.layernorm.{p}", "backbone.norm.{p}"),
-        ("classifier.{p}", "head.classifier.{p}"),
-    ),
+    **{
+        name: Rules(*prefix(_TRANSFORMERS, root, "backbone."), ("classifier.{p}", "head.classifier.{p}"))
+        for name, root in {"transformers": "timesformer.", "transformers_trunk": ""}.items()
+    },
 }
+"""facebook: facebookresearch/TimeSformer, divided attention. transformers: TimesformerForVideoClassification; _trunk:
+TimesformerModel. Joint and space-only attention are refused."""
 
 SCORES = tuple(
     Score(

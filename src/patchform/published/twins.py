@@ -2,29 +2,74 @@
 
 from __future__ import annotations
 
+from patchform.published.base import timm
 from patchform.records import Score
-from patchform.weights.operations import squares
-from patchform.weights.rules import Rules
+from patchform.weights.operations import join_shares, squares
+from patchform.weights.rules import Drop, Rule, Rules, prefix
 
 _BLOCK = "backbone.stages.{s}.{b}"
 
-LAYOUTS = {
-    "meituan": Rules(  # timm's models have the same names
-        ("patch_embeds.0.proj.weight", "backbone.patches.0.proj.weight", squares(4)),
-        ("patch_embeds.{s}.proj.weight", "backbone.patches.{s}.proj.weight", squares(2)),
-        ("patch_embeds.{s}.proj.bias", "backbone.patches.{s}.proj.bias"),
+
+def _shared(project: str, blocks: str) -> tuple[Rule, ...]:
+    """What the authors and OpenMMLab call alike but for two words."""
+    block = f"{blocks}.{{s}}.{{b}}"
+    return (
+        (f"patch_embeds.0.{project}.weight", "backbone.patches.0.proj.weight", squares(4)),
+        (f"patch_embeds.{{s}}.{project}.weight", "backbone.patches.{s}.proj.weight", squares(2)),
+        (f"patch_embeds.{{s}}.{project}.bias", "backbone.patches.{s}.proj.bias"),
         ("patch_embeds.{s}.norm.{p}", "backbone.patches_norms.{s}.{p}"),
-        ("pos_block.{s}.proj.0.{p}", "backbone.positions.{s}.conv.{p}"),
-        ("blocks.{s}.{b}.attn.sr.weight", f"{_BLOCK}.attention.reduction.squares.proj.weight", squares()),
-        ("blocks.{s}.{b}.attn.sr.bias", f"{_BLOCK}.attention.reduction.squares.proj.bias"),
-        ("blocks.{s}.{b}.attn.norm.{p}", f"{_BLOCK}.attention.reduction.norm.{{p}}"),
-        ("blocks.{s}.{b}.attn.{m}.{p}", f"{_BLOCK}.attention.{{m}}.{{p}}"),
-        ("blocks.{s}.{b}.mlp.{m}.{p}", f"{_BLOCK}.mlp.{{m}}.{{p}}"),
-        ("blocks.{s}.{b}.norm{n}.{p}", f"{_BLOCK}.norm{{n}}.{{p}}"),
-        ("norm.{p}", "backbone.norm.{p}"),
-        ("head.{p}", "head.classifier.{p}"),
+        (f"{block}.attn.sr.weight", f"{_BLOCK}.attention.reduction.squares.proj.weight", squares()),
+        (f"{block}.attn.sr.bias", f"{_BLOCK}.attention.reduction.squares.proj.bias"),
+        (f"{block}.attn.norm.{{p}}", f"{_BLOCK}.attention.reduction.norm.{{p}}"),
+        (f"{block}.attn.{{m}}.{{p}}", f"{_BLOCK}.attention.{{m}}.{{p}}"),
+        (f"{block}.norm{{n}}.{{p}}", f"{_BLOCK}.norm{{n}}.{{p}}"),
     )
+
+
+_MEITUAN: tuple[Rule, ...] = (
+    *_shared("proj", "blocks"),
+    ("pos_block.{s}.proj.0.{p}", "backbone.positions.{s}.conv.{p}"),
+    ("blocks.{s}.{b}.mlp.{m}.{p}", f"{_BLOCK}.mlp.{{m}}.{{p}}"),
+    ("head.{p}", "head.classifier.{p}"),
+)
+_NORM: Rule = ("norm.{p}", "backbone.norm.{p}")
+_NORMS: Rule = ("norm_list.{s}.{p}", "backbone.map_norms.{s}.{p}")
+
+
+def _mm(blocks: str) -> tuple[Rule, ...]:
+    return (
+        ("position_encodings.{s}.proj.{p}", "backbone.positions.{s}.conv.{p}"),
+        (f"{blocks}.{{s}}.{{b}}.ffn.layers.0.0.{{p}}", f"{_BLOCK}.mlp.fc1.{{p}}"),
+        (f"{blocks}.{{s}}.{{b}}.ffn.layers.1.{{p}}", f"{_BLOCK}.mlp.fc2.{{p}}"),
+        *_shared("projection", blocks),
+    )
+
+
+_MM = Rules(*_mm("stages"), ("norm_after_stage3.{p}", "backbone.norm.{p}"))
+_LOOK = f"{_BLOCK}.attention"
+_MMSEG = Rules(  # SVT; every other block, of at most 18, looks within windows, and its projection has another name
+    *(
+        (f"layers.{{s}}.{b}.attn.proj.{{p}}", f"backbone.stages.{{s}}.{b}.attention.proj.{{p}}")
+        for b in range(0, 18, 2)
+    ),
+    ("layers.{s}.{b}.attn.attn.in_proj_{p}", (f"{_LOOK}.q.{{p}}", f"{_LOOK}.kv.{{p}}"), join_shares(1, 2)),
+    ("layers.{s}.{b}.attn.attn.out_proj.{p}", f"{_LOOK}.proj.{{p}}"),
+    *_mm("layers"),
+    _NORMS,
+)
+_MM_HEAD: Rule = ("head.fc.{p}", "head.classifier.{p}")
+
+LAYOUTS = {
+    "meituan": Rules(*_MEITUAN, _NORM),
+    "meituan_dense": Rules(*_MEITUAN, _NORMS, ("norm.{p}", Drop("the authors' dense code does not use it"))),
+    "mm": Rules(*prefix(_MM, "backbone.", ""), _MM_HEAD),
+    "mm_trunk": Rules(*_MM, _MM_HEAD),
+    "mmseg_svt": Rules(*_MMSEG, _MM_HEAD),
 }
+"""meituan: Meituan-AutoML/Twins and timm; _dense: the former's detectors and segmenters (norm_maps=True). mm:
+classifiers of open-mmlab/mmpretrain; _trunk: their backbone. mmseg_svt: what is behind prefix="backbone." in segmenters
+of open-mmlab/mmsegmentation (norm_maps=True); those with PCPVT have no norm of the tokens and are refused. The names of
+mm and mmseg_svt are from the sources, not run."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="Meituan-AutoML/Twins README")
@@ -36,4 +81,10 @@ SCORES = tuple(
         "svt_b": 83.2,
         "svt_l": 83.7,
     }.items()
+)
+
+WEIGHTS = tuple(
+    timm(f"{kind}_{size[0]}", f"twins_{kind}_{size}.in1k", megabytes, layout="meituan")
+    for kind, sizes in {"pcpvt": (96, 175, 244), "svt": (96, 224, 397)}.items()
+    for size, megabytes in zip(("small", "base", "large"), sizes)
 )

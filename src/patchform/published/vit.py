@@ -2,80 +2,222 @@
 
 from __future__ import annotations
 
-from patchform.records import Score
-from patchform.weights import flax
-from patchform.weights.operations import reshape
-from patchform.weights.rules import Rules, prefix
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-_PATCHES = reshape(-1, "channels", "patch", "patch")
-_TIMM = Rules(
-    ("cls_token", "class_token"),
-    ("reg_token", "register_tokens"),
-    ("pos_embed", "position.table"),
-    ("patch_embed.proj.weight", "patches.proj.weight", _PATCHES),
-    ("patch_embed.proj.bias", "patches.proj.bias"),
-    ("blocks.{b}.attn.{m}.{p}", "blocks.{b}.attention.{m}.{p}"),
-    ("blocks.{b}.mlp.{m}.{p}", "blocks.{b}.mlp.{m}.{p}"),
-    ("blocks.{b}.ls{n}.gamma", "blocks.{b}.scale{n}.gamma"),
-    ("blocks.{b}.norm{n}.{p}", "blocks.{b}.norm{n}.{p}"),
-    ("norm.{p}", "norm.{p}"),
-)
-_TORCHVISION = Rules(
-    ("class_token", "class_token"),
-    ("encoder.pos_embedding", "position.table"),
-    ("conv_proj.weight", "patches.proj.weight", _PATCHES),
-    ("conv_proj.bias", "patches.proj.bias"),
-    ("encoder.layers.encoder_layer_{b}.self_attention.in_proj_{p}", "blocks.{b}.attention.qkv.{p}"),
-    ("encoder.layers.encoder_layer_{b}.self_attention.out_proj.{p}", "blocks.{b}.attention.proj.{p}"),
-    ("encoder.layers.encoder_layer_{b}.ln_{n}.{p}", "blocks.{b}.norm{n}.{p}"),
-    ("encoder.layers.encoder_layer_{b}.mlp.0.{p}", "blocks.{b}.mlp.fc1.{p}"),
-    ("encoder.layers.encoder_layer_{b}.mlp.3.{p}", "blocks.{b}.mlp.fc2.{p}"),
-    ("encoder.ln.{p}", "norm.{p}"),
-)
-_BLOCK, _LOOK = "Transformer/encoderblock_{b}/", "Transformer/encoderblock_{b}/MultiHeadDotProductAttention_1/"
+from patchform.published.base import HALF, timm, torchvision
+from patchform.records import Preprocessing, Score, WeightsFile
+from patchform.weights import flax
+from patchform.weights.operations import join, reshape
+from patchform.weights.rules import Drop, Rule, Rules, prefix
+
 _QKV = ("query", "key", "value")
-_GOOGLE = Rules(  # the counters 0, 1, 2, 3 inside a block are those of all released files
-    ("cls", "class_token"),
-    ("Transformer/posembed_input/pos_embedding", "position.table"),
-    ("embedding/kernel", "patches.proj.weight", flax.patches),
-    ("embedding/bias", "patches.proj.bias"),
-    *(
-        (
-            tuple(f"{_LOOK}{part}/{theirs}" for part in _QKV),
-            f"blocks.{{b}}.attention.qkv.{ours}",
-            flax.qkv,
-        )
-        for theirs, ours in (("kernel", "weight"), ("bias", "bias"))
+_PATCHES = reshape(-1, "channels", "patch", "patch")
+_MASK = Drop("stands for hidden patches in pre-training")
+_DECODER = Drop("the decoder of pre-training")
+
+
+def _stem(names: str, kernel: str, token: str, positions: str) -> tuple[Rule, ...]:
+    """Class token, positions and patches, whose names begin with `names`."""
+    return (
+        (names + token, "backbone.class_token"),
+        (names + positions, "backbone.position.table"),
+        (f"{names}{kernel}.weight", "backbone.patches.proj.weight", _PATCHES),
+        (f"{names}{kernel}.bias", "backbone.patches.proj.bias"),
+    )
+
+
+def _block(theirs: str, parts: Mapping[str, str], number: str = "{b}") -> tuple[Rule, ...]:
+    """Parts of a block, theirs to ours."""
+    return tuple((theirs + part, f"backbone.blocks.{number}.{own}") for part, own in parts.items())
+
+
+# ------------------------------------------------------------------------------------------- the names of timm and kin
+
+_TIMM_BLOCK = {
+    "attn.{m}.{p}": "attention.{m}.{p}",
+    "mlp.{m}.{p}": "mlp.{m}.{p}",
+    "ls{n}.gamma": "scale{n}.gamma",
+    "norm{n}.{p}": "norm{n}.{p}",
+}
+
+
+def _timm(registers: str, blocks: Iterable[Rule]) -> tuple[Rule, ...]:
+    return (
+        *_stem("", "patch_embed.proj", "cls_token", "pos_embed"),
+        (registers, "backbone.register_tokens"),
+        *blocks,
+        ("norm.{p}", "backbone.norm.{p}"),
+        ("pre_logits.fc.{p}", "head.pre_logits.{p}"),  # of timm before 0.6
+        ("head.{p}", "head.classifier.{p}"),
+    )
+
+
+def _chunks(count: int, size: int) -> Iterable[Rule]:
+    """Blocks that are numbered through, behind the number of their chunk."""
+    for b in range(count * size):
+        yield from _block(f"blocks.{b // size}.{b}.", _TIMM_BLOCK, str(b))
+
+
+_TIMM = _timm("reg_token", _block("blocks.{b}.", _TIMM_BLOCK))
+
+# --------------------------------------------------------------------------------------------------------- torchvision
+
+_TORCHVISION = (
+    *_stem("", "conv_proj", "class_token", "encoder.pos_embedding"),
+    *_block(
+        "encoder.layers.encoder_layer_{b}.",
+        {
+            "self_attention.in_proj_{p}": "attention.qkv.{p}",
+            "self_attention.out_proj.{p}": "attention.proj.{p}",
+            "ln_{n}.{p}": "norm{n}.{p}",
+            "mlp.0.{p}": "mlp.fc1.{p}",
+            "mlp.3.{p}": "mlp.fc2.{p}",
+        },
     ),
-    (f"{_LOOK}out/kernel", "blocks.{b}.attention.proj.weight", flax.out),
-    (f"{_LOOK}out/bias", "blocks.{b}.attention.proj.bias"),
-    (f"{_BLOCK}MlpBlock_3/Dense_0/kernel", "blocks.{b}.mlp.fc1.weight", flax.dense),
-    (f"{_BLOCK}MlpBlock_3/Dense_0/bias", "blocks.{b}.mlp.fc1.bias"),
-    (f"{_BLOCK}MlpBlock_3/Dense_1/kernel", "blocks.{b}.mlp.fc2.weight", flax.dense),
-    (f"{_BLOCK}MlpBlock_3/Dense_1/bias", "blocks.{b}.mlp.fc2.bias"),
-    *(
-        (f"{theirs}/{part}", f"{ours}.{'weight' if part == 'scale' else 'bias'}")
-        for theirs, ours in (
-            (f"{_BLOCK}LayerNorm_0", "blocks.{b}.norm1"),
-            (f"{_BLOCK}LayerNorm_2", "blocks.{b}.norm2"),
-            ("Transformer/encoder_norm", "norm"),
-        )
-        for part in ("scale", "bias")
-    ),
+    ("encoder.ln.{p}", "backbone.norm.{p}"),
+    ("heads.pre_logits.{p}", "head.pre_logits.{p}"),
+    ("heads.head.{p}", "head.classifier.{p}"),
 )
+
+# -------------------------------------------------------------------------------------------------------- transformers
+
+_VIT_BLOCK = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
+_DINOV2_BLOCK = {
+    "norm{n}.{p}": "norm{n}.{p}",
+    "mlp.{m}.{p}": "mlp.{m}.{p}",
+    "layer_scale{n}.lambda1": "scale{n}.gamma",
+}
+_FILE_ATTENTION = ("attention.attention.{}.{{p}}", "attention.output.dense.{p}", _QKV)
+_MEMORY_ATTENTION = ("attention.{}_proj.{{p}}", "attention.o_proj.{p}", ("q", "k", "v"))
+
+
+def _transformers(
+    root: str, blocks: str, parts: Mapping[str, str], attention: tuple[str, str, tuple[str, ...]]
+) -> Rules:
+    """A model whose trunk is below `root`: "vit." where it stands beside a classifier, else ""."""
+    block, (each, out, names) = f"{root}{blocks}.{{b}}.", attention
+    return Rules(
+        *_stem(f"{root}embeddings.", "patch_embeddings.projection", "cls_token", "position_embeddings"),
+        (f"{root}embeddings.register_tokens", "backbone.register_tokens"),
+        (f"{root}embeddings.mask_token", _MASK),
+        (tuple(block + each.format(name) for name in names), "backbone.blocks.{b}.attention.qkv.{p}", join),
+        *_block(block, {out: "attention.proj.{p}", **parts}),
+        (f"{root}layernorm.{{p}}", "backbone.norm.{p}"),
+        (f"{root}pooler.dense.{{p}}", "head.pre_logits.{p}"),
+        ("classifier.{p}", "head.classifier.{p}"),
+        ("decoder.*", _DECODER),
+    )
+
+
+_VIT_FILE = _VIT_BLOCK | {"intermediate.dense.{p}": "mlp.fc1.{p}", "output.dense.{p}": "mlp.fc2.{p}"}
+_VIT_MEMORY = _VIT_BLOCK | {"mlp.{m}.{p}": "mlp.{m}.{p}"}
+_ROOTS = {"": "vit.", "_trunk": ""}
+_DINOV2_ROOTS = {"": "dinov2.", "_registers": "dinov2_with_registers.", "_trunk": ""}
+_TRANSFORMERS = {
+    **{
+        f"transformers{of}": _transformers(root, "encoder.layer", _VIT_FILE, _FILE_ATTENTION)
+        for of, root in _ROOTS.items()
+    },
+    **{
+        f"transformers_5{of}": _transformers(root, "layers", _VIT_MEMORY, _MEMORY_ATTENTION)
+        for of, root in _ROOTS.items()
+    },
+    **{
+        f"transformers{version}_dinov2{of}": _transformers(root, "encoder.layer", _DINOV2_BLOCK, attention)
+        for version, attention in (("", _FILE_ATTENTION), ("_5", _MEMORY_ATTENTION))
+        for of, root in _DINOV2_ROOTS.items()
+    },
+}
+
+# ----------------------------------------------------------------------------------------------------------- OpenMMLab
+
+_MM_BLOCK = {
+    "ln{n}.{p}": "norm{n}.{p}",
+    "ffn.layers.0.0.{p}": "mlp.fc1.{p}",
+    "ffn.layers.1.{p}": "mlp.fc2.{p}",
+    "attn.gamma1.weight": "scale1.gamma",
+    "ffn.gamma2.weight": "scale2.gamma",
+}
+
+
+def _mm(qkv: str, proj: str) -> Rules:
+    return Rules(
+        *_stem("", "patch_embed.projection", "cls_token", "pos_embed"),
+        *_block("layers.{b}.", {qkv: "attention.qkv.{p}", proj: "attention.proj.{p}", **_MM_BLOCK}),
+        ("ln1.{p}", "backbone.norm.{p}"),
+    )
+
+
+_MM = _mm("attn.qkv.{p}", "attn.proj.{p}")
+_MM_HEAD = Rules(("head.layers.pre_logits.{p}", "head.pre_logits.{p}"), ("head.layers.head.{p}", "head.classifier.{p}"))
+
+# -------------------------------------------------------------------------------------------------------------- Google
+
+
+def _google(names: str, positions: str, counters: tuple[int, int, int]) -> Rules:
+    """Names of flax; the counters of attention, second norm and perceptron inside a block differ with its version."""
+    block = names + "Transformer/encoderblock_{b}/"
+    look = f"{block}MultiHeadDotProductAttention_{counters[0]}/"
+    dense = {
+        f"{block}MlpBlock_{counters[2]}/Dense_0": "backbone.blocks.{b}.mlp.fc1",
+        f"{block}MlpBlock_{counters[2]}/Dense_1": "backbone.blocks.{b}.mlp.fc2",
+        f"{names}pre_logits": "head.pre_logits",
+        f"{names}head": "head.classifier",
+    }
+    norms = {
+        f"{block}LayerNorm_0": "backbone.blocks.{b}.norm1",
+        f"{block}LayerNorm_{counters[1]}": "backbone.blocks.{b}.norm2",
+        f"{names}Transformer/encoder_norm": "backbone.norm",
+    }
+    return Rules(
+        (f"{names}cls", "backbone.class_token"),
+        (names + positions, "backbone.position.table"),
+        (f"{names}embedding/kernel", "backbone.patches.proj.weight", flax.patches),
+        (f"{names}embedding/bias", "backbone.patches.proj.bias"),
+        *(
+            (tuple(f"{look}{part}/{theirs}" for part in _QKV), f"backbone.blocks.{{b}}.attention.qkv.{ours}", flax.qkv)
+            for theirs, ours in (("kernel", "weight"), ("bias", "bias"))
+        ),
+        (f"{look}out/kernel", "backbone.blocks.{b}.attention.proj.weight", flax.out),
+        (f"{look}out/bias", "backbone.blocks.{b}.attention.proj.bias"),
+        *((f"{theirs}/kernel", f"{ours}.weight", flax.dense) for theirs, ours in dense.items()),
+        *((f"{theirs}/bias", f"{ours}.bias") for theirs, ours in dense.items()),
+        *((f"{theirs}/scale", f"{ours}.weight") for theirs, ours in norms.items()),
+        *((f"{theirs}/bias", f"{ours}.bias") for theirs, ours in norms.items()),
+    )
+
 
 LAYOUTS = {
-    "timm": Rules(*prefix(_TIMM, "", "backbone."), ("head.{p}", "head.classifier.{p}")),
-    "torchvision": Rules(*prefix(_TORCHVISION, "", "backbone."), ("heads.head.{p}", "head.classifier.{p}")),
-    "google": Rules(
-        *prefix(_GOOGLE, "", "backbone."),
-        ("head/kernel", "head.classifier.weight", flax.dense),
-        ("head/bias", "head.classifier.bias"),
-        ("pre_logits/kernel", "head.pre_logits.weight", flax.dense),
-        ("pre_logits/bias", "head.pre_logits.bias"),
-    ),
+    "timm": Rules(*_TIMM),
+    "torchvision": Rules(*_TORCHVISION),
+    "google": _google("", "Transformer/posembed_input/pos_embedding", (1, 2, 3)),
+    "big_vision": _google("params/", "pos_embedding", (0, 1, 0)),
+    **_TRANSFORMERS,
+    "mae": Rules(*_TIMM, ("mask_token", _MASK), ("decoder_*", _DECODER)),
+    "dinov2": Rules(*_timm("register_tokens", _block("blocks.{b}.", _TIMM_BLOCK)), ("mask_token", _MASK)),
+    **{
+        f"dinov2_4x{size}": Rules(*_timm("register_tokens", _chunks(4, size)), ("mask_token", _MASK)) for size in (3, 6)
+    },
+    "mm": Rules(*prefix(_MM, "backbone.", ""), *_MM_HEAD),
+    "mm_trunk": Rules(*_MM, *_MM_HEAD),
+    "mmseg": Rules(*_mm("attn.attn.in_proj_{p}", "attn.attn.out_proj.{p}"), *_MM_HEAD),
 }
-"""google: arrays of the .npz files of google-research/vision_transformer (they want gelu="tanh")."""
+"""timm: also facebookresearch/deit (without distillation) and facebookresearch/dino, whose file of student and
+teacher wants prefix="module.backbone." or "backbone.". google: arrays of the .npz files of
+google-research/vision_transformer (they want gelu="tanh"). big_vision: those of google-research/big_vision with
+learned positions and the mean of the patches (summary="mean"). transformers: ViT and ViT-MAE as files have
+them; _5: as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _trunk: a bare model,
+whose pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours have 1e-6. mae: files of
+pre-training by facebookresearch/mae. dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks.
+mm: classifiers of mmpretrain; _trunk: their backbone. mmseg: its VisionTransformer with a final norm. The names of
+mae, dinov2 and mm are from their source.
+
+Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table without a
+row for the class token (timm's no_embed_class, so its DINOv2 with registers); a norm behind the mean (timm's fc_norm,
+MAE fine-tuned); the SwiGLU of DINOv2's g14; the classifier of Dinov2ForImageClassification, which reads the mean
+beside the class token."""
 
 SCORES = (
     Score(
@@ -102,4 +244,96 @@ SCORES = (
         scores={"imagenet-1k top-1": 81.98},
         source="DeiT-B (Touvron et al. 2021), as measured in timm's results-imagenet.csv",
     ),
+)
+
+_LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
+_MEGABYTES = {"ti16": 23, "s8": 88, "s14": 88, "s16": 88, "s32": 92} | {
+    **dict.fromkeys(("b8", "b14", "b16"), 346),
+    **dict.fromkeys(("l14", "l16"), 1217),
+    **{"b32": 353, "l32": 1226, "h14": 2528},
+}
+
+
+def _row(variant: str, architecture: str, *, megabytes: int = 0, **more: Any) -> WeightsFile:
+    """A file of timm; in the architecture {} stands for small_patch16."""
+    size, patch = re.fullmatch(r"([a-z]+)(\d+)", variant).groups()  # type: ignore[union-attr]
+    name = architecture.format(f"{_LONG[size]}_patch{patch}")
+    return timm(variant, name, megabytes or _MEGABYTES[variant], **more)
+
+
+def _google_row(variant: str, recipe: str) -> WeightsFile:
+    return WeightsFile(
+        variant=variant,
+        tag="google_augreg_in21k_ft_in1k",
+        place=f"https://storage.googleapis.com/vit_models/augreg/{recipe}-res_224.npz",
+        megabytes=_MEGABYTES[variant],
+        licence="apache-2.0",
+        layout="google",
+        preprocessing=Preprocessing(mean=HALF, std=HALF, crop_share=0.9),
+        classes=1000,
+        labels="imagenet-1k",
+        backbone_options={"gelu": "tanh"},
+    )
+
+
+WEIGHTS = (
+    *(
+        _row(variant, "vit_{}_224.augreg_in21k_ft_in1k", half=True)
+        for variant in ("ti16", "s16", "s32", "b8", "b16", "b32", "l16")
+    ),
+    *(
+        _row(
+            variant,
+            "vit_{}_384.augreg_in21k_ft_in1k",
+            tag="augreg_in21k_ft_in1k_384",
+            half=True,
+            side=384,
+            crop=1.0,
+        )
+        for variant in ("ti16", "s16", "s32", "b16", "b32", "l16")
+    ),
+    *(
+        _row(variant, "vit_{}_224.augreg_in21k", megabytes=megabytes, half=True, classes=21_843)
+        for variant, megabytes in {"ti16": 39, "s16": 120, "b16": 410, "b32": 417, "l16": 1303}.items()
+    ),
+    *(_row(variant, "deit_{}_224.fb_in1k", tag="deit_in1k") for variant in ("ti16", "s16", "b16")),
+    _row("b16", "deit_{}_384.fb_in1k", tag="deit_in1k_384", side=384, crop=1.0),
+    *(_row(variant, "vit_{}_224.dino", classes=0) for variant in ("s8", "s16", "b8", "b16")),
+    *(
+        _row(
+            variant,
+            "vit_{}_dinov2.lvd142m",
+            tag="dinov2_lvd142m",
+            classes=0,
+            side=518,
+            crop=1.0,
+            options={"layer_scale": 1e-5},
+        )
+        for variant in ("s14", "b14", "l14")
+    ),
+    *(_row(variant, "vit_{}_224.mae", classes=0, licence="cc-by-nc-4.0") for variant in ("b16", "l16")),
+    *(
+        torchvision(variant, f"{name}/IMAGENET1K_V1", _MEGABYTES[variant], resize=resize, interpolation="bilinear")
+        for variant, name, resize in (
+            ("b16", "vit_b_16", 256),
+            ("b32", "vit_b_32", 256),
+            ("l16", "vit_l_16", 242),
+            ("l32", "vit_l_32", 256),
+        )
+    ),
+    *(
+        torchvision(
+            variant,
+            f"{name}/IMAGENET1K_SWAG_E2E_V1",
+            _MEGABYTES[variant],
+            side=side,
+            resize=side,
+            licence="https://github.com/facebookresearch/SWAG/blob/main/LICENSE",
+        )
+        for variant, name, side in (("b16", "vit_b_16", 384), ("l16", "vit_l_16", 512), ("h14", "vit_h_14", 518))
+    ),
+    _google_row("ti16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03"),
+    _google_row("s16", "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03"),
+    _google_row("b16", "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01"),
+    _google_row("l16", "L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from patchform.backbones.volo import (
     VARIANTS,
 )
+from patchform.published.base import timm
 from patchform.records import Score
 from patchform.weights.rules import Rules
 
@@ -23,7 +24,7 @@ LAYOUTS = {
         ("network.{s+2}.{b}.norm{n}.{p}", "backbone.stages.{s}.{b}.norm{n}.{p}"),
         ("cls_token", "backbone.class_token"),
         ("post_network.{b}.norm{n}.{p}", "backbone.class_blocks.{b}.norm{n}.{p}"),
-        ("post_network.{b}.attn.{m}.{p}", "backbone.class_blocks.{b}.{m}.{p}"),
+        ("post_network.{b}.attn.{m}.{p}", "backbone.class_blocks.{b}.ask.{m}.{p}"),
         ("post_network.{b}.mlp.{m}.{p}", "backbone.class_blocks.{b}.mlp.{m}.{p}"),
         ("norm.{p}", "backbone.norm.{p}"),
         ("head.{p}", "head.classifier.{p}"),
@@ -51,5 +52,27 @@ SCORES = tuple(
         "d5": 86.1,
         "d5_448": 87.0,
         "d5_512": 87.1,
+    }.items()
+)
+
+WEIGHTS = tuple(  # without d4_448, d5_448 and d5_512, whose pictures are made smaller than the input and have a border
+    timm(
+        variant,
+        f"volo_{variant if '_' in variant else f'{variant}_224'}.sail_in1k",
+        megabytes,
+        layout="sail",
+        side=VARIANTS[variant].image_size,
+        crop=1.0 if "_" in variant else 0.96,
+        head="token_label",
+    )
+    for variant, megabytes in {
+        "d1": 107,
+        "d1_384": 107,
+        "d2": 235,
+        "d2_384": 235,
+        "d3": 345,
+        "d3_448": 347,
+        "d4": 772,
+        "d5": 1182,
     }.items()
 )

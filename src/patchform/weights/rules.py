@@ -38,6 +38,8 @@ Adapt: TypeAlias = Callable[[str, Tensor], tuple[Tensor, str]]
 with the reason where it cannot be done or was not allowed."""
 SHOWN = 4
 """Faults that an error spells out."""
+COUNT = ".num_batches_tracked"
+"""How many batches a norm has seen: no weight, and the one thing that a source may lack."""
 
 
 class Drop(NamedTuple):
@@ -142,7 +144,7 @@ class _Rule(NamedTuple):
         return self.operation.backward(tensors[0], len(parts), sizes)[parts.index(own)]
 
     def unmake(self, tensors: tuple[Tensor, ...], sizes: Sizes) -> tuple[Tensor, ...]:
-        """The tensors of the source."""
+        """The tensors of the source. Where several of ours are joined for it, the operation is told no shape."""
         if len(tensors) == 1:
             return self.operation.backward(tensors[0], len(self.sources), sizes)
         return (self.operation.forward(tensors, torch.Size(), sizes),)
@@ -288,6 +290,9 @@ class Rules:
             makes = self._made_from(name)
             if makes is None:
                 faults.append(f"no rule fills {name}{near(name, self._own_patterns())}")
+                continue
+            if name.endswith(COUNT) and source.keys().isdisjoint(makes[1]):
+                aside.append(Entry("new", name, (), "frozen norms and old files do not count"))
                 continue
             made[name] = makes
             for other in makes[1]:

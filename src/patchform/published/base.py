@@ -1,0 +1,77 @@
+"""Rows of `WEIGHTS` for two publishers that many families share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from patchform.records import Preprocessing, WeightsFile
+
+HALF = (0.5, 0.5, 0.5)
+"""Mean and deviation of what was trained on pixels in -1..1; ImageNet's are the default."""
+LABELS = {0: "", 1000: "imagenet-1k", 21_841: "imagenet-22k", 21_843: "imagenet-21k"}
+
+
+def timm(
+    variant: str,
+    model: str,
+    megabytes: int,
+    *,
+    tag: str = "",
+    layout: str = "timm",
+    side: int = 224,
+    crop: float = 0.9,
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic",
+    half: bool = False,
+    licence: str = "apache-2.0",
+    classes: int = 1000,
+    options: dict[str, Any] | None = None,
+    head: str = "linear",
+) -> WeightsFile:
+    """A file in timm's organisation on the hub, used as timm's own configuration of it says.
+
+    `model` is timm's name for it, "architecture.tag"; `tag` its tag unless given. `side` is the input's in pixels,
+    `crop` the share that the centre crop keeps; `half` says that mean and deviation are `HALF`; `options` are the
+    backbone's.
+    """
+    statistics: dict[str, Any] = {"mean": HALF, "std": HALF} if half else {}
+    return WeightsFile(
+        variant=variant,
+        tag=tag or model.partition(".")[2],
+        place=f"hub:timm/{model}/model.safetensors",
+        megabytes=megabytes,
+        licence=licence,
+        layout=layout,
+        preprocessing=Preprocessing(size=(side, side), crop_share=crop, interpolation=interpolation, **statistics),
+        classes=classes,
+        labels=LABELS[classes],
+        backbone_options=options or {},
+        head=head,
+    )
+
+
+def torchvision(
+    variant: str,
+    name: str,
+    megabytes: int,
+    *,
+    layout: str = "torchvision",
+    resize: int,
+    side: int = 224,
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic",
+    licence: str = "bsd-3-clause",
+) -> WeightsFile:
+    """A file of torchvision, for 1000 classes; a pickle that has to be converted.
+
+    `name` is "function/weights", as torchvision calls them; `resize` what the shorter side becomes before the crop.
+    """
+    return WeightsFile(
+        variant=variant,
+        tag="torchvision_" + name.partition("/")[2].removeprefix("IMAGENET1K_").lower(),
+        place=f"torchvision:{name}",
+        megabytes=megabytes,
+        licence=licence,
+        layout=layout,
+        preprocessing=Preprocessing(size=(side, side), crop_share=side / resize, interpolation=interpolation),
+        classes=1000,
+        labels=LABELS[1000],
+    )
