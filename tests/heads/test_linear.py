@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from reference import randomise
 from torch.nn import functional as F
 
 from patchform.errors import DataError, UsageError
@@ -193,3 +194,13 @@ def test_targets_that_do_not_fit_are_refused():
         built.loss(built(features()), [*targets_of("hard", 5), *targets_of("soft", 5)])
     with pytest.raises(UsageError, match="summary"):
         built(Features((), (), (1, 1)))
+
+
+def test_parts_are_classified_one_by_one_and_averaged():
+    built = randomise(Linear(width=WIDTH, classes=CLASSES, parts=(5, 7)))
+    summary = features().summary
+    first, second = built.classifier.parts
+    wanted = (first(summary[:, :5]) + second(summary[:, 5:])) / 2
+    torch.testing.assert_close(built(features()), wanted)
+    with pytest.raises(UsageError, match="parts of"):
+        Linear(width=WIDTH, classes=CLASSES, parts=(5, 6))

@@ -37,6 +37,8 @@ class Linear(Head):
         labels: "single": one class an image, softmax and cross-entropy; "multi": any number of classes, sigmoid and
             binary cross-entropy, averaged over the classes.
         hidden: width of a tanh layer before the classifier; None for none.
+        parts: widths of the class tokens that lie side by side in the summary; each gets a linear layer, and their
+            logits are averaged (Chen et al. 2021, CrossViT). Empty: one layer sees all.
         temperature: positive number that divides the logits in `decode` (Guo et al. 2017, section 4.2).
 
     Raises:
@@ -57,6 +59,7 @@ class Linear(Head):
         class_weights: Sequence[float] | None = None,
         labels: Literal["single", "multi"] = "single",
         hidden: int | None = None,
+        parts: Sequence[int] = (),
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
@@ -67,6 +70,8 @@ class Linear(Head):
             raise UsageError(f'labels is "{labels}"', remedy='it is "single" or "multi"')
         if not 0 < temperature < math.inf:
             raise UsageError(f"temperature is {temperature}", remedy="it is a positive number")
+        if parts and sum(parts) != (hidden or width):
+            raise UsageError(f"parts of {list(parts)} are not the {hidden or width} of what is classified")
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         if weights is not None and (len(weights) != classes or not ((weights > 0) & weights.isfinite()).all()):
             raise UsageError(
@@ -75,10 +80,10 @@ class Linear(Head):
         self.classes, self.smoothing, self.labels, self.temperature = classes, smoothing, labels, temperature
         self.pre_logits = None if hidden is None else nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden or width, classes)
+        self.classifier = Averaged(parts, classes) if parts else nn.Linear(hidden or width, classes)
         self.register_buffer("class_weights", weights, persistent=False)
-        for layer in (self.pre_logits, self.classifier):
-            if layer is not None:
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
                 nn.init.zeros_(layer.bias)
 
@@ -139,3 +144,21 @@ class Linear(Head):
         nothing = self.classes  # a column beyond the last, cut off below
         present = pad_sequence([label.classes for label in labels], batch_first=True, padding_value=nothing).to(device)
         return torch.zeros(len(labels), self.classes + 1, device=device).scatter_(1, present, 1.0)[:, :-1]
+
+
+class Averaged(nn.Module):
+    """The mean of linear layers, one for each part of a vector.
+
+    Args:
+        widths: of the parts.
+        classes: C.
+    """
+
+    def __init__(self, widths: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(width, classes) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, sum of the widths) -> (B, C)."""
+        parts = x.split([layer.in_features for layer in self.parts], -1)
+        return torch.stack([layer(part) for layer, part in zip(self.parts, parts)]).mean(0)

@@ -12,9 +12,9 @@ from patchform.records import Score
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import Rule, Rules
 
-# The published classifier is the mean of two linear layers, one for each class token. On both tokens side by side it is
-# one linear layer: weights [W0, W1] / 2, bias (b0 + b1) / 2. What is written back has that bias in both layers: other
-# numbers than were published where b0 and b1 differ, but the same function and, read again, the same bits.
+# The published classifier is the mean of two linear layers, one for each class token. A head with such `parts` has both.
+# On both tokens side by side it is also one linear layer, weights [W0, W1] / 2, bias (b0 + b1) / 2: what is written back
+# from that has this bias in both layers, other numbers than were published, but the same function.
 
 _mean_of_weights = Operation(
     lambda tensors, shape, sizes: torch.cat(tensors, 1) / 2,
@@ -44,19 +44,29 @@ _SHARED: tuple[Rule, ...] = (
     ),
     ("blocks.{s}.fusion.{b}.attn.proj.{p}", "backbone.stages.{s}.fusions.{b}.ask.proj.{p}"),
     ("norm.{b}.{p}", "backbone.norms.{b}.{p}"),
+)
+_PARTS: Rule = ("head.{b}.{p}", "head.classifier.parts.{b}.{p}")
+_JOINED: tuple[Rule, ...] = (
     (("head.0.weight", "head.1.weight"), "head.classifier.weight", _mean_of_weights),
     (("head.0.bias", "head.1.bias"), "head.classifier.bias", _mean_of_biases),
 )
+_IBM: tuple[Rule, ...] = (
+    ("cls_token.{b}", "backbone.class_tokens.{b}"),
+    ("pos_embed.{b}", "backbone.positions.{b}.table"),
+)
+_TIMM: tuple[Rule, ...] = (
+    ("cls_token_{b}", "backbone.class_tokens.{b}"),
+    ("pos_embed_{b}", "backbone.positions.{b}.table"),
+)
 
 LAYOUTS = {
-    "ibm": Rules(
-        ("cls_token.{b}", "backbone.class_tokens.{b}"), ("pos_embed.{b}", "backbone.positions.{b}.table"), *_SHARED
-    ),
-    "timm": Rules(
-        ("cls_token_{b}", "backbone.class_tokens.{b}"), ("pos_embed_{b}", "backbone.positions.{b}.table"), *_SHARED
-    ),
+    "ibm": Rules(*_IBM, *_SHARED, *_JOINED),
+    "ibm_parts": Rules(*_IBM, *_SHARED, _PARTS),
+    "timm": Rules(*_TIMM, *_SHARED, *_JOINED),
+    "timm_parts": Rules(*_TIMM, *_SHARED, _PARTS),
 }
-"""ibm: IBM/CrossViT. timm: the same tensors, four of them under other names."""
+"""ibm: IBM/CrossViT. timm: the same tensors, four of them under other names. parts: for the head "linear" with
+`parts`, the widths of both branches."""
 
 SCORES = tuple(
     Score(
