@@ -49,8 +49,13 @@ def section(family: str) -> str:
         for one in published:
             scores = ", ".join(f"{name} {score:g}" for name, score in one.scores.items())
             lines.append(f"| {one.variant} | {one.image_size} | {one.training} | {scores} | {one.source} |")
-    layouts = ", ".join(lookup.published(family).layouts) or "none"
-    return "\n".join([*lines, "", f"Layouts of published weights: {layouts}.", ""])
+    known = lookup.published(family)
+    if known.weights:
+        lines += ["", "| weights | input | classes | about | licence |", "|---|--:|--:|--:|---|"]
+        for row in known.weights:
+            size = f"{row.preprocessing.size[0]} | {row.classes or '-'} | {row.megabytes} MB | {row.licence}"
+            lines.append(f"| {family}/{row.variant}.{row.tag} | {size} |")
+    return "\n".join([*lines, "", f"Layouts of published weights: {', '.join(known.layouts) or 'none'}.", ""])
 
 
 def main() -> None:
@@ -60,7 +65,8 @@ def main() -> None:
         "Made by `python docs/make_papers.py` from the code. Parameters and multiply-adds are counted with a linear",
         f"layer for {CLASSES} classes and one image (or clip) of the published size. Patterns are drawn on a grid of",
         f"{GRID[0]} x {GRID[1]} cells.",
-        "Weights are not part of the project: a layout says how a published file is read (`patchform.load_weights`).",
+        "Weights are not part of the project: a layout says how a published file is read, and a file that is named is",
+        "fetched when you name it ([weights.md](weights.md)).",
         "",
     ]
     body = [section(family) for family in lookup.names("backbones")]

@@ -68,3 +68,43 @@ def test_thumbnail_and_png():
     assert drawing.thumbnail(pixels(3, 8, 8)).size == (8, 8)
     back = Image.open(io.BytesIO(drawing.to_png_bytes(picture)))
     assert back.tobytes() == picture.tobytes()
+
+
+def test_the_palette_is_fixed_and_its_first_colours_are_far_apart_for_all_eyes():
+    colors = drawing.palette()
+    assert len(set(colors)) == 256
+    assert colors[255] == (0, 0, 0)
+    assert colors[:4] == ((0, 0, 255), (255, 255, 0), (128, 96, 0), (0, 128, 191))
+    light = drawing._linear(torch.tensor(colors[:20], dtype=torch.float64) / 255)
+    for eye in drawing._EYES:
+        seen = drawing._lab(light @ torch.tensor(eye, dtype=torch.float64).T)
+        distance = torch.cdist(seen, seen) + 999 * torch.eye(20)
+        assert distance[:10, :10].min() > 30
+        assert distance.min() > 15
+    # the control: red and green of one luminance
+    pair = drawing._linear(torch.tensor([[0.8, 0.2, 0.1], [0.35, 0.5, 0.1]], dtype=torch.float64))
+    normal, _, deutan = (drawing._lab(pair @ torch.tensor(eye, dtype=torch.float64).T) for eye in drawing._EYES)
+    assert torch.dist(*deutan) < 0.4 * torch.dist(*normal)
+
+
+def test_lab_of_known_colours():
+    known = {(1, 1, 1): (100, 0, 0), (1, 0, 0): (53.24, 80.09, 67.20), (0, 0, 1): (32.30, 79.19, -107.86)}
+    for color, lab in known.items():
+        found = drawing._lab(drawing._linear(torch.tensor([color], dtype=torch.float64)))[0]
+        assert found.tolist() == pytest.approx(lab, abs=0.05)
+
+
+def test_an_overlay_leaves_ignored_pixels_alone():
+    image, classes = pixels(3, 6, 8), torch.zeros(6, 8, dtype=torch.uint8)
+    classes[:3], classes[3:, 4:] = 255, 7
+    found = drawing.overlay(image, classes)
+    assert found[:, :3].equal(image[:, :3])
+    color = torch.tensor(drawing.palette()[7])[:, None, None]
+    assert (found[:, 3:, 4:].float() - (image[:, 3:, 4:].float() + color) / 2).abs().max() <= 0.5
+    assert drawing.overlay(image, classes, opacity=1.0)[:, 5, 0].tolist() == list(drawing.palette()[0])
+
+
+def test_a_legend_has_squares_of_its_colours():
+    page = drawing.caption(pixels(3, 224, 224), [Bar("road", 0.5, (1, 2, 3)), Bar("sky", None, (9, 8, 7))])
+    found = {page.getpixel((x, y)) for x in range(20) for y in range(224, page.height)}
+    assert {(1, 2, 3), (9, 8, 7)} <= found

@@ -6,6 +6,7 @@
     backbone = pf.build_backbone("vit/s16", in_channels=4)
     model = pf.build_model("classification", backbone="swin/t", head="linear", classes=["cat", "dog"])
     report = pf.load_weights(model, tensors)
+    model = pf.pretrained("swin/t.ms_in1k")
     run = pf.train("classification", data="photos/", name="first")
     scores = pf.evaluate("runs/first", data="other/")
     predictions = pf.load("runs/first").predict(["a.jpg"])
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from patchform.commands.train import train as train
     from patchform.errors import PatchformError as PatchformError
     from patchform.loading import load_weights as load_weights
+    from patchform.loading import pretrained as pretrained
     from patchform.lookup import add_plugin as add_plugin
     from patchform.lookup import backbones as list_backbones
     from patchform.model import Model as Model
@@ -43,6 +45,7 @@ _HOMES = {
     "list_backbones": "lookup:backbones",
     "load": "prediction:load",
     "load_weights": "loading:load_weights",
+    "pretrained": "loading:pretrained",
     "probe": "commands.probe:probe",
     "train": "commands.train:train",
 }

@@ -15,10 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patchform import __version__
-from patchform.commands import demo, evaluate, models, predict, probe, train
+from patchform.commands import demo, evaluate, models, predict, probe, train, weights
 from patchform.errors import PatchformError, UsageError
 
-VERBS = {"demo": demo, "models": models, "train": train, "evaluate": evaluate, "predict": predict, "probe": probe}
+VERBS = {
+    "demo": demo,
+    "models": models,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "probe": probe,
+    "weights": weights,
+}
 BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from patchform import lookup
 from patchform.backbones.base import Backbone
-from patchform.errors import ModelFileError
+from patchform.errors import ModelFileError, UsageError
 from patchform.layers import fitting
 from patchform.layers.fitting import Fits, Fitted, How
 from patchform.layers.patches import Patches
-from patchform.model import Model, load
+from patchform.model import Model, build_model, load
 from patchform.settings import Transfer
 from patchform.weights import sources
+from patchform.weights.hub import locate
 from patchform.weights.operations import Operation, Sizes, reshape
 from patchform.weights.report import Entry, Report, shorten
 from patchform.weights.rules import Rules, recognise
@@ -45,7 +46,8 @@ def load_weights(
 
     Args:
         target: gets the weights in place. A backbone alone leaves the head of the source aside and the report says so.
-        source: a state dict in a published layout; or a file of tensors or a run folder (`weights.sources.read`).
+        source: a state dict in a published layout; or a file of tensors or a run folder (`weights.sources.read`); or a
+            name of published weights, which are fetched (`weights.hub.locate`).
         layout: one of the family's layouts, or "patchform"; recognised from the names if None.
         prefix: only what begins so is meant, without it: "backbone." of a whole segmenter. None: what programs put in
             front of all names is taken off.
@@ -60,7 +62,7 @@ def load_weights(
             `transfer` does not allow it; nothing was changed then.
     """
     transfer = transfer or Transfer()
-    found = _read(Path(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
+    found = _read(locate(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
     trunk, level = (target.backbone, "") if isinstance(target, Model) else (target, "backbone.")
     layouts = layouts_of(trunk)
     if layout is not None:
@@ -83,6 +85,56 @@ def load_weights(
     left = (other for other in found.tensors if not other.startswith(front))
     aside = tuple(Entry("dropped", other, (other,), f'does not begin with "{prefix}"') for other in left)
     return report._replace(entries=report.entries + aside, layout=name, prefix=front)
+
+
+def pretrained(
+    name: str,
+    *,
+    classes: Sequence[str] | None = None,
+    source: str | Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Model:
+    """The model of published weights, with its preprocessing and class names, in evaluation mode on the CPU.
+
+    Args:
+        name: family/variant.tag; `patchform weights list` shows them. The file is fetched unless it is in the cache.
+        classes: other ones: the rows of its classifier go by name where it has names, and the others are fresh.
+        source: the file, where it lies on the disk already.
+        say: called with what is fetched and with the report of the load.
+
+    Raises:
+        UsageError: no such weights, or weights whose classes have no names here, and `classes` is missing.
+        PatchformError: whatever `weights.hub.locate` and `load_weights` raise.
+    """
+    row = lookup.weights_file(name)
+    known = class_names(row.labels)
+    if not (classes or known):
+        what = f"its {row.classes} classes have no names here" if row.classes else "it has no classifier"
+        raise UsageError(what, where=name, remedy="name the classes: its own, or others for a new head")
+    model = build_model(
+        "classification",
+        backbone=name.partition(".")[0],
+        head=row.head,
+        classes=classes or known,
+        preprocessing=row.preprocessing,
+        backbone_options=dict(row.backbone_options),
+        head_options=dict(row.head_options),
+    )
+    report = load_weights(model, locate(source or name, say=say), transfer=Transfer(classes=known))
+    say(str(report))
+    return model.eval()
+
+
+def class_names(labels: str) -> tuple[str, ...]:
+    """Names of a published set of classes in the order of its classifiers, each once; () for one without names here.
+
+    Those of "imagenet-1k" are torchvision's, all different.
+    """
+    if labels != "imagenet-1k":
+        return ()
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def layouts_of(trunk: Backbone) -> dict[str, Rules]:
@@ -236,7 +288,7 @@ def _recognised(
     def behind(front: str) -> dict[str, Tensor]:
         return {name.removeprefix(front): tensor for name, tensor in source.items() if name.startswith(front)}
 
-    fronts = list(_fronts(source)) if prefix is None else [prefix]
+    fronts = list(fronts_of(source)) if prefix is None else [prefix]
     for front, spare in product(fronts, spares):
         tensors = behind(front)
         fitting = {
@@ -258,7 +310,7 @@ def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Map
     return any(name.startswith("head.") and set(names) <= set(source) for name, (_, names) in made.items())
 
 
-def _fronts(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def fronts_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """Nothing, then what all names have in front, wrapper by wrapper."""
     front = ""
     while True:

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from patchform.errors import UsageError
-from patchform.records import Published, Variant
+from patchform.records import Published, Variant, WeightsFile
 
 KINDS = ("backbones", "published", "heads", "tasks", "data/formats", "inspect")
 _HOME = Path(__file__).parent
@@ -119,9 +119,34 @@ def backbone(name: str) -> tuple[ModuleType, Variant]:
 
 
 def published(family: str) -> Published:
-    """Layouts of weights and scores of a backbone family: the file of its name in `published/`, empty without one."""
+    """Layouts, scores and files of a backbone family: the file of its name in `published/`, empty without one."""
     found = module("published", family) if family in _files("published") else None
-    return Published(layouts=getattr(found, "LAYOUTS", {}), scores=getattr(found, "SCORES", ()))
+    return Published(
+        layouts=getattr(found, "LAYOUTS", {}),
+        scores=getattr(found, "SCORES", ()),
+        weights=getattr(found, "WEIGHTS", ()),
+    )
+
+
+def weights_files(pattern: str = "*") -> dict[str, WeightsFile]:
+    """Published files whose name, family/variant.tag, matches a shell pattern; "swin" alone means "swin/*"."""
+    family_pattern = pattern.split("/")[0]
+    full = {
+        f"{family}/{row.variant}.{row.tag}": row
+        for family in names("published")
+        if fnmatch.fnmatch(family, family_pattern)
+        for row in published(family).weights
+    }
+    whole = pattern if "/" in pattern else f"{pattern}/*"
+    return {name: row for name, row in full.items() if fnmatch.fnmatch(name, whole)}
+
+
+def weights_file(name: str) -> WeightsFile:
+    """The published file of a name. Raises UsageError with the nearest name when there is none."""
+    rows = weights_files()
+    if name not in rows:
+        raise no_such("published weights", name, rows)
+    return rows[name]
 
 
 def check_options(build: Any, options: Iterable[str], *, of: str) -> None:

@@ -43,6 +43,8 @@ class Model(nn.Module):
         architecture: Architecture | None = None,
     ) -> None:
         super().__init__()
+        if backbone.prefers_channels_last:
+            backbone.to(memory_format=torch.channels_last)
         self.backbone, self.head = backbone, head
         self.classes = tuple(classes)
         self.preprocessing, self.architecture = preprocessing, architecture
@@ -63,7 +65,8 @@ class Model(nn.Module):
 
     def features(self, batch: Batch) -> Features:
         """The backbone's features of a batch."""
-        return self.backbone(self.normalise(batch.images, batch.padding), padding=batch.padding)
+        features: Features = self.backbone(self.normalise(batch.images, batch.padding), padding=batch.padding)
+        return features._replace(pixel_padding=batch.padding)
 
     def normalise(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
         """(..., C, H, W) uint8 0..255 or float 0..1 -> float, (x - mean) / std, and 0 on padding."""

@@ -11,7 +11,7 @@ Conventions, the same everywhere:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -32,6 +32,8 @@ class Features(NamedTuple):
     """(B, D): class token, or pooled."""
     padding: Tensor | None = None
     """(B, H, W) bool of the coarsest map, True on padding; None when nothing is padded."""
+    pixel_padding: Tensor | None = None
+    """(B, *size) bool, the same of the input's pixels. The model adds it; a backbone by itself leaves it None."""
 
 
 class Label(NamedTuple):
@@ -47,11 +49,15 @@ class Label(NamedTuple):
     """(C,) float in 0..1."""
 
 
+IGNORED = 255
+"""Class of pixels that count for nothing; so there are at most 255 classes of pixels."""
+
+
 class Regions(NamedTuple):
     """A class for every pixel. As a prediction `scores` (C, H, W) holds the class probabilities."""
 
     classes: Tensor
-    """(H, W) int64; 255 means "ignore" in a target."""
+    """(H, W) int64; `IGNORED` in a target counts for nothing. Targets are uint8 until they are on the device."""
     scores: Tensor | None = None
 
 
@@ -91,8 +97,9 @@ class Preprocessing:
 
     size: tuple[int, int] = (224, 224)
     """Model input (height, width) in pixels."""
-    resize: Literal["crop", "squash"] = "crop"
-    """crop: resize the shorter side, keep the aspect, take the centre; squash: resize both sides."""
+    resize: Literal["crop", "squash", "keep", "native"] = "crop"
+    """crop: resize the shorter side, keep the aspect, take the centre; squash: resize both sides. The whole picture at
+    its aspect, for dense tasks: keep: its shorter side becomes that of `size`; native: in its own pixels."""
     crop_share: float = 0.875
     """For crop: share of the resized image's shorter side that the centre crop keeps, in (0, 1]."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
@@ -148,6 +155,36 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """One row of a family's `WEIGHTS`: a file that somebody published, and all that using it takes.
+
+    Its name is family/variant.tag, such as "vit/b16.augreg_in21k_ft_in1k". It is fetched when a user names it.
+    """
+
+    variant: str
+    tag: str
+    """What tells the files of a variant apart."""
+    place: str
+    """ "hub:owner/name/file"; "https://..."; or "torchvision:function/weights", a pickle, which is not fetched."""
+    megabytes: int
+    """About: four bytes for each number of the model."""
+    licence: str
+    layout: str
+    """One of the family's `LAYOUTS`."""
+    preprocessing: Preprocessing
+    classes: int
+    """Outputs of its classifier; 0 where it has none."""
+    labels: str = ""
+    """What its classes are: "imagenet-1k" (with names), "imagenet-21k", "imagenet-22k", or nothing."""
+    sha256: str | None = None
+    """None where it is not known: a plain address then needs one from the user."""
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments that override the variant's row."""
+    head: str = "linear"
+    head_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """What the world knows of a family beside its paper: the content of `published/<family>.py`."""
 
@@ -155,3 +192,5 @@ class Published:
     """`LAYOUTS`: `weights.rules.Rules` by name, between a published classifier and one of ours."""
     scores: tuple[Score, ...]
     """`SCORES`."""
+    weights: tuple[WeightsFile, ...] = ()
+    """`WEIGHTS`."""

@@ -15,7 +15,7 @@ class DataSettings:
     """Where the pictures are and how they are read."""
 
     path: str | None = None
-    """Folder of class folders, folder with train/ and val/, or a CSV list."""
+    """Folder of class folders, of images/ beside masks/, with train/ and val/; or a CSV list."""
     validation: str | None = None
     """Folder or CSV to validate on; default: val/ beside train/, else a share of `path`."""
     validation_share: float = 0.2
@@ -24,8 +24,9 @@ class DataSettings:
     """One class an image, or any number of them (CSV)."""
     image_size: int | tuple[int, int] = 224
     """Model input in pixels: one side, or [height, width]."""
-    resize: Literal["crop", "squash"] = "crop"
-    """crop: keep the aspect and take the centre; squash: resize both sides."""
+    resize: Literal["crop", "squash", "keep", "native"] = "crop"
+    """crop: keep the aspect and take the centre; squash: resize both sides. For masks: keep: resize the shorter side;
+    native: leave the picture as it is."""
     crop_share: float = 0.875
     """Share of the shorter side that the centre crop keeps, in (0, 1]."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
@@ -46,6 +47,14 @@ class DataSettings:
     """Highest share of unreadable files that are left out and counted, in [0, 1); 0 stops at the first."""
     allow_empty_class: bool = False
     """Accept class folders without a picture."""
+    classes: str | tuple[str, ...] | None = None
+    """Names of the classes of masks: a list, or a file; default: classes.txt or classes.json beside them."""
+    zero: Literal["class", "ignore"] = "class"
+    """Number 0 in masks. class: 0 is the first class; ignore: it is unlabelled and 1 is the first class."""
+    ignore: int = 255
+    """Number in masks of pixels that count for nothing."""
+    colors: str | None = None
+    """For masks that are pictures of colours: a file with lines of a name and its red, green and blue in 0..255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +112,8 @@ class AugmentationSettings:
     """Area share of the random resized crop; [1, 1] takes the evaluation crop."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Aspect ratios (width / height) of the random crop."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """With masks: range of the random scale before the random crop of data.image_size, which keeps the aspect."""
     crop_padding: int = 0
     """If above 0: pad by so many pixels and crop at random (small pictures) instead of crop_scale."""
     flip: float = 0.5
@@ -116,7 +127,7 @@ class AugmentationSettings:
     operations: int = 2
     """Operations an image of rand_augment."""
     color_jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter."""
+    """Strength of brightness, contrast and saturation jitter; with masks of hue too, where 0.5 is usual."""
     erasing: float = 0.0
     """Probability of random erasing."""
     mixup: float = 0.0
@@ -213,7 +224,7 @@ class TrainingSettings:
 class Recipe:
     """A complete run."""
 
-    task: Literal["classification"] = "classification"
+    task: Literal["classification", "semantic_segmentation"] = "classification"
     """What is learnt."""
     name: str | None = None
     """Run folder below `runs`; default: task, backbone and a number."""

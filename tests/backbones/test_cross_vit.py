@@ -278,9 +278,9 @@ def test_every_parameter_learns():
 def test_only_the_class_token_asks():
     fusion = variant("nano").stages[0].fusions[0]
     seen = []
-    fusion.q.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    fusion.ask.q.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     fusion(torch.randn(2, 1, 16), torch.randn(2, 9, 32))
-    assert seen == [(2, 1, 1, 32)]
+    assert seen == [(2, 1, 32)]
 
 
 def test_convolutions_are_for_the_published_patches():

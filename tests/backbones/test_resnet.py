@@ -6,6 +6,7 @@ from torch import nn
 from patchform.backbones.resnet import VARIANTS, ResNet
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.linear import Linear
+from patchform.model import build_backbone
 from patchform.published.resnet import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
@@ -168,3 +169,17 @@ def test_published_rows_are_of_variants():
 def test_unknown_parts_are_named(options):
     with pytest.raises(UsageError, match="there are"):
         ResNet(**options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["resnet", "botnet", "hybrid", "parnet"])
+def test_both_memory_formats_give_the_same(family):
+    torch.manual_seed(0)
+    trunk = build_backbone(f"{family}/nano").eval()
+    assert trunk.prefers_channels_last
+    images = torch.randn(2, 3, 64, 64)
+    before, after = trunk(images), trunk.to(memory_format=torch.channels_last)(images)
+    torch.testing.assert_close(after.summary, before.summary, rtol=1e-4, atol=1e-5)
+    assert after.maps[0].is_contiguous(memory_format=torch.channels_last)
+    if family != "hybrid":  # its standardised kernels are made anew, in this format always
+        assert not before.maps[0].is_contiguous(memory_format=torch.channels_last)  # control

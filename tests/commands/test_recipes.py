@@ -1,4 +1,5 @@
 import inspect
+from typing import get_args
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_every_setting_has_a_meaning():
     for name, _ in recipes.names():
         assert f"--{name} " in text or f"--{name}\n" in text, name
     assert inspect.getdoc(Recipe)
-    assert lookup.names("tasks") == ["classification"]
+    assert lookup.names("tasks") == list(get_args(dict(recipes.names())["task"]))
 
 
 def test_a_large_file_is_not_read(tmp_path):

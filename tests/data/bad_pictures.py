@@ -196,6 +196,20 @@ def class_folders(root: Path, counts: dict, size=(16, 16), seed=0):
     return root
 
 
+def mask_folders(root: Path, names, *, pictures="images", masks="masks", classes=3, size=(24, 32), seed=0):
+    """Pictures of noise and their masks of `classes` squares, in two folders."""
+    numbers = np.random.default_rng(seed)
+    for name in names:
+        pixels = numbers.integers(0, 256, (*size, 3), dtype=np.uint8)
+        ids = numbers.integers(0, classes, (-(-size[0] // 8), -(-size[1] // 8)), dtype=np.uint8)
+        ids = ids.repeat(8, 0).repeat(8, 1)[: size[0], : size[1]]
+        for folder, array in ((pictures, pixels), (masks, ids)):
+            place = root / folder / f"{name}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(encode(Image.fromarray(array), "PNG"))
+    return root
+
+
 def tree_state(root: Path):
     """Everything that a program could change in a folder: names, content and times of writing."""
     return {

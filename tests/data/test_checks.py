@@ -1,6 +1,8 @@
 import bad_pictures
+import numpy as np
 import pytest
-from bad_pictures import class_folders, tree_state
+from bad_pictures import class_folders, encode, exif, mask_folders, tree_state
+from PIL import Image
 
 from patchform.data.checks import check, examine, overlap
 from patchform.data.dataset import open_evaluation
@@ -78,3 +80,56 @@ def test_equal_files_in_both_parts_are_found(tmp_path):
     assert overlap(listing(train), listing(validation)) == ()
     (validation / "b" / "copy.png").write_bytes((train / "a" / "001.png").read_bytes())
     assert overlap(listing(train), listing(validation)) == (("a/001.png", "b/copy.png"),)
+
+
+def with_masks(root, names, **settings):
+    mask_folders(root, names)
+    return lambda: open_evaluation(root, DataSettings(**settings), ("sky", "road", "tree"), "semantic_segmentation")
+
+
+def test_masks_are_checked_and_their_pixels_counted(tmp_path):
+    opened = with_masks(tmp_path, ["a", "b", "c", "d"])
+    ids = [np.array(Image.open(tmp_path / "masks" / f"{name}.png")) for name in "abcd"]
+    kept, report = check(opened(), PLAIN)
+    assert report.pixels == tuple(sum(int((each == index).sum()) for each in ids) for index in range(3))
+    assert report.notes == ()
+    ids[0][:2] = 9
+    (tmp_path / "masks" / "a.png").write_bytes(encode(Image.fromarray(ids[0]), "PNG"))
+    (tmp_path / "masks" / "b.png").write_bytes(encode(Image.fromarray(ids[1][:, 1:]), "PNG"))
+    (tmp_path / "masks" / "c.png").write_bytes(encode(Image.fromarray(ids[2]), "PNG")[:-30])
+    before = tree_state(tmp_path)
+    reasons = r"3 of 4 .*a\.png: number 9 in 64 pixels.*b\.png: a mask of 31 x 24 .* of 32 x 24.*c\.png: .*cut short"
+    with pytest.raises(DataError, match=reasons):
+        check(opened(), PLAIN)
+    kept, report = check(opened(), PLAIN, skip_bad=0.75)
+    assert [item.mask.name for item in kept.items] == ["d.png"]
+    assert report.pixels == tuple(int((ids[3] == index).sum()) for index in range(3))
+    assert tree_state(tmp_path) == before
+
+
+def test_masks_of_nothing_and_missing_classes_are_noted(tmp_path):
+    opened = with_masks(tmp_path, ["a", "b"])
+    for name, value in (("a", 255), ("b", 1)):
+        content = encode(Image.fromarray(np.full((24, 32), value, np.uint8)), "PNG")
+        (tmp_path / "masks" / f"{name}.png").write_bytes(content)
+    report = check(opened(), PLAIN)[1]
+    assert report.pixels == (0, 768, 0)
+    assert any('1 masks hold nothing but ignored pixels: "a.png"' in note for note in report.notes)
+    assert any('no mask has a pixel of class "sky", "tree"' in note for note in report.notes)
+    assert any("no mask has a 0" in note for note in report.notes)
+    (tmp_path / "masks" / "b.png").write_bytes(encode(Image.fromarray(np.zeros((24, 32), np.uint8)), "PNG"))
+    assert not any("no mask has a 0" in note for note in check(opened(), PLAIN)[1].notes)
+    ignored = open_evaluation(tmp_path, DataSettings(zero="ignore"), ("sky",), "semantic_segmentation")
+    assert not any("no mask has a 0" in note for note in check(ignored, PLAIN)[1].notes)
+
+
+def test_pictures_turned_without_their_masks_are_noted(tmp_path):
+    opened = with_masks(tmp_path, ["a", "b"])
+    for name, orientation in (("a", 3), ("b", 6)):
+        picture = Image.open(tmp_path / "images" / f"{name}.png").convert("RGB")
+        (tmp_path / "images" / f"{name}.png").unlink()
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(encode(picture, "JPEG", exif=exif(orientation)))
+    report = examine(opened(), PLAIN)
+    assert [fault.name for fault in report.faults] == ["b.jpg"]
+    assert "orientation tag" in report.faults[0].reason
+    assert any("turned by an orientation tag" in note and "a.jpg" in note for note in report.notes)

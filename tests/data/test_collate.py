@@ -53,8 +53,22 @@ def test_labels_travel_packed_and_arrive_equal():
             assert (found.scores is None) == (label.scores is None)
             assert label.scores is None or found.scores.equal(label.scores)
     assert pack([labels[0], labels[1]._replace(scores=torch.rand(3))]) is None
-    assert pack([Regions(torch.zeros(2, 2))]) is None
     assert pack([]) is None
+
+
+def test_masks_of_one_size_travel_as_one_tensor_and_arrive_as_int64():
+    masks = [Regions(torch.randint(256, (4, 5), dtype=torch.uint8)) for _ in range(3)]
+    assert pack(masks).shape == (3, 4, 5)
+    other = [*masks[:2], Regions(torch.zeros(2, 2, dtype=torch.uint8))]
+    assert pack(other) is None
+    assert pack([masks[0], sample(0).target]) is None
+    assert pack([masks[0]._replace(scores=torch.rand(2, 4, 5))]) is None
+    batch = collate([sample(index)._replace(target=mask) for index, mask in enumerate(masks)])
+    for given in (masks, other):
+        for found, mask in zip(to_device(batch._replace(targets=tuple(given)), "cpu").targets, given, strict=True):
+            assert found.classes.dtype == torch.int64
+            assert found.classes.equal(mask.classes.long())
+    assert all(found.classes.equal(mask.classes) for found, mask in zip(unpack(pack(masks)), masks))
 
 
 def test_a_batch_moves_as_a_whole():

@@ -1,12 +1,20 @@
 import pytest
 import torch
-from bad_pictures import class_folders, tree_state
+from bad_pictures import class_folders, mask_folders, tree_state
 
 from patchform.data import dataset
-from patchform.data.dataset import Pictures, open_data, open_evaluation
+from patchform.data.dataset import (
+    Pictures,
+    evaluation_pictures,
+    open_data,
+    open_evaluation,
+    training_pictures,
+)
+from patchform.data.order import TrainingBatches, training_loader
+from patchform.data.scenes import training_scene
 from patchform.data.transforms import training_transform
 from patchform.errors import DataError, UsageError
-from patchform.records import Preprocessing
+from patchform.records import Label, Preprocessing, Regions
 from patchform.settings import AugmentationSettings, DataSettings
 
 TINY = Preprocessing(size=(16, 16), crop_share=1.0)
@@ -139,6 +147,67 @@ def test_the_cache_changes_nothing_and_knows_its_limit(pictures, monkeypatch):
     plain = pictures()
     assert plain[0, 0].image.equal(twice[0])
     assert plain._cache is None
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    mask_folders(tmp_path, map(str, range(6)), size=(20, 24))
+    preprocessing = Preprocessing(size=(16, 16), resize="native")
+    listing = open_evaluation(tmp_path, DataSettings(), ("a", "b", "c"), "semantic_segmentation")
+    transform = training_scene(preprocessing, AugmentationSettings(color_jitter=0.5))
+    return lambda seed=0: Pictures(listing, transform, preprocessing, seed)
+
+
+def same(one, two):
+    return one.image.equal(two.image) and one.target.classes.equal(two.target.classes)
+
+
+def test_scenes_depend_on_seed_epoch_and_index_alone(scenes):
+    first, second = scenes(), scenes()
+    keys = [(epoch, index) for epoch in range(2) for index in range(6)]
+    expected = {key: first[key] for key in keys}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert all(same(second[key], expected[key]) for key in reversed(keys))
+    assert torch.get_rng_state().equal(before)
+    assert not any(same(second[0, index], second[1, index]) for index in range(6))
+    assert not any(same(scenes(1)[key], expected[key]) for key in keys)
+    assert expected[0, 0].target.classes.dtype == torch.uint8
+    assert expected[0, 0].size == (20, 24)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_scenes_come_out_of_workers_unchanged(scenes, workers):
+    (batch,) = training_loader(scenes(), TrainingBatches(6, 6, 0, 0, 1), workers)
+    for number, target in enumerate(batch.targets):
+        index = int(batch.names[number].removesuffix(".png"))
+        sample = scenes()[0, index]
+        assert target.classes.equal(sample.target.classes)
+        assert batch.images[number].equal(sample.image)
+
+
+def test_masks_count_in_the_cache(scenes, monkeypatch):
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * 20 * 24 * 4)
+    cached = scenes()
+    assert same(cached[0, 0], cached[0, 0])
+    assert cached._cache is not None
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * 20 * 24 * 4 - 1)
+    plain = scenes()
+    assert same(plain[0, 0], cached[0, 0])
+    assert plain._cache is None
+
+
+def test_the_listing_decides_on_the_kind_of_transform(tmp_path, scenes, pictures):
+    for made, kind in ((scenes(), Regions), (pictures(), Label)):
+        settings = AugmentationSettings()
+        preprocessing = Preprocessing(size=(8, 8), resize="squash")
+        for some in (
+            training_pictures(made.listing, preprocessing, settings, 3),
+            evaluation_pictures(made.listing, preprocessing),
+        ):
+            sample = some[0, 0]
+            assert isinstance(sample.target, kind)
+            assert sample.image.shape == (3, 8, 8)
 
 
 def test_nothing_is_written_into_the_data(tmp_path, pictures):

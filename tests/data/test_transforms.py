@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 
 from patchform.data.transforms import Mixing, RandomCrop, evaluation_transform, training_transform
 from patchform.errors import UsageError
-from patchform.records import Batch, Label, Preprocessing
+from patchform.records import Batch, Label, Preprocessing, Regions
 from patchform.settings import AugmentationSettings
 
 PLAIN = AugmentationSettings(crop_scale=(1.0, 1.0), flip=0.0)
@@ -41,6 +41,32 @@ def test_the_size_is_exact(size, resize, share):
         found = transform(picture(*size))
         assert found.shape == (3, 48, 64)
         assert found.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((300, 400), (60, 80)),
+        ((400, 300), (80, 60)),
+        ((30, 30), (60, 60)),
+        ((10, 1000), (2, 240)),
+        ((1, 5000), (1, 240)),
+    ],
+)
+def test_keep_resizes_the_shorter_side_and_bounds_the_longer(given, wanted):
+    image = picture(*given)
+    found = evaluation_transform(Preprocessing(size=(60, 90), resize="keep"))(image)
+    assert found.shape == (3, *wanted)
+    native = evaluation_transform(Preprocessing(size=(60, 90), resize="native"))(image)
+    assert native.data_ptr() == image.data_ptr()
+
+
+def test_mixing_refuses_masks():
+    batch = Batch(torch.zeros(2, 3, 4, 4), (Regions(torch.zeros(4, 4)),) * 2, ("a", "b"), ((4, 4),) * 2)
+    generator = torch.Generator()
+    assert Mixing(AugmentationSettings(), 3).mix(batch, generator) is batch
+    with pytest.raises(UsageError, match="whole images"):
+        Mixing(AugmentationSettings(mixup=0.2), 3).mix(batch, generator)
 
 
 def test_what_would_do_nothing_is_skipped():

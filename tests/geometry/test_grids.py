@@ -48,3 +48,12 @@ def test_masked_mean():
     torch.testing.assert_close(mean[0], tokens[0].mean(0))
     torch.testing.assert_close(mean[1], tokens[1, [0, 3]].mean(0))
     assert torch.equal(grids.masked_mean(tokens, torch.ones_like(padding)), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize(("side", "step"), [(3, 2), (10, 4), (2, 2)])
+def test_squares_are_those_that_unfolding_cuts(side, step):
+    rows, columns = 3, 2
+    frame = torch.arange((step * (rows - 1) + side) * (step * (columns - 1) + side)).view(1, 1, -1, step + side)
+    wanted = frame.unfold(2, side, step).unfold(3, side, step)
+    assert torch.equal(grids.squares((rows, columns), side=side, step=step), wanted.flatten())
+    assert not torch.equal(grids.squares((columns, rows), side=side, step=step), wanted.flatten())  # control

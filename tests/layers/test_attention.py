@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from patchform.layers.attention import Attention, attend, recording
+from patchform.layers.attention import Attention, CrossAttention, attend, recording
 from patchform.layers.blocks import MLP, Block
 from patchform.layers.patterns import Blocks, Columns, Global, Neighborhood, Rows, Windows, _tables
 from patchform.layers.positions import RelativeBias, Rope2D
@@ -225,3 +225,21 @@ def test_a_shifted_block_on_a_grid():
     x = torch.randn(2, 6, 9, 8)
     assert block(x).shape == x.shape
     torch.testing.assert_close(block(x)[:1], block(x[:1]))
+
+
+@torch.no_grad()
+def test_tokens_that_ask_themselves_are_self_attention():
+    torch.manual_seed(0)
+    own, cross = Attention(12, 3), CrossAttention(12, 3)
+    for part in ("weight", "bias"):
+        joined = own.qkv.get_parameter(part)
+        nn.init.normal_(joined)
+        cross.q.get_parameter(part).copy_(joined[:12])
+        cross.kv.get_parameter(part).copy_(joined[12:])
+    cross.proj.load_state_dict(own.proj.state_dict())
+    tokens = torch.randn(2, 5, 12)
+    torch.testing.assert_close(cross(tokens, tokens), own(tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+    seen = torch.tensor([True, True, True, False, True]).expand(2, 1, 1, 1, 5)
+    without = torch.cat([tokens[:, :3], tokens[:, 4:]], 1)
+    torch.testing.assert_close(cross(tokens, tokens, seen), cross(tokens, without), rtol=1e-5, atol=1e-5)
+    assert (cross(tokens, tokens, seen) - cross(tokens, tokens)).abs().max() > 1e-2  # control

@@ -71,3 +71,15 @@ def test_what_lies_beside_is_chosen_alike():
 def test_rates_rise_linearly():
     assert rising(0.2, 3) == [0.0, 0.1, 0.2]
     assert rising(0.2, 1) == [0.0]
+
+
+def test_a_branch_that_is_computed_for_all():
+    torch.manual_seed(0)
+    shortcut, branch = torch.randn(64, 3), torch.randn(64, 3)
+    wanted = shortcut + branch
+    assert torch.equal(DropPath(0.5).eval().add(shortcut, branch.clone()), wanted)
+    assert DropPath().add(shortcut.double(), branch).dtype == torch.float64
+    kept = DropPath(0.5).add(shortcut, branch) - shortcut  # in training
+    dropped = kept.eq(0).all(1)
+    assert 0 < dropped.sum() < 64
+    torch.testing.assert_close(kept[~dropped], 2 * branch[~dropped])

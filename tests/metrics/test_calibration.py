@@ -4,8 +4,15 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from patchform.metrics.calibration import Calibration, best_temperature, expected_calibration_error
-from patchform.records import Label
+from patchform.errors import DataError, DivergedError
+from patchform.metrics.calibration import (
+    SAMPLE,
+    Calibration,
+    PixelCalibration,
+    best_temperature,
+    expected_calibration_error,
+)
+from patchform.records import Label, Regions
 
 
 def by_definition(confidence, correct, bins=15):
@@ -87,3 +94,46 @@ def test_metric_finds_and_mends_over_confidence():
     assert scores.numbers["ece_after"] < 0.25 * scores.numbers["ece"]
     assert sum(row[2] for row in scores.tables["reliability"].values) == 2000
     assert scores.best is None
+
+
+def regions(seed, size=(40, 50), classes=3):
+    """Pixels whose scores are true probabilities, but for a temperature of 2."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = (torch.randn(classes, *size, generator=generator) * 2).softmax(0)
+    truth = torch.multinomial(scores.flatten(1).T, 1, generator=generator).view(size)
+    return Regions(scores.argmax(0), (scores.log() * 2).softmax(0)), Regions(truth.to(torch.uint8))
+
+
+def test_pixels_are_sampled_and_judged_as_images_are():
+    pairs = [regions(seed) for seed in range(20)]
+    pairs[3][1].classes[:] = 255
+    pairs[4][1].classes[:39] = 255
+    metric, again, every = PixelCalibration(), PixelCalibration(), Calibration()
+    metric.update([guess for guess, _ in pairs], [truth for _, truth in pairs])
+    for guess, truth in reversed(pairs):
+        again.update([guess], [truth])
+        scores = guess.scores.flatten(1).T
+        counted = (truth.classes.flatten() != 255).nonzero()[:, 0].tolist()
+        every.update(
+            [Label(scores[i].argmax()[None], scores[i]) for i in counted],
+            [Label(truth.classes.flatten()[i].long()[None]) for i in counted],
+        )
+    found, whole = metric.compute(), every.compute()
+    assert found.samples == 19 * SAMPLE
+    assert found.numbers == pytest.approx(again.compute().numbers)
+    assert found.numbers["temperature"] == pytest.approx(2, rel=0.05)
+    for name, value in whole.numbers.items():
+        assert found.numbers[name] == pytest.approx(value, abs=0.02 if name != "temperature" else 0.1)
+    assert found.numbers["ece"] > 3 * found.numbers["ece_after"]
+    assert found.tables["reliability"].columns[2] == "pixels"
+
+
+def test_pixels_without_scores_are_refused_and_none_are_none():
+    guess, truth = regions(0)
+    with pytest.raises(DataError, match="scores"):
+        PixelCalibration().update([guess._replace(scores=None)], [truth])
+    metric = PixelCalibration()
+    metric.update([guess], [Regions(truth.classes * 0 + 255)])
+    assert metric.compute().numbers == {"ece": None, "temperature": None, "ece_after": None}
+    with pytest.raises(DivergedError):
+        PixelCalibration().update([guess._replace(scores=guess.scores * torch.nan)], [truth])

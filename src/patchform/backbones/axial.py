@@ -19,21 +19,21 @@ The tables of offsets have the length of the native axis; at other sizes they ar
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import AttendingResNet
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.fitting import Fitted, How, fit_line
-from patchform.records import Features, Variant
+from patchform.layers.norms import Norm, Projection, affine
+from patchform.records import Variant
 
 
-class AxialResNet(Backbone):
+class AxialResNet(AttendingResNet):
     """Residual network with axial attention.
 
     Args:
@@ -55,48 +55,16 @@ class AxialResNet(Backbone):
         heads: int = 8,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.channels = tuple(4 * width << stage for stage in range(len(depths)))
-        self.strides = tuple(4 << stage for stage in range(len(depths)))
-        self.width = self.channels[-1]
-        rates = iter(rising(drop_path, sum(depths)))
-
-        conv = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        self.stem = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width)))
-        self.stages = nn.ModuleList()
+        rates, stages = iter(rising(drop_path, sum(depths))), []
         before, grid = width, grids.cells(image_size, 4)
-        for number, (channels, depth) in enumerate(zip(self.channels, depths)):
-            stage = nn.ModuleList()
+        for number, depth in enumerate(depths):
+            channels, stage = 4 * width << number, []
             for index in range(depth):
                 stride = 2 if number and not index else 1
                 stage.append(AxialBlock(before, channels, grid, heads=heads, stride=stride, drop_path=next(rates)))
                 before, grid = channels, grids.cells(grid, stride)
-            self.stages.append(stage)
-
-    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), the mean of cells without padding.
-
-        In training the norms' statistics are those of all cells, padding included.
-        """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-        x = F.max_pool2d(F.relu(self.stem(images)), 3, stride=2, padding=1).permute(
-            0, 2, 3, 1
-        )  # (B, H, W, D) from here
-        maps, hidden = [], None if padding is None else grids.shrink_mask(padding, 4)
-        for stage, stride in zip(self.stages, self.strides):
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, hidden)
-                hidden = None if padding is None else grids.shrink_mask(padding, stride)
-            maps.append(x.permute(0, 3, 1, 2))
-        tokens = x.flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
-
-    def layers(self) -> list[nn.Module]:
-        """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+            stages.append(stage)
+        super().__init__(in_channels, width, stages)
 
 
 class AxialBlock(nn.Module):
@@ -127,15 +95,15 @@ class AxialBlock(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, H, W, D) and padding (B, H, W) -> (B, ceil(H / stride), ceil(W / stride), D')."""
-        branch = F.relu(self.down(x))
+        branch = F.relu(self.down(x), inplace=True)
         across = None if padding is None else padding.transpose(1, 2)
         branch = self.height(branch.transpose(1, 2), across).transpose(1, 2)
         branch = self.width(branch, padding)
         if self.stride > 1:
             pooled = F.avg_pool2d(branch.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
             branch, x = pooled.permute(0, 2, 3, 1), x[:, :: self.stride, :: self.stride]
-        branch = self.up(F.relu(branch))
-        return F.relu(self.drop_path(self.shortcut(x), _ready, branch))
+        branch = self.up(F.relu(branch, inplace=True))
+        return F.relu(self.drop_path.add(self.shortcut(x), branch), inplace=True)
 
 
 class AxialAttention(nn.Module):
@@ -185,7 +153,7 @@ class AxialAttention(nn.Module):
         if self.score_norm.training:
             kinds = torch.stack([q @ k.transpose(2, 3), _meet(q, from_q), _meet(k, from_k).transpose(2, 3)], 1)
             return self.score_norm(kinds.flatten(1, 2)).unflatten(1, (3, self.heads)).sum(1)
-        factor, _ = _affine(self.score_norm)  # what is added to all keys the softmax does not see
+        factor, _ = affine(self.score_norm)  # what is added to all keys the softmax does not see
         a, b, c = factor.view(3, self.heads, 1, 1)
         return (a * q) @ k.transpose(2, 3) + _meet(b * q, from_q) + _meet(c * k, from_k).transpose(2, 3)
 
@@ -195,7 +163,7 @@ class AxialAttention(nn.Module):
         if self.out_norm.training:
             pairs = torch.stack([weights @ v, places], -1).transpose(1, 2)  # (n, L, h, c, 2)
             return self.out_norm(pairs.flatten(2)).unflatten(-1, (-1, 2)).sum(-1)
-        factor, shift = (x.view(self.heads, 1, -1, 2) for x in _affine(self.out_norm))
+        factor, shift = (x.view(self.heads, 1, -1, 2) for x in affine(self.out_norm))
         mixed = weights @ (v * factor[..., 0] + shift.sum(-1)) + places * factor[..., 1]  # the weights add up to 1
         return mixed.transpose(1, 2).flatten(2)
 
@@ -209,48 +177,6 @@ class AxialAttention(nn.Module):
 def _meet(x: Tensor, embedding: Tensor) -> Tensor:
     """(n, h, i, c) and (c, i, j) -> (n, h, i, j)."""
     return torch.einsum("nhic,cij->nhij", x, embedding)
-
-
-class Projection(nn.Module):
-    """A 1x1 convolution without bias and its norm, in evaluation one product.
-
-    Args:
-        in_channels: D.
-        out_channels: D'.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(in_channels, out_channels, bias=False), Norm(out_channels)
-        nn.init.normal_(self.linear.weight, std=(2 / out_channels) ** 0.5)  # He et al. 2015, "fan out"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D')."""
-        if self.norm.training:
-            return self.norm(self.linear(x))
-        factor, shift = _affine(self.norm)
-        return F.linear(x, self.linear.weight * factor[:, None], shift)
-
-
-class Norm(nn.BatchNorm1d):
-    """Batch normalisation of the last axis."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return super().forward(x.flatten(0, -2)).view(x.shape)
-
-
-def _affine(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies by and adds in evaluation."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return factor, norm.bias - norm.running_mean * factor
-
-
-def _ready(shortcut: Tensor, branch: Tensor) -> Tensor:
-    """The branch of the samples that keep it. It is computed for all: the norms need the statistics of the batch."""
-    return branch
 
 
 def _row(width: int, depths: tuple[int, ...]) -> Variant:

@@ -83,7 +83,6 @@ class BoTNet(ResNet):
             channels, cell = 4 * widths[-1], cell * step
         self.width = channels
         self.channels, self.strides = (*self.channels, channels), (*self.strides, cell)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """Features of (B, C, H, W) images; nobody attends to padding, and `summary` is the mean without it."""
@@ -147,8 +146,7 @@ class Block(nn.Module):
         shortcut = self.shortcut(x)
         x = self.attention(F.relu(self.reduce(x), inplace=True), padding=padding)
         x = self.expand(F.relu(self.norm(self.pool(x)), inplace=True))
-        # the branch is computed for all: the norms need the statistics of the batch
-        return F.relu(self.drop_path(shortcut, lambda _, branch: branch, x), inplace=True)
+        return F.relu(self.drop_path.add(shortcut, x), inplace=True)
 
 
 class SelfAttention(nn.Module):
@@ -177,7 +175,7 @@ class SelfAttention(nn.Module):
             q, k, bias = self.position(q, k, grid)
         allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
         mixed = attend(q, k, v, bias=bias, allowed=allowed)[:, 0]  # (B, h, N, d)
-        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)  # channels last in memory
+        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)  # as it lay
 
 
 class Absolute2D(InsidePosition):

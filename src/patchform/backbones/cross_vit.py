@@ -26,7 +26,7 @@ from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import attend
+from patchform.layers.attention import CrossAttention
 from patchform.layers.blocks import Block
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.patches import Patches, pad_to
@@ -173,12 +173,9 @@ class Fusion(nn.Module):
 
     def __init__(self, width: int, other: int, heads: int, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
         self.enter = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.GELU(), nn.Linear(width, other))
         self.norm = nn.LayerNorm(other, eps=EPS)
-        self.q = nn.Linear(other, other)
-        self.kv = nn.Linear(other, 2 * other)
-        self.proj = nn.Linear(other, other)
+        self.ask = CrossAttention(other, heads)
         self.residual = DropPath(drop_path)
         self.leave = nn.Sequential(nn.LayerNorm(other, eps=EPS), nn.GELU(), nn.Linear(other, width))
 
@@ -192,10 +189,8 @@ class Fusion(nn.Module):
     def look(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
         """(B, 1, D'), the only query, and (B, N, D') -> (B, 1, D')."""
         tokens = self.norm(torch.cat([token, patches], 1))
-        q = self.q(tokens[:, None, :1]).unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, 1, h, 1, d)
-        k, v = self.kv(tokens[:, None]).unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, 1, h, K, d)
         allowed = None if padding is None else ~padding[:, None, None, None]
-        return self.proj(attend(q, k, v, allowed=allowed).flatten(2))
+        return self.ask(tokens[:, :1], tokens, allowed)
 
 
 class ConvolutionalPatches(nn.Module):
@@ -226,7 +221,8 @@ class ConvolutionalPatches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
         rows, columns = grids.cells((images.shape[-2], images.shape[-1]), self.size)
-        return self.proj(pad_to(images, (rows * self.size, columns * self.size))).permute(0, 2, 3, 1)
+        images = pad_to(images, (rows * self.size, columns * self.size)).contiguous(memory_format=torch.channels_last)
+        return self.proj(images).permute(0, 2, 3, 1)
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -47,8 +47,8 @@ from torch import Tensor, nn
 from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import Attention, attend
-from patchform.layers.blocks import MLP
+from patchform.layers.attention import Attention, CrossAttention, attend, join_heads, split_heads
+from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.norms import LayerScale
 from patchform.records import Features, Variant
@@ -145,7 +145,9 @@ class DualViT(Backbone):
         if self.class_block is None:
             summary = grids.masked_mean(tokens, hidden[-1])
         else:
-            summary = self.norms[-1](self.class_block(torch.cat([pixels.flatten(1, 2), semantics], 1), seen.both()))
+            everybody, allowed = torch.cat([pixels.flatten(1, 2), semantics], 1), seen.both()
+            mean = grids.masked_mean(everybody, None if allowed is None else ~allowed.flatten(1))[:, None]  # (10)
+            summary = self.norms[-1](self.class_block(mean, everybody, allowed))[:, 0]  # (11), (12)
         return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden[-1])
 
     def layers(self) -> list[nn.Module]:
@@ -179,7 +181,7 @@ class Start(nn.Module):
 
         # as in the authors' dense code; their classifier leaves Q as it is for any 64 squares, 4 x 16 too
         q = self.ask(grids.resize(self.questions, grids.size_of(pooled))).flatten(0, 1).expand(len(x), 1, 1, -1, -1)
-        k, v = _heads(self.kv(x), 1, parts=2)
+        k, v = split_heads(self.kv(x), 1, parts=2)
         answers = attend(q, k, v, allowed=_seen(blank))[:, 0, 0]  # (1)
         a, b = self.weigh(grids.masked_mean(answers + x, blank)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)
         return self.norm(a * answers + b * x), blank  # (2)
@@ -197,13 +199,13 @@ class DualBlock(nn.Module):
         self.residual, self.heads = DropPath(drop_path), heads
         # semantic pathway
         self.norm3, self.confer = nn.LayerNorm(width), nn.Linear(width, 3 * width)
-        self.norm4, self.read = nn.LayerNorm(width), Ask(width, heads, project=False)
+        self.norm4, self.read = nn.LayerNorm(width), CrossAttention(width, heads, project=False)
         self.norm5 = nn.LayerNorm(width)
         self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         self.scale3, self.scale4, self.scale5 = (LayerScale(width, layer_scale) for _ in range(3))
         # pixel pathway
         self.pixel_norm, self.norm6 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width)
-        self.look, self.norm7 = Ask(width, heads), nn.LayerNorm(width, eps=EPS)
+        self.look, self.norm7 = CrossAttention(width, heads), nn.LayerNorm(width, eps=EPS)
         self.mlp = ConvolutionalMLP(width, int(width * mlp_ratio))
         self.scale6, self.scale7 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
@@ -218,8 +220,8 @@ class DualBlock(nn.Module):
         return pixels, semantics
 
     def _equation_3(self, semantics: Tensor, seen: Tensor | None) -> Tensor:
-        q, k, v = _heads(self.confer(self.norm3(semantics)), self.heads, parts=3)
-        return self.scale3(_joined(attend(q, k, v, allowed=seen)))
+        q, k, v = split_heads(self.confer(self.norm3(semantics)), self.heads, parts=3)
+        return self.scale3(join_heads(attend(q, k, v, allowed=seen)))
 
     def _equation_4(self, semantics: Tensor, normed: Tensor, seen: Tensor | None) -> Tensor:
         return self.scale4(self.read(self.norm4(semantics), normed, seen))
@@ -270,54 +272,6 @@ class MergeBlock(nn.Module):
 KINDS = (DualBlock, DualBlock, MergeBlock, MergeBlock)  # of the four stages
 
 
-class ClassBlock(nn.Module):
-    """A token that asks all others and alone learns from it: equations 10 to 12 (of VOLO, Yuan et al. 2022)."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
-        self.ask, self.mlp = Ask(width, heads), MLP(width, int(width * mlp_ratio))
-
-    def forward(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
-        """(B, N, D) -> (B, D)."""
-        token = grids.masked_mean(tokens, None if seen is None else ~seen.flatten(1))[:, None]  # (10)
-        everybody = self.norm1(torch.cat([token, tokens], 1))
-        seen = None if seen is None else F.pad(seen, (1, 0), value=True)
-        token = token + self.ask(everybody[:, :1], everybody, seen)  # (11)
-        return (token + self.mlp(self.norm2(token)))[:, 0]  # (12)
-
-
-class Ask(nn.Module):
-    """Attention of x to y, "x asks y" of the equations, with or without a projection after it."""
-
-    def __init__(self, width: int, heads: int, *, project: bool = True) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width) if project else nn.Identity()
-
-    def forward(self, asking: Tensor, asked: Tensor, seen: Tensor | None) -> Tensor:
-        """(B, N, D) and (B, K, D), both normalised -> (B, N, D)."""
-        (q,) = _heads(self.q(asking), self.heads)
-        k, v = _heads(self.kv(asked), self.heads, parts=2)
-        return self.proj(_joined(attend(q, k, v, allowed=seen)))
-
-
-class ConvolutionalMLP(nn.Module):
-    """Linear to `hidden`, depthwise 3x3 convolution, GELU, linear back (PVT v2, Wang et al. 2022, section 3.3)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.mix = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        """(B, H, W, D) -> (B, H, W, D)."""
-        x = self.mix(self.fc1(cells).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(F.gelu(x))
-
-
 class Stem(nn.Module):
     """Three convolutions of `inside` channels at half the resolution; one more halves it again."""
 
@@ -345,16 +299,6 @@ class Halve(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), D')."""
         return self.norm(self.proj(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-
-def _heads(x: Tensor, heads: int, *, parts: int = 1) -> Tensor:
-    """(B, N, parts * h * d) -> (parts, B, 1, h, N, d), as `attend` takes them."""
-    return x[:, None].unflatten(-1, (parts, heads, -1)).permute(3, 0, 1, 4, 2, 5)
-
-
-def _joined(x: Tensor) -> Tensor:
-    """(B, 1, h, N, d) -> (B, N, D)."""
-    return x[:, 0].transpose(1, 2).flatten(2)
 
 
 def _seen(padding: Tensor | None) -> Tensor | None:

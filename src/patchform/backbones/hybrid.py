@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.resnet import BLOCKS
+from patchform.backbones.resnet import BLOCKS, Block
 from patchform.backbones.vit import ViT
 from patchform.geometry import grids
 from patchform.layers.blocks import GELU
@@ -45,6 +45,8 @@ class Hybrid(ViT):
         drop_path: stochastic depth of the last block, rising linearly from 0; the local network has none.
         gelu: "tanh" is what the original computes; "none", the error function, is how others run the same weights.
     """
+
+    prefers_channels_last = True
 
     def __init__(
         self,
@@ -119,7 +121,6 @@ class LocalNetwork(nn.Module):
                 stage.append(Unit(channels, width << number, stride=2 if number > 0 and index == 0 else 1))
                 channels = 4 * width << number
             self.stages.append(stage)
-        self.to(memory_format=torch.channels_last)  # as convolutions like kernels and maps best
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> the map of every stage, fine to coarse; the stem's where there is none."""
@@ -137,8 +138,8 @@ class LocalNetwork(nn.Module):
         return [unit for stage in self.stages for unit in stage.children()]
 
 
-class Unit(nn.Module):
-    """relu(shortcut(x) + branch(x)): ResNet's bottleneck with the layers of this file.
+class Unit(Block):
+    """ResNet's bottleneck with the layers of this file; it starts as its shortcut.
 
     Args:
         in_channels: of the input.
@@ -147,21 +148,8 @@ class Unit(nn.Module):
     """
 
     def __init__(self, in_channels: int, width: int, *, stride: int = 1) -> None:
-        super().__init__()
-        fits = in_channels == 4 * width and stride == 1
-        self.shortcut = nn.Identity() if fits else conv_norm(in_channels, 4 * width, 1, stride)
-        self.branch = nn.ModuleList()
-        for kernel, strided, units in BLOCKS["bottleneck"]:
-            self.branch.append(conv_norm(in_channels, width * units, kernel, stride if strided else 1))
-            in_channels = width * units
-        nn.init.zeros_(self.branch[-1].get_parameter("norm.weight"))  # a unit starts as its shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
-        shortcut = self.shortcut(x)
-        for number, layer in enumerate(self.branch):
-            x = layer(F.relu(x, inplace=True) if number else x)
-        return F.relu(x + shortcut, inplace=True)
+        super().__init__(in_channels, width, branch=BLOCKS["bottleneck"], stride=stride, layer=conv_norm)
+        nn.init.zeros_(self.branch[-1].get_parameter("norm.weight"))
 
 
 class StandardisedConv(nn.Conv2d):

@@ -181,7 +181,8 @@ class HierarchicalPatches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 16), ceil(W / 16), D)."""
         rows, columns = grids.cells(grids.size_of(images), self.size)
-        return self.proj(pad_to(images, (rows * self.size, columns * self.size))).permute(0, 2, 3, 1)
+        images = pad_to(images, (rows * self.size, columns * self.size)).contiguous(memory_format=torch.channels_last)
+        return self.proj(images).permute(0, 2, 3, 1)
 
 
 STEMS = {"linear": Patches, "hmlp": HierarchicalPatches}

@@ -182,7 +182,7 @@ class Block(nn.Module):
             mixed = mixed * (2 * self.gate(_mean(x, padding)).sigmoid())  # twice: the authors' code, so that 0 is open
         else:
             skip = self.identity(x)
-            mixed = self.residual(skip * self.gate(_mean(skip, padding)).sigmoid(), _ready, mixed)
+            mixed = self.residual.add(skip * self.gate(_mean(skip, padding)).sigmoid(), mixed)
         x = self.activation(mixed)
         return x if self.groups == 1 else F.channel_shuffle(x, self.groups)
 
@@ -260,11 +260,6 @@ def _halved(x: Tensor) -> Tensor:
 def _mean(x: Tensor, padding: Tensor | None) -> Tensor:
     """(B, C, H, W) -> (B, C, 1, 1)."""
     return grids.masked_mean(x.flatten(2).transpose(1, 2), padding)[..., None, None]
-
-
-def _ready(skip: Tensor, branch: Tensor) -> Tensor:
-    """The branch of the samples that keep it. It is computed for all: the norms need the statistics of the batch."""
-    return branch
 
 
 def _row(*widths: int) -> Variant:

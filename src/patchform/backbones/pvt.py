@@ -27,11 +27,11 @@ from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.blocks import MLP
+from patchform.layers.blocks import ConvolutionalMLP
 from patchform.layers.drop import rising
 from patchform.layers.patches import OverlappingPatches
 from patchform.layers.positions import Learned1D
-from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide
+from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide, squares_block
 from patchform.records import Features, Variant
 
 STRIDES = (4, 8, 16, 32)
@@ -87,19 +87,8 @@ class PVT(Backbone):
             for width, grid, stride in zip(widths, native, STRIDES, strict=True)
         )
         self.stages = nn.ModuleList(
-            nn.ModuleList(
-                ReducedBlock(
-                    width,
-                    stage_heads,
-                    reduction=Reduction(width, side) if side > 1 else None,
-                    mlp=MLP(width, int(width * ratio)),
-                    drop_path=next(rates),
-                )
-                for _ in range(depth)
-            )
-            for width, depth, stage_heads, ratio, side in zip(
-                widths, depths, heads, mlp_ratios, reductions, strict=True
-            )
+            nn.ModuleList(squares_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth))
+            for width, depth, number, ratio, side in zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         )
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
 
@@ -137,14 +126,10 @@ class PVTv2(Backbone):
     """Pyramid vision transformer, version 2.
 
     Args:
-        in_channels: C of the images.
+        in_channels, depths, heads, mlp_ratios, drop_path: see `PVT`.
         widths: channels of the stages.
-        depths: blocks of each stage.
-        heads: attention heads of each stage.
-        mlp_ratios: hidden width of the perceptrons over the stage's.
         attention: "reduced" as in version 1, "linear" looks at 7 x 7 means, so that its cost grows with the map.
         reductions: side of the squares that become one key, cells; "linear" has none.
-        drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
     def __init__(
@@ -226,31 +211,6 @@ class ConvolutionalBlock(ReducedBlock):
     def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """The perceptron's branch, of a map (B, H, W, D)."""
         return self.mlp(self.norm2(x), padding)
-
-
-class ConvolutionalMLP(nn.Module):
-    """Linear, depthwise 3x3 convolution, GELU, linear (Wang et al. 2022, section 3.3).
-
-    Args:
-        width: D.
-        hidden: inner width.
-        relu: whether a ReLU comes before the convolution; the authors' models with linear attention have it.
-    """
-
-    def __init__(self, width: int, hidden: int, *, relu: bool = False) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.before = nn.ReLU(inplace=True) if relu else nn.Identity()
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """(B, H, W, D) -> the same; padding (B, H, W)."""
-        x = hide(self.before(self.fc1(x)), padding)
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.fc2(F.gelu(x))
-        return self.fc2(torch.ops.aten.gelu_(x))  # a fresh tensor of this size costs more than the function itself
 
 
 class Means(nn.Module):

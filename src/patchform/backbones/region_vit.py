@@ -170,7 +170,8 @@ class OneConvolution(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
         rows, columns = grids.cells(grids.size_of(images), PATCH)
-        return self.proj(pad_to(images, (rows * PATCH, columns * PATCH))).permute(0, 2, 3, 1)
+        images = pad_to(images, (rows * PATCH, columns * PATCH)).contiguous(memory_format=torch.channels_last)
+        return self.proj(images).permute(0, 2, 3, 1)
 
 
 def _convolve(convolution: nn.Module, x: Tensor) -> Tensor:

@@ -12,16 +12,15 @@ Gives four maps (strides 4, 8, 16, 32; 1, 2, 4, 8 with the small stem), the last
 
 As in the published weights (torchvision's "v1.5"), a bottleneck that halves the map does so in its 3x3 convolution; in
 the paper it is the first 1x1. Where the map changes its shape the shortcut is a projection (the paper's option B).
-Kernels, and so the maps, lie in memory channels last, as convolutions like them best.
+Convolutions are faster with `model.to(memory_format=torch.channels_last)`: the maps follow the weights' format.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,18 +58,27 @@ class Block(nn.Module):
         branch: the convolutions; a norm follows each, a relu all but the last.
         stride: of the block.
         drop_path: probability that an image skips the branch in training, in [0, 1).
+        layer: makes a convolution and its norm from input channels, output channels, kernel and stride.
     """
 
     def __init__(
-        self, in_channels: int, width: int, *, branch: Sequence[Convolution], stride: int = 1, drop_path: float = 0.0
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        branch: Sequence[Convolution],
+        stride: int = 1,
+        drop_path: float = 0.0,
+        layer: Callable[[int, int, int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        layer = layer or conv_norm
         out_channels = width * branch[-1].width
         fits = in_channels == out_channels and stride == 1
-        self.shortcut = nn.Identity() if fits else conv_norm(in_channels, out_channels, 1, stride)
+        self.shortcut = nn.Identity() if fits else layer(in_channels, out_channels, 1, stride)
         self.branch = nn.ModuleList()
         for kernel, strided, units in branch:
-            self.branch.append(conv_norm(in_channels, width * units, kernel, stride if strided else 1))
+            self.branch.append(layer(in_channels, width * units, kernel, stride if strided else 1))
             in_channels = width * units
         self.drop_path = DropPath(drop_path)
 
@@ -79,12 +87,7 @@ class Block(nn.Module):
         shortcut = self.shortcut(x)
         for number, layer in enumerate(self.branch):
             x = layer(F.relu(x, inplace=True) if number else x)
-        return F.relu(self.drop_path(shortcut, _ready, x), inplace=True)
-
-
-def _ready(shortcut: Tensor, branch: Tensor) -> Tensor:
-    """The branch of the samples that keep it. It is computed for all: the norms need the statistics of the batch."""
-    return branch
+        return F.relu(self.drop_path.add(shortcut, x), inplace=True)
 
 
 class ResNet(Backbone):
@@ -102,6 +105,8 @@ class ResNet(Backbone):
     Raises:
         UsageError: an unknown block or stem.
     """
+
+    prefers_channels_last = True
 
     def __init__(
         self,
@@ -138,7 +143,6 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al. 2015b, "Delving Deep into Rectifiers", section 2.2
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """Features of (B, C, H, W) images; `summary` is the mean over the cells that are not padding.

@@ -23,21 +23,21 @@ text gives each its own share of them, the same thing with block-diagonal matric
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import AttendingResNet
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, rising
-from patchform.records import Features, Variant
+from patchform.layers.norms import Norm, Projection
+from patchform.records import Variant
 
 
-class StandAlone(Backbone):
+class StandAlone(AttendingResNet):
     """Residual network whose spatial convolutions are local self-attention.
 
     Args:
@@ -59,47 +59,16 @@ class StandAlone(Backbone):
         span: int = 7,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.channels = tuple(4 * width << stage for stage in range(len(depths)))
-        self.strides = tuple(4 << stage for stage in range(len(depths)))
-        self.width = self.channels[-1]
-        rates = iter(rising(drop_path, sum(depths)))
-
-        conv = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        self.stem = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width)))
-        self.stages = nn.ModuleList()
+        rates, stages = iter(rising(drop_path, sum(depths))), []
         before = width
-        for number, (channels, depth) in enumerate(zip(self.channels, depths)):
-            stage = nn.ModuleList()
+        for number, depth in enumerate(depths):
+            channels, stage = 4 * width << number, []
             for index in range(depth):
                 stride = 2 if number and not index else 1
                 stage.append(LocalBlock(before, channels, heads, span, stride=stride, drop_path=next(rates)))
                 before = channels
-            self.stages.append(stage)
-
-    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), the mean of cells without padding.
-
-        In training the norms' statistics are those of all cells, padding included.
-        """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-        x = F.max_pool2d(F.relu(self.stem(images)), 3, stride=2, padding=1)
-        x = x.permute(0, 2, 3, 1)  # (B, H, W, D) in all blocks
-        maps, hidden = [], None if padding is None else grids.shrink_mask(padding, 4)
-        for stage, stride in zip(self.stages, self.strides):
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, hidden)
-                hidden = None if padding is None else grids.shrink_mask(padding, stride)
-            maps.append(x.permute(0, 3, 1, 2))
-        tokens = x.flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
-
-    def layers(self) -> list[nn.Module]:
-        """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+            stages.append(stage)
+        super().__init__(in_channels, width, stages)
 
 
 class LocalBlock(nn.Module):
@@ -128,12 +97,12 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, H, W, D) and padding (B, H, W) -> (B, ceil(H / stride), ceil(W / stride), D')."""
-        branch = self.attention(F.relu(self.down(x)), padding)
+        branch = self.attention(F.relu(self.down(x), inplace=True), padding)
         if self.stride > 1:
             pooled = F.avg_pool2d(branch.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
             branch, x = pooled.permute(0, 2, 3, 1), x[:, :: self.stride, :: self.stride]
-        branch = self.up(F.relu(self.attention_norm(branch)))
-        return F.relu(self.drop_path(self.shortcut(x), _ready, branch))
+        branch = self.up(F.relu(self.attention_norm(branch), inplace=True))
+        return F.relu(self.drop_path.add(self.shortcut(x), branch), inplace=True)
 
 
 class LocalAttention(nn.Module):
@@ -150,13 +119,10 @@ class LocalAttention(nn.Module):
         tile: side of a tile, cells; any gives the same answer.
     """
 
-    far: Tensor
-    step: Tensor
-
     def __init__(self, in_channels: int, out_channels: int, heads: int, span: int, *, tile: int = 4) -> None:
         super().__init__()
         self.heads, self.radius, self.tile = heads, span // 2, tile
-        width, halo = out_channels // heads, tile + 2 * (span // 2)
+        width = out_channels // heads
         self.qkv = nn.Linear(in_channels, 3 * out_channels, bias=False)
         self.rows = nn.Parameter(torch.empty(span, width // 2))
         self.columns = nn.Parameter(torch.empty(span, width // 2))
@@ -164,83 +130,40 @@ class LocalAttention(nn.Module):
         nn.init.normal_(self.rows)
         nn.init.normal_(self.columns)
 
-        step = torch.arange(halo) - torch.arange(tile)[:, None]  # offset + radius
-        self.register_buffer("far", (step < 0) | (step >= span), persistent=False)
-        self.register_buffer("step", step.clamp(0, span - 1), persistent=False)
-
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, H, W, D) and padding (B, H, W) -> (B, H, W, D')."""
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0)
-        batch, height, width, _ = x.shape
+        height, width = x.shape[1:3]
         tile, radius = self.tile, self.radius
-        below, beside = -height % tile, -width % tile
-        qkv = F.pad(self.qkv(x), (0, 0, radius, radius + beside, radius, radius + below))  # without bias: keys of 0
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(3, 0, 4, 1, 2, 5)  # (B, h, r + H + r, r + W + r, d)
-        q = q[:, :, radius : radius + height + below, radius : radius + width + beside]
-        q = q.unflatten(3, (-1, tile)).unflatten(2, (-1, tile)).permute(0, 2, 4, 1, 3, 5, 6)  # (B, ty, tx, h, t, t, d)
-        half = q.shape[-1] // 2
-        by_row = self.places(q[..., :half], self.rows)[..., :, None]
-        by_column = self.places(q[..., half:].transpose(4, 5), self.columns).transpose(4, 5)[..., None, :]
-        bias = (by_row + by_column).flatten(6).flatten(4, 5)  # (B, ty, tx, h, t^2, halo^2)
-        q, bias = q.flatten(4, 5).flatten(1, 2), bias.flatten(1, 2)  # a tile is a group
-        mixed = attend(q, self.halos(k), self.halos(v), bias=bias, scale=1.0)  # (B, G, h, t^2, d)
-        tiles = mixed.unflatten(1, ((height + below) // tile, -1)).unflatten(4, (tile, tile))
-        out = tiles.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height + below, width + beside, -1)
-        return out[:, :height, :width]
+        rows, columns = grids.cells((height, width), tile)
+        below, beside = rows * tile - height, columns * tile - width
+        q, kv = self.qkv(x).tensor_split([self.qkv.out_features // 3], -1)
+        q = F.pad(q, (0, 0, 0, beside, 0, below)).unflatten(2, (columns, tile)).unflatten(1, (rows, tile))
+        q = q.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, G, t^2, D'): a tile is a group
+        q = q.unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, G, h, t^2, d)
+        kv = F.pad(kv, (0, 0, radius, radius + beside, radius, radius + below))  # the projection has no bias: zeros
+        halo = tile + 2 * radius
+        cells = grids.squares((rows, columns), side=halo, step=tile, device=x.device)
+        halos = kv.flatten(1, 2).index_select(1, cells).unflatten(1, (rows * columns, -1))  # (B, G, halo^2, 2D')
+        k, v = halos.unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, G, h, halo^2, d)
+        mixed = attend(q, k, v, bias=self.bias(q), scale=1.0)
+        tiles = mixed.transpose(2, 3).flatten(3).unflatten(2, (tile, tile)).unflatten(1, (rows, columns))
+        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
-    def places(self, q: Tensor, table: Tensor) -> Tensor:
-        """Scores (..., t, t, halo) of queries (..., t, t, d/2) and offsets along the first t; far ones are -inf."""
-        scores = torch.einsum("...yxd,ykd->...yxk", q, table[self.step])
-        return scores.masked_fill(self.far[:, None], float("-inf"))
-
-    def halos(self, x: Tensor) -> Tensor:
-        """(B, h, r + H + r, r + W + r, d) -> (B, G, h, halo^2, d)."""
-        halo = self.tile + 2 * self.radius
-        views = x.unfold(2, halo, self.tile).unfold(3, halo, self.tile)  # (B, h, ty, tx, d, halo, halo)
-        return views.permute(0, 2, 3, 1, 5, 6, 4).flatten(4, 5).flatten(1, 2)
+    def bias(self, q: Tensor) -> Tensor:
+        """Scores (B, G, h, t^2, halo^2) of queries (B, G, h, t^2, d) and offsets; -inf for what lies too far."""
+        of_row, of_column = q.unflatten(3, (self.tile, self.tile)).chunk(2, -1)
+        by_row = _slanted((of_row @ self.rows.t()).transpose(3, 4)).transpose(3, 4)  # (B, G, h, t, t, halo)
+        by_column = _slanted(of_column @ self.columns.t())
+        return (by_row[..., None] + by_column[..., None, :]).flatten(5).flatten(3, 4)
 
 
-class Projection(nn.Module):
-    """A 1x1 convolution without bias and its norm, in evaluation one product.
-
-    Args:
-        in_channels: D.
-        out_channels: D'.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(in_channels, out_channels, bias=False), Norm(out_channels)
-        nn.init.normal_(self.linear.weight, std=(2 / out_channels) ** 0.5)  # He et al. 2015, "fan out"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D')."""
-        if self.norm.training:
-            return self.norm(self.linear(x))
-        factor, shift = _affine(self.norm)
-        return F.linear(x, self.linear.weight * factor[:, None], shift)
-
-
-class Norm(nn.BatchNorm1d):
-    """Batch normalisation of the last axis."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return super().forward(x.flatten(0, -2)).view(x.shape)
-
-
-def _affine(norm: Norm) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies by and adds in evaluation."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return factor, norm.bias - norm.running_mean * factor
-
-
-def _ready(shortcut: Tensor, branch: Tensor) -> Tensor:
-    """The branch of the samples that keep it. It is computed for all: the norms need the statistics of the batch."""
-    return branch
+def _slanted(scores: Tensor) -> Tensor:
+    """(..., t, k) of the cells of a line and offsets -> (..., t, t + k - 1) of the cells and places; -inf elsewhere."""
+    cells, offsets = scores.shape[-2:]
+    line = F.pad(scores, (0, cells), value=float("-inf")).flatten(-2)  # every cell begins one place further on
+    return line[..., :-cells].unflatten(-1, (cells, cells + offsets - 1))
 
 
 def _row(*depths: int) -> Variant:

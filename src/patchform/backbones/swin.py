@@ -28,6 +28,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import rising
+from patchform.layers.linear import Linear
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Windows
 from patchform.layers.positions import Grid, InsidePosition, RelativeBias
@@ -228,7 +229,7 @@ class PostNormBlock(Block):
         return self.pattern.scatter(mixed, tuple(x.shape[1:-1]))
 
 
-class QKV(nn.Linear):
+class QKV(Linear):
     """Queries, keys and values, of which the keys have no bias. `qv_bias` (2D,) holds that of queries, then values."""
 
     def __init__(self, width: int) -> None:

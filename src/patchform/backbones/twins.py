@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.blocks import MLP, Block
+from patchform.layers.blocks import Block
 from patchform.layers.drop import rising
 from patchform.layers.patterns import Windows
-from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide
+from patchform.layers.reduction import Squares, hide, squares_block
 from patchform.records import Features, Variant
 
 
@@ -111,7 +111,7 @@ class PCPVT(Twins):
         rates = iter(rising(drop_path, sum(depths)))
         sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         stages = [
-            [_global(width, number, ratio, side, next(rates)) for _ in range(depth)]
+            [squares_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth)]
             for width, depth, number, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
@@ -121,15 +121,8 @@ class SVT(Twins):
     """Pyramid of blocks that look within windows and at the whole map by turns (section 3.2).
 
     Args:
-        in_channels: C of the images.
-        widths: channels of each stage.
-        depths: blocks of each stage.
-        heads: attention heads of each stage.
-        mlp_ratios: hidden width of the perceptrons over the stage's.
+        in_channels, widths, depths, heads, mlp_ratios, reductions, drop_path, norm_maps: see `PCPVT`.
         window: side of a window, cells; those at the border of a map that it does not divide hold fewer.
-        reductions: side of the squares that become one key, cells.
-        norm_maps: see `Twins`.
-        drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
     def __init__(
@@ -150,7 +143,7 @@ class SVT(Twins):
         windows = Windows((window, window))
         stages = [
             [
-                _global(width, number, ratio, side, rate)
+                squares_block(width, number, ratio, side, drop_path=rate)
                 if place % 2
                 else Block(width, number, pattern=windows, mlp_ratio=ratio, drop_path=rate)
                 for place, rate in zip(range(depth), rates)
@@ -158,13 +151,6 @@ class SVT(Twins):
             for width, depth, number, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
-
-
-def _global(width: int, heads: int, mlp_ratio: float, side: int, drop_path: float) -> nn.Module:
-    """A block that looks at the whole map, its squares of `side` x `side` cells made into one each."""
-    reduction = Reduction(width, side) if side > 1 else None
-    mlp = MLP(width, int(width * mlp_ratio))
-    return ReducedBlock(width, heads, reduction=reduction, mlp=mlp, drop_path=drop_path)
 
 
 class PositionGenerator(nn.Module):

@@ -206,7 +206,7 @@ class OutlookAttention(nn.Module):
 
         rows, columns = pooled.shape[1:3]
         frame = (2 * rows + 1, 2 * columns + 1)  # a row above, a column on the left; odd grids one more at the end
-        cells = _windows(rows, columns, x.device)
+        cells = grids.squares((rows, columns), side=3, step=2, device=x.device)
         framed = F.pad(self.v(x), (0, 0, 1, frame[1] - width - 1, 1, frame[0] - height - 1)).flatten(1, 2)
         values = framed.index_select(1, cells).view(*pooled.shape[:3], 9, self.heads, -1).transpose(3, 4)
         mixed = (weights @ values).transpose(3, 4).flatten(4).flatten(1, 3)  # (B, H/2 * W/2 * 9, D)
@@ -217,13 +217,6 @@ class OutlookAttention(nn.Module):
 def _mean_of_four(x: Tensor) -> Tensor:
     """Mean of 2x2 cells, of those that are there, (B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), D)."""
     return F.avg_pool2d(x.permute(0, 3, 1, 2), 2, ceil_mode=True).permute(0, 2, 3, 1)
-
-
-def _windows(rows: int, columns: int, device: torch.device) -> Tensor:
-    """(rows * columns * 9,): the nine cells of each window in a frame of 2 * rows + 1 by 2 * columns + 1 cells."""
-    down = 2 * torch.arange(rows, device=device)[:, None] + torch.arange(3, device=device)
-    across = 2 * torch.arange(columns, device=device)[:, None] + torch.arange(3, device=device)
-    return (down[:, None, :, None] * (2 * columns + 1) + across[:, None]).flatten()
 
 
 def _row(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-from patchform.data.images import decode, facts, read
+import torch
+from torch import Tensor
+
+from patchform.data.images import decode, facts, is_turned, read
 from patchform.data.listing import Item, Listing, quoted, relative_name
+from patchform.data.masks import decode_mask
 from patchform.errors import DataError
-from patchform.records import Preprocessing
+from patchform.records import IGNORED, Preprocessing
 
 THREADS = 4
 """Decoding releases Python's lock."""
@@ -23,7 +27,7 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".
 
 
 class Fault(NamedTuple):
-    """A picture that cannot be used."""
+    """A picture, or its mask, that cannot be used."""
 
     name: str
     reason: str
@@ -39,6 +43,8 @@ class Report:
     """In the order of the listing."""
     notes: tuple[str, ...]
     """Things that are no faults, each with its count."""
+    pixels: tuple[int, ...] | None = None
+    """Of each class in the masks of the pictures without a fault; None where there are no masks."""
 
     @property
     def used(self) -> int:
@@ -53,7 +59,7 @@ def check(
     skip_bad: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Listing, Report]:
-    """Decode every picture once.
+    """Decode every picture, and mask, once.
 
     Args:
         listing: what to check.
@@ -89,12 +95,15 @@ def check(
 def examine(
     listing: Listing, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Decode every picture once and report all faults; never stops at one. Arguments as in `check`."""
+    """Decode every picture, and mask, once and report all faults; never stops at one. Arguments as in `check`."""
     faults: list[Fault] = []
+    pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
     remarks: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(partial(_examine, preprocessing=preprocessing), listing.items)
-        for done, (item, (fault, found)) in enumerate(zip(listing.items, results), 1):
+        results = pool.map(partial(_examine, listing=listing, preprocessing=preprocessing), listing.items)
+        for done, (item, (fault, found, counts)) in enumerate(zip(listing.items, results), 1):
+            if counts is not None:
+                pixels += counts
             if fault:
                 faults.append(Fault(_name(item, listing), fault))
             for remark in found:
@@ -102,7 +111,20 @@ def examine(
             if progress:
                 progress(done, len(listing))
     notes = tuple(f"{len(names)} {remark}: {quoted(names, 3)}" for remark, names in sorted(remarks.items()))
-    return Report(checked=len(listing), faults=tuple(faults), notes=notes)
+    if listing.coding is None:
+        return Report(checked=len(listing), faults=tuple(faults), notes=notes)
+    of_classes = tuple(pixels[: len(listing.classes)].tolist())
+    notes += _remarks_on_masks(listing, of_classes)
+    return Report(checked=len(listing), faults=tuple(faults), notes=notes, pixels=of_classes)
+
+
+def _remarks_on_masks(listing: Listing, pixels: Sequence[int]) -> tuple[str, ...]:
+    absent = [name for name, number in zip(listing.classes, pixels) if number == 0]
+    notes: tuple[str, ...] = (f"no mask has a pixel of class {quoted(absent)}",) if absent else ()
+    zero = dict(listing.coding.ids).get(0, IGNORED) if listing.coding else IGNORED
+    if zero != IGNORED and pixels[zero] == 0:
+        notes += ("no mask has a 0: if their numbers begin at 1, set data.zero to ignore",)
+    return notes
 
 
 def overlap(first: Listing, second: Listing) -> tuple[tuple[str, str], ...]:
@@ -134,13 +156,24 @@ def _name(item: Item, listing: Listing) -> str:
     return relative_name(item.path, listing.root)
 
 
-def _examine(item: Item, preprocessing: Preprocessing) -> tuple[str | None, tuple[str, ...]]:
-    """Reason why a picture cannot be used, if any, and remarks on it."""
+def _examine(
+    item: Item, listing: Listing, preprocessing: Preprocessing
+) -> tuple[str | None, tuple[str, ...], Tensor | None]:
+    """Reason why a picture cannot be used, if any, remarks on it, and how many pixels of its mask have each class."""
     try:
         data = read(item.path)
         height, width = decode(data, preprocessing).shape[-2:]
     except DataError as error:
-        return error.what, ()
+        return error.what, (), None
+    counts, turned = None, False
+    if item.mask is not None and listing.coding is not None:
+        try:
+            mask = read(item.mask)
+            counts = torch.bincount(decode_mask(mask, listing.coding, (height, width)).flatten(), minlength=IGNORED + 1)
+            turned = is_turned(data) and not is_turned(mask)
+        except DataError as error:
+            reason = "; ".join(part for part in (error.what, error.remedy) if part)
+            return f"mask {item.mask.name}: {reason}", (), None
     format_, animated, deep = facts(data)
     suffix = item.path.suffix.lower()
     remarks = (
@@ -151,5 +184,7 @@ def _examine(item: Item, preprocessing: Preprocessing) -> tuple[str | None, tupl
             max(height, width) > EXTREME_ASPECT * min(height, width),
         ),
         (f"files named {suffix} are {format_}, and read as such", _FORMATS.get(suffix, suffix[1:].upper()) != format_),
+        ("masks hold nothing but ignored pixels", counts is not None and int(counts[:IGNORED].sum()) == 0),
+        ("pictures are turned by an orientation tag that their masks do not have", turned),
     )
-    return None, tuple(text for text, holds in remarks if holds)
+    return None, tuple(text for text, holds in remarks if holds), counts

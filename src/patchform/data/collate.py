@@ -54,7 +54,9 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on a device. Asynchronous for batches in pinned memory; the labels travel as one tensor."""
+    """The batch on a device. Asynchronous for batches in pinned memory; labels, and masks of one size, travel as one
+    tensor. Classes are int64 there.
+    """
     return batch._replace(
         images=batch.images.to(device, non_blocking=True),
         targets=_targets_to(batch.targets, device),
@@ -64,10 +66,12 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 
 def _targets_to(targets: Sequence[Target], device: torch.device | str) -> tuple[Target, ...]:
     packed = pack(targets)
+    if isinstance(packed, Tensor):
+        packed = packed.to(device, non_blocking=True).long()
     if packed is not None:
         return unpack(packed, device)
     return tuple(
-        Regions(target.classes.to(device, non_blocking=True), _move(target.scores, device))
+        Regions(target.classes.to(device, non_blocking=True).long(), _move(target.scores, device))
         if isinstance(target, Regions)
         else Label(target.classes.to(device), _move(target.scores, device))
         for target in targets
@@ -78,15 +82,18 @@ def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
-Packed = tuple[Tensor, tuple[int, ...], Tensor | None]
-"""Labels as one tensor of classes, how many each label has, and (B, C) scores if they have them."""
+Packed = tuple[Tensor, tuple[int, ...], Tensor | None] | Tensor
+"""Labels as one tensor of classes, how many each label has, and (B, C) scores if they have them; or masks (B, H, W)."""
 
 
 def pack(targets: Sequence[Target]) -> Packed | None:
     """Few large tensors instead of many small ones, for transfers between processes and to a device.
 
-    None when the targets are not labels, or only some have scores.
+    None when the targets are of several kinds, only some have scores, or masks differ in size or have scores.
     """
+    masks = [target.classes for target in targets if isinstance(target, Regions) and target.scores is None]
+    if masks and len(masks) == len(targets) and len({(mask.shape, mask.dtype) for mask in masks}) == 1:
+        return torch.stack(masks)
     labels = [target for target in targets if isinstance(target, Label)]
     scores = [label.scores for label in labels if label.scores is not None]
     if not labels or len(labels) < len(targets) or len(scores) not in (0, len(labels)):
@@ -95,8 +102,10 @@ def pack(targets: Sequence[Target]) -> Packed | None:
     return classes, tuple(len(label.classes) for label in labels), torch.stack(scores) if scores else None
 
 
-def unpack(packed: Packed, device: torch.device | str = "cpu") -> tuple[Label, ...]:
-    """The labels again; tensors are views of the moved ones."""
+def unpack(packed: Packed, device: torch.device | str = "cpu") -> tuple[Target, ...]:
+    """The targets again; tensors are views of the moved ones."""
+    if isinstance(packed, Tensor):
+        return tuple(Regions(mask) for mask in packed.to(device, non_blocking=True).unbind())
     classes, lengths, scores = packed
     parts = classes.to(device, non_blocking=True).split(list(lengths))
     if scores is None:

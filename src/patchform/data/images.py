@@ -18,6 +18,8 @@ import io
 import stat
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,9 +100,15 @@ def decode(
     Raises:
         DataError: not a picture, damaged, too large, of other channels, or not a regular file. Nothing else.
     """
-    where = name or (source if isinstance(source, Path) else "the bytes given")
-    try:
+    with faults_of(name or (source if isinstance(source, Path) else "the bytes given")):
         return _arrange(_pixels(read(source), max_pixels), preprocessing)
+
+
+@contextmanager
+def faults_of(where: object) -> Iterator[None]:
+    """Whatever a decoder raises becomes a DataError that names the file."""
+    try:
+        yield
     except DataError as error:
         raise DataError(error.what, where=where, remedy=error.remedy) from None
     except MemoryError:
@@ -143,15 +151,22 @@ def to_image(source: Any, preprocessing: Preprocessing) -> Tensor:
 
 def facts(data: bytes) -> Facts:
     """What the header of a file that `decode` accepts says. Raises whatever the header's reader raises on others."""
-    if data.startswith(_NUMPY):
-        return Facts("NumPy", False, _array_of(data, MAX_PIXELS).dtype.itemsize == 2)
+    if is_array(data):
+        return Facts("NumPy", False, array_of(data, MAX_PIXELS).dtype.itemsize == 2)
     format_, image = _open(data)
-    deep = image.mode.startswith("I") or ";16" in _raw_mode(image)
+    deep = image.mode.startswith("I") or ";16" in raw_mode(image)
     try:
         animated = bool(getattr(image, "is_animated", False))
     except Exception:  # a damaged second frame is not used
         animated = False
     return Facts(format_, animated, deep)
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether an orientation tag says that the pixels of the file, which `decode` accepts, are mirrored or turned."""
+    if is_array(data) or (data.startswith(b"\x89PNG") and b"exif" not in data.lower()):  # PIL would decode a PNG whole
+        return False
+    return 2 <= orientation(_open(data)[1]) <= 8
 
 
 def read(source: Path | bytes) -> bytes:
@@ -174,8 +189,22 @@ def read(source: Path | bytes) -> bytes:
 
 def _pixels(data: bytes, max_pixels: int) -> Tensor:
     """(C, H, W): 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA, or bands; uint8, or float32 in 0..1 of 16-bit files."""
-    if data.startswith(_NUMPY):
-        return _from_array(_array_of(data, max_pixels))
+    if is_array(data):
+        return _from_array(array_of(data, max_pixels))
+    image = opened(data, max_pixels)[1]
+    layout = raw_mode(image)
+    if ";16" in layout and image.mode in ("RGB", "RGBA"):
+        return upright(_deep_color(image, _open(data)[1], layout), orientation(image))
+    return _from_pil(image)
+
+
+def is_array(data: bytes) -> bool:
+    """Whether these are the bytes of a `.npy` file."""
+    return data.startswith(_NUMPY)
+
+
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[str, Any]:
+    """Format and lazily opened PIL image; raises DataError for what is none, too large, a bomb or a cut PNG."""
     format_, image = _open(data)
     width, height = image.size
     pixels = width * height
@@ -184,37 +213,33 @@ def _pixels(data: bytes, max_pixels: int) -> Tensor:
         raise DataError(f"{width} x {height} pixels are {pixels / 1e6:.0f} million ({why})")
     if format_ == "PNG" and data.rfind(b"IEND", -65536) < 0:  # PIL needs no end mark
         raise DataError("the picture is cut short: PNG without its end mark")
-    raw_mode = _raw_mode(image)
-    if ";16" in raw_mode and image.mode in ("RGB", "RGBA"):
-        return _upright(_deep_color(image, _open(data)[1], raw_mode), _orientation(image))
-    return _from_pil(image)
+    return format_, image
 
 
-def _raw_mode(image: Any) -> str:
+def raw_mode(image: Any) -> str:
     """PIL's name of the layout in the file, such as "RGB;16B"; empty where the decoder needs none."""
     args = image.tile[0].args if image.tile else ""
     return args if isinstance(args, str) else str(args[0])
 
 
-def _deep_color(image: Image.Image, again: Image.Image, raw_mode: str) -> Tensor:
+def _deep_color(image: Image.Image, again: Image.Image, layout: str) -> Tensor:
     """(C, H, W) float32 of a picture of 16-bit colours, of which PIL keeps the high bytes.
 
     The low bytes come from a second reading with the other byte order; grey and alpha, from reading four bytes a pixel.
     """
-    if raw_mode.startswith("LA"):
+    if layout.startswith("LA"):
         _read_as(again, "RGBA")
         values = np.array(again).view(">u2").astype(np.int32)  # (H, W, 2)
     else:
-        kind, order = raw_mode.split(";16")
+        kind, order = layout.split(";16")
         _read_as(again, f"{kind};16{'L' if order == 'B' or (order == 'N' and sys.byteorder == 'big') else 'B'}")
         values = np.array(image).astype(np.int32) * 256 + np.array(again)
     return _from_deep(torch.from_numpy(values.transpose(2, 0, 1)))
 
 
-def _read_as(image: Any, raw_mode: str) -> None:
+def _read_as(image: Any, layout: str) -> None:
     image.tile = [
-        tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
-        for tile in image.tile
+        tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:])) for tile in image.tile
     ]
 
 
@@ -232,10 +257,7 @@ def _open(data: bytes) -> tuple[str, Any]:
 def _from_pil(image: Image.Image) -> Tensor:
     _silence_tag_warnings()
     image.load()
-    orientation, mode = (
-        _orientation(image),
-        image.mode,
-    )  # PIL turns TIFF files itself while loading, and drops their tag
+    turned, mode = orientation(image), image.mode  # PIL turns TIFF files itself while loading, and drops their tag
     if mode == "F":
         raise DataError("floating-point pixels have no known range", remedy="save it with 8 or 16 bits")
     if mode.startswith("I"):
@@ -244,7 +266,7 @@ def _from_pil(image: Image.Image) -> Tensor:
             raise DataError("pixels are outside 0..65535", remedy="save it with 8 or 16 bits")
         if getattr(image, "tag_v2", {}).get(262) == 0:  # "white is zero", which PIL applies to 8 bits only
             values = 65535 - values
-        return _upright(_from_deep(torch.from_numpy(values)[None]), orientation)
+        return upright(_from_deep(torch.from_numpy(values)[None]), turned)
     if mode == "1":
         image = image.convert("L")
     elif "transparency" in image.info or mode in ("PA", "La", "RGBa"):
@@ -253,10 +275,10 @@ def _from_pil(image: Image.Image) -> Tensor:
         image = image.convert("RGB")
     array = np.array(image)
     pixels = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-    return _upright(pixels, orientation)
+    return upright(pixels, turned)
 
 
-def _array_of(data: bytes, max_pixels: int) -> np.ndarray:
+def array_of(data: bytes, max_pixels: int) -> np.ndarray:
     """The array of a `.npy` file. Its length must be what the header says, so nothing is allocated on its word."""
     stream = io.BytesIO(data)
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -291,18 +313,19 @@ def _from_deep(values: Tensor) -> Tensor:
     return values.float().div_(65535)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The orientation tag, 1 where there is none that can be read."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # a broken tag is no reason to refuse the pixels
         return 1
 
 
-def _upright(pixels: Tensor, orientation: int) -> Tensor:
+def upright(pixels: Tensor, turned: int) -> Tensor:
     """Undo an EXIF orientation: 2 mirrored, 3 turned by 180 degrees, 4 flipped, 5 to 8 with exchanged axes."""
-    if orientation in (5, 6, 7, 8):
+    if turned in (5, 6, 7, 8):
         pixels = pixels.transpose(-1, -2)
-    axes = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}.get(orientation)
+    axes = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}.get(turned)
     return pixels.flip(axes) if axes else pixels
 
 

@@ -14,12 +14,28 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 """Names that are taken for pictures in a folder; what they really are is decided by their content."""
 
 
+TRAIN, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
+"""Names of the parts of a data set."""
+
+
 class Item(NamedTuple):
     """A picture and what is known of it."""
 
     path: Path
     classes: tuple[int, ...]
-    """Indices into the listing's classes: one for single labels, any number for multiple ones."""
+    """Indices into the listing's classes: one for single labels, any number for multiple ones, none with a mask."""
+    mask: Path | None = None
+    """Picture of a class for every pixel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coding:
+    """What the numbers, or the colours, of label pictures mean. A class is an index into the listing's classes."""
+
+    ids: tuple[tuple[int, int], ...] = ()
+    """(number in the file, class or `IGNORED`); any other number is a fault."""
+    colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
+    """((red, green, blue), class or `IGNORED`). When given, colours count and numbers do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +49,8 @@ class Listing:
     """Folder that names are relative to."""
     notes: tuple[str, ...] = ()
     """What the user should know: things ignored, counted or mapped. One sentence each."""
+    coding: Coding | None = None
+    """Of the masks; None without any."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -43,8 +61,8 @@ class Listing:
 
     def as_bytes(self) -> bytes:
         """Names and classes of all items, for a digest of what is listed."""
-        lines = (f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items))
-        return "".join(lines).encode(errors="surrogateescape")
+        lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
+        return "".join(lines + [repr(self.coding)] * (self.coding is not None)).encode(errors="surrogateescape")
 
     def counts(self) -> tuple[int, ...]:
         """Number of pictures of each class."""

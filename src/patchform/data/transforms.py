@@ -24,7 +24,7 @@ Transform: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
-    """The deterministic way to the model's input size: `preprocessing.resize`, `crop_share` and `interpolation`."""
+    """The deterministic way to the model's input: `preprocessing.resize`, `crop_share` and `interpolation`."""
     return Fit(preprocessing)
 
 
@@ -75,20 +75,37 @@ class Chain:
         return image
 
 
+LONGEST = 4
+"""For keep: the longer side is at most so many times the wanted shorter side."""
+
+
+def whole_size(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """Height and width at which the model sees a whole picture, for every `resize` but crop, which shows a part."""
+    if preprocessing.resize == "squash":
+        return preprocessing.size
+    if preprocessing.resize == "native":
+        return height, width
+    short = min(preprocessing.size)
+    scale = min(short / min(height, width), LONGEST * short / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 class Fit:
-    """Resize and centre crop, or squash, to exactly the model's input size.
+    """Resize and centre crop, or squash, to exactly the model's input size; or keep the whole picture and its aspect.
 
     crop: the picture is resized, keeping its aspect, to just cover `size / crop_share`; then the centre is taken.
+    keep: its shorter side becomes that of `size`, unless the longer one exceeds `LONGEST` times as much. native: as it
+    is. With these two, pictures of one batch may differ in size.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(C, H, W) -> (C, *size)."""
+        """(C, H, W) -> (C, *size), or of the aspect it has."""
         p = self.preprocessing
-        if p.resize == "squash":
-            return _resize(image, p.size, p.interpolation)
+        if p.resize != "crop":
+            return resize(image, whole_size(p, image.shape[-2], image.shape[-1]), p.interpolation)
         image = self._trim(image)
         height, width = image.shape[-2:]
         tall, wide = (math.floor(side / p.crop_share) for side in p.size)
@@ -96,7 +113,7 @@ class Fit:
             wide = width * tall // height
         else:
             tall = height * wide // width
-        return _center(_resize(image, (tall, wide), p.interpolation), p.size)
+        return _center(resize(image, (tall, wide), p.interpolation), p.size)
 
     def _trim(self, image: Tensor) -> Tensor:
         """Cut far ends off: a 1 x 5000 picture, resized as a whole, would need a gigabyte to give the same centre."""
@@ -124,7 +141,7 @@ class RandomCrop:
     def __call__(self, image: Tensor) -> Tensor:
         """(C, H, W) -> (C, *size)."""
         top, left, height, width = self._box(*image.shape[-2:])
-        return _resize(image[..., top : top + height, left : left + width], self.size, self.interpolation)
+        return resize(image[..., top : top + height, left : left + width], self.size, self.interpolation)
 
     def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -186,7 +203,8 @@ class Erase:
         return image
 
 
-def _resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """(C, H, W) -> (C, *size), antialiased, of the type it has."""
     if image.shape[-2:] == size:
         return image
     # the bits of torchvision's resize, whose checks take as long again for a picture of 32 pixels
@@ -228,9 +246,17 @@ class Mixing:
         Returns:
             When active: float32 images in 0..1 and labels whose `scores` (C,) are the mixed truth, with the classes of
             the image that was mixed into; also for batches left unmixed by chance. Else the batch as it is.
+
+        Raises:
+            UsageError: active, and the targets are no labels.
         """
         if not self.active:
             return batch
+        if not all(isinstance(target, Label) for target in batch.targets):
+            raise UsageError(
+                "mixup and cutmix mix labels of whole images",
+                remedy="set augmentation.mixup and augmentation.cutmix to 0",
+            )
         # the Beta distribution of torch takes no generator
         numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         images = batch.images.float() if batch.images.is_floating_point() else batch.images.float() / 255

@@ -74,3 +74,17 @@ def masked_mean(tokens: Tensor, padding: Tensor | None) -> Tensor:
         return tokens.mean(1)
     real = (~padding.flatten(1)).to(tokens.dtype)
     return torch.einsum("bnd,bn->bd", tokens, real / real.sum(1, keepdim=True).clamp(min=1))
+
+
+def squares(grid: tuple[int, int], *, side: int, step: int, device: torch.device | None = None) -> Tensor:
+    """Cells of squares that lie `step` cells apart and may overlap: (rows * columns * side**2,) int64, in turn.
+
+    Args:
+        grid: rows and columns of squares. They fill a frame of step * (rows - 1) + side rows, columns likewise.
+        side: of a square, cells.
+        step: from a square to the next, cells.
+        device: of the result.
+    """
+    down, across = (step * torch.arange(n, device=device)[:, None] + torch.arange(side, device=device) for n in grid)
+    width = step * (grid[1] - 1) + side
+    return (down[:, None, :, None] * width + across[:, None]).flatten()

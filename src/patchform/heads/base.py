@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.records import Features, Target
+from patchform.errors import DataError, UsageError
+from patchform.layers.pixel_losses import PixelLosses
+from patchform.layers.pyramids import to_size
+from patchform.records import Features, Regions, Target
 
 
 class Head(nn.Module):
@@ -37,3 +41,120 @@ class Head(nn.Module):
     def count(self, targets: Sequence[Target]) -> Tensor:
         """() float: over how many things (images, pixels, boxes) `loss` averages. Micro-batches are weighted by it."""
         return torch.tensor(float(len(targets)))
+
+
+class Cells(NamedTuple):
+    """Logits of the cells of a map."""
+
+    logits: Tensor
+    """(B, classes, h, w)."""
+    covered: tuple[int, int]
+    """(H', W') pixels of the input that the cells lie over; the last ones may reach beyond it."""
+
+    def enlarged(self, size: tuple[int, int], mode: Literal["nearest", "bilinear"] = "bilinear") -> Tensor:
+        """(B, classes, *size) float32: each cell over its own pixels, resized, what lies beyond the input cut off.
+
+        Where the cells are of whole pixels and end with the input, it is the plain resize. Cells of a stride that is
+        itself rounded (CrossViT) may cover less than the input; they are then stretched over it.
+        """
+        height, width = (max(cells, pixels) for cells, pixels in zip(self.covered, size))
+        return to_size(self.logits.float(), (height, width), mode)[..., : size[0], : size[1]]
+
+
+class DenseRaw(NamedTuple):
+    """What a dense head says."""
+
+    cells: Cells
+    auxiliary: tuple[Cells, ...]
+    """Of decoders that only help in training."""
+    padding: Tensor | None
+    """(B, *size) bool, True on padding."""
+    size: tuple[int, int]
+    """(H, W) of the input, pixels."""
+
+
+class DenseHead(Head):
+    """A class for every pixel. A head of this kind has a `forward` that ends with `raw`; all the rest is here.
+
+    Args:
+        strides: of the backbone's maps.
+        classes: number of classes, at most 255.
+        losses: factor of each loss by name (`layers.pixel_losses`: cross_entropy, focal, ohem, dice); default:
+            cross_entropy alone.
+        class_weights: one positive number a class; None weighs all alike.
+        smoothing: share of the target that is spread evenly over the classes, in [0, 1).
+        auxiliary_weight: factor of the losses of each auxiliary decoder.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("semantic_segmentation",)
+
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        classes: int,
+        losses: Mapping[str, float] | None = None,
+        class_weights: Sequence[float] | None = None,
+        smoothing: float = 0.0,
+        auxiliary_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if auxiliary_weight < 0:
+            raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
+        self.strides, self.auxiliary_weight = tuple(strides), auxiliary_weight
+        self.losses = PixelLosses(classes, losses=losses, class_weights=class_weights, smoothing=smoothing)
+
+    @abstractmethod
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
+        """Logits of cells; auxiliary ones only in training."""
+
+    def covered(self, features: Features, number: int) -> tuple[int, int]:
+        """Height and width in pixels of what the cells of a map lie over."""
+        height, width = features.maps[number].shape[-2:]
+        return height * self.strides[number], width * self.strides[number]
+
+    def raw(self, features: Features, cells: Cells, auxiliary: Sequence[Cells] = ()) -> DenseRaw:
+        """What `forward` gives. Padding of cells stands in for that of pixels where nobody knows it."""
+        padding = features.pixel_padding
+        if padding is None and features.padding is not None:
+            rows, columns = features.padding.shape[1:]
+            whole = rows * self.strides[-1], columns * self.strides[-1]
+            padding = Cells(features.padding[:, None], whole).enlarged(features.size, "nearest")[:, 0] > 0
+        return DenseRaw(cells, tuple(auxiliary), padding, features.size)
+
+    def loss(self, raw: DenseRaw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The losses by name, and "auxiliary" if there are such decoders; each () and 0 if all pixels are ignored.
+
+        Raises:
+            DataError: a mask that is not of the size of the images that went in.
+        """
+        regions = cast("Sequence[Regions]", targets)
+        for region in regions:
+            if region.classes.shape != raw.size:
+                raise DataError(f"a mask of {tuple(region.classes.shape)} pixels for an input of {tuple(raw.size)}")
+        wanted = torch.stack([region.classes for region in regions]).to(raw.cells.logits.device).long()
+        found = self.losses(raw.cells.enlarged(raw.size), wanted)
+        if raw.auxiliary:
+            parts = [part for cells in raw.auxiliary for part in self.losses(cells.enlarged(raw.size), wanted).values()]
+            found["auxiliary"] = self.auxiliary_weight * torch.stack(parts).sum()
+        return found
+
+    def count(self, targets: Sequence[Target]) -> Tensor:
+        """() float: number of pixels that are not ignored; with class weights the sum of theirs."""
+        masks = [region.classes.to(self.losses.class_weights.device) for region in cast("Sequence[Regions]", targets)]
+        return torch.stack([self.losses.weigh(mask.long()).sum() for mask in masks]).sum()
+
+    def decode(self, raw: DenseRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Regions` an image, of its size: the input without its padding, stretched over it."""
+        found: list[Target] = []
+        for number, size in enumerate(sizes):
+            logits = Cells(raw.cells.logits[number, None], raw.cells.covered).enlarged(raw.size)
+            if raw.padding is not None:
+                real = ~raw.padding[number]
+                logits = logits[:, :, : int(real.any(1).sum()), : int(real.any(0).sum())]
+            scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
+            found.append(Regions(scores.argmax(0), scores))
+        return found

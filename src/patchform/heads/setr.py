@@ -1,57 +1,54 @@
-"""SETR: segmentation as sequence to sequence (Zheng et al., CVPR 2021, arXiv:2012.15840), decoder "naive".
+"""SETR: segmentation as sequence to sequence (Zheng et al., CVPR 2021, arXiv:2012.15840), its three decoders.
 
-    map --norm of each cell--> 1x1 conv, batch norm, ReLU --> 1x1 conv --> logits --bilinear--> a class for every pixel
+    naive  map --norm--> 1x1 conv --> 1x1 conv --> logits
+    pup    map --norm--> (3x3 conv, twice the size) x 3 --> 3x3 conv --> 1x1 conv --> logits, half the image's size
+    mla    maps --norm--> 1x1 conv --sums from deep to shallow--> 3x3 conv = levels
+           levels --> 3x3 conv x 2 --> four times the size --together--> 3x3 conv --> logits, a quarter of it
 
-The decoder (section 3.3) answers at the map's resolution and leaves the rest to interpolation. Other maps may have
-decoders of their own, whose losses help in training.
+Batch norm and ReLU follow every convolution but the last (section 3.3). All leave the rest to bilinear interpolation.
+Maps, or levels, may have decoders of their own, whose losses help in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, cast
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Head
-from patchform.records import Features, Regions, Target
+from patchform.heads.base import Cells, DenseHead, DenseRaw
+from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
+from patchform.layers.pyramids import doubled, to_size, top_down
+from patchform.records import Features, Target
 
-IGNORED = 255
-"""Class of pixels that count for nothing, as `Regions` has it."""
-
-
-class Raw(NamedTuple):
-    """Logits of every cell."""
-
-    logits: Tensor
-    """(B, classes, H / stride, W / stride)."""
-    auxiliary: tuple[Tensor, ...]
-    """Likewise, each from a map of its own."""
-    padding: Tensor | None
-    """(B, H / stride, W / stride) bool, True on padding."""
-    size: tuple[int, int]
-    """(H, W) of the input, pixels."""
+QUARTER = 4
+"""Pixels a cell that MLA, and the auxiliary decoders of PUP, enlarge to: four times for patches of 16."""
 
 
-class SETR(Head):
-    """Classify the cells of the last map and enlarge the answer.
+class SETR(DenseHead):
+    """Classify the cells of the last map, or of all maps, and enlarge the answer.
 
     Args:
         channels, strides: of the backbone's maps.
         width: of its tokens; not used.
         classes: number of classes.
-        channels_inside: width between the two convolutions.
-        auxiliary: numbers of the maps (0 is the finest, -1 the last) that have a decoder and a loss in training.
-        auxiliary_weight: factor of each of these losses; the authors have three of them, blocks 10, 15 and 20 of ViT-L.
+        decoder: "naive", "pup" (progressive upsampling) or "mla" (multi-level aggregation). The authors give mla the
+            maps of blocks 6, 12, 18 and 24 of ViT-L, the others the last one.
+        channels_inside: between the convolutions; mla has half as many behind its levels.
+        auxiliary: numbers of the maps, of mla's levels (0 is the finest, -1 the last) that have a decoder and a loss in
+            training.
+        auxiliary_weight: factor of each of these losses; the authors have three or four (naive: of blocks 10, 15
+            and 20 of ViT-L; pup: 24 too; mla: all levels).
+        losses, class_weights, smoothing: see `DenseHead`.
 
     Raises:
-        UsageError: the backbone has no map of such a number.
+        UsageError: the backbone has no map of such a number; an option out of its range.
     """
-
-    tasks: ClassVar[tuple[str, ...]] = ("semantic_segmentation",)
 
     def __init__(
         self,
@@ -60,92 +57,148 @@ class SETR(Head):
         strides: Sequence[int],
         width: int = 0,
         classes: int,
+        decoder: Literal["naive", "pup", "mla"] = "naive",
         channels_inside: int = 256,
         auxiliary: Sequence[int] = (),
         auxiliary_weight: float = 0.4,
+        losses: Mapping[str, float] | None = None,
+        class_weights: Sequence[float] | None = None,
+        smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            strides=strides,
+            classes=classes,
+            losses=losses,
+            class_weights=class_weights,
+            smoothing=smoothing,
+            auxiliary_weight=auxiliary_weight,
+        )
+        if decoder not in ("naive", "pup", "mla"):
+            raise UsageError(f'decoder is "{decoder}"', remedy='it is "naive", "pup" or "mla"')
         for number in auxiliary:
             if not -len(channels) <= number < len(channels):
                 raise UsageError(f"no map {number}", remedy=f"the backbone gives {len(channels)}, counted from 0")
-        self.strides, self.auxiliary, self.auxiliary_weight = tuple(strides), tuple(auxiliary), auxiliary_weight
-        self.decoder = Naive(channels[-1], channels_inside, classes)
-        self.auxiliary_decoders = nn.ModuleList(Naive(channels[i], channels_inside, classes) for i in auxiliary)
+        self.auxiliary, inside = tuple(auxiliary), channels_inside
+        self.in_two_steps = decoder == "pup"  # its auxiliary answers grow to a quarter of the image, then to all of it
+        self.aggregation = Aggregation(channels, inside) if decoder == "mla" else None
+        if decoder == "mla":
+            self.decoder: nn.Module = MLA(len(channels), inside, classes)
+            self.auxiliary_decoders = nn.ModuleList(classifier(inside, classes, bias=False) for _ in auxiliary)
+        else:
+            pup, last = decoder == "pup", channels[-1]
+            self.decoder = PUP(last, inside, classes, stride=strides[-1]) if pup else Naive(last, inside, classes)
+            self.auxiliary_decoders = nn.ModuleList(
+                Naive(channels[number], inside, classes, kernel=3 if pup else 1) for number in auxiliary
+            )
 
-    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
-        """Logits at the maps' resolution; auxiliary ones only in training."""
-        wanted = zip(self.auxiliary, self.auxiliary_decoders) if self.training else ()
-        auxiliary = tuple(decoder(features.maps[number]) for number, decoder in wanted)
-        return Raw(self.decoder(features.maps[-1]), auxiliary, features.padding, features.size)
-
-    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """{"loss": (), "auxiliary": ()}: cross-entropy, mean over the pixels that are not ignored; 0 if all are.
-
-        The targets are of the size of the images that went in.
-        """
-        wanted = torch.stack([region.classes for region in cast("Sequence[Regions]", targets)]).to(raw.logits.device)
-        losses = {"loss": _cross_entropy(raw.logits, self.strides[-1], wanted)}
-        if raw.auxiliary:
-            parts = [_cross_entropy(x, self.strides[i], wanted) for i, x in zip(self.auxiliary, raw.auxiliary)]
-            losses["auxiliary"] = self.auxiliary_weight * torch.stack(parts).sum()
-        return losses
-
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: number of pixels that are not ignored."""
-        regions = cast("Sequence[Regions]", targets)
-        return torch.stack([(region.classes != IGNORED).sum() for region in regions]).sum().float()
-
-    def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
-        """One `Regions` an image, of its size: the input without the cells that are all padding, stretched over it."""
-        stride = self.strides[-1]
-        found: list[Target] = []
-        for number, size in enumerate(sizes):
-            logits = enlarge(raw.logits[number, None].float(), stride, raw.size)
-            if raw.padding is not None:
-                real = ~raw.padding[number]
-                logits = logits[:, :, : int(real.any(1).sum()) * stride, : int(real.any(0).sum()) * stride]
-            scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
-            found.append(Regions(scores.argmax(0), scores))
-        return found
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
+        """Logits of cells; auxiliary ones only in training."""
+        maps: Sequence[Tensor] = features.maps
+        if self.aggregation is None:
+            cells = Cells(self.decoder(maps[-1]), self.covered(features, -1))
+        else:
+            maps = self.aggregation(maps)
+            covered = self.covered(features, 0)
+            cells = Cells(self.decoder(maps, _quarter(covered)), covered)
+        auxiliary = []
+        for number, decoder in zip(self.auxiliary, self.auxiliary_decoders) if self.training else ():
+            logits, covered = decoder(maps[number]), self.covered(features, number)
+            auxiliary.append(Cells(to_size(logits, _quarter(covered)) if self.in_two_steps else logits, covered))
+        return self.raw(features, cells, auxiliary)
 
 
 class Naive(nn.Module):
-    """The decoder "naive": two 1x1 convolutions (section 3.3). PUP and MLA would stand in its place.
+    """The decoder "naive", and PUP's auxiliary one: two convolutions.
 
     Args:
         channels: C of the map.
         inside: width between the convolutions.
         classes: number of classes.
+        kernel: side of the first convolution.
     """
 
-    def __init__(self, channels: int, inside: int, classes: int) -> None:
+    def __init__(self, channels: int, inside: int, classes: int, *, kernel: int = 1) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.project = nn.Conv2d(channels, inside, 1)
-        self.batch_norm = nn.BatchNorm2d(inside)
-        self.classify = nn.Conv2d(inside, classes, 1)
-        nn.init.trunc_normal_(self.classify.weight, std=0.02)
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+        self.norm = CellNorm(channels)
+        self.project = ConvNorm(channels, inside, kernel, bias=True)
+        self.classify = classifier(inside, classes)
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, classes, H, W)."""
-        x = self.norm(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.classify(F.relu(self.batch_norm(self.project(x))))
+        return self.classify(self.project(self.norm(cells)))
 
 
-def enlarge(logits: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """(B, C, h, w) cells -> (B, C, *size) pixels: each cell over its own `stride` pixels, what lies beyond cut off.
+class PUP(nn.Module):
+    """The decoder "pup": the map grows by steps of two, up to cells of about two pixels.
 
-    For an image that the stride divides it is the plain bilinear resize. A stride that is itself rounded (CrossViT) may
-    cover less than the image; the cells are then stretched over it.
+    Args:
+        channels: C of the map.
+        inside: width between the convolutions.
+        classes: number of classes.
+        stride: pixels per cell of the map; a convolution for each doubling that makes them pixels, four for 16.
     """
-    height, width = (max(cells * stride, pixels) for cells, pixels in zip(logits.shape[-2:], size))
-    pixels = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-    return pixels[..., : size[0], : size[1]]
+
+    def __init__(self, channels: int, inside: int, classes: int, *, stride: int) -> None:
+        super().__init__()
+        self.norm = CellNorm(channels)
+        widths = [channels, *[inside] * max(1, round(math.log2(stride)))]
+        self.steps = nn.ModuleList(ConvNorm(*pair, 3, bias=True) for pair in pairwise(widths))
+        self.classify = classifier(inside, classes)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes, 8 H, 8 W) with four steps: the last doubling is left to the interpolation."""
+        x = self.norm(cells)
+        for number, step in enumerate(self.steps):
+            x = step(doubled(x) if number else x)
+        return self.classify(x)
 
 
-def _cross_entropy(logits: Tensor, stride: int, wanted: Tensor) -> Tensor:
-    """() mean over the pixels of `wanted`, (B, H, W), that are not ignored."""
-    pixels = enlarge(logits.float(), stride, (wanted.shape[1], wanted.shape[2]))
-    total = F.cross_entropy(pixels, wanted, ignore_index=IGNORED, reduction="sum")
-    return total / (wanted != IGNORED).sum().clamp(min=1)
+class Aggregation(nn.Module):
+    """MLA's way from the maps to its levels: each is the sum of its map and all deeper ones.
+
+    Args:
+        channels: of the maps, shallow to deep.
+        inside: channels of the levels.
+    """
+
+    def __init__(self, channels: Sequence[int], inside: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(CellNorm(before) for before in channels)
+        self.laterals = nn.ModuleList(ConvNorm(before, inside, 1) for before in channels)
+        self.outputs = nn.ModuleList(ConvNorm(inside, inside, 3) for _ in channels)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C_i, H_i, W_i) -> as many (B, inside, H_i, W_i)."""
+        narrow = [lateral(norm(x)) for lateral, norm, x in zip(self.laterals, self.norms, maps, strict=True)]
+        return [output(x) for output, x in zip(self.outputs, top_down(narrow, "bilinear"))]
+
+
+class MLA(nn.Module):
+    """The decoder "mla": two convolutions on each level, and one on all of them.
+
+    Args:
+        levels: number of levels.
+        channels: of a level; half as many inside.
+        classes: number of classes.
+    """
+
+    def __init__(self, levels: int, channels: int, classes: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.branches = nn.ModuleList(
+            nn.Sequential(ConvNorm(channels, half, 3), ConvNorm(half, half, 3)) for _ in range(levels)
+        )
+        self.classify = classifier(levels * half, classes, kernel=3)
+
+    def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Levels (B, C, H_i, W_i) -> (B, classes, *size). The authors align the corners here, and nowhere else."""
+        grown = [
+            F.interpolate(branch(x), size=size, mode="bilinear", align_corners=True)
+            for branch, x in zip(self.branches, levels, strict=True)
+        ]
+        return self.classify(torch.cat(grown, 1))
+
+
+def _quarter(covered: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of cells of a quarter of the pixels' resolution."""
+    return max(1, covered[0] // QUARTER), max(1, covered[1] // QUARTER)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.layers.linear import Linear
 from patchform.layers.positions import InsidePosition
 
 _EXPLICIT_KEYS = (
@@ -115,9 +116,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.position = position
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(
         self,
@@ -163,9 +164,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, project: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width, bias=qkv_bias)
-        self.kv = nn.Linear(width, 2 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width) if project else nn.Identity()
+        self.q = Linear(width, width, bias=qkv_bias)
+        self.kv = Linear(width, 2 * width, bias=qkv_bias)
+        self.proj = Linear(width, width) if project else nn.Identity()
 
     def forward(self, asking: Tensor, asked: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, N, D) and (B, K, D) -> (B, N, D); allowed broadcasts to (B, 1, h, N, K)."""

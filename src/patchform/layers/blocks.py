@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from patchform.layers.attention import Attention, CrossAttention
 from patchform.layers.drop import DropPath
+from patchform.layers.linear import Linear, conv_gelu, linear_gelu, plain
 from patchform.layers.norms import LayerScale
 from patchform.layers.patterns import Global, Grid, Pattern
 from patchform.layers.positions import InsidePosition
@@ -29,13 +30,13 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, gelu: GELU = "none") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.act = nn.GELU(approximate=gelu)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(_linear_gelu(x, self.fc1, self.act.approximate) if _spares(x) else self.act(self.fc1(x)))
+        return self.fc2(linear_gelu(x, self.fc1, self.act.approximate) if plain(x) else self.act(self.fc1(x)))
 
 
 class ConvolutionalMLP(nn.Module):
@@ -49,10 +50,10 @@ class ConvolutionalMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, relu: bool = False) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.before = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, H, W, D) -> the same; the convolution finds zeros on padding (B, H, W)."""
@@ -60,41 +61,8 @@ class ConvolutionalMLP(nn.Module):
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0)
         x = x.permute(0, 3, 1, 2)
-        x = _depthwise_gelu(x, self.conv) if _spares(x) else F.gelu(self.conv(x))
+        x = conv_gelu(x, self.conv) if plain(x) else F.gelu(self.conv(x))
         return self.fc2(x.permute(0, 2, 3, 1))
-
-
-def _spares(x: Tensor) -> bool:
-    """Whether nobody wants what lies between a layer and its activation: on a CPU, without gradients.
-
-    A fresh tensor of that size costs more there than the function itself.
-    """
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
-def _linear_gelu(x: Tensor, linear: nn.Linear, gelu: str) -> Tensor:
-    """gelu(linear(x)), in one kernel where there is one, else in place."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if _fuses(dtype):
-        weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "gelu", [], gelu)
-    return torch.ops.aten.gelu_(linear(x), approximate=gelu)
-
-
-def _depthwise_gelu(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """gelu(conv(x)), in one kernel where there is one, else in place."""
-    if not _fuses(x.dtype) or conv.bias is None:
-        return torch.ops.aten.gelu_(conv(x))
-    shape = conv.padding, conv.stride, conv.dilation, conv.groups
-    weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
-    return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, "gelu", [], "none")
-
-
-def _fuses(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has the kernel that torch.compile uses too."""
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class Block(nn.Module):

@@ -42,6 +42,15 @@ class DropPath(nn.Module):
         some = branch(x[index], *(None if extra is None else extra[index] for extra in beside))
         return x.index_add(0, index, some.to(x.dtype), alpha=scale)
 
+    def add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """Shortcut + branch, both (B, ...), where the branch is computed for all samples; it may be overwritten.
+
+        For branches with batch norms, which need the statistics of the batch.
+        """
+        if self.training and self.rate > 0:
+            return self(shortcut, lambda _, some: some, branch)
+        return branch.add_(shortcut) if branch.dtype == shortcut.dtype else shortcut + branch
+
     def extra_repr(self) -> str:
         """Shown by print."""
         return f"rate={self.rate:g}"

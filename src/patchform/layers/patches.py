@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,8 +80,8 @@ class OverlappingPatches(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, size, stride=stride, padding=size // 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, ceil(H / stride), ceil(W / stride), D)."""
-        return self.proj(images).permute(0, 2, 3, 1)
+        """(B, C, H, W) -> (B, ceil(H / stride), ceil(W / stride), D), channels innermost in memory too."""
+        return self.proj(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
 class ConvolutionalStem(nn.Module):

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from patchform.geometry import grids
 from patchform.layers import fitting
 from patchform.layers.attention import CrossAttention
+from patchform.layers.blocks import MLP
 from patchform.layers.drop import DropPath
 from patchform.layers.fitting import Fitted, How
+from patchform.layers.linear import Linear
 
 
 def hide(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -32,7 +34,7 @@ class Squares(nn.Module):
     def __init__(self, in_channels: int, width: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.proj = nn.Linear(side * side * in_channels, width)
+        self.proj = Linear(side * side * in_channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / p), ceil(W / p), D'); what is missing of the last squares is zero."""
@@ -134,3 +136,10 @@ class ReducedBlock(nn.Module):
     def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """The perceptron's branch: cell by cell."""
         return self.mlp(self.norm2(x))
+
+
+def squares_block(width: int, heads: int, mlp_ratio: float, side: int, *, drop_path: float = 0.0) -> ReducedBlock:
+    """A block that looks at the whole map, its squares of `side` x `side` cells made into one each (PVT, Twins)."""
+    reduction = Reduction(width, side) if side > 1 else None
+    mlp = MLP(width, int(width * mlp_ratio))
+    return ReducedBlock(width, heads, reduction=reduction, mlp=mlp, drop_path=drop_path)

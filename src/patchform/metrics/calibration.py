@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from patchform.errors import DataError
 from patchform.metrics.accuracy import scores_and_classes
-from patchform.metrics.base import Metric, Scores, Table, same_number, share
-from patchform.records import Target
+from patchform.metrics.base import Metric, Scores, Table, finite, same_number, share
+from patchform.records import IGNORED, Regions, Target
 
 BINS = 15
 """Equal widths over 0..1, as in the paper's tables."""
 COLDEST, HOTTEST = 0.05, 20.0
 """Temperatures that are looked at."""
+SAMPLE = 200
+"""Pixels of each image that are judged; a place may be drawn twice."""
 
 
 def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +90,9 @@ class Calibration(Metric):
     Numbers: `ece`, `temperature`, `ece_after`. Table: `reliability`, one row a bin.
     """
 
+    of: ClassVar[str] = "images"
+    """What is counted."""
+
     def __init__(self) -> None:
         self._scores: list[Tensor] = []
         self._truth: list[Tensor] = []
@@ -114,5 +121,30 @@ class Calibration(Metric):
         bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
         values = [[share(total, images), share(right, images), images] for images, right, total in bins]
         rows = tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS))
-        table = Table(("confidence", "accuracy", "images"), rows, values)
+        table = Table(("confidence", "accuracy", self.of), rows, values)
         return Scores(len(truth), None, numbers, {"reliability": table})
+
+
+class PixelCalibration(Calibration):
+    """The same of pixels: of those of each image that are not ignored, `SAMPLE` at random places are judged.
+
+    The places depend on the number of such pixels alone, so that they are the same for every model and order.
+    """
+
+    of: ClassVar[str] = "pixels"
+
+    def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
+        """Take in a batch of `Regions`; predictions with scores (C, H, W)."""
+        same_number(predictions, targets)
+        for guess, truth in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
+            if guess.scores is None:
+                raise DataError("a prediction without scores")
+            wanted = truth.classes.flatten()
+            counted = (wanted != IGNORED).nonzero()[:, 0]
+            if not len(counted):
+                continue
+            chosen = torch.randint(len(counted), (SAMPLE,), generator=torch.Generator().manual_seed(len(counted)))
+            places = counted.cpu()[chosen]
+            scores = guess.scores.flatten(1)[:, places.to(guess.scores.device)].T
+            self._scores.append(finite(scores.float().cpu()))
+            self._truth.append(wanted[places.to(wanted.device)].cpu().long())

@@ -12,9 +12,9 @@ from patchform.records import Score
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import Rule, Rules
 
-# The published classifier is the mean of two linear layers, one for each class token. A head with such `parts` has both.
-# On both tokens side by side it is also one linear layer, weights [W0, W1] / 2, bias (b0 + b1) / 2: what is written back
-# from that has this bias in both layers, other numbers than were published, but the same function.
+# The published classifier is the mean of two linear layers, one for each class token. A head with `parts` has both. On
+# both tokens side by side it is also one linear layer, weights [W0, W1] / 2, bias (b0 + b1) / 2: what is written back
+# from it has this bias in both layers, other numbers than were published, but the same function.
 
 _mean_of_weights = Operation(
     lambda tensors, shape, sizes: torch.cat(tensors, 1) / 2,

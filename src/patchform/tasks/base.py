@@ -52,6 +52,15 @@ class Task(ABC):
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """A target or a prediction as plain JSON values, with names instead of numbers."""
 
+    def files(self, target: Target, *, scores: bool = False) -> dict[str, bytes]:
+        """What of a target or a prediction is too large for a record: endings of file names, and contents.
+
+        Args:
+            target: what to write.
+            scores: with the probabilities of a prediction, which are larger still.
+        """
+        return {}
+
 
 def task_of(architecture: Architecture | None, head: Head) -> Task:
     """The task that a model of this architecture and head was made for.

@@ -264,7 +264,7 @@ def gradients(model: Model, batch: Batch, *, part: int, precision: str) -> tuple
         The loss and the norm of the gradient.
     """
     device = batch.images.device.type
-    everything = model.count(batch.targets)
+    everything = model.count(batch.targets).clamp(min=1e-6)  # 0 where all pixels are ignored: nothing to learn
     losses = []
     for piece in split(batch, part):
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -19,6 +19,10 @@ from patchform.data.listing import Item, Listing, by_name, check_names, mapping_
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
+TASKS = ("classification",)
+LAYOUT = "a CSV list"
+"""What is looked for, in words."""
+
 _IMAGE, _LABEL = ("image", "file", "path", "filename"), ("label", "class", "labels")
 
 

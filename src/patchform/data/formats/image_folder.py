@@ -20,6 +20,10 @@ from patchform.data.listing import (
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
+TASKS = ("classification",)
+LAYOUT = "a folder of class folders"
+"""What is looked for, in words."""
+
 
 def recognises(path: Path) -> bool:
     """Whether `path` is a folder with at least one folder that could be a class."""

@@ -1,0 +1,265 @@
+"""List published weights, look into files of weights, convert them, and exchange models with the hub."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from patchform.errors import UsageError
+
+if TYPE_CHECKING:
+    from patchform.commands.conversion import Look
+
+EXAMPLE = 'patchform weights list "swin/*"'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is to be done."""
+    everywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    everywhere.add_argument("--json", action="store_true", help="speak JSON, errors too")
+    everywhere.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    everywhere.add_argument(
+        "--plugin", metavar="DIR", action="append", help="folder with own backbones/: runs its code"
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, action in ACTIONS.items():
+        own = actions.add_parser(
+            name,
+            help=action.purpose,
+            description=action.purpose,
+            epilog=f"example: patchform weights {name} {action.example}",
+            parents=[everywhere],
+            allow_abbrev=False,
+        )
+        action.arguments(own)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    return ACTIONS[arguments.action].run(arguments)
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help='such as "vit/b16.*" (default: all)')
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from patchform import lookup
+
+    rows = lookup.weights_files(arguments.pattern)
+    if not rows:
+        raise lookup.no_such("published weights", arguments.pattern, lookup.weights_files())
+    if arguments.json:
+        print(json.dumps([{"name": name, **dataclasses.asdict(row)} for name, row in rows.items()], indent=1))
+        return 0
+    table = Table("name", "input", "MB", "classes", "licence", "from")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for name, row in rows.items():
+        size, home = str(row.preprocessing.size[0]), row.place.partition(":")[0]
+        table.add_row(name, size, str(row.megabytes), row.labels or "none", row.licence, home)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    print("nothing is fetched before it is named: patchform weights convert NAME --to patchform --out DIR")
+    return 0
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="file or folder of weights, hub:owner/name, or published weights")
+    parser.add_argument("--model", metavar="NAME", help="family/size that it is for; default: all are tried")
+    parser.add_argument("--all", action="store_true", help="every tensor, and what becomes of it")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from patchform import lookup
+    from patchform.commands.conversion import look
+    from patchform.weights.hub import is_row
+
+    if not os.path.lexists(arguments.file) and is_row(arguments.file):  # what is known of it, and nothing is fetched
+        facts = {"name": arguments.file, **dataclasses.asdict(lookup.weights_file(arguments.file))}
+        lines = (f"{key:17} {value}" for key, value in facts.items())
+        print(json.dumps(facts) if arguments.json else "\n".join(lines))
+        return 0
+    found = look(arguments.file, model=arguments.model, say=_to_people)
+    if arguments.json:
+        print(json.dumps(_plain(found, everything=arguments.all)))
+        return 0
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in found.tensors.values())
+    print(f"{found.kind}: {len(found.tensors)} tensors, {found.numbers} numbers, {found.bytes} bytes")
+    print("  " + ", ".join(f"{count} of {kind}" for kind, count in kinds.items()))
+    for key, note in list(found.notes.items())[:8]:
+        print(f"  {key!a}: {note[:80]!a}")
+    if found.classes:
+        print(f"  {len(found.classes)} classes: {', '.join(found.classes[:4])}" + (" ..." * (len(found.classes) > 4)))
+    if arguments.all:
+        for name, tensor in found.tensors.items():
+            print(f"  {name}  {tuple(tensor.shape)}  {str(tensor.dtype).removeprefix('torch.')}")
+    for fit in found.fits:
+        of = fit.architecture
+        trunk, head = _said(of.backbone, of.backbone_options), _said(of.head, of.head_options)
+        print(f"{trunk} under {head}, {fit.classes or 'no'} classes")
+        print(fit.report.table() if arguments.all and fit is found.fits[0] else str(fit.report))
+    if not found.fits:
+        print(f"fits no model: {found.why}")
+    for family, share in found.nearest.items():
+        print(f"  {family}: {share:.0%} of a small trunk's tensors are there by name")
+    return 0
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="FILE", help="file (pickles too), run folder, hub:owner/name, published weights"
+    )
+    parser.add_argument("--model", metavar="NAME", help="family/size, or published weights that it is a file of")
+    parser.add_argument(
+        "--to", metavar="LAYOUT", required=True, help="timm, torchvision, ...; patchform: a model folder"
+    )
+    parser.add_argument("--out", metavar="PLACE", required=True, help="new .safetensors, or folder with --to patchform")
+    parser.add_argument("--from", dest="layout", metavar="LAYOUT", help="layout of FILE (default: recognised)")
+    parser.add_argument("--part", metavar="NAME", help='of a pickle with several: "model", "model_ema"')
+    parser.add_argument("--image-size", type=int, metavar="N", help="input that FILE is for (default: the model's)")
+    parser.add_argument("--head", metavar="NAME", help="head of the model (default: the one that fits)")
+    for name, whose in (("--option", "backbone"), ("--head-option", "head")):
+        parser.add_argument(name, metavar="K=V", action="append", default=[], help=f"argument of the {whose}")
+    parser.add_argument("--classes", metavar="NAMES", help="imagenet-1k, or a file with a name a line")
+    parser.add_argument("--force", action="store_true", help="write over what is there")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from patchform.commands.conversion import convert
+
+    report = convert(
+        arguments.file,
+        arguments.out,
+        to=arguments.to,
+        model=arguments.model,
+        layout=arguments.layout,
+        part=arguments.part,
+        image_size=arguments.image_size,
+        head=arguments.head,
+        options=_options(arguments.option),
+        head_options=_options(arguments.head_option),
+        classes=_classes(arguments.classes),
+        force=arguments.force,
+        say=_to_people,
+    )
+    if arguments.json:
+        print(json.dumps({"out": arguments.out, "report": [entry._asdict() for entry in report.entries]}))
+        return 0
+    print(report)
+    print(f"written: {arguments.out}")
+    return 0
+
+
+def _pull_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="owner/name of a model folder on the hub, with @revision if wanted"
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from patchform.weights import hub
+
+    folder = str(hub.pull(arguments.name, arguments.out, say=_to_people))
+    print(json.dumps({"out": folder}) if arguments.json else f"every bit is as its manifest says: {folder}")
+    return 0
+
+
+def _push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="run folder or model folder; only the model goes up")
+    parser.add_argument("name", metavar="NAME", help="owner/name")
+    parser.add_argument("--public", action="store_true", help="a new repository can be read by everybody")
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from patchform.weights import hub
+
+    address = hub.push(arguments.folder, arguments.name, public=arguments.public)
+    print(json.dumps({"commit": address}) if arguments.json else address)
+    return 0
+
+
+class Action(NamedTuple):
+    """One thing that the verb does."""
+
+    purpose: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+ACTIONS = {
+    "list": Action("List published weights; fetch nothing.", '"swin/*"', _list_arguments, _list),
+    "show": Action("Say what a file holds and which models it fills.", "model.safetensors", _show_arguments, _show),
+    "convert": Action(
+        "Write weights in another layout, or as a model folder that predict takes.",
+        "deit.pth --model vit/s16 --to timm --out deit.safetensors",
+        _convert_arguments,
+        _convert,
+    ),
+    "pull": Action("Copy a model folder from the hub.", "owner/flowers --out flowers/", _pull_arguments, _pull),
+    "push": Action("Put a model folder on the hub.", "runs/first owner/flowers", _push_arguments, _push),
+}
+
+
+def _said(name: str, options: dict[str, Any]) -> str:
+    return " ".join((name, *(f"{key}={value}" for key, value in options.items())))
+
+
+def _to_people(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def _options(words: Sequence[str]) -> dict[str, Any]:
+    """What `depth=3` says, as {"depth": 3}; what is no JSON is text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f'"{word}" has no value', remedy="write name=value")
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        found[name] = tuple(read) if isinstance(read, list) else read
+    return found
+
+
+def _classes(named: str | None) -> tuple[str, ...] | None:
+    """Names of a known set, or those in a file."""
+    from patchform.loading import class_names
+
+    if named is None or (known := class_names(named)):
+        return None if named is None else known
+    try:
+        return tuple(line.strip() for line in Path(named).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("no list of class names", where=named, remedy="name a text file, or imagenet-1k") from error
+
+
+def _plain(found: Look, *, everything: bool) -> dict[str, Any]:
+    about = {"kind": found.kind, "tensors": len(found.tensors), "numbers": found.numbers, "bytes": found.bytes}
+    fits = [
+        {
+            **dataclasses.asdict(fit.architecture),
+            "layout": fit.report.layout,
+            "prefix": fit.report.prefix,
+            "classes": fit.classes,
+            "resized": [entry.name for entry in fit.report.of("resized")],
+        }
+        for fit in found.fits
+    ]
+    about |= {"notes": dict(found.notes), "classes": found.classes, "fits": fits}
+    about |= {"nearest": found.nearest, "why": found.why}
+    every = {name: {"shape": [*one.shape], "dtype": str(one.dtype)} for name, one in found.tensors.items()}
+    return about | ({"all": every} if everything else {})

@@ -1,0 +1,305 @@
+"""Pictures and, in folders beside them, masks: pictures of a class for every pixel.
+
+    images/a.jpg                                  masks/a.png  (or annotations/, labels/)
+    images/training/a.jpg                         annotations/training/a.png                 (ADE20K)
+    train/images/a.jpg                            train/masks/a.png
+    leftImg8bit/train/ulm/x_leftImg8bit.png       gtFine/train/ulm/x_gtFine_labelTrainIds.png (Cityscapes)
+
+A picture and its mask have the same name but for the suffix, in the same folder below. Names of classes are those of
+`data.classes`, else of `classes.txt` (a name a line) or `classes.json` (a list) beside the folders. COCO's json
+annotations are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from patchform.data.listing import (
+    SUFFIXES,
+    TRAIN,
+    VALIDATION,
+    Coding,
+    Item,
+    Listing,
+    by_name,
+    check_names,
+    quoted,
+    walk,
+)
+from patchform.errors import DataError, UsageError
+from patchform.records import IGNORED
+from patchform.settings import DataSettings
+
+TASKS = ("semantic_segmentation",)
+LAYOUT = "images/ beside masks/ or annotations/, leftImg8bit/ beside gtFine/"
+"""What is looked for, in words."""
+_CITY_MASKS = "gtFine"
+_KINDS = (("images", ("masks", "annotations", "labels")), ("leftImg8bit", (_CITY_MASKS,)))
+"""Folders of pictures, and of masks beside them; of several the first is taken."""
+INSIDE = tuple(pictures for pictures, _ in _KINDS)
+"""Folders in which train/ and val/ may lie."""
+_TRAIN_IDS, _LABEL_IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
+_LISTS = ("classes.txt", "classes.json")
+
+CITYSCAPES = {
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
+"""The classes that are scored, in the order of their train ids, with their numbers in labelIds masks (0..33; Cordts et
+al. 2016, "The Cityscapes dataset", and its published table of labels)."""
+
+
+class _Folders(NamedTuple):
+    pictures: Path
+    masks: Path
+    home: Path
+    """What holds the folders of pictures and of masks."""
+    unused: tuple[Path, ...]
+    """Other folders that might hold masks."""
+
+    @property
+    def city(self) -> bool:
+        """Whether files are named as in Cityscapes."""
+        return self.masks.is_relative_to(self.home / _CITY_MASKS)
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` holds such folders, or is a part (`images/training`) inside one."""
+    return path.is_dir() and _folders(path) is not None
+
+
+def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) -> Listing:
+    """List the pictures with their masks. Opens none of them.
+
+    Args:
+        path: the folder of both folders, or a part inside that of the pictures.
+        settings: `classes`, `zero`, `ignore` and `colors` are used.
+        classes: names that give the indices (training's, or the model's): the data's own are matched by name, and data
+            without names are taken to number them alike. None: those of the data.
+
+    Raises:
+        DataError: no picture; a picture without a mask or a mask without a picture; no names of classes, or unknown or
+            too many ones.
+        UsageError: settings that do not go together, or with masks.
+    """
+    folders = _folders(path)
+    assert folders is not None
+    if settings.balanced:
+        raise UsageError("data.balanced needs a class for each picture", remedy="set it to false for masks")
+    pairs, train_ids = _pairs(folders)
+    own, notes = _names(path, folders, settings)
+    colors = _colors(Path(settings.colors).expanduser()) if settings.colors else ()
+    if not own and colors:
+        own = tuple(dict.fromkeys(name for name, _ in colors))
+        notes = (f"classes in the order of their colours in {Path(settings.colors or '').name}",)
+    if not own and classes is not None:
+        own, notes = classes, ("the masks have no names of classes: their numbers are taken for those known already",)
+    if not own:
+        raise DataError(
+            "no names of classes",
+            where=folders.home,
+            remedy="write classes.txt, a name a line in the order of the numbers, or set data.classes",
+        )
+    if len(own) > IGNORED:
+        raise DataError(f"{len(own)} classes, masks can have {IGNORED}", where=folders.home)
+    check_names(own, folders.home)
+    order = own if classes is None else classes
+    places = by_name(own, order, folders.home)
+    indices = tuple(places[name] for name in own)
+    if colors:
+        coding, more = _by_color(colors, places, settings)
+    else:
+        table = tuple(CITYSCAPES.values()) if folders.city and not train_ids else None
+        coding, more = _by_id(own, indices, settings, table, fixed=folders.city)
+    if folders.unused:
+        more += (
+            f"masks are those of {folders.masks.name}/, not of {quoted([folder.name for folder in folders.unused])}",
+        )
+    items = tuple(Item(picture, (), mask) for picture, mask in pairs)
+    return Listing(classes=order, items=items, root=folders.pictures, notes=(*notes, *more), coding=coding)
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+def _folders(path: Path) -> _Folders | None:
+    """Both folders inside `path`, else those of the nearest folder above that is called like one of pictures."""
+    place = path.absolute()
+    for home in (place, *place.parents):
+        for pictures, kinds in _KINDS:
+            inside = place == home
+            if not (inside or (home / pictures) in (place, *place.parents)):
+                continue
+            masks = [home / kind for kind in kinds if (home / kind).is_dir()]
+            if masks and (home / pictures).is_dir():
+                below = "" if inside else place.relative_to(home / pictures)
+                return _Folders(home / pictures / below, masks[0] / below, home, tuple(masks[1:]))
+    return None
+
+
+def _pairs(folders: _Folders) -> tuple[list[tuple[Path, Path]], bool]:
+    """Pictures and their masks by name, and whether Cityscapes' masks hold train ids."""
+    if not folders.masks.is_dir():
+        raise DataError("no folder of masks for these pictures", where=folders.pictures, remedy=f"make {folders.masks}")
+    pictures = _by_stem(folders.pictures, "_leftImg8bit.png" if folders.city else "")
+    if not pictures:
+        raise DataError("no picture", where=folders.pictures, remedy=f"known file names end in {', '.join(SUFFIXES)}")
+    masks, train_ids = _by_stem(folders.masks, _TRAIN_IDS if folders.city else ""), folders.city
+    if folders.city and set(pictures) - set(masks):
+        masks, train_ids = _by_stem(folders.masks, _LABEL_IDS), False
+    for one, other, kind, lacks in ((pictures, masks, "pictures", "mask"), (masks, pictures, "masks", "picture")):
+        if alone := [name for name in one if name not in other]:
+            raise DataError(
+                f"{len(alone)} of {len(one)} {kind} have no {lacks}: {quoted(alone)}",
+                where=folders.pictures if kind == "pictures" else folders.masks,
+                remedy=f"a picture and its mask, a picture too, have one name; looked in {folders.masks}",
+            )
+    return [(pictures[name], masks[name]) for name in pictures], train_ids
+
+
+def _by_stem(folder: Path, ending: str) -> dict[str, Path]:
+    """Pictures below a folder by their path in it without the ending, or without the suffix if none is given."""
+    found: dict[str, Path] = {}
+    for file in walk(folder):
+        if not file.name.endswith(ending) or file.suffix.lower() not in SUFFIXES:
+            continue
+        inside = file.relative_to(folder)
+        name = (inside.parent / (file.name.removesuffix(ending) if ending else file.stem)).as_posix()
+        if name in found:
+            raise DataError(f'"{found[name].name}" and "{file.name}" have one name', where=file.parent)
+        found[name] = file
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- names and numbers
+
+
+def _names(path: Path, folders: _Folders, settings: DataSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the classes in the order of their numbers, if there are any, and where they come from."""
+    if isinstance(settings.classes, tuple | list):
+        return tuple(settings.classes), ()
+    if settings.classes is not None:
+        return _list(Path(settings.classes).expanduser()), ()
+    part_of_a_set = folders.home.name.lower() in TRAIN + VALIDATION
+    for place in (path, folders.home, *((folders.home.parent,) if part_of_a_set else ())):
+        for name in _LISTS:
+            if (place / name).is_file():
+                return _list(place / name), (f"names of classes from {name}",)
+    return (tuple(CITYSCAPES), ()) if folders.city else ((), ())
+
+
+def _list(file: Path) -> tuple[str, ...]:
+    text = _text(file)
+    if file.suffix.lower() == ".json":
+        try:
+            names = json.loads(text)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError("not a list of names", where=file, remedy='write ["sky", "road"]')
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise DataError("no names of classes", where=file, remedy="write a name a line")
+    return tuple(names)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})", where=file) from None
+
+
+def _by_id(
+    names: Sequence[str],
+    indices: Sequence[int],
+    settings: DataSettings,
+    table: Sequence[int] | None,
+    *,
+    fixed: bool,
+) -> tuple[Coding, tuple[str, ...]]:
+    """What the numbers mean, and a note on it."""
+    if fixed and settings.zero == "ignore":
+        raise UsageError("data.zero ignore does not fit Cityscapes, whose 0 is known", remedy="leave it at class")
+    if not 0 <= settings.ignore <= 65535:
+        raise UsageError(f"data.ignore {settings.ignore} is not in 0..65535")
+    if table is not None:
+        if tuple(names) != tuple(CITYSCAPES):
+            raise DataError("labelIds masks have the classes of Cityscapes", remedy="leave data.classes out")
+        known = dict(zip(table, indices))
+        others = {number: IGNORED for number in (*range(34), settings.ignore) if number not in known}
+        note = (
+            f'labelIds: {table[0]} is class "{names[0]}"; numbers of no class among 0..33, and {settings.ignore}, are'
+        )
+        return Coding(ids=tuple((known | others).items())), (f"{note} ignored",)
+    first = 1 if settings.zero == "ignore" else 0
+    known = dict(enumerate(indices, first))
+    if settings.ignore in known:
+        raise UsageError(
+            f'data.ignore {settings.ignore} is the number of class "{names[settings.ignore - first]}"',
+            remedy="see data.zero and the list of classes",
+        )
+    known[settings.ignore] = IGNORED
+    if first:
+        known[0] = IGNORED
+    begin = "0 is unlabelled and ignored, 1" if first else "0"
+    note = f'in masks {begin} is class "{names[0]}"; {settings.ignore} is ignored'
+    return Coding(ids=tuple(known.items())), (note,)
+
+
+Colors = tuple[tuple[str, tuple[int, int, int]], ...]
+
+
+def _by_color(colors: Colors, places: dict[str, int], settings: DataSettings) -> tuple[Coding, tuple[str, ...]]:
+    """What the colours mean, and notes on it. Colours of other names than the classes' are ignored."""
+    if settings.zero == "ignore":
+        raise UsageError("data.zero is about numbers, and data.colors is given", remedy="leave out one of them")
+    others = list(dict.fromkeys(name for name, _ in colors if name not in places))
+    bare = [name for name in places if name not in dict(colors)]
+    if bare:
+        raise DataError(f"classes without a colour: {quoted(bare)}", where=settings.colors, remedy="add them")
+    coding = Coding(colors=tuple((color, places.get(name, IGNORED)) for name, color in colors))
+    ignored = (f"colours of no class are ignored: {quoted(others)}",) if others else ()
+    return coding, (f"masks are read by colour, {len(colors)} of them", *ignored)
+
+
+def _colors(file: Path) -> Colors:
+    """Lines "name r g b", or "r g b name", separated by spaces, tabs or commas."""
+    found: dict[tuple[int, int, int], str] = {}
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        words = line.replace(",", " ").split()
+        if not words:
+            continue
+        for digits, name in ((words[-3:], words[:-3]), (words[:3], words[3:])):
+            if name and all(word.isascii() and word.isdigit() and int(word) < 256 for word in digits):
+                red, green, blue = map(int, digits)
+                break
+        else:
+            raise DataError(f'not a name and a colour: "{line[:60]}"', where=f"{file}, line {number}")
+        if (red, green, blue) in found:
+            raise DataError(f"the colour {red} {green} {blue} a second time", where=f"{file}, line {number}")
+        found[red, green, blue] = " ".join(name)
+    if not found:
+        raise DataError("no colours", where=file, remedy="write lines of a name and three numbers")
+    return tuple((name, color) for color, name in found.items())

@@ -1,0 +1,170 @@
+"""From a label picture to the class of every pixel.
+
+Rules, the same for all files:
+
+* PNG, TIFF, BMP and GIF by PIL, and arrays (H, W) in `.npy` files, as in `data.images`. JPEG and WebP are refused:
+  around every edge they invent classes.
+* Without a colour map a pixel's number counts: a grey level of 1 to 16 bits as it is in the file, or the index of a
+  palette, whose colours do not matter. With a colour map its colour counts, in palettes and grey pictures too.
+* A number or colour that stands for nothing is a fault; it is never taken for "ignore".
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchform.data.images import array_of, faults_of, is_array, opened, orientation, raw_mode, read, upright
+from patchform.data.listing import Coding
+from patchform.errors import DataError
+from patchform.records import IGNORED
+
+_LOSSY = ("JPEG", "WebP")
+_STRETCHED = {"L;2": 85, "L;4": 17}
+"""PIL spreads grey levels of 2 and 4 bits over 0..255: by what to divide."""
+_INVERTED = ("1;I", "1;IR", "L;I", "L;IR")
+"""TIFF files whose zero is white, which PIL turns round."""
+_NUMBERS = ("1", "L", "P", "I")
+"""PIL's modes of one number a pixel; those of 16 bits begin with I."""
+_UNKNOWN = -1
+
+
+def decode_mask(source: Path | bytes, coding: Coding, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode a label picture.
+
+    Args:
+        source: a regular file, or its content.
+        coding: what its numbers or colours mean.
+        size: (height, width) of its picture, upright.
+
+    Returns:
+        (H, W) uint8: classes, and 255 where pixels are ignored.
+
+    Raises:
+        DataError: not a picture, damaged, too large, lossy, of another size, or with a number or colour that stands for
+            no class.
+    """
+    with faults_of(source if isinstance(source, Path) else "the bytes given"):
+        values = _values(read(source), by_color=bool(coding.colors))
+        if size is not None and tuple(values.shape[:2]) != tuple(size):
+            _refuse_size(values.shape[:2], size)
+        classes = _by_color(values, coding) if coding.colors else _by_id(values, coding)
+        return torch.from_numpy(classes)
+
+
+def _refuse_size(found: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    what = f"a mask of {found[1]} x {found[0]} pixels for a picture of {wanted[1]} x {wanted[0]}"
+    if tuple(found) == tuple(wanted)[::-1]:
+        raise DataError(
+            f"{what}, which an orientation tag has turned", remedy="turn the mask too, or remove the picture's tag"
+        )
+    raise DataError(what, remedy="they must be of one size")
+
+
+def _values(data: bytes, *, by_color: bool) -> np.ndarray:
+    """(H, W) integers, or (H, W, 3) uint8 colours, upright."""
+    if is_array(data):
+        array = array_of(data, 1 << 62)  # of the length of its file
+        if array.ndim != (3 if by_color else 2) or (by_color and array.shape[2] != 3):
+            raise DataError(f"a mask of shape {array.shape}", remedy="save (height, width) numbers")
+        return np.ascontiguousarray(array)
+    format_, image = opened(data)
+    layout = raw_mode(image)
+    if format_ in _LOSSY or image.info.get("compression") == "jpeg":
+        raise DataError(f"a mask in {format_}, which changes classes", remedy="save masks as PNG")
+    if layout in _INVERTED:
+        raise DataError("a mask whose zero is white", remedy="save masks as PNG")
+    image.load()
+    if by_color:
+        values = np.array(image.convert("RGB"))
+    elif image.mode.startswith(_NUMBERS) and image.mode != "PA":
+        values = np.array(image, dtype=np.uint8 if image.mode in ("1", "L", "P") else np.int32)
+        values = values // _STRETCHED.get(layout, 1)
+    else:
+        raise DataError(
+            f"a mask of colours (mode {image.mode})", remedy="set data.colors to a file of names and colours"
+        )
+    turned = orientation(image)
+    if turned == 1:
+        return values
+    flat = torch.from_numpy(values if values.ndim == 3 else values[:, :, None]).permute(2, 0, 1)
+    values = upright(flat, turned).permute(1, 2, 0).contiguous().numpy()
+    return values if by_color else values[:, :, 0]
+
+
+# ------------------------------------------------------------------------------------------------- numbers to classes
+
+
+def _by_id(values: np.ndarray, coding: Coding) -> np.ndarray:
+    table = _table(coding.ids)
+    wide = values.astype(np.int64) if values.dtype.kind == "i" else values  # 32-bit files may hold anything
+    if values.dtype.kind == "i" and (wide.min() < 0 or wide.max() >= len(table)):
+        odd, number = _most(wide[(wide < 0) | (wide >= len(table))])
+        raise _no_class(odd, number, coding)
+    classes = table[wide]
+    if classes.min() == _UNKNOWN:
+        odd, number = _most(values[classes == _UNKNOWN])
+        raise _no_class(odd, number, coding)
+    return classes.astype(np.uint8)
+
+
+def _no_class(odd: int, number: int, coding: Coding) -> DataError:
+    known = [id_ for id_, class_ in coding.ids if class_ != IGNORED]
+    ignored = [id_ for id_, class_ in coding.ids if class_ == IGNORED]
+    what = f"number {odd} in {number} pixels is no class ({min(known)}..{max(known)} are, {_few(ignored)} ignored)"
+    if min(known) == 0 and odd == max(known) + 1:
+        return DataError(what, remedy="if numbers begin at 1, set data.zero to ignore; else check the list of classes")
+    return DataError(what, remedy="check the list of classes, data.zero and data.ignore")
+
+
+def _few(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:4])) + (" ... are" if len(ids) > 4 else " is" if len(ids) == 1 else " are")
+
+
+def _by_color(values: np.ndarray, coding: Coding) -> np.ndarray:
+    keys, classes = _color_table(coding.colors)
+    packed = _packed(values.astype(np.int32))
+    place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+    if (unknown := keys[place] != packed).any():
+        odd, number = _most(packed[unknown])
+        color = (odd >> 16, odd >> 8 & 255, odd & 255)
+        raise DataError(
+            f"colour {color} in {number} pixels is none of the {len(keys)} that are known",
+            remedy="add it to the file of data.colors",
+        )
+    return classes[place]
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """(..., 3) -> (...): one number a colour."""
+    packed: np.ndarray = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+    return packed
+
+
+def _most(values: np.ndarray) -> tuple[int, int]:
+    """The value that occurs most often, and how often."""
+    found, counts = np.unique(values, return_counts=True)
+    most = int(counts.argmax())
+    return int(found[most]), int(counts[most])
+
+
+@cache
+def _table(ids: tuple[tuple[int, int], ...]) -> Any:
+    """(65536,) int16: class of each number."""
+    table = np.full(1 << 16, _UNKNOWN, np.int16)
+    for id_, class_ in ids:
+        table[id_] = class_
+    return table
+
+
+@cache
+def _color_table(colors: tuple[tuple[tuple[int, int, int], int], ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) packed colours in ascending order, (N,) uint8 their classes."""
+    keys = _packed(np.array([color for color, _ in colors], np.int32))
+    order = keys.argsort()
+    return keys[order], np.array([class_ for _, class_ in colors], np.uint8)[order]

@@ -1,0 +1,58 @@
+"""Convolutions of maps (B, C, H, W): with a norm and a ReLU behind them, as a classifier of cells; a norm of cells."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CellNorm(nn.LayerNorm):
+    """Layer normalisation of every cell of a map.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, ReLU; the grid stays as it is.
+
+    In training a batch with one number a channel (one image, pooled to one cell) is normalised by the running
+    statistics: it has no variance of its own.
+
+    Args:
+        in_channels, out_channels: C before and behind.
+        kernel: its side, odd.
+        bias: whether the convolution has one; the norm takes it away again, but published weights hold it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+        self.norm = nn.BatchNorm2d(out_channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        x, norm = self.conv(x), self.norm
+        if norm.training and x.numel() == x.shape[1]:
+            return F.relu(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps))
+        return F.relu(norm(x))
+
+
+def classifier(channels: int, classes: int, *, kernel: int = 1, bias: bool = True) -> nn.Conv2d:
+    """The convolution (B, channels, H, W) -> (B, classes, H, W) that ends a dense head; it starts with small logits."""
+    conv = nn.Conv2d(channels, classes, kernel, padding=kernel // 2, bias=bias)
+    nn.init.trunc_normal_(conv.weight, std=0.02)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv

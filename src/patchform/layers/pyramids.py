@@ -1,0 +1,115 @@
+"""Maps of several strides: summed from coarse to fine, as a feature pyramid, and made from maps of one stride."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MADE_STRIDES = (4, 8, 16, 32)
+"""Strides of a hierarchical backbone, which dense heads were designed for."""
+
+
+def to_size(x: Tensor, size: Sequence[int], mode: Literal["nearest", "bilinear"] = "bilinear") -> Tensor:
+    """(B, C, h, w) -> (B, C, *size), corners not aligned; at its own size it is returned as it is."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode=mode, **({} if mode == "nearest" else {"align_corners": False}))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
+    return to_size(x, (2 * x.shape[-2], 2 * x.shape[-1]))
+
+
+def top_down(maps: Sequence[Tensor], mode: Literal["nearest", "bilinear"]) -> list[Tensor]:
+    """Each map plus the sum of all coarser ones, which is resized from map to map (Lin et al. 2017, section 3).
+
+    Args:
+        maps: fine to coarse, each (B, C, H_i, W_i).
+        mode: of resizing.
+
+    Returns:
+        As many, of the same shapes.
+    """
+    sums = [maps[-1]]
+    for finer in reversed(maps[:-1]):
+        sums.append(finer + to_size(sums[-1], finer.shape[-2:], mode))
+    return sums[::-1]
+
+
+class FPN(nn.Module):
+    """Feature pyramid network (Lin et al., CVPR 2017, arXiv:1612.03144): bare convolutions, nearest neighbours.
+
+    Args:
+        channels: of the maps, fine to coarse.
+        width: channels of all results.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(before, width, 1) for before in channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        for conv in (*self.laterals, *self.outputs):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, C_i, H_i, W_i) -> as many (B, width, H_i, W_i)."""
+        sums = top_down([lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)], "nearest")
+        return [output(x) for output, x in zip(self.outputs, sums)]
+
+
+class Levels(nn.Module):
+    """The maps of a backbone that has several strides; of one that has a single stride, four levels made from them.
+
+    Levels of about 4, 8, 16 and 32 pixels a cell come from as many maps, evenly chosen from shallow to deep (one map
+    serves them all). Each doubling is a 2x2 transposed convolution, with batch norm and GELU between two of them; each
+    halving is a max-pool of 2x2. For patches of 16 pixels that is what BEiT and MAE put under UPerNet (Bao et al. 2022;
+    He et al. 2022, appendix A.4).
+
+    Args:
+        channels, strides: of the backbone's maps.
+
+    Attributes:
+        channels: of each level, fine to coarse.
+        strides: input pixels per cell of each level; a fraction where 4 is none of the backbone's.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.chosen: tuple[int, ...] | None = None
+        self.channels, self.strides = tuple(channels), tuple(map(float, strides))
+        self.steps = nn.ModuleList()
+        if len(set(strides)) > 1:
+            return
+        last = len(MADE_STRIDES) - 1
+        self.chosen = tuple(round(level * (len(channels) - 1) / last) for level in range(last + 1))
+        doublings = [round(math.log2(strides[0] / stride)) for stride in MADE_STRIDES]
+        self.channels = tuple(channels[number] for number in self.chosen)
+        self.strides = tuple(strides[0] / 2**times for times in doublings)
+        self.steps.extend(_rescaled(width, times) for width, times in zip(self.channels, doublings))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The levels, fine to coarse."""
+        if self.chosen is None:
+            return list(maps)
+        return [step(maps[number]) for step, number in zip(self.steps, self.chosen)]
+
+    def covered(self, cells: Tensor, number: int) -> tuple[int, int]:
+        """Height and width in pixels of what the cells of a level lie over."""
+        height, width = (round(count * self.strides[number]) for count in cells.shape[-2:])
+        return height, width
+
+
+def _rescaled(channels: int, doublings: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(doublings):
+        if number:
+            layers += [nn.BatchNorm2d(channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels, 2, stride=2))
+    layers += [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-doublings)]  # odd grids keep their last cells
+    return nn.Sequential(*layers)

@@ -1,0 +1,381 @@
+"""Weights and models from elsewhere: the Hugging Face hub by name, a plain address by its SHA-256. Never a pickle.
+
+    hub:owner/name                  model.safetensors of a repository, or a model folder that `push` put there
+    hub:owner/name/file@revision    that .safetensors or .npz, as it was at a branch, tag or commit
+    https://...#sha256=...          a .safetensors or .npz whose sum is known
+    vit/b16.augreg_in21k_ft_in1k    a row of a family's `WEIGHTS`: one of the above
+
+What was fetched before is taken from the cache and the network is not asked; what was not is fetched when the user
+names it and at no other time. The hub's files are in the hub's own cache (HF_HOME), the others in `cache()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from patchform import lookup
+from patchform.errors import FolderError, ModelFileError, PatchformError, ResourceError, UsageError
+from patchform.records import WeightsFile
+from patchform.weights import files
+from patchform.weights.sources import DESCRIPTION, WEIGHTS, read_description
+
+ENDINGS = (".safetensors", ".npz")
+"""Of files that are fetched: none of them can hold code."""
+MODEL = (WEIGHTS, DESCRIPTION, files.MANIFEST)
+"""What is pushed of a model folder, and nothing beside it."""
+LARGEST = 1 << 36
+"""Bytes of a plain address that are still fetched: 64 GiB."""
+PATIENCE = 30.0
+"""Seconds in which a server must say something."""
+_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)((?:/[\w.+-]+)*)(?:@([\w./-]+))?")
+_SUM = re.compile(r"[0-9a-f]{64}")
+
+
+def locate(source: str | Path, *, say: Callable[[str], None] = lambda sentence: None) -> Path:
+    """Where weights lie on this machine: a path as it is; a name of one of the kinds above, fetched if need be.
+
+    Args:
+        source: a path or name. What exists on the disk is a path.
+        say: called with a sentence before the network is used.
+
+    Raises:
+        UsageError: no published weights of that name, or as `fetch`.
+        PatchformError: whatever `fetch` raises.
+    """
+    if isinstance(source, Path) or os.path.lexists(source):
+        return Path(source)
+    if source.startswith(("hub:", "https:", "http:")):
+        return fetch(source, say=say)
+    if not is_row(source):
+        return Path(source)
+    row = lookup.weights_file(source)
+    if row.place.startswith("torchvision:"):
+        raise _by_hand(source, row)
+    return fetch(row.place, sha256=row.sha256, say=say)
+
+
+def is_row(name: str) -> bool:
+    """Whether a name is meant as family/variant.tag: such a family exists, and it does not end like a file."""
+    family, slash, rest = name.partition("/")
+    ends_like_a_file = rest.endswith((*ENDINGS, ".json", ".bin", ".pt", ".pth", ".ckpt"))
+    return bool(slash) and "." in rest and not ends_like_a_file and family in lookup.names("published")
+
+
+def fetch(
+    name: str,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    offline: bool | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """The file or folder of a "hub:..." or "https://..." name, from the cache or the network.
+
+    Args:
+        name: see above.
+        revision: of the hub; default: the one in the name, else the newest (which is the cached one if there is one).
+        sha256: that the file must have, in hexadecimal; a plain address needs one, here or in the name.
+        offline: True takes only what is in a cache; default: whether HF_HUB_OFFLINE is set.
+        say: called with a sentence before the network is used.
+
+    Raises:
+        UsageError: not such a name, one that is not https, one without the sum it needs, or huggingface_hub is missing.
+        ModelFileError: no such file, another sum, a pickle, or it is not in the cache and `offline`.
+        ResourceError: the server cannot be reached, or the disk is full; nothing half fetched stays.
+    """
+    if offline is None:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    address, _, fragment = name.partition("#sha256=")
+    sha256 = (sha256 or fragment).lower() or None
+    if sha256 is not None and not _SUM.fullmatch(sha256):
+        raise UsageError(f'"{sha256}" is no SHA-256', remedy="it has 64 hexadecimal digits")
+    if not name.startswith("hub:"):
+        return _plain(address, sha256, offline, say)
+    place = _place(address, revision)
+    path = _from_hub(place, offline, say)
+    if sha256 is not None and (not path.is_file() or _sum(path) != sha256):
+        raise ModelFileError("not the SHA-256 that was asked for", where=address)
+    return path
+
+
+def push(folder: str | Path, name: str, *, public: bool = False, revision: str | None = None) -> str:
+    """Put a model folder on the hub: weights, description and manifest, and nothing else of the folder.
+
+    Args:
+        folder: what `save` or a training run wrote.
+        name: "owner/name"; the repository is made if need be.
+        public: a new one can be read by everybody.
+        revision: branch, default "main".
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ModelFileError: the folder is not an intact model.
+        UsageError: not such a name, or huggingface_hub is missing.
+        ResourceError: the hub cannot be reached, or it refuses.
+    """
+    place = _place(f"hub:{name.removeprefix('hub:')}", revision)
+    if place.file or not Path(folder).is_dir():
+        raise UsageError(f"{folder} cannot go to {name}", remedy="name a model folder, and owner/name")
+    read_description(Path(folder))
+    with _library(place) as library:
+        api = library.HfApi()
+        api.create_repo(place.repository, private=not public, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=place.repository,
+            folder_path=str(folder),
+            allow_patterns=list(MODEL),
+            revision=place.revision,
+            commit_message="patchform model",
+        )
+    return str(done.commit_url)
+
+
+def pull(
+    name: str,
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    offline: bool | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Path:
+    """Copy a model folder from the hub to a new folder, once every bit is what its manifest says.
+
+    Args:
+        name: "owner/name", with "@revision" if wanted.
+        folder: is made.
+        revision: as in `fetch`.
+        offline: as in `fetch`.
+        say: as in `fetch`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FolderError: it exists already and is not empty.
+        ModelFileError: what is there is not an intact model.
+        PatchformError: whatever `fetch` raises.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FolderError("exists already", where=folder, remedy="name a new folder")
+    found = fetch(f"hub:{name.removeprefix('hub:')}", revision=revision, offline=offline, say=say)
+    if not found.is_dir() or not (found / DESCRIPTION).exists():
+        raise ModelFileError("no model folder of patchform", where=name, remedy="use it by its name: hub:owner/name")
+    read_description(found)
+    with files.atomic_folder(folder) as place:
+        for part in (WEIGHTS, DESCRIPTION):
+            shutil.copyfile(found / part, place / part)
+    read_description(folder)
+    return folder
+
+
+def cache() -> Path:
+    """Folder of what plain addresses gave: PATCHFORM_CACHE, else patchform/ in XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PATCHFORM_CACHE") or Path(home) / "patchform")
+
+
+def _by_hand(name: str, row: WeightsFile) -> ModelFileError:
+    """The error for a row that is published as a pickle."""
+    import torchvision
+
+    function, _, which = row.place.removeprefix("torchvision:").partition("/")
+    address = torchvision.models.get_model_weights(function)[which].url
+    return ModelFileError(
+        "published as a pickle, which is not fetched",
+        where=name,
+        remedy=f"fetch {address}, then: patchform weights convert FILE --model {name} --to patchform --out DIR",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- Hugging Face hub
+
+
+class _Place(NamedTuple):
+    """What a name on the hub says."""
+
+    repository: str
+    file: str
+    """Empty: the usual files."""
+    revision: str | None
+
+
+def _place(name: str, revision: str | None) -> _Place:
+    found = _NAME.fullmatch(name)
+    parts = found[2].split("/")[1:] if found else []
+    if not found or {".", ".."} & {*parts, *found[1].split("/")}:
+        raise UsageError(f'"{name}" is no name on the hub', remedy="write hub:owner/name, .../file, ...@revision")
+    if parts and not parts[-1].endswith(ENDINGS):
+        raise ModelFileError("only .safetensors and .npz are fetched", where=name, remedy="they cannot hold code")
+    return _Place(found[1], "/".join(parts), revision or found[3])
+
+
+def _from_hub(place: _Place, offline: bool, say: Callable[[str], None]) -> Path:
+    with _library(place) as library:
+        for local in (True,) if offline else (True, False):
+            if not local:
+                say(f"fetching {'/'.join(filter(None, (place.repository, place.file)))} from the hub")
+            try:
+                found = _asked(library, place, local)
+            except library.errors.LocalEntryNotFoundError as error:
+                if not local:
+                    raise ResourceError(f"the hub cannot be reached ({files.said(str(error))})") from error
+                continue
+            if found is not None:
+                return found
+    raise ModelFileError(
+        "not in the cache" if offline else f"neither {WEIGHTS} nor a model folder",
+        where=place.repository,
+        remedy="unset HF_HUB_OFFLINE to fetch it" if offline else "name the file: hub:owner/name/file",
+    )
+
+
+def _asked(library: Any, place: _Place, local: bool) -> Path | None:
+    """The answer of the library: a file, a folder of a model, or nothing of use."""
+    asked = {"revision": place.revision, "local_files_only": local}
+    if place.file:
+        return Path(library.hf_hub_download(place.repository, place.file, **asked))
+    folder = Path(library.snapshot_download(place.repository, allow_patterns=list(MODEL), **asked))
+    if all((folder / part).exists() for part in MODEL):
+        return folder
+    alone = folder / WEIGHTS
+    return alone if alone.exists() and not (folder / DESCRIPTION).exists() else None
+
+
+@contextmanager
+def _library(place: _Place) -> Iterator[Any]:
+    """huggingface_hub, told to send nothing about this machine, with its errors in our words."""
+    try:
+        import huggingface_hub as library
+        from huggingface_hub import constants, errors
+    except ImportError as error:
+        raise UsageError("the hub needs huggingface_hub", remedy='pip install "patchform[hub]"') from error
+    quiet, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    try:
+        yield library
+    except PatchformError:
+        raise
+    except errors.GatedRepoError as error:
+        raise ModelFileError("closed", where=place.repository, remedy="ask its owner, then: hf auth login") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelFileError("no such repository, or a private one", where=place.repository) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelFileError(f"no revision {place.revision}", where=place.repository) from error
+    except errors.EntryNotFoundError as error:
+        raise ModelFileError(f"no file {place.file}", where=place.repository) from error
+    except errors.HFValidationError as error:
+        raise UsageError(files.said(str(error)), where=place.repository) from error
+    except Exception as error:  # of the network, of the server, of the disk: each has classes of its own
+        raise ResourceError(f"the hub says: {files.said(str(error))}", where=place.repository) from error
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = quiet
+
+
+# --------------------------------------------------------------------------------------------------- plain addresses
+
+
+def _plain(address: str, sha256: str | None, offline: bool, say: Callable[[str], None]) -> Path:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        fine = parts.scheme == "https" and parts.hostname and not parts.username and address.isprintable()
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UsageError(f'"{address}" is not an https address', remedy="name a path, hub:owner/name or https://...")
+    name = urllib.parse.unquote(parts.path).rpartition("/")[2]
+    if not name.endswith(ENDINGS) or not re.fullmatch(r"[\w.+-]+", name):
+        raise ModelFileError("only .safetensors and .npz are fetched", where=address, remedy="they cannot hold code")
+    if sha256 is None:
+        raise UsageError(f"{address} comes without a SHA-256", remedy=f"name it: {address}#sha256=...")
+    path = cache() / sha256[:16] / name
+    if path.is_file() and _sum(path) == sha256:
+        return path
+    if offline:
+        raise ModelFileError("not in the cache", where=address, remedy="unset HF_HUB_OFFLINE to fetch it")
+    say(f"fetching {address}")
+    temporary = path.with_name(f"{files.TEMPORARY}{os.getpid()}-{name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                _receive(address, sha256, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise ResourceError(what, where=path, remedy="make room, or set PATCHFORM_CACHE") from error
+    return path
+
+
+def _receive(address: str, sha256: str, file: IO[bytes]) -> None:
+    """Write what an address gives, and raise ModelFileError if it has not this sum or is too large."""
+    sum_, size = hashlib.sha256(), 0
+    for block in _blocks(address):
+        size += len(block)
+        if size > LARGEST:
+            raise ModelFileError(f"more than {LARGEST} bytes", where=address)
+        sum_.update(block)
+        file.write(block)
+    if sum_.hexdigest() != sha256:
+        raise ModelFileError(f"its SHA-256 is {sum_.hexdigest()}, not {sha256}", where=address)
+
+
+def _blocks(address: str) -> Iterator[bytes]:
+    """What an address gives, with the errors of the network in our words."""
+    request = urllib.request.Request(address, headers={"User-Agent": "patchform"})
+    try:
+        with _opener().open(request, timeout=PATIENCE) as answer:
+            if int(answer.headers.get("Content-Length") or 0) > LARGEST:
+                raise ModelFileError(f"more than {LARGEST} bytes", where=address)
+            while block := answer.read(1 << 20):
+                yield block
+    except urllib.error.HTTPError as error:
+        raise ModelFileError(f"the server says {error.code} {files.said(error.reason)}", where=address) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        said = files.said(str(getattr(error, "reason", error)))
+        raise ResourceError(f"cannot be fetched ({said})", where=address, remedy="try again") from error
+
+
+class _OnlyHttps(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection to https, and to nothing else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith("https://"):
+            raise ModelFileError(f"it leads to {files.said(newurl)}, which is not https", where=req.full_url)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """An opener that knows https and no other way: no file:, no ftp:, no http:."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        _OnlyHttps(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
