@@ -34,6 +34,8 @@ APART = ("backbones", "heads", "tasks", "data/formats")
 PAPERS_SAY_SO = {
     "backbones/hybrid": {"backbones/resnet", "backbones/vit"},
     "backbones/botnet": {"backbones/resnet"},
+    "backbones/axial": {"backbones/resnet"},
+    "backbones/stand_alone": {"backbones/resnet"},
     "backbones/vivit": {"backbones/vit"},
     "backbones/timesformer": {"backbones/vit"},
 }

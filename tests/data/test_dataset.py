@@ -197,17 +197,16 @@ def test_masks_count_in_the_cache(scenes, monkeypatch):
     assert plain._cache is None
 
 
-def test_the_listing_decides_on_the_kind_of_transform(tmp_path, scenes, pictures):
-    for made, kind in ((scenes(), Regions), (pictures(), Label)):
-        settings = AugmentationSettings()
-        preprocessing = Preprocessing(size=(8, 8), resize="squash")
-        for some in (
-            training_pictures(made.listing, preprocessing, settings, 3),
-            evaluation_pictures(made.listing, preprocessing),
-        ):
-            sample = some[0, 0]
-            assert isinstance(sample.target, kind)
-            assert sample.image.shape == (3, 8, 8)
+@pytest.mark.parametrize(("made", "kind"), [("scenes", Regions), ("pictures", Label)])
+def test_the_listing_decides_on_the_kind_of_transform(made, kind, request):
+    listing = request.getfixturevalue(made)().listing
+    preprocessing = Preprocessing(size=(8, 8), resize="squash")
+    for some in (
+        training_pictures(listing, preprocessing, AugmentationSettings(), 3),
+        evaluation_pictures(listing, preprocessing),
+    ):
+        assert isinstance(some[0, 0].target, kind)
+        assert some[0, 0].image.shape == (3, 8, 8)
 
 
 def test_nothing_is_written_into_the_data(tmp_path, pictures):

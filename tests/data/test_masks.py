@@ -105,8 +105,9 @@ def test_colours_count_when_there_is_a_map():
     odd[0, :3] = (1, 2, 3)
     with pytest.raises(DataError, match=r"colour \(1, 2, 3\) in 3 pixels is none of the 4"):
         decode_mask(encode(Image.fromarray(odd), "PNG"), NAMED)
-    with pytest.raises(DataError, match=r"colours.*data\.colors"):
-        decode_mask(encode(rgb, "PNG"), IDS)
+    for mode in ("RGB", "RGBA", "LA"):
+        with pytest.raises(DataError, match=rf"colours \(mode {mode}\).*data\.colors"):
+            decode_mask(encode(rgb.convert(mode), "PNG"), IDS)
 
 
 @pytest.mark.parametrize("options", [("JPEG", {}), ("WebP", {"lossless": True}), ("TIFF", {"compression": "jpeg"})])

@@ -116,7 +116,7 @@ def test_a_model_learns_squares_of_colour(tmp_path):
         head="setr",
         classes=splits.train.classes,
         preprocessing=preprocessing,
-        backbone_options={"patch_size": 4},
+        backbone_options={"patch": 4},
     )
     held_out = evaluation_loader(evaluation_pictures(splits.validation, preprocessing), 3)
     before = evaluate(model, held_out, TASK, metric=TASK.full_metric(model.classes))

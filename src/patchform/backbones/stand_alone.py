@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import AttendingResNet
+from patchform.backbones.resnet import AttendingResNet
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, rising

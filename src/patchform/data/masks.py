@@ -19,7 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchform.data.images import array_of, faults_of, is_array, opened, orientation, raw_mode, read, upright
+from patchform.data.images import (
+    MAX_PIXELS,
+    array_of,
+    faults_of,
+    is_array,
+    opened,
+    orientation,
+    raw_mode,
+    read,
+    upright,
+)
 from patchform.data.listing import Coding
 from patchform.errors import DataError
 from patchform.records import IGNORED
@@ -29,8 +39,6 @@ _STRETCHED = {"L;2": 85, "L;4": 17}
 """PIL spreads grey levels of 2 and 4 bits over 0..255: by what to divide."""
 _INVERTED = ("1;I", "1;IR", "L;I", "L;IR")
 """TIFF files whose zero is white, which PIL turns round."""
-_NUMBERS = ("1", "L", "P", "I")
-"""PIL's modes of one number a pixel; those of 16 bits begin with I."""
 _UNKNOWN = -1
 
 
@@ -60,16 +68,15 @@ def decode_mask(source: Path | bytes, coding: Coding, size: tuple[int, int] | No
 def _refuse_size(found: tuple[int, ...], wanted: tuple[int, int]) -> None:
     what = f"a mask of {found[1]} x {found[0]} pixels for a picture of {wanted[1]} x {wanted[0]}"
     if tuple(found) == tuple(wanted)[::-1]:
-        raise DataError(
-            f"{what}, which an orientation tag has turned", remedy="turn the mask too, or remove the picture's tag"
-        )
+        remedy = "if the picture has an orientation tag, which is followed, turn the mask likewise or remove the tag"
+        raise DataError(what, remedy=remedy)
     raise DataError(what, remedy="they must be of one size")
 
 
 def _values(data: bytes, *, by_color: bool) -> np.ndarray:
     """(H, W) integers, or (H, W, 3) uint8 colours, upright."""
     if is_array(data):
-        array = array_of(data, 1 << 62)  # of the length of its file
+        array = array_of(data, MAX_PIXELS)
         if array.ndim != (3 if by_color else 2) or (by_color and array.shape[2] != 3):
             raise DataError(f"a mask of shape {array.shape}", remedy="save (height, width) numbers")
         return np.ascontiguousarray(array)
@@ -82,13 +89,13 @@ def _values(data: bytes, *, by_color: bool) -> np.ndarray:
     image.load()
     if by_color:
         values = np.array(image.convert("RGB"))
-    elif image.mode.startswith(_NUMBERS) and image.mode != "PA":
-        values = np.array(image, dtype=np.uint8 if image.mode in ("1", "L", "P") else np.int32)
-        values = values // _STRETCHED.get(layout, 1)
+    elif image.mode in ("1", "L", "P"):
+        values = np.array(image, np.uint8) // _STRETCHED.get(layout, 1)
+    elif image.mode.startswith("I"):
+        values = np.array(image, np.int32)
     else:
-        raise DataError(
-            f"a mask of colours (mode {image.mode})", remedy="set data.colors to a file of names and colours"
-        )
+        what = f"a mask of colours (mode {image.mode}), not of numbers"
+        raise DataError(what, remedy="set data.colors to a file of names and colours")
     turned = orientation(image)
     if turned == 1:
         return values
@@ -102,15 +109,15 @@ def _values(data: bytes, *, by_color: bool) -> np.ndarray:
 
 def _by_id(values: np.ndarray, coding: Coding) -> np.ndarray:
     table = _table(coding.ids)
-    wide = values.astype(np.int64) if values.dtype.kind == "i" else values  # 32-bit files may hold anything
-    if values.dtype.kind == "i" and (wide.min() < 0 or wide.max() >= len(table)):
-        odd, number = _most(wide[(wide < 0) | (wide >= len(table))])
+    beyond = (values < 0) | (values >= len(table))  # 32-bit files may hold anything
+    if not beyond.any():
+        classes = table[values]
+        beyond = classes == _UNKNOWN
+    if beyond.any():
+        odd, number = _most(values[beyond])
         raise _no_class(odd, number, coding)
-    classes = table[wide]
-    if classes.min() == _UNKNOWN:
-        odd, number = _most(values[classes == _UNKNOWN])
-        raise _no_class(odd, number, coding)
-    return classes.astype(np.uint8)
+    found: np.ndarray = classes.astype(np.uint8)
+    return found
 
 
 def _no_class(odd: int, number: int, coding: Coding) -> DataError:

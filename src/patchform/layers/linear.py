@@ -18,12 +18,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D')."""
-        if self.bias is None or not plain(x):
+        if self.bias is None or not plain(x) or not _quicker(self, _dtype(x)):
             return super().forward(x)
-        dtype = _dtype(x)
-        if not _fuses(dtype) or (dtype == torch.float32 and min(self.weight.shape) > _NARROW):
-            return super().forward(x)
-        return _fused(x, self, dtype, "none", "")
+        return _fused(x, self, "none", "")
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear, gelu: str = "none") -> Tensor:
@@ -32,12 +29,18 @@ def linear_gelu(x: Tensor, linear: nn.Linear, gelu: str = "none") -> Tensor:
     A fresh tensor of this size costs more than the function itself.
     """
     dtype = _dtype(x)
-    if _fuses(dtype):
-        return _fused(x, linear, dtype, "gelu", gelu)
+    if _quicker(linear, dtype) or (gelu == "tanh" and _fuses(dtype)):  # torch's tanh takes longer than the product
+        return _fused(x, linear, "gelu", gelu)
     return torch.ops.aten.gelu_(linear(x), approximate=gelu)
 
 
-def _fused(x: Tensor, linear: nn.Linear, dtype: torch.dtype, activation: str, form: str) -> Tensor:
+def _quicker(linear: nn.Linear, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's product is the faster one."""
+    return _fuses(dtype) and (dtype != torch.float32 or min(linear.weight.shape) <= _NARROW)
+
+
+def _fused(x: Tensor, linear: nn.Linear, activation: str, form: str) -> Tensor:
+    dtype = _dtype(x)
     weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
     return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, activation, [], form)
 

@@ -114,8 +114,6 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         # ------------------------------------------------------------------------------------ model and optimizer
         seed_everything(settings.seed)
         model = model_of(recipe, listing, preprocessing, say=reporter.note).to(device)
-        if getattr(model.backbone, "prefers_channels_last", False):
-            model.to(memory_format=torch.channels_last)
         task: Task = lookup.the_class("tasks", recipe.task, Task).of(model.head)  # type: ignore[attr-defined]
         average = ema.average_of(model) if settings.ema else None
         judged = average or model

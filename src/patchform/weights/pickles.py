@@ -1,8 +1,9 @@
 """Checkpoints of others that are pickles: the one place that opens them, for the command that converts a named file.
 
 A pickle is a program. torch.load with weights_only=True runs only what builds tensors, numbers, text and containers,
-and here argparse.Namespace, in which many training scripts keep their options, and refuses everything else. Holes were found in that twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch
-that patchform takes), so no pickle is opened on the way to anything else: once converted it is safetensors.
+and here argparse.Namespace, in which many training scripts keep their options, and refuses everything else. Holes were
+found in that twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch that patchform takes), so no pickle is
+opened on the way to anything else: once converted it is safetensors.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from bad_pictures import encode, mask_folders, tree_state
 from PIL import Image
+from torchvision.datasets import Cityscapes
 
 from patchform.data.checks import check
 from patchform.data.dataset import Pictures, open_data, open_evaluation
@@ -111,6 +112,12 @@ def test_cityscapes_by_train_ids_or_by_its_own(tmp_path):
         masks.read(tmp_path / "2", DataSettings(zero="ignore"), None)
 
 
+def test_the_table_of_cityscapes_is_that_of_torchvision():
+    known = {row.name: row.id for row in Cityscapes.classes if row.train_id not in (-1, 255)}
+    assert list(masks.CITYSCAPES.items()) == list(known.items())
+    assert [row.train_id for row in Cityscapes.classes if row.name in known] == list(range(19))
+
+
 def test_alone_and_twice_are_refused(tmp_path):
     named(mask_folders(tmp_path, ["a", "b"]))
     (tmp_path / "masks" / "a.png").rename(tmp_path / "masks" / "z.png")
@@ -154,7 +161,7 @@ def test_zero_is_what_the_setting_says(tmp_path):
     with pytest.raises(DataError, match=r"mask a\.png: number 3 in \d+ pixels.*begin at 1"):
         check(masks.read(tmp_path, PLAIN, None), KEEP)
     listing = masks.read(tmp_path, DataSettings(zero="ignore"), None)
-    assert listing.coding.ids == ((1, 0), (2, 1), (3, 2), (255, 255), (0, 255))
+    assert listing.coding.ids == ((1, 0), (2, 1), (3, 2), (0, 255), (255, 255))
     assert any('0 is unlabelled and ignored, 1 is class "sky"' in note for note in listing.notes)
     raw = np.array(Image.open(tmp_path / "masks" / "a.png"))
     found = decode_mask(listing.items[0].mask, listing.coding).numpy()
@@ -198,6 +205,8 @@ def test_colours(tmp_path):
     found = decode_mask(listing.items[0].mask, listing.coding).numpy()
     assert (found == np.array([1, 0, 255])[ids]).all()
     assert masks.read(tmp_path, DataSettings(colors=str(file)), None).classes == ("blue sky", "road", "void")
+    judged = masks.read(tmp_path, DataSettings(colors=str(file)), ("road", "sea", "blue sky"))  # of a model
+    assert [class_ for _, class_ in judged.coding.colors] == [2, 0, 255]
     with pytest.raises(DataError, match='without a colour: "sea"'):
         masks.read(tmp_path, DataSettings(colors=str(file), classes=("road", "sea")), None)
     with pytest.raises(UsageError, match=r"data\.zero"):

@@ -110,7 +110,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) ->
     own, notes = _names(path, folders, settings)
     colors = _colors(Path(settings.colors).expanduser()) if settings.colors else ()
     if not own and colors:
-        own = tuple(dict.fromkeys(name for name, _ in colors))
+        own = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
         notes = (f"classes in the order of their colours in {Path(settings.colors or '').name}",)
     if not own and classes is not None:
         own, notes = classes, ("the masks have no names of classes: their numbers are taken for those known already",)
@@ -124,17 +124,16 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) ->
         raise DataError(f"{len(own)} classes, masks can have {IGNORED}", where=folders.home)
     check_names(own, folders.home)
     order = own if classes is None else classes
-    places = by_name(own, order, folders.home)
-    indices = tuple(places[name] for name in own)
+    known = by_name(own, order, folders.home)
+    places = {name: known[name] for name in own}
     if colors:
         coding, more = _by_color(colors, places, settings)
     else:
         table = tuple(CITYSCAPES.values()) if folders.city and not train_ids else None
-        coding, more = _by_id(own, indices, settings, table, fixed=folders.city)
+        coding, more = _by_id(places, settings, table, fixed=folders.city)
     if folders.unused:
-        more += (
-            f"masks are those of {folders.masks.name}/, not of {quoted([folder.name for folder in folders.unused])}",
-        )
+        others = quoted([folder.name for folder in folders.unused])
+        more += (f"masks are those of {folders.masks.name}/, not of {others}",)
     items = tuple(Item(picture, (), mask) for picture, mask in pairs)
     return Listing(classes=order, items=items, root=folders.pictures, notes=(*notes, *more), coding=coding)
 
@@ -232,40 +231,39 @@ def _text(file: Path) -> str:
 
 
 def _by_id(
-    names: Sequence[str],
-    indices: Sequence[int],
-    settings: DataSettings,
-    table: Sequence[int] | None,
-    *,
-    fixed: bool,
+    places: dict[str, int], settings: DataSettings, table: Sequence[int] | None, *, fixed: bool
 ) -> tuple[Coding, tuple[str, ...]]:
-    """What the numbers mean, and a note on it."""
+    """What the numbers mean, and a note on it.
+
+    Args:
+        places: class of each name, in the order of the numbers.
+        settings: `zero` and `ignore`.
+        table: the numbers, when they are not consecutive: those of Cityscapes' labelIds.
+        fixed: `zero` is known.
+    """
+    names, ignore = tuple(places), settings.ignore
     if fixed and settings.zero == "ignore":
         raise UsageError("data.zero ignore does not fit Cityscapes, whose 0 is known", remedy="leave it at class")
-    if not 0 <= settings.ignore <= 65535:
-        raise UsageError(f"data.ignore {settings.ignore} is not in 0..65535")
-    if table is not None:
-        if tuple(names) != tuple(CITYSCAPES):
-            raise DataError("labelIds masks have the classes of Cityscapes", remedy="leave data.classes out")
-        known = dict(zip(table, indices))
-        others = {number: IGNORED for number in (*range(34), settings.ignore) if number not in known}
-        note = (
-            f'labelIds: {table[0]} is class "{names[0]}"; numbers of no class among 0..33, and {settings.ignore}, are'
-        )
-        return Coding(ids=tuple((known | others).items())), (f"{note} ignored",)
+    if not 0 <= ignore <= 65535:
+        raise UsageError(f"data.ignore {ignore} is not in 0..65535")
+    if table is not None and names != tuple(CITYSCAPES):
+        raise DataError("labelIds masks have the classes of Cityscapes", remedy="leave data.classes out")
     first = 1 if settings.zero == "ignore" else 0
-    known = dict(enumerate(indices, first))
-    if settings.ignore in known:
-        raise UsageError(
-            f'data.ignore {settings.ignore} is the number of class "{names[settings.ignore - first]}"',
-            remedy="see data.zero and the list of classes",
+    numbers = table or range(first, first + len(names))
+    if ignore in numbers:
+        what = f'data.ignore {ignore} is the number of class "{names[numbers.index(ignore)]}"'
+        raise UsageError(what, remedy="see data.zero and the list of classes")
+    if table is not None:
+        others = [number for number in range(34) if number not in table]
+        note = (
+            f'in labelIds masks {table[0]} is class "{names[0]}"; those of 0..33 that are not scored and {ignore} are'
         )
-    known[settings.ignore] = IGNORED
-    if first:
-        known[0] = IGNORED
-    begin = "0 is unlabelled and ignored, 1" if first else "0"
-    note = f'in masks {begin} is class "{names[0]}"; {settings.ignore} is ignored'
-    return Coding(ids=tuple(known.items())), (note,)
+    else:
+        others = [0] * first
+        begin = "0 is unlabelled and ignored, 1" if first else "0"
+        note = f'in masks {begin} is class "{names[0]}"; {ignore} is'
+    ids = dict(zip(numbers, places.values())) | dict.fromkeys((*others, ignore), IGNORED)
+    return Coding(ids=tuple(ids.items())), (f"{note} ignored",)
 
 
 Colors = tuple[tuple[str, tuple[int, int, int]], ...]
