@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
 from patchform import drawing
 from patchform.data.checks import check
 from patchform.data.collate import to_device
-from patchform.data.dataset import Pictures, open_evaluation
+from patchform.data.dataset import evaluation_pictures, open_evaluation
 from patchform.data.order import evaluation_loader
-from patchform.data.transforms import evaluation_transform
 from patchform.device import pick_device
 from patchform.errors import ResourceError
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
-from patchform.records import Batch
+from patchform.records import Batch, Target
 from patchform.settings import DataSettings
 from patchform.tasks.base import Task, task_of
 from patchform.weights import files
@@ -28,6 +28,8 @@ REPORT, CONFUSION = "evaluation.json", "confusion.png"
 """What `evaluate_run` writes."""
 
 Precision = Literal["float32", "bfloat16"]
+Predict: TypeAlias = Callable[[Model, Batch], list[Target]]
+"""A way to ask a model."""
 
 
 def evaluate(
@@ -35,6 +37,7 @@ def evaluate(
     loader: Iterable[Batch],
     task: Task,
     *,
+    predict: Predict = Model.predict,
     metric: Metric | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
@@ -49,6 +52,7 @@ def evaluate(
         model: lies on `device` already.
         loader: batches with targets.
         task: what the targets mean.
+        predict: the way the model is asked.
         metric: an empty one; default: the task's quick one.
         device: where the batches go.
         precision: bfloat16 runs the model under autocast.
@@ -69,7 +73,8 @@ def evaluate(
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         ):
             for batch in loader:
-                metric.update(model.predict(to_device(batch._replace(targets=()), device)), batch.targets)
+                answers = predict(model, to_device(batch._replace(targets=()), device))
+                metric.update(answers, batch.targets)
                 done += len(batch.names)
                 if progress:
                     progress(done)
@@ -83,6 +88,8 @@ def evaluate_run(
     run: str | Path,
     data: str | Path,
     *,
+    settings: DataSettings | None = None,
+    predict: Predict = Model.predict,
     out: str | Path | None = None,
     batch_size: int = 32,
     workers: int = 0,
@@ -98,7 +105,9 @@ def evaluate_run(
 
     Args:
         run: run folder.
-        data: folder of class folders, folder with val/ inside, or CSV list.
+        data: what the task's formats know, or a folder with such a val/ inside.
+        settings: how the format reads it (what the numbers in masks mean); default: as usual.
+        predict: the way the model is asked (`patchform.inference`).
         out: folder for the files, made if need be; default: the run folder. Earlier ones are replaced.
         batch_size: images that go through the model at once; changes no score.
         workers: processes that decode.
@@ -123,8 +132,7 @@ def evaluate_run(
     except OSError as error:
         raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
     task = task_of(model.architecture, model.head)
-    settings = DataSettings(labels=getattr(model.head, "labels", "single"), allow_empty_class=True)
-    listing = open_evaluation(data, settings, model.classes)
+    listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
     notes, before = list(listing.notes), len(listing)
     if skip_bad:
         listing, faulty = check(listing, model.preprocessing, skip_bad=skip_bad)
@@ -133,11 +141,11 @@ def evaluate_run(
         for note in notes:
             say(note)
     where = pick_device(device)
-    pictures = Pictures(listing, evaluation_transform(model.preprocessing), model.preprocessing)
     scores = evaluate(
         model.to(where),
-        evaluation_loader(pictures, batch_size, workers),
+        evaluation_loader(evaluation_pictures(listing, model.preprocessing), batch_size, workers),
         task,
+        predict=predict,
         metric=task.full_metric(model.classes),
         device=where,
         precision=precision,
@@ -151,3 +159,9 @@ def evaluate_run(
         table = scores.tables["confusion"]
         drawing.save(drawing.confusion(table.values, table.rows), folder / CONFUSION)
     return scores
+
+
+def settings_for(model: Model, settings: DataSettings | None = None) -> DataSettings:
+    """How data are read for a model: its own kind of labels, classes that may be absent, and no names but its own."""
+    multi = getattr(model.head, "labels", "single") == "multi"
+    return replace(settings or DataSettings(), labels="multi" if multi else "single", allow_empty_class=True)

@@ -260,8 +260,10 @@ def write(
         predictions = predictor.predict(found, batch_size=batch_size, keep_images=folder is not None)
         for prediction, place in zip(predictions, places):
             failed += prediction.error is not None
-            if place is not None and prediction.error is None:
+            if place is not None and prediction.target is not None:
                 save(to_png_bytes(predictor.draw(prediction)), place)
+                for ending, content in predictor.task.files(prediction.target).items():
+                    save(content, place.with_suffix(ending))
             line = json.dumps(predictor.record(prediction), allow_nan=False) + "\n"
             for each in streams:
                 each.write(line)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from patchform import drawing, lookup
 from patchform.data.collate import collate
-from patchform.data.dataset import Pictures, open_evaluation
-from patchform.data.transforms import evaluation_transform
+from patchform.data.dataset import evaluation_pictures, open_evaluation
+from patchform.data.listing import Listing
 from patchform.errors import ModelFileError, ResourceError
-from patchform.evaluation import CONFUSION, REPORT
+from patchform.evaluation import CONFUSION, REPORT, settings_for
 from patchform.inspect.base import Picture, to_png
 from patchform.model import Model
 from patchform.prediction import Predictor, load
@@ -46,12 +46,15 @@ class Answer(NamedTuple):
     right: bool
 
 
-def write_report(run: str | Path, data: str | Path, *, out: str | Path | None = None) -> Path:
+def write_report(
+    run: str | Path, data: str | Path, *, settings: DataSettings | None = None, out: str | Path | None = None
+) -> Path:
     """Write `report.html` for a run that was evaluated.
 
     Args:
         run: run folder.
-        data: what it was evaluated on: folder of class folders, folder with val/ inside, or CSV list.
+        data: what it was evaluated on.
+        settings: how the format reads it; default: as usual.
         out: folder of evaluation.json and of the page; default: the run folder.
 
     Returns:
@@ -68,14 +71,13 @@ def write_report(run: str | Path, data: str | Path, *, out: str | Path | None = 
         evaluation = json.loads((place / REPORT).read_text())
     except (OSError, ValueError) as error:
         raise ModelFileError("the run was not evaluated", where=place / REPORT, remedy="patchform evaluate") from error
-    found = answers(predictor, data)
+    listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
     sections = [
         _section("Numbers", numbers(evaluation)),
         _section("Learning", learning(folder)),
         _section("Confusion", confusion(place)),
-        _section("Wrong", gallery(predictor, _surest(found, right=False)), "The surest mistakes first."),
-        _section("Right", gallery(predictor, _surest(found, right=True)[::-1]), "The least sure first."),
-        *insides(predictor, data),
+        *(labelled(predictor, listing) if predictor.task.target is Label else scenes(predictor, listing)),
+        *insides(predictor, listing),
     ]
     page = place / PAGE
     try:
@@ -130,9 +132,35 @@ def confusion(place: Path) -> str:
     return _image(path.read_bytes(), "Confusion matrix: rows are true classes, columns predicted ones", kind="chart")
 
 
-def answers(predictor: Predictor, data: str | Path) -> list[Answer]:
+def labelled(predictor: Predictor, listing: Listing) -> Iterable[str]:
+    """Sections of pictures whose label was wrong, and right."""
+    found = answers(predictor, listing)
+    yield _section("Wrong", gallery(predictor, _surest(found, right=False)), "The surest mistakes first.")
+    yield _section("Right", gallery(predictor, _surest(found, right=True)[::-1]), "The least sure first.")
+
+
+def scenes(predictor: Predictor, listing: Listing) -> Iterable[str]:
+    """A section of pictures with the true classes of their pixels above what the model says."""
+    chosen = _evenly(range(len(listing)), EXAMPLES)
+    pictures = evaluation_pictures(listing, predictor.model.preprocessing)
+    predictions = predictor.predict([listing.items[index].path for index in chosen], keep_images=True, batch_size=1)
+    figures = []
+    for index, prediction in zip(chosen, predictions):
+        truth = pictures[0, index].target
+        if prediction.image is None or truth is None:
+            continue
+        drawn = (predictor.task.draw(prediction.image, truth, predictor.classes), predictor.draw(prediction))
+        shown = [
+            _image(drawing.to_png_bytes(picture), f"{listing.name(index)}: {what}", kind="chart")
+            for picture, what in zip(drawn, ("the truth", "the model"))
+        ]
+        figures.append(f"<figure>{''.join(shown)}<figcaption>{html.escape(listing.name(index))}</figcaption></figure>")
+    content = f'<div class="gallery wide">{"".join(figures)}</div>' if figures else "<p>None.</p>"
+    yield _section("Pictures", content, "The truth above, what the model says below.")
+
+
+def answers(predictor: Predictor, listing: Listing) -> list[Answer]:
     """Predictions on pictures of known truth, evenly picked; unreadable ones are left out."""
-    listing = open_evaluation(data, _settings(predictor.model, data), predictor.classes)
     items = _evenly(listing.items, LOOKED_AT)
     predictions = predictor.predict([item.path for item in items], keep_images=True)
     found = []
@@ -165,11 +193,10 @@ def gallery(predictor: Predictor, shown: Sequence[Answer]) -> str:
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
-def insides(predictor: Predictor, data: str | Path) -> Iterable[str]:
+def insides(predictor: Predictor, listing: Listing) -> Iterable[str]:
     """A section for each picture of `inspect/`."""
     model = predictor.model
-    listing = open_evaluation(data, _settings(model, data), predictor.classes)
-    pictures = Pictures(listing, evaluation_transform(model.preprocessing), model.preprocessing)
+    pictures = evaluation_pictures(listing, model.preprocessing)
     chosen = _evenly(range(len(listing)), EXAMPLES)
     images = collate([pictures[0, index] for index in chosen]).images.to(predictor.device)
     for name in lookup.names("inspect"):
@@ -181,11 +208,6 @@ def insides(predictor: Predictor, data: str | Path) -> Iterable[str]:
             yield _section(
                 picture.title, _image(picture.draw(values, images), picture.title, kind="chart"), picture.meaning
             )
-
-
-def _settings(model: Model, data: str | Path) -> DataSettings:
-    labels = "multi" if getattr(model.head, "labels", "single") == "multi" else "single"
-    return DataSettings(path=str(data), labels=labels, allow_empty_class=True)  # type: ignore[arg-type]
 
 
 def _surest(found: Sequence[Answer], *, right: bool) -> list[Answer]:
@@ -261,6 +283,7 @@ td { font-variant-numeric: tabular-nums; text-align: right; }
 img.chart { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 img.picture { width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
+.gallery.wide { grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); }
 figure { margin: 0; }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 ol { list-style: none; margin: 0; padding: 0; }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from patchform.errors import DataError, DivergedError
+from patchform.errors import DivergedError
 from patchform.metrics.calibration import (
     SAMPLE,
     Calibration,
@@ -128,11 +128,10 @@ def test_pixels_are_sampled_and_judged_as_images_are():
     assert found.tables["reliability"].columns[2] == "pixels"
 
 
-def test_pixels_without_scores_are_refused_and_none_are_none():
+def test_pixels_without_scores_do_not_count_and_none_are_none():
     guess, truth = regions(0)
-    with pytest.raises(DataError, match="scores"):
-        PixelCalibration().update([guess._replace(scores=None)], [truth])
     metric = PixelCalibration()
+    metric.update([guess._replace(scores=None)], [truth])
     metric.update([guess], [Regions(truth.classes * 0 + 255)])
     assert metric.compute().numbers == {"ece": None, "temperature": None, "ece_after": None}
     with pytest.raises(DivergedError):

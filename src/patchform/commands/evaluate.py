@@ -69,12 +69,13 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
         PatchformError: whatever `evaluate_run` raises.
     """
     where = data or _validation_of(Path(run))
+    settings = recipes.resolve(run).data if (Path(run) / "recipe.yaml").is_file() else None
 
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
-    scores = evaluate_run(run, where, **options)
-    write_report(run, where, out=options.get("out"))
+    scores = evaluate_run(run, where, settings=settings, **options)
+    write_report(run, where, settings=settings, out=options.get("out"))
     return scores
 
 
@@ -83,9 +84,11 @@ def _validation_of(folder: Path) -> str:
         raise UsageError(
             "not a run folder, or without its recipe", where=folder, remedy="name the pictures: --data DIR"
         )
-    settings = recipes.resolve(folder).data
-    if settings.validation:
-        return settings.validation
-    if settings.path and any((Path(settings.path) / name).exists() for name in ("val", "val.csv")):
-        return settings.path
+    from patchform.data.dataset import has_validation
+
+    recipe = recipes.resolve(folder)
+    if recipe.data.validation:
+        return recipe.data.validation
+    if recipe.data.path and has_validation(recipe.data.path, recipe.task):
+        return recipe.data.path
     raise UsageError("the run has no validation folder of its own", where=folder, remedy="name pictures: --data DIR")

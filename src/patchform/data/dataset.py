@@ -169,6 +169,12 @@ def _read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, t
     raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
 
 
+def has_validation(path: str | Path, task: str = "classification") -> bool:
+    """Whether a folder has a part to learn from and a part to validate on."""
+    home = _home(Path(path), task)
+    return _part(home, TRAIN) is not None and _part(home, VALIDATION) is not None
+
+
 def _home(path: Path, task: str) -> Path:
     """Where train/ and val/ lie: in `path`, or in a folder inside it in which a layout keeps them."""
     inside = (path / name for format_ in _formats(task) for name in getattr(format_, "INSIDE", ()))

@@ -13,7 +13,6 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from patchform.errors import DataError
 from patchform.metrics.accuracy import scores_and_classes
 from patchform.metrics.base import Metric, Scores, Table, finite, same_number, share
 from patchform.records import IGNORED, Regions, Target
@@ -134,14 +133,12 @@ class PixelCalibration(Calibration):
     of: ClassVar[str] = "pixels"
 
     def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
-        """Take in a batch of `Regions`; predictions with scores (C, H, W)."""
+        """Take in a batch of `Regions`; a prediction without scores (C, H, W) does not count."""
         same_number(predictions, targets)
         for guess, truth in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
-            if guess.scores is None:
-                raise DataError("a prediction without scores")
             wanted = truth.classes.flatten()
             counted = (wanted != IGNORED).nonzero()[:, 0]
-            if not len(counted):
+            if guess.scores is None or not len(counted):
                 continue
             chosen = torch.randint(len(counted), (SAMPLE,), generator=torch.Generator().manual_seed(len(counted)))
             places = counted.cpu()[chosen]

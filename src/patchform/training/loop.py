@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from patchform import lookup
 from patchform.data.collate import split, to_device
-from patchform.data.dataset import Pictures, open_data
+from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
 from patchform.data.order import TrainingBatches, balance, evaluation_loader, generator, training_loader
-from patchform.data.transforms import Mixing, evaluation_transform, training_transform
+from patchform.data.transforms import Mixing
 from patchform.device import pick_device
 from patchform.errors import DataError, DivergedError, Interrupted, ResourceError
 from patchform.evaluation import evaluate
@@ -95,25 +95,26 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         if device.type == "cpu":
             keep_freed_memory()
         preprocessing = preprocessing_of(recipe.data)
-        splits = open_data(recipe.data, seed=settings.seed, preprocessing=preprocessing)
+        splits = open_data(recipe.data, seed=settings.seed, preprocessing=preprocessing, task=recipe.task)
         for note in splits.notes:
             reporter.note(note)
-        if not resume or recipe.data.skip_bad:  # a resumed run was checked already
-            splits = checked(splits, recipe.data, preprocessing, reporter, stop=stop)
+        counts = splits.train.counts()
+        balanced = recipe.loss.class_weights == "balanced"
+        if not resume or recipe.data.skip_bad or balanced:  # a resumed run was checked already
+            splits, counts = checked(splits, recipe.data, preprocessing, reporter, stop=stop)
         listing = splits.train
         epoch = math.ceil(len(listing) / settings.batch_size)
         steps = epoch * settings.epochs
-        change = training_transform(preprocessing, recipe.augmentation)
-        pictures = Pictures(listing, change, preprocessing, settings.seed)
+        pictures = training_pictures(listing, preprocessing, recipe.augmentation, settings.seed)
         mixing = Mixing(recipe.augmentation, len(listing.classes))
-        held_out = Pictures(splits.validation, evaluation_transform(preprocessing), preprocessing, settings.seed)
+        held_out = evaluation_pictures(splits.validation, preprocessing, settings.seed)
         part = min(settings.micro_batch or settings.batch_size, settings.batch_size)
         pin = device.type == "cuda"
         validation = evaluation_loader(held_out, part, recipe.data.workers, pin=pin)
 
         # ------------------------------------------------------------------------------------ model and optimizer
         seed_everything(settings.seed)
-        model = model_of(recipe, listing, preprocessing, say=reporter.note).to(device)
+        model = model_of(recipe, listing, preprocessing, counts=counts, say=reporter.note).to(device)
         task: Task = lookup.the_class("tasks", recipe.task, Task).of(model.head)  # type: ignore[attr-defined]
         average = ema.average_of(model) if settings.ema else None
         judged = average or model

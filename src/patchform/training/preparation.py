@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,8 @@ def seed_everything(seed: int) -> None:
 
 def checked(
     splits: Splits, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
-) -> Splits:
-    """The splits without bad pictures; says what was found."""
+) -> tuple[Splits, tuple[int, ...]]:
+    """The splits without bad pictures, and how much there is to learn of each class; says what was found."""
     watch = functools.partial(_watch, stop)
     train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=watch)
     validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=watch)
@@ -91,17 +91,29 @@ def checked(
             reporter.note(f"left out {len(report.faults)} of {report.checked} pictures, first {report.faults[0]}")
     if twins := overlap(train, validation):
         reporter.note(f"{len(twins)} pictures are in training and in validation, first {twins[0][0]}")
-    return splits._replace(train=train, validation=validation)
+    return splits._replace(train=train, validation=validation), first.pixels or train.counts()
 
 
 def _watch(stop: Stop, done: int, count: int) -> None:
     stop.check()
 
 
-def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, *, say: Callable[[str], None]) -> Model:
+def model_of(
+    recipe: Recipe,
+    listing: Listing,
+    preprocessing: Preprocessing,
+    *,
+    counts: Sequence[int],
+    say: Callable[[str], None],
+) -> Model:
     """The model of a recipe, with the loss's settings as the head's options, and weights where it starts from some.
 
-    `say` hears what became of those weights.
+    Args:
+        recipe: of the run.
+        listing: what is learnt from.
+        preprocessing: of the model.
+        counts: pictures, or pixels, of each class.
+        say: hears what became of the weights that it starts from.
     """
     options, top = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
@@ -111,7 +123,6 @@ def model_of(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, *, 
     if recipe.loss.smoothing:
         top["smoothing"] = recipe.loss.smoothing
     if recipe.loss.class_weights == "balanced":
-        counts = listing.counts()
         top["class_weights"] = [sum(counts) / (len(counts) * count) if count else 1.0 for count in counts]
     elif recipe.loss.class_weights != "none":
         top["class_weights"] = list(recipe.loss.class_weights)
