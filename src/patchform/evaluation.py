@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 
@@ -17,9 +17,10 @@ from patchform.data.dataset import evaluation_pictures, open_evaluation
 from patchform.data.order import evaluation_loader
 from patchform.device import pick_device
 from patchform.errors import ResourceError
+from patchform.inference import Ask
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
-from patchform.records import Batch, Target
+from patchform.records import Batch
 from patchform.settings import DataSettings
 from patchform.tasks.base import Task, task_of
 from patchform.weights import files
@@ -28,8 +29,6 @@ REPORT, CONFUSION = "evaluation.json", "confusion.png"
 """What `evaluate_run` writes."""
 
 Precision = Literal["float32", "bfloat16"]
-Predict: TypeAlias = Callable[[Model, Batch], list[Target]]
-"""A way to ask a model."""
 
 
 def evaluate(
@@ -37,7 +36,7 @@ def evaluate(
     loader: Iterable[Batch],
     task: Task,
     *,
-    predict: Predict = Model.predict,
+    ask: Ask = Model.predict,
     metric: Metric | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
@@ -52,7 +51,7 @@ def evaluate(
         model: lies on `device` already.
         loader: batches with targets.
         task: what the targets mean.
-        predict: the way the model is asked.
+        ask: the way the model is asked.
         metric: an empty one; default: the task's quick one.
         device: where the batches go.
         precision: bfloat16 runs the model under autocast.
@@ -73,7 +72,7 @@ def evaluate(
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         ):
             for batch in loader:
-                answers = predict(model, to_device(batch._replace(targets=()), device))
+                answers = ask(model, to_device(batch._replace(targets=()), device))
                 metric.update(answers, batch.targets)
                 done += len(batch.names)
                 if progress:
@@ -89,7 +88,7 @@ def evaluate_run(
     data: str | Path,
     *,
     settings: DataSettings | None = None,
-    predict: Predict = Model.predict,
+    ask: Ask = Model.predict,
     out: str | Path | None = None,
     batch_size: int = 32,
     workers: int = 0,
@@ -107,7 +106,7 @@ def evaluate_run(
         run: run folder.
         data: what the task's formats know, or a folder with such a val/ inside.
         settings: how the format reads it (what the numbers in masks mean); default: as usual.
-        predict: the way the model is asked (`patchform.inference`).
+        ask: the way the model is asked (`patchform.inference`).
         out: folder for the files, made if need be; default: the run folder. Earlier ones are replaced.
         batch_size: images that go through the model at once; changes no score.
         workers: processes that decode.
@@ -145,7 +144,7 @@ def evaluate_run(
         model.to(where),
         evaluation_loader(evaluation_pictures(listing, model.preprocessing), batch_size, workers),
         task,
-        predict=predict,
+        ask=ask,
         metric=task.full_metric(model.classes),
         device=where,
         precision=precision,

@@ -6,8 +6,8 @@ Each is a callable (model, batch) -> predictions, one an image, in pixels of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor
 from patchform.errors import UsageError
 from patchform.model import Model
 from patchform.records import Batch, Regions, Target
+
+Ask: TypeAlias = Callable[[Model, Batch], list[Target]]
 
 
 class Whole(NamedTuple):

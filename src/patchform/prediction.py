@@ -25,6 +25,7 @@ from patchform.data.transforms import evaluation_transform
 from patchform.device import pick_device
 from patchform.drawing import save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
+from patchform.inference import Ask
 from patchform.model import Model
 from patchform.records import Sample, Target
 from patchform.tasks.base import Task, task_of
@@ -72,6 +73,7 @@ class Predictor:
         task: default: the model's own.
         device: "auto" takes the accelerator if there is one.
         precision: bfloat16 runs the model under autocast.
+        ask: the way the model is asked (`patchform.inference`).
 
     Attributes:
         classes: names in the order of the scores.
@@ -84,10 +86,12 @@ class Predictor:
         *,
         device: torch.device | str = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
+        ask: Ask = Model.predict,
     ) -> None:
         self.device = pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.precision, self.classes = model.to(self.device).eval(), precision, model.classes
+        self.ask = ask
         self._fit = evaluation_transform(model.preprocessing)
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
@@ -156,12 +160,18 @@ class Predictor:
             return []
         samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.model.predict(to_device(collate(samples), self.device))
+            return self.ask(self.model, to_device(collate(samples), self.device))
 
 
-def load(run: str | Path, *, device: str = "auto", precision: Literal["float32", "bfloat16"] = "float32") -> Predictor:
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    ask: Ask = Model.predict,
+) -> Predictor:
     """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact."""
-    return Predictor(models.load(run), device=device, precision=precision)
+    return Predictor(models.load(run), device=device, precision=precision, ask=ask)
 
 
 # ----------------------------------------------------------------------------------------------------------- sources

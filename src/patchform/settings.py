@@ -157,7 +157,7 @@ class OptimizerSettings:
     lr: float = 1e-3
     """Highest learning rate, for the whole batch as given."""
     weight_decay: float = 0.05
-    """Decoupled; not on norms, biases, positions and tokens."""
+    """Decoupled, for sgd part of the gradient; not on norms, biases, positions and tokens."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Averaging constants of adamw and lamb."""
     momentum: float = 0.9

@@ -67,7 +67,7 @@ def test_it_learns_and_is_evaluated_in_the_pixels_of_the_pictures(run, scenes):
 
 def test_windows_judge_it_too(run, scenes):
     whole = evaluate_run(run.folder, scenes, out=run.folder / "whole", device="cpu")
-    windows = evaluate_run(run.folder, scenes, out=run.folder / "w", device="cpu", predict=Sliding((32, 32), (16, 16)))
+    windows = evaluate_run(run.folder, scenes, out=run.folder / "w", device="cpu", ask=Sliding((32, 32), (16, 16)))
     assert windows.numbers["mean_iou"] == pytest.approx(whole.numbers["mean_iou"], abs=0.1)
     assert windows.numbers["mean_iou"] != whole.numbers["mean_iou"]
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchform.commands import asking
+
 if TYPE_CHECKING:
     from patchform.prediction import Predictor
 
@@ -22,14 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    asking.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Lines on stdout; exit code 8 when some pictures could not be used."""
     from patchform.prediction import write
 
+    way = asking.way(arguments)
     written = write(
-        load(arguments.run, device=arguments.device),
+        load(arguments.run, device=arguments.device, **({"ask": way} if way else {})),
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,
@@ -46,7 +50,7 @@ def load(run: str | Path, **options: Any) -> Predictor:
 
     Args:
         run: run folder.
-        options: of `patchform.prediction.load`: device, precision.
+        options: of `patchform.prediction.load`: device, precision, ask.
 
     Raises:
         ModelFileError: the folder holds no intact model.

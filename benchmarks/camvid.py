@@ -1,0 +1,158 @@
+"""Semantic segmentation from scratch in so many seconds on one core: ours, and torchvision's LR-ASPP, side by side.
+
+* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of a first short run.
+* torchvision: a plain loop around lraspp_mobilenet_v3_large with random initial values: AdamW 2e-3, polynomial decay
+  over the time, crops of 192 x 256 at 0.75 to 1.5 times the size, flips, batches of 8; the same masks and transforms as
+  ours, without our loop.
+
+Each side is a process of its own on a core of its own. Both are judged by the mean intersection over union of the 11
+classes on the 101 pictures of validation, whole, at their native 240 x 320.
+
+    python benchmarks/camvid.py                                    # both sides, 1000 seconds each
+    python benchmarks/camvid.py --side ours --seed 1               # one of them
+
+The data are semantic_segmentation/camvid below $PATCHFORM_DATA.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+import patchform
+from patchform.commands import recipes
+from patchform.data.collate import collate, to_device
+from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
+from patchform.data.order import evaluation_loader
+from patchform.evaluation import evaluate_run
+from patchform.metrics.intersection import Intersection
+from patchform.records import IGNORED, Preprocessing, Regions
+from patchform.settings import AugmentationSettings, DataSettings
+
+DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SCENES = DATA / "semantic_segmentation" / "camvid"
+CALIBRATION = 2
+"""Epochs of the short run that tells how many fit."""
+
+
+def ours(a):
+    base = {
+        "data": {"path": str(SCENES)},
+        "training": {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False},
+    }
+    with tempfile.TemporaryDirectory() as runs:
+
+        def run(name, epochs):
+            training = {**base["training"], "epochs": epochs, "validate_every": epochs, "save_every": 0}
+            began = time.perf_counter()
+            settings = {**base, "runs": runs, "name": name, "training": training}
+            done = patchform.train(recipes.resolve(a.recipe, settings), progress=False)
+            return done, time.perf_counter() - began
+
+        _, first = run("short", CALIBRATION)
+        _, second = run("longer", 2 * CALIBRATION)
+        epoch = (second - first) / CALIBRATION
+        epochs = max(1, int((a.seconds - (first - CALIBRATION * epoch)) / epoch))
+        done, seconds = run("whole", epochs)
+        scores = evaluate_run(done.folder, SCENES, settings=DataSettings(path=str(SCENES)), device="cpu")
+    made = f"{done.model.architecture.backbone} under {done.model.architecture.head}"
+    return report(made, done.model, scores, epochs, seconds)
+
+
+def torchvisions(a):
+    torch.manual_seed(a.seed)
+    preprocessing = Preprocessing(size=(192, 256), resize="native", interpolation="bilinear")
+    splits = open_data(
+        DataSettings(path=str(SCENES)), seed=a.seed, preprocessing=preprocessing, task="semantic_segmentation"
+    )
+    change = AugmentationSettings(scale=(0.75, 1.5), flip=0.5)
+    pictures = training_pictures(splits.train, preprocessing, change, a.seed)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(splits.train.classes))
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
+    began, epoch, share = time.perf_counter(), 0, 0.0
+    while share < 1:
+        order = torch.randperm(len(pictures)).tolist()
+        for start in range(0, len(order) - 7, 8):
+            share = (time.perf_counter() - began) / a.seconds
+            if share >= 1:
+                break
+            optimizer.param_groups[0]["lr"] = 2e-3 * (1 - share) ** 0.9
+            batch = to_device(collate([pictures[epoch, index] for index in order[start : start + 8]]), "cpu")
+            images = ((batch.images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+            wanted = torch.stack([target.classes for target in batch.targets])
+            loss = F.cross_entropy(model(images)["out"], wanted, ignore_index=IGNORED)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        epoch += 1
+    seconds = time.perf_counter() - began
+    model.eval()
+    metric = Intersection(splits.train.classes)
+    held_out = evaluation_pictures(splits.validation, preprocessing)
+    with torch.inference_mode():
+        for batch in evaluation_loader(held_out, 8):
+            logits = model((batch.images / 255 - mean) / std)["out"]
+            metric.update([Regions(each.argmax(0)) for each in logits], batch.targets)
+    return report("torchvision lraspp_mobilenet_v3_large", model, metric.compute(), epoch, seconds)
+
+
+def report(made: str, model: nn.Module, scores, epochs, seconds):
+    table = scores.tables["classes"]
+    return {
+        "model": made,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epochs": epochs,
+        "seconds": round(seconds, 1),
+        "mean_iou": round(scores.numbers["mean_iou"], 4),
+        "classes": {name: row[0] and round(row[0], 3) for name, row in zip(table.rows, table.values)},
+    }
+
+
+SIDES = {"ours": ours, "torchvision": torchvisions}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", choices=SIDES, help="one side, in this process (default: both, on a core each)")
+    parser.add_argument("--seconds", type=float, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", default="semantic_segmentation/small", help="of ours")
+    a = parser.parse_args()
+    if not SCENES.is_dir():
+        print("no data: set PATCHFORM_DATA to a folder that has semantic_segmentation/camvid")
+        return
+    if a.side:
+        torch.set_num_threads(1)
+        print(json.dumps(SIDES[a.side](a)), flush=True)
+        return
+    running = []
+    for core, side in enumerate(SIDES):
+        words = [sys.executable, __file__, "--side", side, "--seconds", str(a.seconds), "--seed", str(a.seed)]
+        words += ["--recipe", a.recipe]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(running[-1].pid, {core % os.cpu_count()})
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    print("| model | parameters | epochs | seconds | mIoU |\n|---|--:|--:|--:|--:|")
+    for row in found:
+        print(
+            f"| {row['model']} | {row['parameters']:,} | {row['epochs']} | {row['seconds']} | {row['mean_iou']:.3f} |"
+        )
+    for row in found:
+        print(f"{row['model']}: {', '.join(f'{name} {iou}' for name, iou in row['classes'].items())}")
+
+
+if __name__ == "__main__":
+    main()
