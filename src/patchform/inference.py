@@ -7,7 +7,8 @@ Each is a callable (model, batch) -> predictions, one an image, in pixels of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from patchform.records import Batch, Regions, Target
 Ask: TypeAlias = Callable[[Model, Batch], list[Target]]
 
 
-class Whole(NamedTuple):
+@dataclass(frozen=True)
+class Whole:
     """Everything at once."""
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
@@ -28,7 +30,8 @@ class Whole(NamedTuple):
         return model.predict(batch)
 
 
-class Sliding(NamedTuple):
+@dataclass(frozen=True)
+class Sliding:
     """Window by window, the probabilities averaged where windows overlap.
 
     The last window of a row or column ends at the border, so every window lies inside the picture; a picture that one
@@ -97,7 +100,8 @@ class Sliding(NamedTuple):
                 yield left, scores.mT if turned else scores
 
 
-class Scaled(NamedTuple):
+@dataclass(frozen=True)
+class Scaled:
     """At several scales, mirrored too: the mean of the probabilities, in pixels of the image before resizing."""
 
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
