@@ -40,21 +40,18 @@ from patchform.settings import AugmentationSettings, DataSettings
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SCENES = DATA / "semantic_segmentation" / "camvid"
-CALIBRATION = 2
+CALIBRATION = 1
 """Epochs of the short run that tells how many fit."""
 
 
 def ours(a):
-    base = {
-        "data": {"path": str(SCENES)},
-        "training": {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False},
-    }
+    usual = {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False, "precision": a.precision}
     with tempfile.TemporaryDirectory() as runs:
 
         def run(name, epochs):
-            training = {**base["training"], "epochs": epochs, "validate_every": epochs, "save_every": 0}
+            training = {**usual, "epochs": epochs, "validate_every": epochs}
             began = time.perf_counter()
-            settings = {**base, "runs": runs, "name": name, "training": training}
+            settings = {"data": {"path": str(SCENES)}, "runs": runs, "name": name, "training": training}
             done = patchform.train(recipes.resolve(a.recipe, settings), progress=False)
             return done, time.perf_counter() - began
 
@@ -128,6 +125,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", default="semantic_segmentation/small", help="of ours")
+    parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"], help="of ours")
     a = parser.parse_args()
     if not SCENES.is_dir():
         print("no data: set PATCHFORM_DATA to a folder that has semantic_segmentation/camvid")
@@ -139,7 +137,7 @@ def main():
     running = []
     for core, side in enumerate(SIDES):
         words = [sys.executable, __file__, "--side", side, "--seconds", str(a.seconds), "--seed", str(a.seed)]
-        words += ["--recipe", a.recipe]
+        words += ["--recipe", a.recipe, "--precision", a.precision]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         running.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
         if hasattr(os, "sched_setaffinity"):

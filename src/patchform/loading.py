@@ -28,10 +28,10 @@ OWN = "patchform"
 """The layout of models that `patchform.save` wrote."""
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "teacher.", "student.")
 """What programs put in front of all names; taken off by itself, and the report says so."""
-
 CLASSIFIERS = ("head.classifier.", "head.auxiliary.")
 """Layers of heads whose rows are classes."""
 FRESH = "fresh"
+"""How the report's note on a classifier begins that stays as it was."""
 
 
 def load_weights(
@@ -291,14 +291,14 @@ def _recognised(
     fronts = list(fronts_of(source)) if prefix is None else [prefix]
     for front, spare in product(fronts, spares):
         tensors = behind(front)
-        fitting = {
+        whole = {
             name: rules
             for name, rules in layouts.items()
             if not rules.plan(tensors, own, spare).faults
             and (spare is spares[0] or not _fills_some_of_the_head(rules, tensors, own))
         }
-        if fitting and tensors:
-            return _Recognised(tensors, front, recognise(fitting, tensors, own, spare=spare), spare)
+        if whole and tensors:
+            return _Recognised(tensors, front, recognise(whole, tensors, own, spare=spare), spare)
     if not behind(fronts[0]):
         raise ModelFileError(f'no tensor begins with "{prefix}"', remedy=f"the names are {shorten(list(source))}")
     nearest = recognise(layouts, behind(fronts[0]), own, spare=spares[0])  # says what does not fit

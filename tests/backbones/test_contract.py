@@ -54,7 +54,7 @@ def test_file_holds_what_a_file_holds(family):
         assert "in_channels" in inspect.signature(variant.build).parameters
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (37, 50)])
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (37, 50), (256, 131), (199, 256)])
 def test_channels_strides_and_width_are_true(family, size):
     trunk = nano(family)
     with torch.no_grad():
