@@ -40,7 +40,7 @@ from patchform.settings import AugmentationSettings, DataSettings
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SCENES = DATA / "semantic_segmentation" / "camvid"
-CALIBRATION = 1
+CALIBRATION = 3
 """Epochs of the short run that tells how many fit."""
 
 

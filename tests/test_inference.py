@@ -4,11 +4,12 @@ import pytest
 import torch
 from reference import randomise
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.heads.base import Head
-from patchform.inference import Scaled, Sliding, Whole, starts
+from patchform.inference import Scaled, Sliding, starts
 from patchform.model import Model, build_model
 from patchform.records import Batch, Features, Preprocessing, Regions
 
@@ -61,7 +62,7 @@ def pictures(*size, count=2, seed=0):
 @pytest.mark.parametrize(("window", "stride"), [((16, 16), (16, 16)), ((16, 24), (10, 7)), ((16, 16), (5, 16))])
 def test_windows_of_a_local_model_are_the_whole_picture(size, window, stride):
     model, batch = local(), pictures(*size)
-    wanted = Whole()(model, batch)
+    wanted = model.predict(batch)
     for at_once in (1, 3):
         for found, whole in zip(Sliding(window, stride, at_once)(model, batch), wanted):
             assert found.scores is None
@@ -89,7 +90,7 @@ def test_overlapping_windows_are_averaged():
     wanted = (total / seen).argmax(0)
     (found,) = Sliding((32, 32), (12, 20))(model, batch)
     assert (found.classes == wanted).float().mean() > 0.999
-    (whole,) = Whole()(model, batch)
+    (whole,) = model.predict(batch)
     assert (whole.classes == wanted).float().mean() < 0.99  # control: the whole is another question
 
 
@@ -98,13 +99,13 @@ def test_a_picture_in_one_window_is_the_whole():
         build_model("semantic_segmentation", backbone="vit/nano", head="setr", classes=tuple("abc")), seed=2
     ).eval()
     batch = pictures(48, 40)
-    for found, whole in zip(Sliding((64, 64), (32, 32))(model, batch), Whole()(model, batch)):
+    for found, whole in zip(Sliding((64, 64), (32, 32))(model, batch), model.predict(batch)):
         assert torch.equal(found.classes, whole.classes)
 
 
 def test_padding_and_resizing_are_undone():
     model, batch = local(), pictures(24, 36)
-    alone = [Whole()(model, batch._replace(images=batch.images[i : i + 1], sizes=((24, 36),)))[0] for i in (0, 1)]
+    alone = [model.predict(batch._replace(images=batch.images[i : i + 1], sizes=((24, 36),)))[0] for i in (0, 1)]
     padded = torch.zeros(2, 3, 30, 50, dtype=torch.uint8)
     padded[..., :24, :36] = batch.images
     hidden = torch.ones(2, 30, 50, dtype=torch.bool)
@@ -120,7 +121,7 @@ def test_padding_and_resizing_are_undone():
 def test_scales_and_mirrors_are_averaged():
     model, batch = local(), pictures(16, 24)
     one = Scaled((1.0,), mirrored=True)(model, batch)
-    for found, whole in zip(one, Whole()(model, batch)):  # of a local model a mirror image says the same
+    for found, whole in zip(one, model.predict(batch)):  # of a local model a mirror image says the same
         torch.testing.assert_close(found.scores, whole.scores)
     both = Scaled((1.0, 2.0), mirrored=False)(model, batch)
     parts = [Scaled((scale,), mirrored=False)(model, batch) for scale in (1.0, 2.0)]
@@ -129,19 +130,31 @@ def test_scales_and_mirrors_are_averaged():
     assert not torch.allclose(parts[0][0].scores, parts[1][0].scores, atol=1e-3)
 
 
-def test_what_is_held_does_not_grow_with_the_length():
-    """Counted by hand: every tensor that the way itself makes is as wide as the strip."""
-    made = []
+class Largest(TorchDispatchMode):
+    """Elements of the largest floating-point tensor that is made within."""
 
-    class Watch(Sliding):
-        def _windows(self, model, strip, lefts, width, turned):
-            made.append(strip.numel())
-            return super()._windows(model, strip, lefts, width, turned)
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
 
-    model = local()
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        made = call(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.is_floating_point():
+            self.elements = max(self.elements, made.untyped_storage().nbytes() // made.element_size())
+        return made
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_is_held_does_not_grow_with_the_length(turned):
+    model, held, whole = local(), [], []
     for length in (64, 640):
-        Watch((32, 32), (16, 16))(model, pictures(length, 48, count=1))
-    assert set(made) == {3 * 32 * 48}
+        batch = pictures(*((48, length) if turned else (length, 48)), count=1)
+        for found, ask in ((held, Sliding((32, 32), (16, 16))), (whole, type(model).predict)):
+            with Largest() as largest:
+                ask(model, batch)
+            found.append(largest.elements)
+    assert held[0] == held[1]
+    assert whole[1] == 10 * whole[0]  # control: at once it does
 
 
 def test_windows_cover_everything():

@@ -1,7 +1,7 @@
 """Ways to ask a model for the class of every pixel: of the whole picture, window by window, or at several scales.
 
-Each is a callable (model, batch) -> predictions, one an image, in pixels of the image before resizing; `Whole` is what
-`Model.predict` does.
+Each is a callable (model, batch) -> predictions, one an image, in pixels of the image before resizing. `Model.predict`
+is one: the whole picture at once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,6 @@ from patchform.model import Model
 from patchform.records import Batch, Regions, Target
 
 Ask: TypeAlias = Callable[[Model, Batch], list[Target]]
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Everything at once."""
-
-    def __call__(self, model: Model, batch: Batch) -> list[Target]:
-        """As `Model.predict`."""
-        return model.predict(batch)
 
 
 @dataclass(frozen=True)
