@@ -1,15 +1,15 @@
-"""Semantic segmentation from scratch in so many seconds on one core: ours, and torchvision's LR-ASPP, side by side.
+"""Semantic segmentation from scratch in so many seconds of one core: ours, and torchvision's LR-ASPP, side by side.
 
-* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of a first short run.
+* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of two short runs before.
 * torchvision: a plain loop around lraspp_mobilenet_v3_large with random initial values: AdamW 2e-3, polynomial decay
   over the time, crops of 192 x 256 at 0.75 to 1.5 times the size, flips, batches of 8; the same masks and transforms as
   ours, without our loop.
 
-Each side is a process of its own on a core of its own. Both are judged by the mean intersection over union of the 11
-classes on the 101 pictures of validation, whole, at their native 240 x 320.
+Both are judged by the mean intersection over union of the 11 classes on the 101 pictures of validation, whole, at
+their native 240 x 320. Each side is a process of its own, on a core of its own (`side_by_side`).
 
     python benchmarks/camvid.py                                    # both sides, 1000 seconds each
-    python benchmarks/camvid.py --side ours --seed 1               # one of them
+    python benchmarks/camvid.py --sides ours --seeds 1 2           # other seeds of ours alone
 
 The data are semantic_segmentation/camvid below $PATCHFORM_DATA.
 """
@@ -17,13 +17,11 @@ The data are semantic_segmentation/camvid below $PATCHFORM_DATA.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+from side_by_side import Clock, fitted, together
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
@@ -40,8 +38,6 @@ from patchform.settings import AugmentationSettings, DataSettings
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SCENES = DATA / "semantic_segmentation" / "camvid"
-CALIBRATION = 3
-"""Epochs of the short run that tells how many fit."""
 
 
 def ours(a):
@@ -50,19 +46,13 @@ def ours(a):
 
         def run(name, epochs):
             training = {**usual, "epochs": epochs, "validate_every": epochs}
-            began = time.perf_counter()
             settings = {"data": {"path": str(SCENES)}, "runs": runs, "name": name, "training": training}
-            done = patchform.train(recipes.resolve(a.recipe, settings), progress=False)
-            return done, time.perf_counter() - began
+            return patchform.train(recipes.resolve(a.recipe, settings), progress=False)
 
-        _, first = run("short", CALIBRATION)
-        _, second = run("longer", 2 * CALIBRATION)
-        epoch = (second - first) / CALIBRATION
-        epochs = max(1, int((a.seconds - (first - CALIBRATION * epoch)) / epoch))
-        done, seconds = run("whole", epochs)
+        done, epochs, spent = fitted(run, a.seconds)
         scores = evaluate_run(done.folder, SCENES, settings=DataSettings(path=str(SCENES)), device="cpu")
     made = f"{done.model.architecture.backbone} under {done.model.architecture.head}"
-    return report(made, done.model, scores, epochs, seconds)
+    return report(made, done.model, scores, epochs, spent)
 
 
 def torchvisions(a):
@@ -77,11 +67,11 @@ def torchvisions(a):
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(splits.train.classes))
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    began, epoch, share = time.perf_counter(), 0, 0.0
+    began, epoch, share = Clock(), 0, 0.0
     while share < 1:
         order = torch.randperm(len(pictures)).tolist()
         for start in range(0, len(order) - 7, 8):
-            share = (time.perf_counter() - began) / a.seconds
+            share = began.since().core / a.seconds
             if share >= 1:
                 break
             optimizer.param_groups[0]["lr"] = 2e-3 * (1 - share) ** 0.9
@@ -93,7 +83,7 @@ def torchvisions(a):
             loss.backward()
             optimizer.step()
         epoch += 1
-    seconds = time.perf_counter() - began
+    spent = began.since()
     model.eval()
     metric = Intersection(splits.train.classes)
     held_out = evaluation_pictures(splits.validation, preprocessing)
@@ -101,16 +91,17 @@ def torchvisions(a):
         for batch in evaluation_loader(held_out, 8):
             logits = model((batch.images / 255 - mean) / std)["out"]
             metric.update([Regions(each.argmax(0)) for each in logits], batch.targets)
-    return report("torchvision lraspp_mobilenet_v3_large", model, metric.compute(), epoch, seconds)
+    return report("torchvision lraspp_mobilenet_v3_large", model, metric.compute(), epoch, spent)
 
 
-def report(made: str, model: nn.Module, scores, epochs, seconds):
+def report(made: str, model: nn.Module, scores, epochs, spent):
     table = scores.tables["classes"]
     return {
         "model": made,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": epochs,
-        "seconds": round(seconds, 1),
+        "core_seconds": round(spent.core, 1),
+        "wall_seconds": round(spent.wall, 1),
         "mean_iou": round(scores.numbers["mean_iou"], 4),
         "classes": {name: row[0] and round(row[0], 3) for name, row in zip(table.rows, table.values)},
     }
@@ -121,33 +112,28 @@ SIDES = {"ours": ours, "torchvision": torchvisions}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", choices=SIDES, help="one side, in this process (default: both, on a core each)")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--seconds", type=float, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", default="semantic_segmentation/small", help="of ours")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"], help="of ours")
+    parser.add_argument("--here", action="store_true", help="one side and seed, in this process")
     a = parser.parse_args()
     if not SCENES.is_dir():
         print("no data: set PATCHFORM_DATA to a folder that has semantic_segmentation/camvid")
         return
-    if a.side:
+    if a.here:
         torch.set_num_threads(1)
-        print(json.dumps(SIDES[a.side](a)), flush=True)
+        a.seed = a.seeds[0]
+        print(json.dumps(SIDES[a.sides[0]](a)), flush=True)
         return
-    running = []
-    for core, side in enumerate(SIDES):
-        words = [sys.executable, __file__, "--side", side, "--seconds", str(a.seconds), "--seed", str(a.seed)]
-        words += ["--recipe", a.recipe, "--precision", a.precision]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(running[-1].pid, {core % os.cpu_count()})
-    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
-    print("| model | parameters | epochs | seconds | mIoU |\n|---|--:|--:|--:|--:|")
-    for row in found:
-        print(
-            f"| {row['model']} | {row['parameters']:,} | {row['epochs']} | {row['seconds']} | {row['mean_iou']:.3f} |"
-        )
+    usual = ["--here", "--seconds", str(a.seconds), "--recipe", a.recipe, "--precision", a.precision]
+    pairs = [(side, seed) for seed in a.seeds for side in a.sides]
+    found = together(__file__, [[*usual, "--sides", side, "--seeds", str(seed)] for side, seed in pairs])
+    print("| model | seed | parameters | epochs | core s | wall s | mIoU |\n|---|--:|--:|--:|--:|--:|--:|")
+    for (_, seed), row in zip(pairs, found):
+        cells = [row["model"], seed, f"{row['parameters']:,}", row["epochs"], row["core_seconds"], row["wall_seconds"]]
+        print("|", " | ".join(map(str, [*cells, row["mean_iou"]])), "|")
     for row in found:
         print(f"{row['model']}: {', '.join(f'{name} {iou}' for name, iou in row['classes'].items())}")
 

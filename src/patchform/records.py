@@ -61,7 +61,37 @@ class Regions(NamedTuple):
     scores: Tensor | None = None
 
 
-Target: TypeAlias = Label | Regions
+class Bitmaps(NamedTuple):
+    """Masks of N objects, of each the pixels in a box around it: memory grows with the objects, not with the picture.
+
+    Functions on them are in `geometry.masks`.
+    """
+
+    bits: Tensor
+    """(sum of h_i * w_i,) bool: one object after the other, row by row."""
+    boxes: Tensor
+    """(N, 4) int64: left, top, right, bottom in whole pixels, the last two exclusive; inside the picture."""
+    size: tuple[int, int]
+    """(height, width) of the picture."""
+
+
+class Instances(NamedTuple):
+    """Objects of a picture. As a prediction it has `scores`, and they fall."""
+
+    boxes: Tensor
+    """(N, 4) float32 xyxy pixels of the current image."""
+    classes: Tensor
+    """(N,) int64."""
+    scores: Tensor | None = None
+    """(N,) float32 in 0..1."""
+    masks: Bitmaps | None = None
+    crowd: Tensor | None = None
+    """(N,) bool of a truth: regions of many objects, which count for nothing; None where there are none."""
+    areas: Tensor | None = None
+    """(N,) float32 of a truth: pixels as annotated, for scores by size; None: those of the masks, else of the boxes."""
+
+
+Target: TypeAlias = Label | Regions | Instances
 
 
 class Sample(NamedTuple):
@@ -97,9 +127,10 @@ class Preprocessing:
 
     size: tuple[int, int] = (224, 224)
     """Model input (height, width) in pixels."""
-    resize: Literal["crop", "squash", "keep", "native"] = "crop"
+    resize: Literal["crop", "squash", "keep", "fit", "native"] = "crop"
     """crop: resize the shorter side, keep the aspect, take the centre; squash: resize both sides. The whole picture at
-    its aspect, for dense tasks: keep: its shorter side becomes that of `size`; native: in its own pixels."""
+    its aspect, for dense tasks: keep: its shorter side becomes that of `size`; fit: the same, but its longer side stays
+    within that of `size`, whichever way the picture lies; native: in its own pixels."""
     crop_share: float = 0.875
     """For crop: share of the resized image's shorter side that the centre crop keeps, in (0, 1]."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"

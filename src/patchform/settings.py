@@ -24,9 +24,9 @@ class DataSettings:
     """One class an image, or any number of them (CSV)."""
     image_size: int | tuple[int, int] = 224
     """Model input in pixels: one side, or [height, width]."""
-    resize: Literal["crop", "squash", "keep", "native"] = "crop"
-    """crop: keep the aspect and take the centre; squash: resize both sides. For masks: keep: resize the shorter side;
-    native: leave the picture as it is."""
+    resize: Literal["crop", "squash", "keep", "fit", "native"] = "crop"
+    """crop: keep the aspect and take the centre; squash: resize both sides. For masks and objects: keep: resize the
+    shorter side; fit: the same, with the longer side within image_size's; native: leave the picture as it is."""
     crop_share: float = 0.875
     """Share of the shorter side that the centre crop keeps, in (0, 1]."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
@@ -113,7 +113,14 @@ class AugmentationSettings:
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """Aspect ratios (width / height) of the random crop."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """With masks: range of the random scale before the random crop of data.image_size, which keeps the aspect."""
+    """With masks and objects: range of the random scale before the random crop of data.image_size, which keeps the
+    aspect. Objects, too, may see the whole picture: with [1, 1], with sizes, or with data.resize squash or native."""
+    sizes: tuple[int, ...] = ()
+    """With objects: the whole picture, its shorter side one of these, drawn anew each time; instead of scale."""
+    mosaic: float = 0.0
+    """With objects: probability that four pictures are put together to one."""
+    copy_paste: float = 0.0
+    """With masks of objects: probability that objects of another picture are pasted in."""
     crop_padding: int = 0
     """If above 0: pad by so many pixels and crop at random (small pictures) instead of crop_scale."""
     flip: float = 0.5
@@ -127,7 +134,7 @@ class AugmentationSettings:
     operations: int = 2
     """Operations an image of rand_augment."""
     color_jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter; with masks of hue too, where 0.5 is usual."""
+    """Strength of brightness, contrast and saturation jitter; with masks and objects of hue too, where 0.5 is usual."""
     erasing: float = 0.0
     """Probability of random erasing."""
     mixup: float = 0.0
@@ -146,6 +153,9 @@ class LossSettings:
     """Label smoothing, in [0, 1)."""
     class_weights: Literal["none", "balanced"] | list[float] = "none"
     """Weight of each class: balanced = inverse of its frequency, or one number a class in the order of the names."""
+    pixel_stride: int = 1
+    """With masks: in training every so-manyth row and column of pixels counts, beginning anywhere at each step: the same
+    loss from fewer pixels, in less time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +206,8 @@ class TrainingSettings:
     """Images of one optimizer step."""
     micro_batch: int = 0
     """Images that go through the model at once; 0: the whole batch. Gradients are the same."""
+    pixels_at_once: int = 0
+    """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it."""
     seed: int = 0
     """Of weights, order, augmentation and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -224,7 +236,7 @@ class TrainingSettings:
 class Recipe:
     """A complete run."""
 
-    task: Literal["classification", "semantic_segmentation"] = "classification"
+    task: Literal["classification", "semantic_segmentation", "detection", "instance_segmentation"] = "classification"
     """What is learnt."""
     name: str | None = None
     """Run folder below `runs`; default: task, backbone and a number."""

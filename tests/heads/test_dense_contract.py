@@ -232,6 +232,33 @@ def test_cells_stay_where_they_are_when_the_stride_does_not_divide():
     assert (found - shrunk).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize(("cells", "covered", "size"), [((3, 4), (24, 32), (19, 27)), ((5, 6), (20, 24), (25, 33))])
+def test_chosen_pixels_are_those_of_the_enlarged_map(cells, covered, size):
+    map_ = Cells(torch.randn(2, CLASSES, *cells, generator=torch.Generator().manual_seed(0)), covered)
+    rows, columns = torch.arange(1, size[0], 3), torch.arange(2, size[1], 4)
+    wanted = map_.enlarged(size)[:, :, rows[:, None], columns]
+    torch.testing.assert_close(map_.seen_at(size, rows, columns), wanted)
+    assert (map_.seen_at(size, rows - 1, columns) - wanted).abs().max() > 1e-2  # control
+
+
+def test_fewer_pixels_are_learnt_from_alike():
+    draw = torch.Generator().manual_seed(0)
+    raw, truth = (
+        told(torch.randn(2, CLASSES, 12, 12, generator=draw)),
+        torch.randint(CLASSES, (2, 12, 12), generator=draw),
+    )
+    truth[:, :, 3:9] = 255
+    regions, head = [Regions(one) for one in truth], bare().train()
+    whole_loss = head.loss(raw, regions)["cross_entropy"]
+    head.pixel_stride = 3
+    torch.manual_seed(0)
+    found = {head.loss(raw, regions)["cross_entropy"].item() for _ in range(200)}
+    assert len(found) == 9  # every beginning
+    assert sum(found) / 9 == pytest.approx(whole_loss.item())  # each has as many pixels that count
+    assert min(found) < whole_loss < max(found)
+    assert head.eval().loss(raw, regions)["cross_entropy"] == whole_loss
+
+
 def test_auxiliary_losses_are_added_at_their_weight():
     draw = torch.Generator().manual_seed(0)
     logits, rough = torch.randn(2, CLASSES, 8, 8, generator=draw), torch.randn(2, CLASSES, 4, 4, generator=draw)

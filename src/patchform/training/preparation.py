@@ -16,6 +16,7 @@ from patchform.data.checks import check, overlap
 from patchform.data.dataset import Splits
 from patchform.data.listing import Listing
 from patchform.errors import UsageError
+from patchform.heads.base import DenseHead
 from patchform.loading import load_weights
 from patchform.model import Model, build_model, describe
 from patchform.records import Preprocessing
@@ -40,6 +41,7 @@ def refuse_nonsense(recipe: Recipe) -> None:
         "optimizer.layer_decay": (0 < moves.layer_decay <= 1, "in (0, 1]"),
         "optimizer.clip": (moves.clip >= 0, "at least 0"),
         "schedule.warmup_epochs": (shape.warmup_epochs >= 0, "at least 0"),
+        "loss.pixel_stride": (recipe.loss.pixel_stride >= 1, "at least 1"),
         "training.epochs": (course.epochs >= 1, "at least 1"),
         "training.batch_size": (course.batch_size >= 1, "at least 1"),
         "training.micro_batch": (course.micro_batch >= 0, "at least 0"),
@@ -135,6 +137,10 @@ def model_of(
         backbone_options=options,
         head_options=top,
     )
+    if recipe.loss.pixel_stride > 1:
+        if not isinstance(model.head, DenseHead):
+            raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
+        model.head.pixel_stride = recipe.loss.pixel_stride
     if recipe.model.init_from is not None:
         report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
         say(f"starting from {recipe.model.init_from}: {report}")

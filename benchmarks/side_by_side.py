@@ -1,0 +1,65 @@
+"""What the experiments share that set ours beside another's: a core for each side, the time it took, epochs that fit.
+
+Time is the processor's time of a process with one thread, which others on the machine do not add to. On an idle machine
+it is that of the clock; both are printed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+CALIBRATION = 3
+"""Epochs of the short run that tells how many fit; a second one is twice as long."""
+
+
+class Spent(NamedTuple):
+    """Seconds of the processor and of the clock on the wall."""
+
+    core: float
+    wall: float
+
+
+class Clock:
+    """Both, from now on."""
+
+    def __init__(self):
+        self.began = time.process_time(), time.perf_counter()
+
+    def since(self):
+        return Spent(time.process_time() - self.began[0], time.perf_counter() - self.began[1])
+
+
+def fitted(run: Callable[[str, int], object], seconds: float):
+    """Call `run(name, epochs)` with as many epochs as fit into so many seconds of a core, by two short runs before.
+
+    Returns:
+        What it returned, the number of epochs, and what they took.
+    """
+
+    def timed(name, epochs):
+        clock = Clock()
+        return run(name, epochs), clock.since()
+
+    _, first = timed("short", CALIBRATION)
+    _, second = timed("longer", 2 * CALIBRATION)
+    epoch = (second.core - first.core) / CALIBRATION
+    epochs = max(1, int((seconds - (first.core - CALIBRATION * epoch)) / epoch))
+    done, spent = timed("whole", epochs)
+    return done, epochs, spent
+
+
+def together(script: str, sides: Sequence[Sequence[str]]):
+    """What each run of a script with such words printed last, as JSON; all run at once, each on a core of its own."""
+    running = []
+    for core, words in enumerate(sides):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running.append(
+            subprocess.Popen([sys.executable, script, *words], env=environment, stdout=subprocess.PIPE, text=True)
+        )
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(running[-1].pid, {core % os.cpu_count()})
+    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
