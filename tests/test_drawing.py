@@ -6,6 +6,8 @@ from PIL import Image
 
 from patchform import drawing
 from patchform.drawing import Bar
+from patchform.geometry import masks
+from patchform.records import Instances
 
 
 def pixels(*shape, seed=0):
@@ -108,3 +110,30 @@ def test_a_legend_has_squares_of_its_colours():
     page = drawing.caption(pixels(3, 224, 224), [Bar("road", 0.5, (1, 2, 3)), Bar("sky", None, (9, 8, 7))])
     found = {page.getpixel((x, y)) for x in range(20) for y in range(224, page.height)}
     assert {(1, 2, 3), (9, 8, 7)} <= found
+
+
+def test_objects_have_their_colours_and_names_that_hide_none():
+    image = torch.zeros(3, 300, 400, dtype=torch.uint8)
+    boxes = torch.tensor([[50.0, 60, 150, 160], [200, 60, 300, 160], [51, 61, 150, 160]])
+    dense = torch.zeros(3, 300, 400, dtype=torch.bool)
+    dense[1, 80:140, 220:280] = True
+    found = Instances(boxes, torch.tensor([0, 1, 0]), torch.tensor([0.9, 0.8, 0.7]), masks.from_dense(dense))
+    page = drawing.objects(image, found, ("cat", "dog"))
+    blue, yellow = drawing.palette()[:2]
+    assert page.width == 800  # twice as large
+    assert page.getpixel((101, 200)) == blue
+    assert page.getpixel((401, 200)) == page.getpixel((441, 200)) == yellow
+    assert page.getpixel((500, 200)) == tuple(level // 2 for level in yellow)
+    assert page.getpixel((200, 200)) == (0, 0, 0)
+    assert page.getpixel((101, 114)) == blue  # above the box, the name
+    two = drawing.objects(image, Instances(*(x[:2] for x in found[:3]), found.masks), ("cat", "dog"))
+    assert page.crop((0, 60, 800, 117)).tobytes() == two.crop((0, 60, 800, 117)).tobytes()  # no third name
+    long = drawing.objects(image, found, ("c" * 40, "dog"))
+    assert long.getpixel((101, 114)) == blue  # its score alone
+    assert long.getpixel((300, 114)) == (0, 0, 0)
+
+
+def test_curves_of_precision():
+    rows = [[1.0] * 101, [None] * 101, [0.5] * 101]
+    assert drawing.precision_recall(rows, ("$x^2$", "b", "猫")).startswith(b"\x89PNG")
+    assert drawing.precision_recall([[None] * 101], ("a",)).startswith(b"\x89PNG")

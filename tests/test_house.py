@@ -22,7 +22,7 @@ FLOORS = (
     ("model", "tasks", "pretraining"),
     ("loading",),
     ("inference",),
-    ("evaluation", "prediction", "probing"),
+    ("evaluation", "prediction", "probing", "doctor"),
     ("training", "inspect", "export", "serving"),
     ("report",),
     ("commands",),
@@ -38,6 +38,8 @@ PAPERS_SAY_SO = {
     "backbones/stand_alone": {"backbones/resnet"},
     "backbones/vivit": {"backbones/vit"},
     "backbones/timesformer": {"backbones/vit"},
+    "heads/detr_masks": {"heads/detr"},
+    "heads/mask_rcnn": {"heads/faster_rcnn"},
 }
 NOT_ROOMS = {"utils", "util", "common", "core", "misc", "engine", "helpers"}
 LINES, LONGER = 450, {"heads/rcnn": 600}

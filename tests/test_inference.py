@@ -103,6 +103,30 @@ def test_a_picture_in_one_window_is_the_whole():
         assert torch.equal(found.classes, whole.classes)
 
 
+def test_a_margin_as_wide_as_the_model_looks_gives_the_whole():
+    """A trunk of convolutions that look some 20 pixels far, in cells of 8."""
+    torch.manual_seed(0)
+    model = build_model(
+        "semantic_segmentation",
+        backbone="resnet/nano",
+        head="setr",
+        classes=tuple("abcd"),
+        backbone_options={"depths": (1, 1), "widths": (4, 8)},
+        head_options={"channels_inside": 8},
+    )
+    model, batch = randomise(model, scale=1.0).eval(), pictures(144, 208, count=1)
+    (whole,) = model.predict(batch)
+    sure = whole.scores.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-4
+    assert sure.float().mean() > 0.99
+    (found,) = Sliding((96, 96), (48, 48), margin=24)(model, batch)
+    assert torch.equal(found.classes[sure], whole.classes[sure])
+    for margin, start in ((0, 48), (8, 48), (24, 44)):  # controls: too narrow; windows that begin within a cell
+        (other,) = Sliding((96, 96), (start, start), margin=margin)(model, batch)
+        assert not torch.equal(other.classes[sure], whole.classes[sure])
+    with pytest.raises(UsageError, match="margins of 24"):
+        Sliding((96, 96), (56, 56), margin=24)(model, batch)
+
+
 def test_padding_and_resizing_are_undone():
     model, batch = local(), pictures(24, 36)
     alone = [model.predict(batch._replace(images=batch.images[i : i + 1], sizes=((24, 36),)))[0] for i in (0, 1)]

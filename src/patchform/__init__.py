@@ -7,6 +7,7 @@
     model = pf.build_model("classification", backbone="swin/t", head="linear", classes=["cat", "dog"])
     report = pf.load_weights(model, tensors)
     model = pf.pretrained("swin/t.ms_in1k")
+    found = pf.check_data("photos/")
     run = pf.train("classification", data="photos/", name="first")
     scores = pf.evaluate("runs/first", data="other/")
     predictions = pf.load("runs/first").predict(["a.jpg"])
@@ -22,8 +23,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from patchform.commands.data import check_data as check_data
+    from patchform.commands.data import convert_data as convert_data
+    from patchform.commands.data import show_data as show_data
     from patchform.commands.evaluate import evaluate as evaluate
     from patchform.commands.probe import probe as probe
+    from patchform.commands.train import plan as plan
     from patchform.commands.train import train as train
     from patchform.errors import PatchformError as PatchformError
     from patchform.loading import load_weights as load_weights
@@ -41,12 +46,16 @@ _HOMES = {
     "add_plugin": "lookup:add_plugin",
     "build_backbone": "model:build_backbone",
     "build_model": "model:build_model",
+    "check_data": "commands.data:check_data",
+    "convert_data": "commands.data:convert_data",
     "evaluate": "commands.evaluate:evaluate",
     "list_backbones": "lookup:backbones",
     "load": "prediction:load",
     "load_weights": "loading:load_weights",
+    "plan": "commands.train:plan",
     "pretrained": "loading:pretrained",
     "probe": "commands.probe:probe",
+    "show_data": "commands.data:show_data",
     "train": "commands.train:train",
 }
 __all__ = ["__version__", *_HOMES]

@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patchform import __version__
-from patchform.commands import demo, evaluate, models, predict, probe, train, weights
+from patchform.commands import data, demo, evaluate, models, predict, probe, train, weights
 from patchform.errors import PatchformError, UsageError
 
 VERBS = {
     "demo": demo,
     "models": models,
+    "data": data,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     words, settings = _take_settings(argv)
     arguments = _parser().parse_args(words)
-    if settings and arguments.verb != "train":
+    if settings and arguments.verb not in ("train", "data"):
         raise UsageError(f"no such option: --{next(iter(settings))}", remedy=f"patchform {arguments.verb} --help")
     arguments.settings = settings
     if arguments.plugin:

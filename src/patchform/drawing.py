@@ -1,4 +1,4 @@
-"""Pictures for people: an image with a caption and bars of scores, classes of pixels, a confusion matrix."""
+"""Pictures for people: an image with a caption and bars of scores, classes of pixels, objects, tables of numbers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from patchform.errors import ResourceError
-from patchform.records import IGNORED
+from patchform.geometry import masks
+from patchform.records import IGNORED, Bitmaps, Instances
 
 SMALLEST = 224
 """Pixels of the shorter side below which a picture is enlarged, by a whole factor so that its pixels stay squares."""
 LARGEST = 2048
 """Pixels of the longer side that enlarging does not exceed."""
+LEGEND = 12
+"""Names below a picture of objects, the most frequent first."""
 PAPER, INK, GREY, BLUE = (255, 255, 255), (20, 20, 20), (225, 225, 225), (120, 170, 225)
 
 
@@ -46,9 +49,9 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy())
 
 
-def enlarged(picture: Image.Image) -> Image.Image:
-    """The picture, or a multiple of it that is large enough to look at."""
-    factor = min(-(-SMALLEST // min(picture.size)), LARGEST // max(picture.size))
+def enlarged(picture: Image.Image, smallest: int = SMALLEST) -> Image.Image:
+    """The picture, or a multiple of it that is large enough to look at: `smallest` pixels on its shorter side."""
+    factor = min(-(-smallest // min(picture.size)), LARGEST // max(picture.size))
     if factor <= 1:
         return picture
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -152,6 +155,93 @@ def index_picture(classes: Tensor) -> Image.Image:
     return picture
 
 
+def objects(image: Tensor, found: Instances, classes: Sequence[str]) -> Image.Image:
+    """Objects on their picture: masks, boxes, names and scores in the colour of the class, above a legend with counts.
+
+    The surest objects are on top. A name that is wider than its box and a sixth of the picture is left out, its score
+    too if need be, and so is one that would hide another: the legend has all.
+
+    Args:
+        image: (C, H, W) uint8 in 0..255 or floating point in 0..1.
+        found: in pixels of the image.
+        classes: names.
+    """
+    of = found.classes.tolist()
+    scores = [1.0] * len(of) if found.scores is None else found.scores.tolist()
+    surest = sorted(range(len(of)), key=lambda index: -scores[index])
+    colors = [palette()[class_ % IGNORED] for class_ in of]
+    pixels = np.array(to_picture(image))
+    if found.masks is not None:
+        _tint(pixels, found.masks, colors, surest[::-1])
+    picture = enlarged(Image.fromarray(pixels), 2 * SMALLEST)
+    factor, pen = picture.width // pixels.shape[1], ImageDraw.Draw(picture)
+    line, size = max(2, min(picture.size) // 250), max(12, min(max(picture.size) // 60, 40))
+    corners = [[factor * corner for corner in box] for box in found.boxes.float().tolist()]
+    for index in surest[::-1]:
+        left, top, right, bottom = corners[index]
+        right, bottom = max(left, right), max(top, bottom)
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER, width=line + 2)
+        pen.rectangle((left, top, right, bottom), outline=colors[index], width=line)
+    taken: list[tuple[float, float, float, float]] = []
+    for index in surest:
+        name = _plain(classes[of[index]])[:40]
+        texts = [name]
+        if found.scores is not None:
+            texts = [f"{name} {scores[index]:.2f}", f"{scores[index]:.2f}"]
+        elif found.crowd is not None and found.crowd[index]:
+            texts = [f"{name} (crowd)"]
+        room = max(1.5 * (corners[index][2] - corners[index][0]), picture.width / 6)
+        for text in texts:
+            if _font(size).getlength(text) <= room:
+                _tag(pen, text, corners[index], colors[index], taken, picture.size, size)
+                break
+    counts = sorted({class_: of.count(class_) for class_ in of}.items(), key=lambda each: (-each[1], each[0]))
+    legend = [Bar(f"{number} {classes[class_]}", None, palette()[class_ % IGNORED]) for class_, number in counts]
+    if len(legend) > LEGEND:
+        legend[LEGEND:] = [Bar(f"and {len(legend) - LEGEND} more")]
+    return caption(torch.from_numpy(np.array(picture)).permute(2, 0, 1), legend or [Bar("no object")])
+
+
+def _tint(pixels: np.ndarray, bitmaps: Bitmaps, colors: Sequence[tuple[int, int, int]], order: Sequence[int]) -> None:
+    """Lay colours over the pixels of masks, (H, W, 3) uint8, in place; their edges are opaque."""
+    for index in order:
+        only = masks.take(bitmaps, torch.tensor([index]))
+        left, top, right, bottom = only.boxes[0].tolist()
+        inside = only.bits.view(bottom - top, right - left).cpu().numpy()
+        framed = np.pad(inside, 1)
+        edge = inside & ~(framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:])
+        under = pixels[top:bottom, left:right]
+        mixed = (under[inside].astype(np.float32) + np.array(colors[index], np.float32)) / 2
+        under[inside] = mixed.astype(np.uint8)
+        under[edge] = colors[index]
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    corners: Sequence[float],
+    color: tuple[int, int, int],
+    taken: list[tuple[float, float, float, float]],
+    size: tuple[int, int],
+    letters: int,
+) -> None:
+    """A name at the upper left corner of a box, unless it would cover a third of one of those that are `taken`."""
+    font = _font(letters)
+    width, height = font.getlength(text) + letters / 2, letters * 4 / 3
+    left = max(0.0, min(corners[0], size[0] - width))
+    top = corners[1] - height if corners[1] >= height else min(corners[1], size[1] - height)
+    for other in taken:
+        across = min(left + width, other[2]) - max(left, other[0])
+        down = min(top + height, other[3]) - max(top, other[1])
+        if across > 0 and down > 0 and 3 * across * down > min(width, other[2] - other[0]) * height:
+            return
+    taken.append((left, top, left + width, top + height))
+    pen.rectangle(taken[-1], fill=color)
+    red, green, blue = color
+    ink = INK if 299 * red + 587 * green + 114 * blue > 128_000 else PAPER
+    pen.text((left + letters / 4, top + height / 2), text, fill=ink, font=font, anchor="lm")
+
+
 def thumbnail(image: Tensor, side: int = 128) -> Image.Image:
     """The picture inside a square of `side` pixels, its aspect kept; smaller ones are not enlarged."""
     picture = to_picture(image)
@@ -209,6 +299,39 @@ def confusion(matrix: Sequence[Sequence[float | None]], classes: Sequence[str]) 
             shade = "white" if shares[row, column] > 0.5 else "black"
             text = f"{int(counts[row, column])}"
             axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
+    return _figure(figure)
+
+
+def precision_recall(values: Sequence[Sequence[float | None]], classes: Sequence[str]) -> bytes:
+    """A PNG of precision over recall: the mean of the classes, and in their colours up to ten of them.
+
+    Args:
+        values: (C, L) precision at L levels of recall from 0 to 1; rows of None are classes without an object.
+        classes: C names.
+    """
+    from matplotlib.figure import Figure
+
+    rows = np.array(values, np.float64).reshape(len(classes), -1)  # None becomes NaN
+    known = np.flatnonzero(~np.isnan(rows).any(1)).tolist()
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    levels = np.linspace(0, 1, rows.shape[1])
+    for number in known[:10]:
+        color = [level / 255 for level in palette()[number % IGNORED]]
+        axes.plot(levels, rows[number], label=_plain(classes[number])[:24], color=color, linewidth=1)
+    if known:
+        axes.plot(levels, rows[known].mean(0), label="mean", color="black", linewidth=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for text in axes.legend(frameon=False, fontsize=8).get_texts():
+                text.set_parse_math(False)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    return _figure(figure)
+
+
+def _figure(figure: Any) -> bytes:
+    """The PNG of a chart."""
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font without the letters of a class name

@@ -12,12 +12,12 @@ import torch
 
 from patchform import drawing
 from patchform.data.checks import check
-from patchform.data.collate import to_device
+from patchform.data.collate import split, to_device
 from patchform.data.dataset import evaluation_pictures, open_evaluation
 from patchform.data.order import evaluation_loader
 from patchform.device import pick_device
 from patchform.errors import ResourceError
-from patchform.inference import Ask
+from patchform.inference import Ask, preparation
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
 from patchform.records import Batch
@@ -25,7 +25,7 @@ from patchform.settings import DataSettings
 from patchform.tasks.base import Task, task_of
 from patchform.weights import files
 
-REPORT, CONFUSION = "evaluation.json", "confusion.png"
+REPORT, CONFUSION, CURVES = "evaluation.json", "confusion.png", "pr.png"
 """What `evaluate_run` writes."""
 
 Precision = Literal["float32", "bfloat16"]
@@ -40,6 +40,7 @@ def evaluate(
     metric: Metric | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
+    pixels: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
     """Score a model on the batches of a loader, each sample once.
@@ -55,6 +56,7 @@ def evaluate(
         metric: an empty one; default: the task's quick one.
         device: where the batches go.
         precision: bfloat16 runs the model under autocast.
+        pixels: that go through the model at once, padding included; 0: whole batches.
         progress: called with the number of images done, after each batch.
 
     Raises:
@@ -72,8 +74,9 @@ def evaluate(
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
         ):
             for batch in loader:
-                answers = ask(model, to_device(batch._replace(targets=()), device))
-                metric.update(answers, batch.targets)
+                for part in split(batch, 0, pixels):
+                    answers = ask(model, to_device(part._replace(targets=()), device))
+                    metric.update(answers, part.targets)
                 done += len(batch.names)
                 if progress:
                     progress(done)
@@ -99,6 +102,8 @@ def evaluate_run(
     say: Callable[[str], None] | None = None,
 ) -> Scores:
     """Evaluate the model of a run folder on a folder or CSV list and write `evaluation.json` and `confusion.png`.
+
+    Objects are judged by all that the model says of them, whatever its thresholds, and their curves are in `pr.png`.
 
     Classes are matched by name. Those that the data lack are None in the scores and not in any mean.
 
@@ -135,17 +140,17 @@ def evaluate_run(
     notes, before = list(listing.notes), len(listing)
     if skip_bad:
         listing, faulty = check(listing, model.preprocessing, skip_bad=skip_bad)
-        notes += faulty.notes + tuple(f"left out {fault.name}: {fault.reason}" for fault in faulty.faults)
+        notes += faulty.notes + tuple(f"left out {fault.where}: {fault.what}" for fault in faulty.faults)
     if say:
         for note in notes:
             say(note)
     where = pick_device(device)
     scores = evaluate(
         model.to(where),
-        evaluation_loader(evaluation_pictures(listing, model.preprocessing), batch_size, workers),
+        evaluation_loader(evaluation_pictures(listing, preparation(ask, model.preprocessing)), batch_size, workers),
         task,
         ask=ask,
-        metric=task.full_metric(model.classes),
+        metric=task.full_metric(model.classes, thresholds=model.thresholds),
         device=where,
         precision=precision,
         progress=(lambda done: progress(done, len(listing))) if progress else None,
@@ -157,6 +162,9 @@ def evaluate_run(
     if "confusion" in scores.tables:
         table = scores.tables["confusion"]
         drawing.save(drawing.confusion(table.values, table.rows), folder / CONFUSION)
+    if "precision_recall" in scores.tables:
+        table = scores.tables["precision_recall"]
+        drawing.save(drawing.precision_recall(table.values, table.rows), folder / CURVES)
     return scores
 
 

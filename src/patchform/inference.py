@@ -1,23 +1,28 @@
-"""Ways to ask a model for the class of every pixel: of the whole picture, window by window, or at several scales.
+"""Ways to ask a model what a picture shows: as a whole, window by window, or at several scales.
 
 Each is a callable (model, batch) -> predictions, one an image, in pixels of the image before resizing. `Model.predict`
-is one: the whole picture at once.
+is one: the whole picture at once. `Sliding` and `Scaled` ask for the class of every pixel, `Sliced` for objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias, cast
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchform.data.collate import collate, to_device
+from patchform.data.instances import join, take
+from patchform.data.transforms import evaluation_transform
 from patchform.errors import UsageError
 from patchform.model import Model
-from patchform.records import Batch, Regions, Target
+from patchform.records import Batch, Instances, Preprocessing, Regions, Sample, Target
 
+NEAR = 2.0
+"""Pixels from the border of a window within which a box is taken to be cut by it."""
 Ask: TypeAlias = Callable[[Model, Batch], list[Target]]
 
 
@@ -37,17 +42,20 @@ class Sliding:
     """From one window to the next; at most the window."""
     at_once: int = 4
     """Windows that go through the model together; changes no answer."""
+    margin: int = 0
+    """Pixels along the edges of a window, if not of the picture too, that do not count. A model that looks no further
+    than this says window by window what it says of the whole, where windows begin with its cells."""
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
         """One `Regions` an image."""
-        if not all(0 < step <= side for step, side in zip(self.stride, self.window)):
-            raise UsageError(f"a stride of {self.stride} does not cover the picture with windows of {self.window}")
+        if not all(0 < step <= side - 2 * self.margin for step, side in zip(self.stride, self.window)):
+            beside = f" and margins of {self.margin}" if self.margin else ""
+            raise UsageError(
+                f"a stride of {self.stride} does not cover the picture with windows of {self.window}{beside}"
+            )
         found: list[Target] = []
         for number, size in enumerate(batch.sizes):
-            image = batch.images[number]
-            if batch.padding is not None:
-                real = ~batch.padding[number]
-                image = image[..., : int(real.any(1).sum()), : int(real.any(0).sum())]
+            image = _without_padding(batch, number)
             tall = image.shape[-2] >= image.shape[-1]
             classes = self._decided(model, image if tall else image.mT, turned=not tall)
             classes = classes if tall else classes.mT
@@ -64,18 +72,24 @@ class Sliding:
         decided = torch.empty(height, width, dtype=torch.int64, device=image.device)
         tops, lefts = starts(height, h, down), starts(width, w, across)
         total: Tensor | None = None  # (K, h, W): sums of probabilities of the rows that windows still see
-        seen = torch.zeros(h, width, device=image.device)
         for number, top in enumerate(tops):
+            rows = self._counts(top, h, height)
             for left, scores in self._windows(model, image[..., top : top + h, :], lefts, w, turned):
                 if total is None:
                     total = scores.new_zeros(len(scores), h, width)
-                total[:, :, left : left + w] += scores
-                seen[:, left : left + w] += 1
+                columns = self._counts(left, w, width)
+                total[:, rows, left : left + w][..., columns] += scores[:, rows, columns]
             assert total is not None
             done = (tops[number + 1] if number + 1 < len(tops) else height) - top
-            decided[top : top + done] = (total[:, :done] / seen[:done]).argmax(0)
-            total, seen = (F.pad(x[..., done:, :], (0, 0, 0, done)) for x in (total, seen))
+            decided[top : top + done] = total[:, :done].argmax(0)  # of sums as of means: all classes have as many
+            for plane in total:  # one by one: little is copied
+                plane[: h - done] = plane[done:].clone()
+                plane[h - done :] = 0
         return decided
+
+    def _counts(self, start: int, side: int, length: int) -> slice:
+        """The pixels of a window that count, along one axis."""
+        return slice(self.margin * (start > 0), side - self.margin * (start + side < length))
 
     def _windows(
         self, model: Model, strip: Tensor, lefts: Sequence[int], width: int, turned: bool
@@ -122,6 +136,87 @@ class Scaled:
         return [Regions(each.argmax(0), each) for each in means]
 
 
+@dataclass(frozen=True)
+class Sliced:
+    """Objects window by window, each window prepared as a picture of its own: for small objects in large pictures.
+
+    Akyon et al., "Slicing aided hyper inference" (2022), section 3. What is found more than once is kept once: of two
+    answers of a class that overlap, the less sure goes, but first the one that the border of a window cuts.
+    """
+
+    window: tuple[int, int]
+    """Height and width, pixels of the picture."""
+    stride: tuple[int, int]
+    """From one window to the next; at most the window. Objects as large as a window less the stride are seen whole."""
+    whole: bool = True
+    """Ask for the whole picture too, where the objects are that no window holds."""
+    measure: Literal["smaller", "union"] = "smaller"
+    """What the shared area of two boxes is compared with: the smaller of them, which joins parts, or their union."""
+    overlap: float = 0.5
+    """Share from which the worse of two answers goes, in (0, 1]."""
+    most: int = 1000
+    """The surest answers of a picture that are looked at."""
+    at_once: int = 4
+    """Windows that go through the model together."""
+
+    def __call__(self, model: Model, batch: Batch) -> list[Target]:
+        """One `Instances` an image; the batch holds pictures in their own pixels (`preparation`).
+
+        Raises:
+            UsageError: windows that do not cover a picture, pictures that were resized, a model of another task.
+        """
+        if not all(0 < step <= side for step, side in zip(self.stride, self.window)):
+            raise UsageError(f"a stride of {self.stride} does not cover the picture with windows of {self.window}")
+        return [self._objects(model, _without_padding(batch, number), size) for number, size in enumerate(batch.sizes)]
+
+    def _objects(self, model: Model, image: Tensor, size: tuple[int, int]) -> Target:
+        if tuple(image.shape[-2:]) != tuple(size):
+            raise UsageError("slices are of pictures that were not resized", remedy="see inference.preparation")
+        (height, width), (down, across) = size, self.stride
+        tall, wide = min(self.window[0], height), min(self.window[1], width)
+        places = [(top, left, tall, wide) for top in starts(height, tall, down) for left in starts(width, wide, across)]
+        if self.whole and len(places) > 1:
+            places.append((0, 0, height, width))
+        fit = evaluation_transform(model.preprocessing)
+        found: list[Instances] = []
+        for start in range(0, len(places), self.at_once):
+            group = places[start : start + self.at_once]
+            samples = [
+                Sample(fit(image[..., top : top + h, left : left + w]), None, "", (h, w)) for top, left, h, w in group
+            ]
+            answers = model.predict(to_device(collate(samples), image.device))
+            found += [_moved(answer, place, size) for answer, place in zip(answers, group)]
+        cut = torch.cat([_cut(one.boxes, place, size) for one, place in zip(found, places)])
+        scores = torch.cat([one.scores for one in found if one.scores is not None])
+        objects = join(found)._replace(scores=scores)
+        return take(objects, self._kept(objects, cut))
+
+    def _kept(self, objects: Instances, cut: Tensor) -> Tensor:
+        """(K,) int64: the answers that stay, scores falling. A loop over them: each takes away what it overlaps."""
+        assert objects.scores is not None
+        scores, boxes, classes = (values.cpu() for values in (objects.scores, objects.boxes, objects.classes))
+        left = scores.argsort(descending=True, stable=True)[: self.most]
+        left = left[cut.cpu()[left].int().argsort(stable=True)]
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        kept: list[int] = []
+        while len(left):
+            best, left = int(left[0]), left[1:]
+            kept.append(best)
+            low, high = boxes[left, :2].maximum(boxes[best, :2]), boxes[left, 2:].minimum(boxes[best, 2:])
+            shared = (high - low).clamp(min=0).prod(1)
+            of = areas[left].minimum(areas[best])
+            if self.measure == "union":
+                of = areas[left] + areas[best] - shared
+            left = left[(classes[left] != classes[best]) | (shared < self.overlap * of)]
+        index = torch.tensor(kept, dtype=torch.int64)
+        return index[scores[index].argsort(descending=True, stable=True)].to(objects.boxes.device)
+
+
+def preparation(ask: Ask, preprocessing: Preprocessing) -> Preprocessing:
+    """How pictures are prepared before a model is asked: as the model says, but not resized where `ask` cuts them."""
+    return replace(preprocessing, resize="native") if isinstance(ask, Sliced) else preprocessing
+
+
 def starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows that cover a length, the last one ending with it."""
     return [*range(0, length - window, stride), length - window]
@@ -133,6 +228,35 @@ def scores_of(answer: Target) -> Tensor:
     if scores is None or scores.dim() != 3:
         raise UsageError("windows and scales are for models that give every pixel a class")
     return scores
+
+
+def _without_padding(batch: Batch, number: int) -> Tensor:
+    """(C, H, W): one image of a batch."""
+    image = batch.images[number]
+    if batch.padding is None:
+        return image
+    real = ~batch.padding[number]
+    return image[..., : int(real.any(1).sum()), : int(real.any(0).sum())]
+
+
+def _moved(answer: Target, place: tuple[int, int, int, int], size: tuple[int, int]) -> Instances:
+    """Objects of a window as objects of the picture. Raises UsageError for a model of another task."""
+    if not isinstance(answer, Instances) or answer.scores is None:
+        raise UsageError("slices are for models that find objects")
+    top, left, _, _ = place
+    shift = torch.tensor([left, top, left, top], device=answer.boxes.device)
+    bitmaps = answer.masks
+    if bitmaps is not None:
+        bitmaps = bitmaps._replace(boxes=bitmaps.boxes + shift, size=size)
+    return answer._replace(boxes=answer.boxes + shift, masks=bitmaps)
+
+
+def _cut(boxes: Tensor, place: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """(N,) bool: boxes of the picture that reach the border of their window where the picture goes on."""
+    top, left, height, width = place
+    near = torch.stack([boxes[:, 0] - left, boxes[:, 1] - top, left + width - boxes[:, 2], top + height - boxes[:, 3]])
+    inner = torch.tensor([left > 0, top > 0, left + width < size[1], top + height < size[0]], device=boxes.device)
+    return ((near < NEAR) & inner[:, None]).any(0)
 
 
 def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -294,7 +294,8 @@ def _recognised(
         whole = {
             name: rules
             for name, rules in layouts.items()
-            if not rules.plan(tensors, own, spare).faults
+            if rules.knows(tensors)
+            and not rules.plan(tensors, own, spare).faults
             and (spare is spares[0] or not _fills_some_of_the_head(rules, tensors, own))
         }
         if whole and tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -31,6 +32,10 @@ class Model(nn.Module):
         classes: names in the order of the head's outputs.
         preprocessing: how pictures become input; stored with the model, read by every command.
         architecture: names to build the same model again; None for models put together by hand (they cannot be saved).
+
+    Attributes:
+        thresholds: scores from which a prediction of an object counts, one a class, chosen on validation data and
+            stored with the model; None where none were chosen. `predict` does not apply them.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Model(nn.Module):
         self.backbone, self.head = backbone, head
         self.classes = tuple(classes)
         self.preprocessing, self.architecture = preprocessing, architecture
+        self.thresholds: tuple[float, ...] | None = None
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1), persistent=False)
 
@@ -169,6 +175,7 @@ def describe(model: Model) -> dict[str, Any]:
         "architecture": dataclasses.asdict(model.architecture),
         "classes": list(model.classes),
         "preprocessing": dataclasses.asdict(model.preprocessing),
+        "thresholds": None if model.thresholds is None else list(model.thresholds),
     }
 
 
@@ -232,14 +239,15 @@ class _Bounded(TorchDispatchMode):
 
 
 def _build(description: dict[str, Any], source: Path) -> Model:
-    if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing"}:
+    if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing", "thresholds"}:
         raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
     made_of = _record(Architecture, description["architecture"], source)
     preprocessing = _record(Preprocessing, description["preprocessing"], source)
     if not all(0 < side <= LARGEST_SIDE for side in (*preprocessing.size, preprocessing.channels)):
         raise ModelFileError(f"size and channels are not in 1..{LARGEST_SIDE}", where=source)
+    thresholds = _thresholds(description["thresholds"], len(description["classes"]), source)
     try:
-        return build_model(
+        model = build_model(
             made_of.task,
             backbone=made_of.backbone,
             head=made_of.head,
@@ -250,6 +258,17 @@ def _build(description: dict[str, Any], source: Path) -> Model:
         )
     except Exception as error:  # whatever a constructor says of a file's values, the file is at fault
         raise ModelFileError(f"cannot be built: {error}", where=source) from error
+    model.thresholds = thresholds
+    return model
+
+
+def _thresholds(values: Any, number: int, source: Path) -> tuple[float, ...] | None:
+    """None, or a number of 0 or more for each class."""
+    if values is None:
+        return None
+    if not _fits(values, tuple[float, ...]) or len(values) != number or not all(0 <= x < math.inf for x in values):
+        raise ModelFileError(f"thresholds are not {number} numbers of 0 or more", where=source)
+    return tuple(float(value) for value in values)
 
 
 def _record(kind: type[R], values: Any, source: Path) -> R:

@@ -20,20 +20,26 @@ from torch import Tensor
 from patchform import model as models
 from patchform.data.collate import collate, to_device
 from patchform.data.images import decode, to_image
+from patchform.data.instances import take
 from patchform.data.listing import SUFFIXES, walk
+from patchform.data.results import coco_results, yolo_lines
 from patchform.data.transforms import evaluation_transform
 from patchform.device import pick_device
 from patchform.drawing import save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
-from patchform.inference import Ask
+from patchform.inference import Ask, preparation
 from patchform.model import Model
-from patchform.records import Sample, Target
+from patchform.records import Instances, Sample, Target
 from patchform.tasks.base import Task, task_of
 
 LINES = "predictions.jsonl"
 """A folder that holds this file was written by `write`; its pictures are not sources of a later prediction."""
+RESULTS, LABELS = "results.json", "labels"
+"""What `write` adds in COCO's and in YOLO's format."""
 LARGEST_BYTES = 200_000_000
 """Of a picture that is given as bytes or comes from standard input."""
+SURE = 0.5
+"""Score from which a prediction of an object counts, for a model without thresholds of its own."""
 THREADS = 4
 """Decoding releases Python's lock."""
 
@@ -74,6 +80,8 @@ class Predictor:
         device: "auto" takes the accelerator if there is one.
         precision: bfloat16 runs the model under autocast.
         ask: the way the model is asked (`patchform.inference`).
+        threshold: score from which a prediction of an object counts; default: the model's own of each class
+            (`Model.thresholds`), and if it has none, 0.5. 0 gives all that the model says.
 
     Attributes:
         classes: names in the order of the scores.
@@ -87,12 +95,17 @@ class Predictor:
         device: torch.device | str = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
         ask: Ask = Model.predict,
+        threshold: float | None = None,
     ) -> None:
+        if threshold is not None and not threshold >= 0:
+            raise UsageError(f"a threshold of {threshold}", remedy="give a score, 0 or more")
         self.device = pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.precision, self.classes = model.to(self.device).eval(), precision, model.classes
         self.ask = ask
-        self._fit = evaluation_transform(model.preprocessing)
+        single = (SURE if threshold is None else threshold,) * len(self.classes)
+        self.thresholds = model.thresholds if threshold is None and model.thresholds is not None else single
+        self._fit = evaluation_transform(preparation(ask, model.preprocessing))
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
         """Predictions in the order of the sources, made as they are asked for.
@@ -160,7 +173,14 @@ class Predictor:
             return []
         samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.ask(self.model, to_device(collate(samples), self.device))
+            return [self._sure(found) for found in self.ask(self.model, to_device(collate(samples), self.device))]
+
+    def _sure(self, found: Target) -> Target:
+        """Objects without those below the threshold of their class; scores that are not finite stay, to be found."""
+        if not isinstance(found, Instances) or found.scores is None:
+            return found
+        least = torch.tensor(self.thresholds, device=found.scores.device)[found.classes]
+        return take(found, ~(found.scores < least))
 
 
 def load(
@@ -169,9 +189,10 @@ def load(
     device: str = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
     ask: Ask = Model.predict,
+    threshold: float | None = None,
 ) -> Predictor:
     """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact."""
-    return Predictor(models.load(run), device=device, precision=precision, ask=ask)
+    return Predictor(models.load(run), device=device, precision=precision, ask=ask, threshold=threshold)
 
 
 # ----------------------------------------------------------------------------------------------------------- sources
@@ -237,6 +258,7 @@ def write(
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = 16,
+    format: Literal["coco", "yolo"] | None = None,
 ) -> Written:
     """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
 
@@ -249,19 +271,27 @@ def write(
         out: a folder, made if need be, for `predictions.jsonl` and a picture for each: `a.jpg` becomes `a.jpg.png`.
         overwrite: replace what an earlier prediction left there.
         batch_size: as in `Predictor.predict`.
+        format: objects in the format of another tool too, in `out`. "coco": results.json, when all are done; a picture
+            has the number that is its name, as COCO's have, or else its name, and categories count from 1 in the order
+            of the classes. "yolo": labels/a.txt, lines "class x y width height score".
 
     Returns:
         How many pictures there were, and how many could not be used.
 
     Raises:
         DataError: there is nothing to look at.
-        UsageError: the sources lie in `out`.
+        UsageError: the sources lie in `out`; a format without `out`, or for a task without objects.
         FolderError: a file to be written exists; nothing is written then.
         ResourceError: the disk is full or `out` is not writable.
     """
     found = expand(sources)
     folder = None if out is None else Path(out)
+    if format is not None and (folder is None or predictor.task.target is not Instances):
+        raise UsageError(f"nothing to write in the format {format}", remedy="it is for objects, and needs a folder")
     places = [None] * len(found) if folder is None else _places(found, folder, overwrite)
+    labels = _labels(places, overwrite) if format == "yolo" else {}
+    rows: list[dict[str, Any]] = []
+    ids = range(1, len(predictor.classes) + 1)
     failed = 0
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]
@@ -274,11 +304,42 @@ def write(
                 save(to_png_bytes(predictor.draw(prediction)), place)
                 for ending, content in predictor.task.files(prediction.target).items():
                     save(content, place.with_suffix(ending))
+                if isinstance(prediction.target, Instances) and prediction.image is not None:
+                    if format == "coco":
+                        rows += coco_results(prediction.target, _number(place), ids)
+                    elif format == "yolo":
+                        height, width = prediction.image.shape[-2:]
+                        lines = yolo_lines(prediction.target, (height, width))
+                        save("".join(f"{line}\n" for line in lines).encode(), labels[place])
             line = json.dumps(predictor.record(prediction), allow_nan=False) + "\n"
             for each in streams:
                 each.write(line)
                 each.flush()
+    if format == "coco" and folder is not None:
+        save(json.dumps(rows, allow_nan=False).encode(), folder / RESULTS)
     return Written(len(found), failed)
+
+
+def _number(place: Path) -> int | str:
+    """The number that a picture's name is, or its name: 000000000139.jpg is 139."""
+    stem = place.with_suffix("").stem
+    return int(stem) if stem.isascii() and stem.isdigit() else place.with_suffix("").name
+
+
+def _labels(places: Sequence[Path | None], overwrite: bool) -> dict[Path, Path]:
+    """The file of each picture's lines, by the place of its drawing. Raises UsageError, FolderError, ResourceError."""
+    found = {place: place.parent / LABELS / f"{place.with_suffix('').stem}.txt" for place in places if place}
+    if len({str(file).casefold() for file in found.values()}) < len(found):
+        raise UsageError("two pictures have one name but for the suffix", remedy="predict them apart")
+    exists = [file for file in found.values() if os.path.lexists(file)]
+    if exists and not overwrite:
+        raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
+    for file in list(found.values())[:1]:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"cannot be made ({error.strerror})", where=file.parent) from error
+    return found
 
 
 def _places(sources: Sequence[Source], folder: Path, overwrite: bool) -> list[Path]:
@@ -296,7 +357,7 @@ def _places(sources: Sequence[Source], folder: Path, overwrite: bool) -> list[Pa
             name, number = f"{stem}-{number}", number + 1
         taken.add(name.casefold())
         places.append(folder / f"{name}.png")
-    exists = [place for place in (folder / LINES, *places) if os.path.lexists(place)]
+    exists = [place for place in (folder / LINES, folder / RESULTS, *places) if os.path.lexists(place)]
     if exists and not overwrite:
         raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
     return places

@@ -20,12 +20,14 @@ from patchform.data.collate import collate
 from patchform.data.dataset import evaluation_pictures, open_evaluation
 from patchform.data.listing import Listing
 from patchform.errors import ModelFileError, ResourceError
-from patchform.evaluation import CONFUSION, REPORT, settings_for
+from patchform.evaluation import CONFUSION, CURVES, REPORT, settings_for
 from patchform.inspect.base import Picture, to_png
+from patchform.metrics.overlap import RIGHT, WRONG, judged, overlaps, pair
 from patchform.model import Model
 from patchform.prediction import Predictor, load
-from patchform.records import Label, Target
+from patchform.records import Instances, Label, Target
 from patchform.settings import DataSettings
+from patchform.tasks.base import ObjectTask
 from patchform.training.metrics_log import METRICS
 
 PAGE = "report.html"
@@ -72,11 +74,16 @@ def write_report(
     except (OSError, ValueError) as error:
         raise ModelFileError("the run was not evaluated", where=place / REPORT, remedy="patchform evaluate") from error
     listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
+    shown: Iterable[str]
+    if isinstance(predictor.task, ObjectTask):
+        shown = objects(predictor, predictor.task, listing, evaluation, place)
+    else:
+        shown = labelled(predictor, listing) if predictor.task.target is Label else scenes(predictor, listing)
     sections = [
         _section("Numbers", numbers(evaluation)),
         _section("Learning", learning(folder)),
         _section("Confusion", confusion(place)),
-        *(labelled(predictor, listing) if predictor.task.target is Label else scenes(predictor, listing)),
+        *shown,
         *insides(predictor, listing),
     ]
     page = place / PAGE
@@ -142,6 +149,55 @@ def labelled(predictor: Predictor, listing: Listing) -> Iterable[str]:
 def scenes(predictor: Predictor, listing: Listing) -> Iterable[str]:
     """A section of pictures with the true classes of their pixels above what the model says."""
     chosen = _evenly(range(len(listing)), EXAMPLES)
+    yield _section("Pictures", beside(predictor, listing, chosen), "The truth above, what the model says below.")
+
+
+def objects(
+    predictor: Predictor, task: ObjectTask, listing: Listing, evaluation: Mapping[str, Any], place: Path
+) -> Iterable[str]:
+    """Sections of the classes, the curves, and the pictures where the model is most and least wrong."""
+    yield _section("Classes", by_class(evaluation["tables"]))
+    if (path := place / CURVES).exists():
+        curves = _image(path.read_bytes(), "Precision over recall, a line a class", kind="chart")
+        yield _section("Precision and recall", curves, "At an overlap of one half.")
+    ranked = [index for _, index in sorted(found_share(predictor, task, listing))]
+    said = "By F1 at the thresholds of the model. The truth above, what the model says below."
+    yield _section("Most wrong", beside(predictor, listing, ranked[:EXAMPLES]), said)
+    yield _section("Most right", beside(predictor, listing, ranked[EXAMPLES:][: -EXAMPLES - 1 : -1]), said)
+
+
+def by_class(tables: Mapping[str, Any]) -> str:
+    """Rows of `classes` beside those of `operating_points`."""
+    parts = [tables["classes"], tables["operating_points"]]
+    head = "".join(f"<th>{html.escape(name)}</th>" for part in parts for name in part["columns"])
+    rows = []
+    for name, *values in zip(parts[0]["rows"], *(part["values"] for part in parts)):
+        cells = [value for part in values for value in part]
+        rows.append(f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{_number(cell)}</td>' for cell in cells)}</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def found_share(predictor: Predictor, task: ObjectTask, listing: Listing) -> list[tuple[float, int]]:
+    """(F1, index) of pictures, evenly picked; 1 where nothing is there and nothing is said."""
+    chosen = _evenly(range(len(listing)), LOOKED_AT)
+    pictures = evaluation_pictures(listing, predictor.model.preprocessing)
+    found = []
+    for index, prediction in zip(chosen, predictor.predict([listing.items[index].path for index in chosen])):
+        truth = pictures[0, index].target
+        if not isinstance(truth, Instances) or prediction.target is None:
+            continue
+        both = pair(prediction.target, truth, kinds=task.kinds[:1])
+        verdict = judged(both, overlaps(both, task.kinds[0]))
+        right, wrong = (int((verdict == one).sum()) for one in (RIGHT, WRONG))
+        counted = right + wrong + int((~both.truth.crowd).sum())
+        found.append((2 * right / counted if counted else 1.0, index))
+    return found
+
+
+def beside(predictor: Predictor, listing: Listing, chosen: Sequence[int]) -> str:
+    """Pictures with their truth above what the model says."""
+    if not chosen:
+        return "<p>None.</p>"
     pictures = evaluation_pictures(listing, predictor.model.preprocessing)
     predictions = predictor.predict([listing.items[index].path for index in chosen], keep_images=True, batch_size=1)
     figures = []
@@ -155,8 +211,7 @@ def scenes(predictor: Predictor, listing: Listing) -> Iterable[str]:
             for picture, what in zip(drawn, ("the truth", "the model"))
         ]
         figures.append(f"<figure>{''.join(shown)}<figcaption>{html.escape(listing.name(index))}</figcaption></figure>")
-    content = f'<div class="gallery wide">{"".join(figures)}</div>' if figures else "<p>None.</p>"
-    yield _section("Pictures", content, "The truth above, what the model says below.")
+    return f'<div class="gallery wide">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 
 
 def answers(predictor: Predictor, listing: Listing) -> list[Answer]:
@@ -227,6 +282,10 @@ def _names(predictor: Predictor, target: Target) -> list[str]:
 def _evenly(items: Sequence[Any], number: int) -> list[Any]:
     step = max(1, -(-len(items) // number))
     return list(items[::step])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _made_of(model: Model) -> str:

@@ -151,11 +151,12 @@ class LossSettings:
 
     smoothing: float = 0.0
     """Label smoothing, in [0, 1)."""
-    class_weights: Literal["none", "balanced"] | list[float] = "none"
-    """Weight of each class: balanced = inverse of its frequency, or one number a class in the order of the names."""
+    class_weights: Literal["none", "root", "balanced"] | list[float] = "none"
+    """Weight of each class: balanced = inverse of its frequency, root = the square root of that, or one number a class
+    in the order of the names."""
     pixel_stride: int = 1
-    """With masks: in training every so-manyth row and column of pixels counts, beginning anywhere at each step: the same
-    loss from fewer pixels, in less time."""
+    """With masks: in training every so-manyth row and column of pixels counts, beginning anywhere at each step: the
+    same loss from fewer pixels, in less time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,8 @@ class OptimizerSettings:
     """Of adamw and lamb."""
     layer_decay: float = 1.0
     """Learning rate is multiplied by this for each layer further from the head, in (0, 1]."""
+    backbone_rate: float = 1.0
+    """Learning rate of the whole backbone is multiplied by this; 0 leaves it as it is."""
     clip: float = 0.0
     """Highest norm of the gradient; 0 does not clip."""
 
@@ -184,16 +187,20 @@ class OptimizerSettings:
 class ScheduleSettings:
     """How the learning rate moves over the run."""
 
-    name: Literal["cosine", "polynomial", "constant"] = "cosine"
+    name: Literal["cosine", "polynomial", "steps", "constant"] = "cosine"
     """Shape after the warm-up."""
     warmup_epochs: float = 5.0
     """Linear rise from lr * warmup_start to lr."""
     warmup_start: float = 1e-3
     """Share of lr at step 0."""
     floor: float = 0.0
-    """Share of lr at the last step."""
+    """Share of lr at the last step, of cosine and polynomial."""
     power: float = 0.9
     """Of polynomial."""
+    milestones: tuple[float, ...] = ()
+    """Of steps: epochs after each of which the rate is multiplied by gamma; those beyond the run never come."""
+    gamma: float = 0.1
+    """Of steps, in (0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +214,9 @@ class TrainingSettings:
     micro_batch: int = 0
     """Images that go through the model at once; 0: the whole batch. Gradients are the same."""
     pixels_at_once: int = 0
-    """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it."""
+    """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it.
+    Parts then have no more padding than their own pictures need: gradients are the same but for what a model makes of
+    padding."""
     seed: int = 0
     """Of weights, order, augmentation and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -236,7 +245,7 @@ class TrainingSettings:
 class Recipe:
     """A complete run."""
 
-    task: Literal["classification", "semantic_segmentation", "detection", "instance_segmentation"] = "classification"
+    task: Literal["classification", "detection", "instance_segmentation", "semantic_segmentation"] = "classification"
     """What is learnt."""
     name: str | None = None
     """Run folder below `runs`; default: task, backbone and a number."""

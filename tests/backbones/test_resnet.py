@@ -72,6 +72,26 @@ def test_same_numbers_as_torchvision(name):
     assert error <= 10 * rounding
 
 
+@pytest.mark.parametrize(("dilated", "theirs"), [(1, (False, False, True)), (2, (False, True, True))])
+@torch.no_grad()
+def test_dilated_stages_are_torchvisions(dilated, theirs):
+    reference = torchvision.models.resnet50(num_classes=10, replace_stride_with_dilation=theirs).eval()
+    randomise(reference)
+    ours = Classifier(variant("50", dilated=dilated), classes=10).eval()
+    ours.load_state_dict(LAYOUT.load(reference.state_dict(), ours.state_dict())[0])
+    images = torch.randn(2, 3, 70, 100, generator=torch.Generator().manual_seed(1))
+    found, rounded = ours(images), reference(images)
+    exact = reference.double()(images.double())
+    assert (found - exact).abs().max() <= 10 * (rounded - exact).abs().max()
+    assert ours.backbone.strides == ((4, 8, 16, 16) if dilated == 1 else (4, 8, 8, 8))
+    features = ours.backbone(images)
+    assert features.maps[-1].shape[-2:] == (-(-70 // features.strides[-1]), -(-100 // features.strides[-1]))
+    first = ours.backbone.stages[3][0].branch[1].conv  # control: its reach is that of the stage before
+    assert first.dilation == (dilated, dilated)
+    first.dilation = first.padding = (4, 4)
+    assert (ours(images) - exact).abs().max() > 1000 * (rounded - exact).abs().max()
+
+
 def swap_norms(source):
     for key in ("weight", "bias", "running_mean", "running_var"):
         first, second = f"layer3.0.bn1.{key}", f"layer3.1.bn1.{key}"
@@ -165,9 +185,9 @@ def test_published_rows_are_of_variants():
     assert {row.variant for row in SCORES} == set(SIZES)
 
 
-@pytest.mark.parametrize("options", [{"block": "botleneck"}, {"stem": "smal"}])
+@pytest.mark.parametrize("options", [{"block": "botleneck"}, {"stem": "smal"}, {"dilated": 4}])
 def test_unknown_parts_are_named(options):
-    with pytest.raises(UsageError, match="there are"):
+    with pytest.raises(UsageError, match=r"there are|3 of 4"):
         ResNet(**options)
 
 

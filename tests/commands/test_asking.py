@@ -1,22 +1,34 @@
+"""Words of a command line as ways to ask a model."""
+
 import argparse
 
 import pytest
 
 from patchform.commands import asking
 from patchform.errors import UsageError
-from patchform.inference import Scaled, Sliding
+from patchform.inference import Scaled, Sliced, Sliding
+from patchform.model import build_model, save
 
 
 def way(*words):
     parser = argparse.ArgumentParser()
+    parser.add_argument("--run")
     asking.add_arguments(parser)
     return asking.way(parser.parse_args(words))
 
 
-def test_words_become_ways_to_ask():
+def a_run(folder, task, head):
+    save(build_model(task, backbone="vit/nano", head=head, classes=("a", "b")), folder)
+    return str(folder)
+
+
+def test_words_become_ways_to_ask(tmp_path):
+    pixels = a_run(tmp_path / "pixels", "semantic_segmentation", "setr")
+    objects = a_run(tmp_path / "objects", "detection", "retinanet")
     assert way() is None
-    assert way("--window", "512") == Sliding((512, 512), (342, 342))
-    assert way("--window", "64", "--stride", "64") == Sliding((64, 64), (64, 64))
+    assert way("--window", "512", "--run", pixels) == Sliding((512, 512), (342, 342))
+    assert way("--window", "64", "--stride", "64", "--run", pixels) == Sliding((64, 64), (64, 64))
+    assert way("--window", "512", "--run", objects) == Sliced((512, 512), (342, 342))
     assert way("--mirrored") == Scaled((1.0,), True)
     assert way("--scales", "0.5", "1") == Scaled((0.5, 1.0), False)
 

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import patchform as pf
 from patchform import cli
+from patchform.commands.conversion import Wanted, fit
 from patchform.commands.weights import ACTIONS, EXAMPLE
+from patchform.errors import ModelFileError
 from patchform.loading import export_weights, load_weights
 from patchform.model import build_model
 from patchform.model import load as load_model
@@ -243,6 +245,23 @@ def test_options_and_heads_are_said_or_found(tmp_path):
     assert weights(*words, "--option", "layer_scale=0.1", "--head-option", "hidden=48", "--force") == 0
     assert weights(*words, "--option", "layer_scale", "--force") == 2
     assert weights(*words, "--option", "layer_skale=1", "--force") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["detr", "detr_transformers_timm", "detr_masks"])
+def test_whole_detectors_are_recognised(layout):
+    head = "detr_masks" if "masks" in layout else "detr"
+    with torch.device("meta"):
+        task = "instance_segmentation" if head == "detr_masks" else "detection"
+        model = build_model(task, backbone="resnet/18", head=head, classes=list(map(str, range(91))))
+    tensors = {name: one for name, one in export_weights(model, layout).items() if "num_batches" not in name}
+    found = fit(tensors, Wanted(backbone="resnet/18", options={}, head_options={}))
+    assert (found.architecture.head, found.architecture.task, found.classes) == (head, task, 91)
+    assert found.report.layout == layout
+    assert not found.report.of("dropped") + found.report.of("resized")
+    some = {name: one for name, one in tensors.items() if "query" not in name}  # control
+    with pytest.raises(ModelFileError):
+        fit(some, Wanted(backbone="resnet/18", options={}, head_options={}))
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_faults_stop_are_counted_and_named(tmp_path):
         check(listing(tmp_path), PLAIN, skip_bad=0.37)
     kept, report = check(listing(tmp_path), PLAIN, skip_bad=0.375)
     assert len(kept) == report.used == 5
-    assert [fault.name for fault in report.faults] == ["a/empty.jpg", "a/half.jpg", "a/page.jpg"]
+    assert [fault.where for fault in report.faults] == ["a/empty.jpg", "a/half.jpg", "a/page.jpg"]
     assert tree_state(tmp_path) == before
 
 
@@ -130,6 +130,6 @@ def test_pictures_turned_without_their_masks_are_noted(tmp_path):
         (tmp_path / "images" / f"{name}.png").unlink()
         (tmp_path / "images" / f"{name}.jpg").write_bytes(encode(picture, "JPEG", exif=exif(orientation)))
     report = examine(opened(), PLAIN)
-    assert [fault.name for fault in report.faults] == ["b.jpg"]
-    assert "orientation tag" in report.faults[0].reason
+    assert [fault.where for fault in report.faults] == ["b.jpg"]
+    assert "orientation tag" in report.faults[0].what
     assert any("turned by an orientation tag" in note and "a.jpg" in note for note in report.notes)

@@ -1,7 +1,9 @@
+import pytest
 import torch
 
-from patchform.data.collate import collate, pack, split, to_device, unpack
-from patchform.records import Label, Regions, Sample
+from patchform.data.collate import PackedObjects, collate, pack, split, to_device, unpack
+from patchform.geometry import masks
+from patchform.records import Instances, Label, Regions, Sample
 
 
 def sample(index, height=4, width=5, target=True):
@@ -43,6 +45,86 @@ def test_parts_make_the_whole():
         assert sum((part.targets for part in parts), ()) == batch.targets
         assert sum((part.sizes for part in parts), ()) == batch.sizes
     assert next(split(collate([sample(0, target=False)]), 1)).targets == ()
+    same = collate([sample(index) for index in range(5)])
+    assert torch.cat([part.images for part in split(same, 2, 1000)]).equal(same.images)
+    assert all(part.padding is None for part in split(same, 2, 1000))
+
+
+def test_parts_have_no_padding_that_none_of_them_needs():
+    sizes = [(4, 9), (5, 3), (2, 2), (8, 4), (8, 4), (1, 1)]
+    batch = collate([sample(index, *size) for index, size in enumerate(sizes)])
+    for number, part in enumerate(split(batch, 2, 10**6)):
+        pair = sizes[2 * number : 2 * number + 2]
+        assert part.images.shape == (2, 3, max(height for height, _ in pair), max(width for _, width in pair))
+        for image, (height, width) in zip(part.images, pair):
+            assert (image[:, :height, :width] > 0).all()
+            assert image.count_nonzero() == 3 * height * width
+        assert (~part.padding).sum((1, 2)).tolist() == [height * width for height, width in pair]
+    alone = list(split(batch, 1, 10**6))
+    assert [part.images.shape[-2:] for part in alone] == sizes
+    assert all(part.padding is None for part in alone)
+    mixed = collate([sample(0), sample(1), sample(2, 9, 9)])
+    assert all(part.padding is None for part in split(mixed, 2, 10**6))
+
+
+def test_parts_are_bounded_in_pixels():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        sizes = torch.randint(1, 12, (9, 2), generator=generator).tolist()
+        batch = collate([sample(index, *size) for index, size in enumerate(sizes)])
+        bound, count = int(torch.randint(1, 500, (), generator=generator)), 4
+        parts = list(split(batch, count, bound))
+        assert sum((part.names for part in parts), ()) == batch.names
+        seen = 0
+        for part in parts:
+            number, pixels = len(part.images), part.images[:, 0].numel()
+            own = sizes[seen : seen + number]
+            assert part.images.shape[-2:] == tuple(map(max, zip(*own)))
+            assert number == 1 or (pixels <= bound and number <= count)
+            seen += number
+            following = sizes[seen : seen + 1]
+            if following and number < count:  # one more would not have fitted
+                height, width = map(max, zip(*own, *following))
+                assert (number + 1) * height * width > bound
+    assert len(list(split(collate([sample(index) for index in range(6)]), 0, 60))) == 2  # 20 pixels each
+
+
+def objects(number, outlined=True, **more):
+    boxes = torch.rand(number, 4)
+    dense = torch.rand(number, 6, 7) < 0.5
+    return Instances(boxes, torch.arange(number), masks=masks.from_dense(dense) if outlined else None, **more)
+
+
+def equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return first.equal(second) and first.dtype == second.dtype
+    if isinstance(first, tuple):
+        return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [objects(3), objects(0), objects(1)],
+        [objects(0, False)],
+        [objects(2, False, crowd=torch.tensor([True, False])), objects(1, False), objects(0, True)],
+        [objects(2, scores=torch.rand(2)), objects(4, areas=torch.rand(4))],
+    ],
+)
+def test_objects_travel_as_few_tensors_and_arrive_equal(given):
+    packed = pack(given)
+    assert isinstance(packed, PackedObjects)
+    assert len(packed.fields) == 7
+    assert equal(unpack(packed), tuple(given))
+    batch = collate([sample(index)._replace(target=target) for index, target in enumerate(given)])
+    assert equal(to_device(batch, "cpu").targets, tuple(given))
+    moved = to_device(batch, "meta").targets
+    assert all(target.boxes.device.type == "meta" for target in moved)
+    assert all(target.masks is None or target.masks.bits.device.type == "meta" for target in moved)
+    assert pack([given[0], Label(torch.tensor([1]))]) is None
+    mixed = batch._replace(targets=(given[0], Label(torch.tensor([1]))))
+    assert equal(to_device(mixed, "cpu").targets, mixed.targets)
 
 
 def test_labels_travel_packed_and_arrive_equal():

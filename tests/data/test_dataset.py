@@ -1,6 +1,10 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from bad_pictures import class_folders, mask_folders, tree_state
+from PIL import Image
 
 from patchform.data import dataset
 from patchform.data.dataset import (
@@ -10,11 +14,13 @@ from patchform.data.dataset import (
     open_evaluation,
     training_pictures,
 )
-from patchform.data.order import TrainingBatches, training_loader
+from patchform.data.listing import Item, Listing, Objects
+from patchform.data.order import TrainingBatches, aspects, evaluation_loader, training_loader
 from patchform.data.scenes import training_scene
-from patchform.data.transforms import training_transform
+from patchform.data.transforms import training_transform, whole_size
 from patchform.errors import DataError, UsageError
-from patchform.records import Label, Preprocessing, Regions
+from patchform.geometry import masks
+from patchform.records import Instances, Label, Preprocessing, Regions
 from patchform.settings import AugmentationSettings, DataSettings
 
 TINY = Preprocessing(size=(16, 16), crop_share=1.0)
@@ -195,6 +201,109 @@ def test_masks_count_in_the_cache(scenes, monkeypatch):
     plain = scenes()
     assert same(plain[0, 0], cached[0, 0])
     assert plain._cache is None
+
+
+SHAPES = ((24, 30), (30, 24), (20, 20), (24, 30), (16, 40), (40, 16))
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """Six pictures of several sizes with 0 to 2 triangles, and their listing."""
+    items = []
+    for number, (height, width) in enumerate(SHAPES):
+        picture = np.random.default_rng(number).integers(0, 256, (height, width, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        boxes = np.array([[1, 2, 14, 15], [3.5, 4, 15.5, 12]], np.float32)[: number % 3]
+        outlines = tuple((np.array([[x, y], [u, y], [u, v]], np.float32),) for x, y, u, v in boxes)
+        classes = np.arange(len(boxes))
+        objects = Objects(boxes, classes, (height, width), areas=np.ones(len(boxes), np.float32), outlines=outlines)
+        items.append(Item(tmp_path / f"{number}.png", tuple(classes.tolist()), objects=objects))
+    return Listing(classes=("a", "b"), items=tuple(items), root=tmp_path)
+
+
+FIT = Preprocessing(size=(24, 36), resize="fit", interpolation="bilinear")
+LIVELY = AugmentationSettings(color_jitter=0.5, mosaic=0.5, copy_paste=0.5)
+
+
+def alike(one, two):
+    """Whether two records are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return one.equal(two)
+    return one == two if not isinstance(one, tuple) else len(one) == len(two) and all(map(alike, one, two))
+
+
+def test_pictures_with_objects_depend_on_seed_epoch_and_index_alone(annotated):
+    first, second = (training_pictures(annotated, FIT, LIVELY, 3) for _ in range(2))
+    keys = [(epoch, index) for epoch in range(3) for index in range(6)]
+    expected = {key: first[key] for key in keys}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert all(alike(second[key], expected[key]) for key in reversed(keys))
+    assert torch.get_rng_state().equal(before)
+    assert not any(alike(second[0, index], second[1, index]) for index in range(6))
+    other = training_pictures(annotated, FIT, LIVELY, 4)
+    assert not any(alike(other[key], expected[key]) for key in keys)
+    assert sum(len(sample.target.boxes) for sample in expected.values()) > 18
+    for sample in expected.values():
+        assert isinstance(sample.target, Instances)
+        assert sample.target.masks.size == sample.image.shape[-2:]
+        assert len(sample.target.boxes) == len(sample.target.masks.boxes) == len(sample.target.areas)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_objects_are_the_same_from_any_step_on_and_with_workers(annotated, workers):
+    def run(start, workers):
+        order = TrainingBatches(6, 2, 9, start, 6, groups=aspects(annotated))
+        return list(training_loader(training_pictures(annotated, FIT, LIVELY, 9), order, workers))
+
+    whole = run(0, 0)
+    assert all(alike(again, batch) for again, batch in zip(run(1, workers), whole[1:], strict=True))
+    for batch in whole:
+        for number, target in enumerate(batch.targets):
+            real = batch.images.shape[-2:] if batch.padding is None else (~batch.padding[number]).nonzero().amax(0) + 1
+            assert target.masks.size == tuple(map(int, real))
+
+
+def test_evaluation_keeps_objects_in_the_pixels_of_their_picture(annotated):
+    found = evaluation_pictures(annotated, FIT)
+    for index, (height, width) in enumerate(SHAPES):
+        sample, objects = found[0, index], annotated.items[index].objects
+        assert sample.size == sample.target.masks.size == (height, width)
+        assert sample.target.boxes.equal(torch.from_numpy(objects.boxes))
+        assert sample.image.shape[-2:] == whole_size(FIT, height, width)
+        triangles = (objects.boxes[:, 2:] - objects.boxes[:, :2]).prod(1) / 2
+        assert masks.areas(sample.target.masks).tolist() == pytest.approx(triangles.tolist(), rel=0.2)
+    assert [batch.images.shape[-2:] for batch in evaluation_loader(found, 1)][4] == (14, 36)
+
+
+def test_masks_of_objects_are_decoded_where_there_are_outlines_and_count_in_the_cache(annotated, monkeypatch):
+    plain = replace(
+        annotated, items=tuple(item._replace(objects=item.objects._replace(outlines=None)) for item in annotated.items)
+    )
+    assert evaluation_pictures(plain, FIT)[0, 2].target.masks is None
+    with pytest.raises(UsageError, match="copy_paste"):
+        training_pictures(plain, FIT, LIVELY, 0)
+    mixed = replace(annotated, items=plain.items[:3] + annotated.items[3:])
+    assert masks.areas(evaluation_pictures(mixed, FIT)[0, 2].target.masks).tolist() == [169, 96]  # their boxes
+    sample = evaluation_pictures(annotated, FIT)[0, 2].target
+    size = 20 * 20 * 3 + 2 * (16 + 8 + 4 + 32) + len(sample.masks.bits)
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * size)
+    cached = evaluation_pictures(annotated, FIT)
+    assert alike(cached[0, 2], cached[0, 2])
+    assert cached._cache is not None
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * size - 1)
+    uncached = evaluation_pictures(annotated, FIT)
+    assert alike(uncached[0, 2], cached[0, 2])
+    assert uncached._cache is None
+
+
+def test_objects_of_a_picture_of_another_size_are_a_fault(annotated):
+    first = annotated.items[0]
+    for size, remedy in (((30, 24), "orientation tag"), ((25, 30), "mend")):
+        item = first._replace(objects=first.objects._replace(size=size))
+        with pytest.raises(DataError, match=remedy) as caught:
+            evaluation_pictures(replace(annotated, items=(item,)), FIT)[0, 0]
+        assert str(first.path) in str(caught.value)
 
 
 @pytest.mark.parametrize(("made", "kind"), [("scenes", Regions), ("pictures", Label)])

@@ -1,14 +1,26 @@
 import os
 import pickle
 import signal
+from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from bad_pictures import class_folders
 from torch.utils.data import Dataset
 
 from patchform.data.dataset import Pictures, open_evaluation
-from patchform.data.order import TrainingBatches, balance, derive, evaluation_loader, order, training_loader
+from patchform.data.listing import Item, Listing, Objects
+from patchform.data.order import (
+    TrainingBatches,
+    aspects,
+    balance,
+    derive,
+    evaluation_loader,
+    order,
+    training_loader,
+)
 from patchform.data.transforms import evaluation_transform, training_transform
 from patchform.errors import DataError, ResourceError, UsageError
 from patchform.records import Label, Preprocessing, Sample
@@ -60,6 +72,51 @@ def test_any_step_can_be_the_first():
         assert list(rest) == whole[start:]
         assert len(rest) == 20 - start
     assert list(TrainingBatches(23, 4, 6, 0, 20)) != whole
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 3), (16, 4), (40, 4), (101, 8), (23, 32)])
+def test_batches_of_pictures_that_lie_alike(count, size):
+    groups = torch.rand(count, generator=torch.Generator().manual_seed(count)) < 0.3
+    steps = -(-count // size)
+    whole = list(TrainingBatches(count, size, 5, 0, 3 * steps, groups=groups))
+    assert len(whole) == 3 * steps
+    for epoch in range(3):
+        batches = whole[epoch * steps : (epoch + 1) * steps]
+        assert sorted(index for batch in batches for _, index in batch) == list(range(count))
+        assert {len(batch) for batch in batches[:-1]} <= {size}
+        mixed = [len({bool(groups[index]) for _, index in batch}) > 1 for batch in batches]
+        assert sum(mixed) <= 1
+        assert not any(mixed[:-2])  # only what is left of both at the end
+    for start in range(3 * steps + 1):
+        assert list(TrainingBatches(count, size, 5, start, 3 * steps, groups=groups)) == whole[start:]
+    if count > 32:
+        assert list(TrainingBatches(count, size, 6, 0, 3 * steps, groups=groups)) != whole
+        assert whole[:steps] != [[(0, index) for _, index in batch] for batch in whole[steps : 2 * steps]]
+        plain = list(TrainingBatches(count, size, 5, 0, steps))  # control
+        assert sum(len({bool(groups[index]) for _, index in batch}) > 1 for batch in plain) > steps / 3
+
+
+def test_groups_come_mixed_and_go_with_balanced_draws():
+    groups = torch.arange(64) < 32
+    kinds = [bool(groups[batch[0][1]]) for batch in TrainingBatches(64, 4, 0, 0, 16, groups=groups)]
+    assert sum(kinds) == 8
+    assert sum(first != second for first, second in pairwise(kinds)) > 3  # not one group after the other
+    weights = torch.ones(64, dtype=torch.float64)
+    drawn = [index for batch in TrainingBatches(64, 4, 0, 0, 16, weights, groups) for _, index in batch]
+    assert sorted(drawn) == order(64, seed=0, epoch=0, weights=weights).sort().values.tolist()
+
+
+def listed(*sizes):
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    items = [Item(Path(f"{index}.png"), (), objects=Objects(*nothing, size)) for index, size in enumerate(sizes)]
+    return Listing(classes=("a",), items=tuple(items), root=Path())
+
+
+def test_aspects_are_known_from_the_listing():
+    assert aspects(listed((4, 3), (3, 4), (3, 3))).tolist() == [True, False, False]
+    assert aspects(listed((3, 4), (3, 9))) is None
+    assert aspects(listed((4, 3))) is None
+    assert aspects(Listing(classes=("a",), items=(Item(Path("a.png"), (0,)),), root=Path())) is None
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from patchform.data.scenes import Jitter, Mirror, ScaledCrop, evaluation_scene, training_scene
-from patchform.data.transforms import resize
+from patchform.data.scenes import Mirror, ScaledCrop, evaluation_scene, training_scene
+from patchform.data.transforms import Jitter, resize
 from patchform.errors import UsageError
 from patchform.records import IGNORED, Preprocessing, Regions
 from patchform.settings import AugmentationSettings
@@ -181,6 +181,9 @@ def test_deep_and_many_banded_pictures_keep_their_type(bits):
         {"cutmix": 0.1},
         {"scale": (2.0, 1.0)},
         {"scale": (0.0, 1.0)},
+        {"sizes": (8,)},
+        {"mosaic": 0.5},
+        {"copy_paste": 0.5},
     ],
 )
 def test_settings_that_are_not_for_masks_are_refused(settings):

@@ -96,6 +96,7 @@ def test_deep_pictures_stay_deep_and_in_range():
         (Preprocessing(), AugmentationSettings(crop_scale=(0.5, 0.2))),
         (Preprocessing(), AugmentationSettings(crop_scale=(0.5, 1.2))),
         (Preprocessing(), AugmentationSettings(crop_ratio=(0.0, 1.0))),
+        (Preprocessing(), AugmentationSettings(mosaic=0.5)),
     ],
 )
 def test_settings_that_cannot_work_are_refused_at_once(preprocessing, settings):

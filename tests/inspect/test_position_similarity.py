@@ -5,7 +5,7 @@ import patchform as pf
 from patchform import lookup
 from patchform.inspect.position_similarity import PositionSimilarity
 
-ADDS = {"hybrid", "parallel_vit", "sparse", "timesformer", "vit"}
+ADDS = {"hybrid", "parallel_vit", "sparse", "timesformer", "vit", "vit_det"}
 """Families that keep one absolute position by that name."""
 
 

@@ -5,7 +5,15 @@ import torch
 
 from patchform.errors import UsageError
 from patchform.layers import positions
-from patchform.layers.positions import Learned2D, Relative2D, RelativeBias, SinCos2D, Sinusoid1D
+from patchform.layers.positions import (
+    Learned2D,
+    PlaceInPicture,
+    Relative2D,
+    RelativeBias,
+    RowsAndColumns,
+    SinCos2D,
+    Sinusoid1D,
+)
 
 
 def test_sinusoid_by_its_formula():
@@ -31,6 +39,30 @@ def test_learned_2d_is_row_beside_column():
     placed = position(torch.zeros(1, 7, 8), (2, 3))
     assert torch.equal(placed[0, 0], torch.zeros(8))
     assert torch.equal(placed[0, 1 + 5], torch.cat([position.rows[1], position.columns[2]]))
+
+
+def test_place_in_picture_by_its_formula():
+    padding = torch.zeros(2, 3, 4, dtype=torch.bool)
+    padding[1, 2:], padding[1, :, 3:] = True, True
+    placed = PlaceInPicture(8)((3, 4), padding)
+    for image, (rows, columns) in enumerate([(3, 4), (2, 3)]):
+        for y in range(rows):
+            for x in range(columns):
+                shares = 2 * math.pi * (y + 1) / rows, 2 * math.pi * (x + 1) / columns
+                expected = [f(share * r) for share in shares for r in (1, 10000**-0.5) for f in (math.sin, math.cos)]
+                assert placed[image, 4 * y + x].tolist() == pytest.approx(expected, abs=1e-5)
+    assert placed[:, 11].isfinite().all()
+    assert placed.dtype == torch.float32
+
+
+def test_rows_and_columns_are_taken_by_number_and_spread_beyond_it():
+    position, padding = RowsAndColumns(8, number=5), torch.zeros(2, 3, 5, dtype=torch.bool)
+    placed = position((3, 5), padding)
+    assert torch.equal(placed[0, 5 + 4], torch.cat([position.columns[4], position.rows[1]]))
+    wide = position((3, 10), padding)[0].unflatten(0, (3, 10))
+    assert torch.equal(wide[..., 4:], placed[0].unflatten(0, (3, 5))[:, :1, 4:].expand(-1, 10, -1))
+    torch.testing.assert_close(wide[0, 0, :4], position.columns[0])
+    torch.testing.assert_close(wide[0, 1, :4], 0.75 * position.columns[0] + 0.25 * position.columns[1])
 
 
 def test_relative_2d_against_a_loop():
@@ -85,3 +117,10 @@ def test_widths_that_do_not_part_are_refused():
         positions.outside("learned_2d", 7, (2, 2))
     with pytest.raises(UsageError, match="4 divides"):
         positions.inside("rope_2d", 12, 2, (2, 2))
+    with pytest.raises(UsageError, match="4 divides"):
+        PlaceInPicture(6)
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(UsageError, match='did you mean "relative_bias"'):
+        positions.outside("relative_bais", 8, (4, 4))

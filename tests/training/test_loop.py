@@ -15,12 +15,12 @@ from torch import nn
 from patchform import lookup
 from patchform import model as models
 from patchform.data import dataset
-from patchform.data.collate import split
+from patchform.data.collate import collate, split
 from patchform.errors import DataError, DivergedError, FolderError, ResourceError, UsageError
 from patchform.evaluation import evaluate_run
 from patchform.heads.base import Head
 from patchform.model import Model, build_model
-from patchform.records import Batch, Label, Preprocessing
+from patchform.records import Batch, Features, Instances, Label, Preprocessing, Sample
 from patchform.training import checkpoint, loop
 from patchform.weights import files
 
@@ -100,6 +100,64 @@ def test_parts_give_the_gradient_of_the_whole_batch_under_the_linear_head(option
     _, whole = gradient(model, batch, 0)
     _, parted = gradient(model, batch, 4)
     torch.testing.assert_close(parted, whole, rtol=0, atol=5e-6 * whole.abs().max().item())
+
+
+class Pixels(nn.Module):
+    """Each pixel by itself, so that padding changes none."""
+
+    prefers_channels_last = False
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images, *, padding=None):
+        return Features(maps=(self.mix(images).tanh(),), strides=(1,), size=images.shape[-2:])
+
+
+class Centers(Head):
+    """Says of each object's box what its class is: the mean over its pixels decides."""
+
+    tasks = ("detection",)
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, features, targets=None):
+        (found,) = features.maps
+        boxes = [target.boxes.int().tolist() for target in targets]
+        means = [image[:, y:v, x:u].mean((1, 2)) for image, some in zip(found, boxes) for x, y, u, v in some]
+        return self.classifier(torch.stack([*means, found.mean((0, 2, 3)) * 0]))
+
+    def loss(self, raw, targets):
+        classes = torch.cat([target.classes for target in targets])
+        found = nn.functional.cross_entropy(raw[:-1], classes, reduction="sum") / max(1, len(classes))
+        return {"loss": found + 0 * raw.sum()}
+
+    def count(self, targets):
+        return torch.tensor(sum(len(target.classes) for target in targets), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("part", "pixels", "pieces"), [(2, 0, 3), (0, 400, 3), (1, 700, 5), (0, 1, 5), (0, 10**6, 1)])
+def test_parts_of_unequal_pictures_give_the_gradient_of_the_whole_batch(part, pixels, pieces):
+    torch.manual_seed(0)
+    model = Model(Pixels(), Centers(), classes="abc", preprocessing=Preprocessing()).double()
+    samples = []
+    for number, (height, width) in enumerate([(9, 12), (16, 8), (14, 15), (5, 30), (6, 6)]):
+        boxes = torch.tensor([[1.0, 1, 4, 4], [2, 0, 6, 5], [0, 0, 5, 3]])[: (3, 1, 0, 2, 3)[number]]
+        image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+        samples.append(Sample(image, Instances(boxes, torch.arange(len(boxes))), str(number), (height, width)))
+    batch = collate(samples)
+    seen = list(split(batch, part, pixels))
+    assert len(seen) == pieces
+    loss, whole = gradient(model, batch, 0)
+    model.zero_grad()
+    other, norm = loop.gradients(model, batch, part=part, pixels=pixels, precision="float32")
+    parted = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert other == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(parted, whole, rtol=1e-9, atol=1e-12)
+    assert norm == pytest.approx(whole.norm().item())
 
 
 def test_a_mean_of_means_would_be_another_gradient():
@@ -231,9 +289,17 @@ def test_tensorboard_events_are_written(pictures, tmp_path):
         ("optimizer", {"lr": -1.0}),
         ("optimizer", {"lr": float("nan")}),
         ("optimizer", {"lr": 1e9}),
+        ("optimizer", {"backbone_rate": -0.1}),
+        ("schedule", {"name": "steps"}),
+        ("schedule", {"name": "steps", "milestones": (0.0, 8.0)}),
+        ("schedule", {"name": "steps", "milestones": (8.0,), "gamma": 0.0}),
         ("training", {"epochs": 0}),
         ("training", {"batch_size": 0}),
         ("training", {"ema": 1.0}),
+        ("training", {"pixels_at_once": -1}),
+        ("augmentation", {"sizes": (480, 0)}),
+        ("augmentation", {"mosaic": 1.5}),
+        ("augmentation", {"copy_paste": -0.1}),
         ("data", {"image_size": 0}),
     ],
 )

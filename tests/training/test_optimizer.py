@@ -68,6 +68,19 @@ def test_rates_fall_layer_by_layer_from_the_head():
     assert stem == {0.5**4}
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_the_whole_backbone_has_a_rate_of_its_own(decay):
+    plain, slow = (by_name(model_of(), layer_decay=decay, backbone_rate=rate) for rate in (1.0, 0.25))
+    for name, (weight_decay, scale) in plain.items():
+        assert slow[name] == (weight_decay, scale * (0.25 if name.startswith("backbone.") else 1.0))
+    model = model_of()
+    made = optimizer.build(model, OptimizerSettings(lr=1.0, backbone_rate=0.25))
+    optimizer.set_rate(made, 2.0)
+    rates = {id(each): group["lr"] for group in made.param_groups for each in group["params"]}
+    assert {rates[id(each)] for each in model.backbone.parameters()} == {0.5}
+    assert {rates[id(each)] for each in model.head.parameters()} == {2.0}
+
+
 def test_what_stands_between_layers_goes_with_the_former():
     model = model_of("resnet/nano")
     layers = model.backbone.layers()

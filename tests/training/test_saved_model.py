@@ -54,6 +54,15 @@ def test_the_same_model_comes_back(folder):
     assert not torch.equal(fresh.backbone.patches.proj.weight, loaded.backbone.patches.proj.weight)
 
 
+def test_thresholds_come_back(tmp_path):
+    model = made()
+    model.thresholds = (0.1, 1 / 3, 1.0)
+    models.save(model, tmp_path / "run")
+    assert models.load(tmp_path / "run").thresholds == model.thresholds
+    models.save(made(), tmp_path / "none")
+    assert models.load(tmp_path / "none").thresholds is None
+
+
 def test_a_model_put_together_by_hand_is_not_saved(tmp_path):
     model = made()
     model.architecture = None
@@ -103,6 +112,10 @@ HOSTILE = {
     "text for a number": put("preprocessing", "mean", value="0.1"),
     "unknown word": put("preprocessing", "resize", value="stretch"),
     "other bits": put("preprocessing", "bits", value=32),
+    "a threshold too few": put("thresholds", value=[0.5, 0.5]),
+    "a threshold in words": put("thresholds", value=[0.5, 0.5, "0.5"]),
+    "a negative threshold": put("thresholds", value=[0.5, 0.5, -0.5]),
+    "no word of thresholds": lambda description: description.pop("thresholds"),
     "other depth": put("architecture", "backbone_options", value={"depth": 2}),
 }
 

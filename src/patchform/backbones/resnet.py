@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -101,10 +102,12 @@ class ResNet(Backbone):
         widths: width of each stage; also of the stem: the first.
         stem: "imagenet": 7x7 with stride 2 and max-pool; "small": 3x3 with stride 1, for pictures of about 32 pixels
             (the paper's section 4.2 starts so).
+        dilated: so many of the last stages do not halve the map; the 3x3 convolutions behind their first block reach
+            twice as far instead, stage by stage (Yu & Koltun 2016). DETR's "DC5" has 1.
         drop_path: highest rate of stochastic depth, in [0, 1), that of the last block.
 
     Raises:
-        UsageError: an unknown block or stem.
+        UsageError: an unknown block or stem; more stages dilated than halve the map.
     """
 
     prefers_channels_last = True
@@ -117,6 +120,7 @@ class ResNet(Backbone):
         depths: Sequence[int] = (2, 2, 2, 2),
         widths: Sequence[int] = (64, 128, 256, 512),
         stem: Literal["imagenet", "small"] = "imagenet",
+        dilated: int = 0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -124,22 +128,27 @@ class ResNet(Backbone):
             raise UsageError(f'no block "{block}"', remedy=f"there are: {', '.join(BLOCKS)}")
         if stem not in ("imagenet", "small"):
             raise UsageError(f'no stem "{stem}"', remedy="there are: imagenet, small")
+        if not 0 <= dilated < len(depths):
+            raise UsageError(f"{dilated} dilated stages", remedy=f"up to {len(depths) - 1} of {len(depths)} may be")
         branch = BLOCKS[block]
         first = 4 if stem == "imagenet" else 1
         self.stem = conv_norm(in_channels, widths[0], *((7, 2) if stem == "imagenet" else (3, 1)))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         self.stages = nn.ModuleList()
         rates = iter(rising(drop_path, sum(depths)))
-        channels = widths[0]
+        channels, halved, dilation = widths[0], len(depths) - dilated, 1
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             stage = nn.Sequential()
             for index in range(depth):
-                stride = 2 if number > 0 and index == 0 else 1
-                stage.append(Block(channels, width, branch=branch, stride=stride, drop_path=next(rates)))
+                stride = 2 if 0 < number < halved and index == 0 else 1
+                layer = partial(conv_norm, dilation=dilation)
+                stage.append(Block(channels, width, branch=branch, stride=stride, drop_path=next(rates), layer=layer))
                 channels = width * branch[-1].width
+                if number >= halved and index == 0:
+                    dilation *= 2
             self.stages.append(stage)
         self.channels = tuple(width * branch[-1].width for width in widths)
-        self.strides = tuple(first * 2**number for number in range(len(widths)))
+        self.strides = tuple(first * 2 ** min(number, halved - 1) for number in range(len(widths)))
         self.width = self.channels[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al. 2015b, "Delving Deep into Rectifiers", section 2.2
@@ -211,9 +220,10 @@ class AttendingResNet(Backbone):
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
+def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias and batch normalisation; the map has ceil(H / stride) rows."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
 
 

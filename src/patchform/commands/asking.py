@@ -1,8 +1,9 @@
-"""Options of the verbs that ask a model for the class of every pixel: how it is asked."""
+"""Options of the verbs that ask a model what a picture shows: how it is asked."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchform.errors import UsageError
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--window`, `--stride`, `--scales`, `--mirrored`."""
-    window = "for large pictures: windows of N x N pixels, averaged where they overlap"
+    window = "for large pictures: window by window of N x N pixels, averaged or merged where they overlap"
     parser.add_argument("--window", type=int, metavar="N", help=window)
     parser.add_argument("--stride", type=int, metavar="N", help="pixels from a window to the next (default: 2/3 of it)")
     parser.add_argument("--scales", type=float, nargs="+", metavar="X", help="average over sizes of the picture")
@@ -23,10 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def way(arguments: argparse.Namespace) -> Ask | None:
     """The way that was asked for; None for the usual one.
 
+    Windows are of the picture itself (`Sliced`) if the model of `arguments.run` finds objects, otherwise of the model's
+    input (`Sliding`).
+
     Raises:
         UsageError: windows and scales at once, or a number that is none.
+        ModelFileError: windows, and no intact model that says what they are for.
     """
-    from patchform.inference import Scaled, Sliding
+    from patchform.inference import Scaled, Sliced, Sliding
 
     if arguments.stride is not None and arguments.window is None:
         raise UsageError("--stride without --window")
@@ -40,4 +45,16 @@ def way(arguments: argparse.Namespace) -> Ask | None:
     stride = -(-2 * arguments.window // 3) if arguments.stride is None else arguments.stride
     if not 0 < stride <= arguments.window:
         raise UsageError(f"windows of {arguments.window} pixels, {stride} apart, do not cover a picture")
-    return Sliding((arguments.window,) * 2, (stride,) * 2)
+    kind = Sliced if _finds_objects(arguments.run) else Sliding
+    return kind((arguments.window,) * 2, (stride,) * 2)
+
+
+def _finds_objects(run: str) -> bool:
+    from patchform import lookup
+    from patchform.records import Instances
+    from patchform.tasks.base import Task
+    from patchform.weights.sources import read_description
+
+    name = read_description(Path(run))["architecture"].get("task")
+    kind: type[Task] | None = lookup.the_class("tasks", name, Task) if isinstance(name, str) else None
+    return kind is not None and kind.target is Instances

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchform import lookup
 from patchform.errors import FolderError, ModelFileError, UsageError
+from patchform.heads.base import Head
 from patchform.loading import OWN, class_names, fronts_of, layouts_of, load_weights, sizes_of
 from patchform.model import Model, build_model, load, save
 from patchform.records import Architecture, Preprocessing
@@ -24,6 +25,10 @@ ENOUGH = 0.5
 """Share of a small trunk's tensors by which a family is worth a closer look."""
 NAMED, ALIKE = 0.95, 0.8
 """Shares of a trunk's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
+
+
+DETECTORS = ("detr", "detr_masks")
+"""Heads that are tried at their published size where a family has a layout of that name."""
 
 
 class Fit(NamedTuple):
@@ -123,7 +128,7 @@ def fit(tensors: Mapping[str, Tensor], wanted: Wanted, layout: str | None = None
 
     Args:
         tensors: may be on "meta".
-        wanted: the model; without a head, linear ones and the one of token labels are tried.
+        wanted: the model; without a head, linear ones, the one of token labels and `DETECTORS` are tried.
         layout: of the tensors; recognised if None.
 
     Raises:
@@ -151,26 +156,35 @@ def _fit(made: Model, tensors: Mapping[str, Tensor], layout: str | None) -> Fit:
     report = load_weights(made, tensors, layout=layout)
     biases = (entry for entry in report.entries if entry.name.startswith("head.classifier.") and entry.sources)
     bias = next((entry for entry in biases if entry.name.endswith(".bias")), None)
-    return Fit(made.architecture, report, len(tensors[report.prefix + bias.sources[0]]) if bias else 0)
+    if bias is None:
+        return Fit(made.architecture, report, 0)
+    own = made.state_dict()  # what else comes from the same tensor is no class: that there is nothing, for detectors
+    beside = [entry.name for entry in report.entries if entry is not bias and entry.sources == bias.sources]
+    rows = len(tensors[report.prefix + bias.sources[0]]) - sum(len(own[name]) for name in beside)
+    return Fit(made.architecture, report, rows)
 
 
 def _heads(wanted: Wanted) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Heads that published classifiers have, if none is wanted."""
+    """Heads that published models have, if none is wanted."""
     if wanted.head is not None or wanted.head_options:
         yield wanted.head or "linear", wanted.head_options
         return
     yield "linear", {}
     with torch.device("meta"):
-        width = _built(replace(wanted, head="linear")).backbone.width
-    yield "linear", {"hidden": width}
+        trunk = _built(replace(wanted, head="linear")).backbone
+    yield "linear", {"hidden": trunk.width}
     yield "token_label", {}
+    for detector in DETECTORS:
+        if detector in layouts_of(trunk):
+            yield detector, {}
 
 
 def _built(wanted: Wanted, classes: Sequence[str] = ("?",)) -> Model:
+    head = wanted.head or "linear"
     return build_model(
-        "classification",
+        lookup.the_class("heads", head, Head).tasks[0],  # type: ignore[attr-defined]
         backbone=wanted.backbone,
-        head=wanted.head or "linear",
+        head=head,
         classes=classes,
         preprocessing=wanted.preprocessing,
         backbone_options=wanted.options,

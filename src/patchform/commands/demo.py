@@ -6,24 +6,25 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from patchform.commands import digits
 from patchform.commands.evaluate import evaluate
 from patchform.commands.predict import load
 from patchform.commands.train import train
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from patchform.metrics.base import Scores
 
-EXAMPLE = "patchform demo"
+EXAMPLE = "patchform demo segmentation"
 MARK = "demo.txt"
 """A folder with this file may be replaced by the next demo."""
 HELD_OUT = 0.2
 SEED = 0
+SCENES = {"train": 1600, "val": 160}
 SHOWN = 3
 
 
@@ -31,45 +32,65 @@ class Demo(NamedTuple):
     """What the demo made."""
 
     folder: Path
-    """With data/, digits/ (the run folder), predictions/, evaluation.json and report.html."""
+    """With data/, the run folder, predictions/, evaluation.json and report.html."""
+    run: Path
+    """The run folder, digits/."""
     scores: Scores
-    """On the held-out fifth."""
+    """On what was held out."""
+
+
+class Kind(NamedTuple):
+    """What is shown of a task."""
+
+    folder: str
+    """Below that of run folders."""
+    recipe: str
+    write: Callable[[Path], list[Path]]
+    """Makes the data, returns held-out pictures to predict."""
+    reached: str
+    """What `{best}` says of `{samples}` pictures."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where it goes."""
+    """What and where."""
+    parser.add_argument(
+        "task", metavar="TASK", nargs="?", default="classification", help=f"{' or '.join(KINDS)} (default: the first)"
+    )
     parser.add_argument("--runs", metavar="DIR", default="runs", help="folder of run folders (default: runs)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Say what was reached and what to try next."""
-    folder, scores = demo(arguments.runs, progress=not arguments.json)
+    folder, of, scores = demo(arguments.runs, task=arguments.task, progress=not arguments.json)
     if arguments.json:
         print(json.dumps({"folder": str(folder), **scores.as_json()}, allow_nan=False))
         return 0
-    print(f"{scores.best or 0:.1%} of {scores.samples} held-out pictures are recognised; some of them:")
+    print(f"{KINDS[arguments.task].reached.format(best=scores.best or 0, samples=scores.samples)}; some of them:")
     for line in (folder / "predictions" / "predictions.jsonl").read_text().splitlines()[:SHOWN]:
         answer = json.loads(line)
-        print(f"  {answer['file']}: {answer['label']} ({answer['score']:.1%})")
+        print(f"  {answer['file']}: {_said(answer)}")
     print(f"the page to look at: {folder / 'report.html'}")
-    print(f"to go on: patchform predict {folder / 'digits'} {folder / 'data' / 'val' / '3'}")
+    print(f"to go on: patchform predict {of} {answer['file']} --out somewhere")
     return 0
 
 
-def demo(runs: str | Path = "runs", *, progress: bool = True, **settings: Any) -> Demo:
-    """Train a small vision transformer on 1797 scanned digits, evaluate it, predict, and write a page.
+def demo(runs: str | Path = "runs", *, task: str = "classification", progress: bool = True, **settings: Any) -> Demo:
+    """Train a small model on 1797 scanned digits, or on scenes of them, evaluate it, predict, and write a page.
 
     Args:
-        runs: folder of run folders; `runs/demo` is replaced if an earlier demo made it.
+        runs: folder of run folders; `runs/demo` (`runs/demo-segmentation`) is replaced if an earlier demo made it.
+        task: "classification" of single digits, or "segmentation" of scenes.
         progress: show how it goes, on stderr.
-        settings: over those of the recipe `classification/digits`, as in `train`.
+        settings: over those of the task's recipe "digits", as in `train`.
 
     Raises:
-        UsageError: scikit-learn is not installed.
-        FolderError: `runs/demo` is not of a demo, or another demo is at work in it.
+        UsageError: no such task, or scikit-learn is not installed.
+        FolderError: the folder is not of a demo, or another demo is at work in it.
     """
-    digits = load_digits()
-    folder = Path(runs) / "demo"
+    if task not in KINDS:
+        raise UsageError(f'no demo "{task}"', remedy=f"there are: {', '.join(KINDS)}")
+    kind = KINDS[task]
+    folder = Path(runs) / kind.folder
     if folder.exists() and not (folder / MARK).is_file():
         raise FolderError("exists and is not of a demo", where=folder, remedy="name another place with --runs")
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,45 +106,68 @@ def demo(runs: str | Path = "runs", *, progress: bool = True, **settings: Any) -
             elif entry.name not in (MARK, LOCK):
                 entry.unlink()
         data = folder / "data"
-        write_digits(data, *digits)
+        pictures = kind.write(data)
         if progress:
-            print(f"{len(digits[0])} scanned digits are in {data}, a fifth of them held out", file=sys.stderr)
-        finished = train("classification/digits", progress=progress, data=data, name="digits", runs=folder, **settings)
+            print(f"scanned digits are in {data}, a part of them held out", file=sys.stderr)
+        finished = train(kind.recipe, progress=progress, data=data, name="digits", runs=folder, **settings)
         scores = evaluate(finished.folder, data, out=folder)
-        pictures = [next((data / "val" / str(digit)).iterdir()) for digit in range(10)]
         write(load(finished.folder), pictures, out=folder / "predictions")
-    return Demo(folder, scores)
+    return Demo(folder, finished.folder, scores)
 
 
-def load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """(N, 8, 8) uint8 in 0..255, ink bright, and (N,) int64: scikit-learn's copy of the UCI test set of digits.
-
-    Raises:
-        UsageError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise UsageError(
-            "the demo needs scikit-learn for its pictures", remedy="pip install patchform[demo]"
-        ) from error
-    import numpy as np
-
-    found = datasets.load_digits()
-    return np.rint(found.images * (255 / 16)).astype(np.uint8), found.target
+def _said(answer: dict[str, Any]) -> str:
+    if "shares" in answer:
+        return ", ".join(f"{name} {share:.1%}" for name, share in answer["shares"].items())
+    return f"{answer['label']} ({answer['score']:.1%})"
 
 
-def write_digits(folder: Path, images: np.ndarray, classes: np.ndarray) -> None:
-    """Write train/ and val/ with a folder a class. The same fifth of each class is held out every time."""
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def write_digits(folder: Path) -> list[Path]:
+    """Write train/ and val/ with a folder a class; returns a held-out picture of each."""
+    from PIL import Image
+
+    for part, scans in _parts():
+        for number, (image, digit) in enumerate(zip(*scans)):
+            place = folder / part / str(digit)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number:04d}.png")
+    return [min((folder / "val" / str(digit)).iterdir()) for digit in range(10)]
+
+
+def write_scenes(folder: Path) -> list[Path]:
+    """Write images/ and masks/ of train/ and val/; returns held-out pictures. No scan is in both parts."""
     import numpy as np
     from PIL import Image
 
-    numbers = np.random.default_rng(SEED)
-    for digit in range(10):
-        members = numbers.permutation(np.flatnonzero(classes == digit))
-        held_out = round(HELD_OUT * len(members))
-        for part, chosen in (("val", members[:held_out]), ("train", members[held_out:])):
-            place = folder / part / str(digit)
+    for number, (part, scans) in enumerate(_parts()):
+        draw = np.random.default_rng([SEED, number])
+        places = [folder / kind / part for kind in ("images", "masks")]
+        for place in places:
             place.mkdir(parents=True)
-            for index in chosen:
-                Image.fromarray(images[index]).save(place / f"{index:04d}.png")
+        for index in range(SCENES[part]):
+            made = digits.scene(scans, draw)
+            for place, picture in zip(places, (made.image, made.mask())):
+                Image.fromarray(picture).save(place / f"{index:04d}.png")
+    (folder / "classes.txt").write_text("\n".join(["ground", *map(str, range(10))]) + "\n")
+    return sorted((folder / "images" / "val").iterdir())[:10]
+
+
+def _parts() -> Iterator[tuple[str, digits.Digits]]:
+    """Scans to learn from, and the same fifth of each class every time."""
+    yield from zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))
+
+
+KINDS = {
+    "classification": Kind(
+        "demo", "classification/digits", write_digits, "{best:.1%} of {samples} held-out pictures are recognised"
+    ),
+    "segmentation": Kind(
+        "demo-segmentation",
+        "semantic_segmentation/digits",
+        write_scenes,
+        "mean intersection over union {best:.1%} on {samples} held-out scenes",
+    ),
+}
+"""The first is the default."""

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) -> Scores:
-    """Evaluate the model of a run folder; writes evaluation.json, confusion.png and report.html.
+    """Evaluate the model of a run folder; writes evaluation.json, confusion.png, pr.png and report.html.
 
     Args:
         run: run folder.

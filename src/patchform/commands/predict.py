@@ -21,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, pattern, or - for stdin")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
+    parser.add_argument("--format", choices=("coco", "yolo"), help="objects in this format too, in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    parser.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="objects that count (default: as validation chose, by class)"
+    )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     asking.add_arguments(parser)
@@ -33,12 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     way = asking.way(arguments)
     written = write(
-        load(arguments.run, device=arguments.device, **({"ask": way} if way else {})),
+        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"ask": way} if way else {})),
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,
         overwrite=arguments.overwrite,
         batch_size=arguments.batch_size,
+        format=arguments.format,
     )
     if written.failed:
         print(f"{written.failed} of {written.images} pictures could not be used", file=sys.stderr)
@@ -50,7 +55,7 @@ def load(run: str | Path, **options: Any) -> Predictor:
 
     Args:
         run: run folder.
-        options: of `patchform.prediction.load`: device, precision, ask.
+        options: of `patchform.prediction.load`: device, precision, ask, threshold.
 
     Raises:
         ModelFileError: the folder holds no intact model.

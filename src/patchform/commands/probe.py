@@ -161,7 +161,7 @@ def probe(
     for name, listing in (("training pictures", splits.train), ("validation pictures", splits.validation)):
         if skip_bad:
             listing, report = check(listing, trunk.preprocessing, skip_bad=skip_bad)
-            for note in (*report.notes, *(f"left out {fault.name}: {fault.reason}" for fault in report.faults)):
+            for note in (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults)):
                 say(note)
         frozen.append(
             features(

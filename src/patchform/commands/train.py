@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,10 @@ from patchform.commands import recipes
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from patchform.training.loop import Run
+    from patchform.training.plan import Plan, Way
 
 EXAMPLE = "patchform train classification --data photos/ --name first --optimizer.lr 5e-4"
 
@@ -23,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="run folder below --runs")
     parser.add_argument("--runs", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--plan", action="store_true", help="train nothing: say what it would take of memory, and fit")
 
 
 def more_help() -> str:
@@ -31,9 +37,11 @@ def more_help() -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train and say where the model is."""
+    """Train and say where the model is, or what memory it would take."""
     given = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
     flags = {name: value for name, value in given.items() if value is not None} | arguments.settings
+    if arguments.plan:
+        return _run_plan(arguments, recipes.nested(flags))
     finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
     if arguments.json:
         numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
@@ -62,8 +70,7 @@ def train(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.loop.train` raises.
     """
-    if isinstance(settings.get("data"), str | Path):
-        settings["data"] = {"path": settings["data"]}
+    settings = _with_path(settings)
     if resume and isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file():
         folder = Path(recipe).resolve()  # it may have been moved since
         settings |= {"name": folder.name, "runs": str(folder.parent)}
@@ -72,3 +79,87 @@ def train(
     from patchform.training import loop
 
     return loop.train(resolved, resume=resume, progress=progress)
+
+
+def plan(
+    recipe: str | Path | Recipe = "classification",
+    *,
+    room: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, count: None,
+    **settings: Any,
+) -> Plan:
+    """Predict the peak memory of a recipe, and of other ways to the same batch size. Trains nothing, writes nothing.
+
+    Args:
+        recipe: as of `train`.
+        room: bytes for tensors; default: what the device has left.
+        progress: hears what is measured, how many steps of it are done and how many there are.
+        settings: as of `train`.
+
+    Raises:
+        UsageError: an unknown recipe or setting.
+        PatchformError: whatever `training.plan.plan` raises.
+    """
+    resolved = recipes.resolve(recipe, _with_path(settings))
+
+    from patchform.training import plan as planning
+
+    return planning.plan(resolved, room=room, progress=progress)
+
+
+def _with_path(settings: dict[str, Any]) -> dict[str, Any]:
+    """The short form of the data written out."""
+    data = settings.get("data")
+    return settings | {"data": {"path": data}} if isinstance(data, str | Path) else settings
+
+
+def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Print the ways, and the first that fits. That none does is an answer too."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    to_people = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
+    with Progress(console=to_people, transient=True) as live:
+        bars: dict[str, Any] = {}
+
+        def progress(what: str, done: int, count: int) -> None:
+            if what not in bars:
+                bars[what] = live.add_task(what, total=count)
+            live.update(bars[what], completed=done, total=count)
+
+        found = plan(arguments.recipe, progress=progress, **settings)
+    if arguments.json:
+        ways = [way._asdict() for way in found.ways]
+        print(json.dumps(found._asdict() | {"held": found.held._asdict(), "ways": ways}, indent=1))
+        return 0
+    table = Table("settings", "pictures at once", "peak", "fits")
+    table.columns[2].justify = "right"
+    for way in found.ways:
+        (height, width), fits = way.size, "yes" if way.fits else "no"
+        table.add_row(_words(way) or "(as it is)", f"{way.images} of {height} x {width}", _bytes(way.peak), fits)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    held = ", ".join(f"{name} {_bytes(size)}" for name, size in found.held._asdict().items() if size)
+    print(f"on {found.device} there is room for {_bytes(found.room)}; whatever the batch: {held}")
+    for note in found.notes:
+        print(note)
+    if found.best is None:
+        print("nothing fits: take smaller pictures or a smaller backbone")
+    else:
+        print(f"take {_words(found.best)}" if found.best.settings else "it fits")
+    return 0
+
+
+def _words(way: Way) -> str:
+    """The settings as words of a command line."""
+    values = {name: json.dumps(value, separators=(",", ":")) for name, value in way.settings.items()}
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
+
+
+def _bytes(number: float) -> str:
+    """Three digits and a unit."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1000 or unit == "GiB":
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    raise AssertionError

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from patchform.data import earlier
+from patchform.data.faults import Fault
 from patchform.data.images import decode, facts, is_turned, read
-from patchform.data.listing import Item, Listing, quoted, relative_name
+from patchform.data.listing import Drawn, Item, Listing, quoted, relative_name
 from patchform.data.masks import decode_mask
 from patchform.errors import DataError
 from patchform.records import IGNORED, Preprocessing
@@ -26,13 +28,6 @@ EXTREME_ASPECT = 100
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP", ".npy": "NumPy"}
 
 
-class Fault(NamedTuple):
-    """A picture, or its mask, that cannot be used."""
-
-    name: str
-    reason: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a check found."""
@@ -40,7 +35,7 @@ class Report:
     checked: int
     """Pictures opened."""
     faults: tuple[Fault, ...]
-    """In the order of the listing."""
+    """At most one a picture, whose name is `where`, in the order of the listing."""
     notes: tuple[str, ...]
     """Things that are no faults, each with its count."""
     pixels: tuple[int, ...] | None = None
@@ -77,9 +72,9 @@ def check(
     if not listing.items:
         raise DataError("no picture", where=listing.root)
     report = examine(listing, preprocessing, progress=progress)
-    bad = {fault.name for fault in report.faults}
+    bad = {fault.where for fault in report.faults}
     if len(bad) > skip_bad * len(listing):
-        listed = "; ".join(f"{fault.name}: {fault.reason}" for fault in report.faults[:5])
+        listed = "; ".join(f"{fault.where}: {fault.what}" for fault in report.faults[:5])
         raise DataError(
             f"{len(bad)} of {len(listing)} pictures cannot be used: {listed}{'; ...' * (len(bad) > 5)}",
             where=listing.root,
@@ -93,9 +88,31 @@ def check(
 
 
 def examine(
-    listing: Listing, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
+    listing: Listing,
+    preprocessing: Preprocessing,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Decode every picture, and mask, once and report all faults; never stops at one. Arguments as in `check`."""
+    """Decode every picture, and mask, once and report all faults; never stops at one. Arguments as in `check`.
+
+    When nothing has changed since an earlier time, what was found then is given again (`data.earlier`).
+    """
+    key = earlier.key(listing, preprocessing)
+    found = earlier.load(key) if key else None
+    if found is not None:
+        if progress:
+            progress(len(listing), len(listing))
+        faults = tuple(Fault(*fault) for fault in found["faults"])
+        pixels = None if found["pixels"] is None else tuple(found["pixels"])
+        return Report(checked=len(listing), faults=faults, notes=tuple(found["notes"]), pixels=pixels)
+    report = _examined(listing, preprocessing, progress)
+    if key and key == earlier.key(listing, preprocessing):  # nothing was edited meanwhile
+        faults_ = [fault[:3] for fault in report.faults]
+        earlier.store(key, {"faults": faults_, "notes": report.notes, "pixels": report.pixels})
+    return report
+
+
+def _examined(listing: Listing, preprocessing: Preprocessing, progress: Callable[[int, int], None] | None) -> Report:
     faults: list[Fault] = []
     pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
     remarks: dict[str, list[str]] = defaultdict(list)
@@ -105,7 +122,7 @@ def examine(
             if counts is not None:
                 pixels += counts
             if fault:
-                faults.append(Fault(_name(item, listing), fault))
+                faults.append(Fault(fault[0], _name(item, listing), fault[1]))
             for remark in found:
                 remarks[remark].append(_name(item, listing))
             if progress:
@@ -148,6 +165,36 @@ def overlap(first: Listing, second: Listing) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
+def copies(listing: Listing) -> tuple[tuple[int, int], ...]:
+    """Indices of pictures of equal content, each with that of the first one.
+
+    Only files of equal size and middle are read as a whole.
+    """
+    paths = [item.path for item in listing.items]
+    sizes = {index: path.stat().st_size for index, path in enumerate(paths)}
+    middles = {index: (sizes[index], _middle(paths[index])) for index in _alike(sizes)}
+    first: dict[bytes, int] = {}
+    twins = []
+    for index in _alike(middles):
+        digest = _digest(listing.items[index])
+        if first.setdefault(digest, index) != index:
+            twins.append((first[digest], index))
+    return tuple(twins)
+
+
+def _alike(values: Mapping[int, object]) -> list[int]:
+    """The keys whose value another one has too."""
+    times = Counter(values.values())
+    return [index for index, value in values.items() if times[value] > 1]
+
+
+def _middle(path: Path) -> bytes:
+    """A few thousand bytes: beginnings of pictures are alike."""
+    with path.open("rb") as file:
+        file.seek(path.stat().st_size // 2)
+        return file.read(4096)
+
+
 def _digest(item: Item) -> bytes:
     return hashlib.blake2b(read(item.path), digest_size=16).digest()
 
@@ -158,22 +205,27 @@ def _name(item: Item, listing: Listing) -> str:
 
 def _examine(
     item: Item, listing: Listing, preprocessing: Preprocessing
-) -> tuple[str | None, tuple[str, ...], Tensor | None]:
-    """Reason why a picture cannot be used, if any, remarks on it, and how many pixels of its mask have each class."""
+) -> tuple[tuple[str, str] | None, tuple[str, ...], Tensor | None]:
+    """Why a picture cannot be used, if so: (kind, reason); remarks, and how many pixels of its mask have each class."""
     try:
         data = read(item.path)
         height, width = decode(data, preprocessing).shape[-2:]
     except DataError as error:
-        return error.what, (), None
+        return ("picture-bad", error.what), (), None
+    if item.objects is not None and tuple(item.objects.size) != (height, width):
+        (tall, wide), turned = item.objects.size, is_turned(data) and item.objects.size == (width, height)
+        reason = f"annotated as {wide} x {tall} pixels, it has {width} x {height}"
+        return ("size-turned", f"{reason} upright") if turned else ("size-differs", reason), (), None
     counts, turned = None, False
     if item.mask is not None and listing.coding is not None:
         try:
-            mask = read(item.mask)
+            mask = item.mask if isinstance(item.mask, Drawn) else read(item.mask)
             counts = torch.bincount(decode_mask(mask, listing.coding, (height, width)).flatten(), minlength=IGNORED + 1)
-            turned = is_turned(data) and not is_turned(mask)
+            turned = is_turned(data) and isinstance(mask, bytes) and not is_turned(mask)
         except DataError as error:
             reason = "; ".join(part for part in (error.what, error.remedy) if part)
-            return f"mask {item.mask.name}: {reason}", (), None
+            what = "its regions" if isinstance(item.mask, Drawn) else f"mask {item.mask.name}"
+            return ("mask-bad", f"{what}: {reason}"), (), None
     format_, animated, deep = facts(data)
     suffix = item.path.suffix.lower()
     remarks = (

@@ -13,14 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from patchform import lookup
+from patchform.data.faults import Faults
 from patchform.data.images import decode
+from patchform.data.instances import Transform as ObjectTransform
+from patchform.data.instances import evaluation_objects, instances, training_objects
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
 from patchform.data.masks import decode_mask
+from patchform.data.objects import missing_outlines
 from patchform.data.order import Key, derive
 from patchform.data.scenes import Scene, evaluation_scene, training_scene
 from patchform.data.transforms import Transform, evaluation_transform, training_transform
 from patchform.errors import DataError, UsageError
-from patchform.records import Label, Preprocessing, Regions, Sample, Target
+from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target
 from patchform.settings import AugmentationSettings, DataSettings
 
 CACHE_BYTES = 1 << 30
@@ -37,7 +41,12 @@ class Splits(NamedTuple):
 
 
 def open_data(
-    settings: DataSettings, *, seed: int, preprocessing: Preprocessing, task: str = "classification"
+    settings: DataSettings,
+    *,
+    seed: int,
+    preprocessing: Preprocessing,
+    task: str = "classification",
+    faults: Faults | None = None,
 ) -> Splits:
     """List the training and validation pictures. Opens none of them.
 
@@ -46,22 +55,14 @@ def open_data(
         seed: of the split, when there is one to make: a pure function of it and the relative file names.
         preprocessing: channels and bits, for formats that must know them.
         task: only layouts that serve it are looked for.
+        faults: where to note what is wrong with annotated objects; None: fatal faults are raised.
 
     Raises:
         UsageError: no path, or a share that is none.
         DataError: nothing there that is known, a class in validation alone, or whatever the format refuses.
     """
-    if settings.path is None:
-        raise UsageError("no data given", remedy=f"set data.path to {_layouts(task)}")
-    path = Path(settings.path).expanduser()
-    _must_exist(path, task)
-    home = _home(path, task)
-    train = _part(home, TRAIN)
-    beside = _part(home, VALIDATION) if train else None
-    explicit = Path(settings.validation).expanduser() if settings.validation else None
-    validation = explicit or beside
-    root = train if train and (validation or train.is_file() or _only(home, train)) else path
-    listing = _read(root, settings, None, task)
+    opened = open_training(settings, task=task, faults=faults)
+    listing, validation = opened.listing, opened.validation
     notes = listing.notes
     if validation is None:
         if not 0 < settings.validation_share < 1:
@@ -71,8 +72,8 @@ def open_data(
         notes += (f"no validation set: {len(second)} of {len(listing)} pictures are held out",)
         notes += (f"classes of one picture, which is trained on: {quoted(single)}",) if single else ()
         return Splits(first, second, notes)
-    held_out = open_evaluation(validation, settings, listing.classes, task)
-    if validation == beside and validation.stem.lower() == "test":
+    held_out = open_evaluation(validation, settings, listing.classes, task, faults=faults)
+    if settings.validation is None and validation.stem.lower() == "test":
         notes += ("no val/ beside train/: validated on test/",)
     counts = () if held_out.coding else held_out.counts()
     absent = [name for name, number in zip(held_out.classes, counts) if number == 0]
@@ -81,8 +82,41 @@ def open_data(
     return Splits(listing, held_out, notes + news)
 
 
+class Training(NamedTuple):
+    """What is learnt from, and where the pictures to validate on lie."""
+
+    listing: Listing
+    validation: Path | None
+    """None: there are none of their own."""
+
+
+def open_training(settings: DataSettings, *, task: str = "classification", faults: Faults | None = None) -> Training:
+    """List what is learnt from, before anything is held out. Arguments and errors as of `open_data`."""
+    if settings.path is None:
+        raise UsageError("no data given", remedy=f"set data.path to {_layouts(task)}")
+    path = Path(settings.path).expanduser()
+    _must_exist(path, task)
+    train, beside = _parts(path, task)
+    validation = Path(settings.validation).expanduser() if settings.validation else beside
+    root = train if train and (validation or train.is_file() or _only(train)) else path
+    return Training(_read(root, settings, None, task, faults), validation)
+
+
+def serves(path: str | Path, task: str) -> bool:
+    """Whether a folder, or a file, has a layout that serves a task."""
+    place = Path(path).expanduser()
+    _must_exist(place, task)
+    place = _parts(place, task)[0] or place
+    return any(format_.recognises(place) for format_ in _formats(task))
+
+
 def open_evaluation(
-    path: str | Path, settings: DataSettings, classes: Sequence[str], task: str = "classification"
+    path: str | Path,
+    settings: DataSettings,
+    classes: Sequence[str],
+    task: str = "classification",
+    *,
+    faults: Faults | None = None,
 ) -> Listing:
     """List the pictures of a folder or CSV list whose classes are known: they are matched by name, some may lack.
 
@@ -93,22 +127,25 @@ def open_evaluation(
     """
     path = Path(path).expanduser()
     _must_exist(path, task)
-    home = _home(path, task)
-    inside = _part(home, VALIDATION) if _part(home, TRAIN) else None
-    return _read(inside or path, settings, tuple(classes), task)
+    return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
 
 
 def training_pictures(
     listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
 ) -> Pictures:
-    """The samples of a training set, changed at random; with masks if the listing has them. Raises UsageError."""
-    make = training_scene if listing.coding else training_transform
+    """The samples of a training set, changed at random; with masks or objects if the listing has them.
+
+    Raises UsageError.
+    """
+    if listing.objects and augmentation.copy_paste and not outlined(listing):
+        raise UsageError("augmentation.copy_paste needs outlines, and the data have boxes alone", remedy="set it to 0")
+    make: Any = training_objects if listing.objects else training_scene if listing.coding else training_transform
     return Pictures(listing, make(preprocessing, augmentation), preprocessing, seed)
 
 
 def evaluation_pictures(listing: Listing, preprocessing: Preprocessing, seed: int = 0) -> Pictures:
-    """The samples as the model is judged on them; with masks if the listing has them. Raises UsageError."""
-    make = evaluation_scene if listing.coding else evaluation_transform
+    """The samples as the model is judged on them; with masks or objects if the listing has them. Raises UsageError."""
+    make: Any = evaluation_objects if listing.objects else evaluation_scene if listing.coding else evaluation_transform
     return Pictures(listing, make(preprocessing), preprocessing, seed)
 
 
@@ -160,19 +197,40 @@ def _must_exist(path: Path, task: str) -> None:
         raise DataError("no permission to read", where=path)
 
 
-def _read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str) -> Listing:
+def _read(
+    path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str, faults: Faults | None
+) -> Listing:
     _must_exist(path, task)
     for format_ in _formats(task):
         if format_.recognises(path):
-            listing: Listing = format_.read(path, settings, classes)
+            noted = (faults,) if faults is not None and hasattr(format_, "parts") else ()
+            listing: Listing = format_.read(path, settings, classes, *noted)
+            if task == "instance_segmentation":
+                found = Faults() if faults is None else faults
+                missing_outlines(listing, found)
+                if faults is None:
+                    found.refuse(path)
             return listing
     raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
 
 
 def has_validation(path: str | Path, task: str = "classification") -> bool:
     """Whether a folder has a part to learn from and a part to validate on."""
-    home = _home(Path(path), task)
-    return _part(home, TRAIN) is not None and _part(home, VALIDATION) is not None
+    return None not in _parts(Path(path), task)
+
+
+def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
+    """What to learn from and what to validate on: as a format of annotated objects says, else by the names of folders.
+
+    Without the first there is no second.
+    """
+    for format_ in _formats(task):
+        found: tuple[Path, Path | None] | None = format_.parts(path) if hasattr(format_, "parts") else None
+        if found:
+            return found
+    home = _home(path, task)
+    train = _part(home, TRAIN)
+    return train, _part(home, VALIDATION) if train else None
 
 
 def _home(path: Path, task: str) -> Path:
@@ -190,15 +248,23 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
     return next((entry for entry in found if entry is not None), None)
 
 
-def _only(path: Path, train: Path) -> bool:
-    return not any(entry != train and entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir())
+def _only(train: Path) -> bool:
+    """Whether there is no other folder beside."""
+    return not any(entry != train and entry.is_dir() and not is_hidden(entry.name) for entry in train.parent.iterdir())
 
 
 class _Decoded(NamedTuple):
-    """(C, H, W) pixels and (H, W) uint8 classes of a picture."""
+    """A picture and what is known of its parts."""
 
     pixels: Tensor
-    mask: Tensor | None
+    """(C, H, W)."""
+    truth: Regions | Instances | None
+    """In the picture's own pixels, classes of regions as uint8; None where there is a label alone."""
+
+
+def outlined(listing: Listing) -> bool:
+    """Whether any object has an outline."""
+    return any(item.objects is not None and item.objects.outlines is not None for item in listing.items)
 
 
 class Pictures(Dataset[Sample]):
@@ -210,15 +276,20 @@ class Pictures(Dataset[Sample]):
     Args:
         listing: what there is.
         transform: from decoded pixels to the model's input; for a listing with masks, from pixels and `Regions` to both
-            (see `data.scenes`).
+            (see `data.scenes`); for one with objects, from pixels and `Instances` (see `data.instances`).
         preprocessing: how files are decoded.
         seed: of the random transforms.
     """
 
     def __init__(
-        self, listing: Listing, transform: Transform | Scene, preprocessing: Preprocessing, seed: int = 0
+        self,
+        listing: Listing,
+        transform: Transform | Scene | ObjectTransform,
+        preprocessing: Preprocessing,
+        seed: int = 0,
     ) -> None:
         self.listing, self.transform, self.preprocessing, self.seed = listing, transform, preprocessing, seed
+        self.outlined = outlined(listing)
         self._cache: dict[int, _Decoded] | None = {}
         self._cached_bytes = 0
 
@@ -231,14 +302,17 @@ class Pictures(Dataset[Sample]):
         Raises DataError when a file cannot be decoded.
         """
         epoch, index = key
-        pixels, mask = self._decoded(index)
+        pixels, truth = self._decoded(index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "transform", epoch, index))
-            if mask is None:
-                image = cast("Transform", self.transform)(pixels)
-                target: Target = Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64))
+            target: Target
+            if isinstance(truth, Instances):
+                image, target = cast("ObjectTransform", self.transform)(pixels, truth, self._another)
+            elif truth is not None:
+                image, target = cast("Scene", self.transform)(pixels, truth)
             else:
-                image, target = cast("Scene", self.transform)(pixels, Regions(mask))
+                image = cast("Transform", self.transform)(pixels)
+                target = Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64))
         return Sample(
             image=image,
             target=target,
@@ -246,21 +320,42 @@ class Pictures(Dataset[Sample]):
             size=(pixels.shape[-2], pixels.shape[-1]),
         )
 
+    def _another(self) -> tuple[Tensor, Instances]:
+        """A picture drawn at random, for transforms that put several together, and its objects."""
+        pixels, truth = self._decoded(int(torch.randint(len(self), ())))
+        return pixels, cast("Instances", truth)
+
     def _decoded(self, index: int) -> _Decoded:
         """Decoded pixels, from memory when the set is small. The guess at its size gets better with each picture."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        item, coding = self.listing.items[index], self.listing.coding
+        item = self.listing.items[index]
         pixels = decode(item.path, self.preprocessing)
-        mask = None
-        if item.mask is not None and coding is not None:
-            mask = decode_mask(item.mask, coding, (pixels.shape[-2], pixels.shape[-1]))
-        found = _Decoded(pixels, mask)
+        found = _Decoded(pixels, self._truth(item, (pixels.shape[-2], pixels.shape[-1])))
         if self._cache is not None:
-            self._cached_bytes += pixels.nbytes + (0 if mask is None else mask.nbytes)
+            self._cached_bytes += pixels.nbytes + _bytes(found.truth)
             worker = get_worker_info()
             budget = CACHE_BYTES / (worker.num_workers if worker else 1)
             self._cache[index] = found
             if self._cached_bytes / len(self._cache) * len(self) > budget:
                 self._cache = None
         return found
+
+    def _truth(self, item: Item, size: tuple[int, int]) -> Regions | Instances | None:
+        if item.mask is not None and self.listing.coding is not None:
+            return Regions(decode_mask(item.mask, self.listing.coding, size))
+        if item.objects is None:
+            return None
+        if tuple(item.objects.size) != size:
+            (tall, wide), (height, width) = item.objects.size, size
+            what = f"objects of a picture of {wide} x {tall} pixels for one of {width} x {height}"
+            turned = "; its orientation tag is followed: annotate what is seen" * ((wide, tall) == size)
+            raise DataError(what, where=item.path, remedy="mend the annotation" + turned)
+        return instances(item.objects, outlined=self.outlined)
+
+
+def _bytes(value: Any) -> int:
+    """Of the tensors in a record of records."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, tuple) else 0

@@ -49,6 +49,8 @@ _READERS: tuple[tuple[bytes, str, Any], ...] = (
     (b"GIF8", "GIF", GifImagePlugin.GifImageFile),
 )
 _NUMPY = b"\x93NUMPY"
+_HEAD = 1 << 18
+"""Bytes that hold the header of most JPEG files."""
 
 _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "a PDF document"),
@@ -167,6 +169,30 @@ def is_turned(data: bytes) -> bool:
     if is_array(data) or (data.startswith(b"\x89PNG") and b"exif" not in data.lower()):  # PIL would decode a PNG whole
         return False
     return 2 <= orientation(_open(data)[1]) <= 8
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(height, width) that `decode` would give, from as little of the file as tells it. Raises DataError."""
+    with faults_of(path):
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(_HEAD)
+            if head.startswith(_READERS[0][0]):
+                try:
+                    return _upright_size(head)
+                except (OSError, SyntaxError):  # a longer header
+                    pass
+        return _upright_size(read(path))
+
+
+def _upright_size(data: bytes) -> tuple[int, int]:
+    if is_array(data):
+        height, width = array_of(data, MAX_PIXELS).shape[:2]
+        return height, width
+    format_, image = _open(data)
+    width, height = image.size
+    axes_exchanged = format_ != "TIFF" and is_turned(data) and orientation(image) >= 5  # PIL has done it for TIFF
+    return (width, height) if axes_exchanged else (height, width)
 
 
 def read(source: Path | bytes) -> bytes:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
 
 from patchform.errors import DataError
 
@@ -18,14 +22,59 @@ TRAIN, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test"
 """Names of the parts of a data set."""
 
 
+class Runs(NamedTuple):
+    """Pixels of an object as COCO counts them: down the columns, off and on in turn, off first."""
+
+    counts: bytes | tuple[int, ...]
+    """Lengths of the runs; as bytes, in COCO's compression."""
+    size: tuple[int, int]
+    """(height, width) of the picture."""
+
+
+Outline: TypeAlias = tuple[np.ndarray, ...] | Runs
+"""Polygons, each (K, 2) float32 x, y in pixels, K >= 3, which together are one object; or its run lengths."""
+
+
+class Objects(NamedTuple):
+    """The annotated objects of a picture, N of them."""
+
+    boxes: np.ndarray
+    """(N, 4) float32 xyxy, pixels of the upright picture, inside it and not empty."""
+    classes: np.ndarray
+    """(N,) int64 indices into the listing's classes."""
+    size: tuple[int, int]
+    """(height, width) of the upright picture: as annotated, or from the file's header where that is not."""
+    crowd: np.ndarray | None = None
+    """(N,) bool: a region of many objects, or one that does not count; None where there are none."""
+    areas: np.ndarray | None = None
+    """(N,) float32 pixels, as annotated."""
+    outlines: tuple[Outline | None, ...] | None = None
+    """None: boxes only."""
+    id: int | str | None = None
+    """The picture's own in its annotation file: kept for results."""
+
+
+class Drawn(NamedTuple):
+    """A class for every pixel as regions draw it: each covers those before it, and what none covers is ignored."""
+
+    outlines: tuple[Outline, ...]
+    classes: tuple[int, ...]
+    """Of each, an index into the listing's classes, or `records.IGNORED`."""
+    size: tuple[int, int]
+    """(height, width) of the upright picture."""
+
+
 class Item(NamedTuple):
     """A picture and what is known of it."""
 
     path: Path
     classes: tuple[int, ...]
-    """Indices into the listing's classes: one for single labels, any number for multiple ones, none with a mask."""
-    mask: Path | None = None
-    """Picture of a class for every pixel."""
+    """Indices into the listing's classes: one for single labels, any number for multiple ones, none with a mask, those
+    that occur in rising order with objects."""
+    mask: Path | Drawn | None = None
+    """A class for every pixel: as a picture, or as regions."""
+    objects: Objects | None = None
+    """Boxes, and outlines; not None, but of none, for a picture without objects in a set that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +100,8 @@ class Listing:
     """What the user should know: things ignored, counted or mapped. One sentence each."""
     coding: Coding | None = None
     """Of the masks; None without any."""
+    ids: tuple[int | str, ...] | None = None
+    """Of objects: the raw category ids in the order of the classes; None where a format has none of its own."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -59,10 +110,19 @@ class Listing:
         """Path of an item relative to the root, with forward slashes."""
         return relative_name(self.items[index].path, self.root)
 
+    @property
+    def objects(self) -> bool:
+        """Whether the items have objects."""
+        return bool(self.items) and self.items[0].objects is not None
+
     def as_bytes(self) -> bytes:
-        """Names and classes of all items, for a digest of what is listed."""
+        """Names and classes of all items, and what stands for objects and regions, for a digest of what is listed."""
         lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
-        return "".join(lines + [repr(self.coding)] * (self.coding is not None)).encode(errors="surrogateescape")
+        lines += [repr(self.coding)] * (self.coding is not None)
+        lines += (
+            [_digest(self.items)] if self.objects or any(isinstance(item.mask, Drawn) for item in self.items) else []
+        )
+        return "".join(lines).encode(errors="surrogateescape")
 
     def counts(self) -> tuple[int, ...]:
         """Number of pictures of each class."""
@@ -71,6 +131,28 @@ class Listing:
             for index in item.classes:
                 found[index] += 1
         return tuple(found)
+
+
+def _digest(items: Iterable[Item]) -> str:
+    """A hash of all objects, and of masks that are regions."""
+    found = hashlib.blake2b(digest_size=16)
+    for item in items:
+        if isinstance(item.mask, Drawn):
+            found.update(repr(item.mask[1:]).encode())
+            _add_outlines(found, item.mask.outlines)
+        if item.objects is not None:
+            boxes, classes, size, crowd, areas, outlines, id_ = item.objects
+            found.update(repr((size, id_, len(boxes))).encode())
+            for array in (boxes, classes, crowd, areas):
+                found.update(b"none" if array is None else array.tobytes())
+            _add_outlines(found, outlines or ())
+    return found.hexdigest()
+
+
+def _add_outlines(found: hashlib.blake2b, outlines: Iterable[Outline | None]) -> None:
+    for outline in outlines:
+        for part in (outline,) if outline is None or isinstance(outline, Runs) else outline:
+            found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -113,6 +195,13 @@ def walk(folder: Path) -> Iterator[Path]:
         raise DataError(f"cannot be read: {error.strerror}", where=error.filename or folder) from None
 
 
+def first_suffix(folder: Path, suffixes: Sequence[str], but: Sequence[str] = ()) -> str | None:
+    """The first of these suffixes, in lower case, that a file below a folder has; files of the names `but` aside."""
+    files = walk(folder) if folder.is_dir() else ()
+    found = (file.suffix.lower() for file in files if file.name.lower() not in but)
+    return next((suffix for suffix in found if suffix in suffixes), None)
+
+
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
     """Class names in their order: by number when all are whole numbers, else by character."""
     names = set(names)
@@ -152,6 +241,31 @@ def by_name(found: Iterable[str], classes: Sequence[str], where: Path) -> dict[s
             remedy=f"known are {quoted(classes)}",
         )
     return indices
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Names of classes: a name a line, or a list in a .json file. Raises DataError."""
+    text = read_text(file)
+    if file.suffix.lower() == ".json":
+        try:
+            names = json.loads(text)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError("not a list of names", where=file, remedy='write ["sky", "road"]')
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise DataError("no names of classes", where=file, remedy="write a name a line")
+    return tuple(names)
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8. Raises DataError."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})", where=file) from None
 
 
 def quoted(names: Sequence[object], limit: int = 5) -> str:

@@ -7,6 +7,8 @@ Rules, the same for all files:
 * Without a colour map a pixel's number counts: a grey level of 1 to 16 bits as it is in the file, or the index of a
   palette, whose colours do not matter. With a colour map its colour counts, in palettes and grey pictures too.
 * A number or colour that stands for nothing is a fault; it is never taken for "ignore".
+
+Masks that are annotated as regions (`Drawn`) are drawn.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from patchform.data.images import (
     read,
     upright,
 )
-from patchform.data.listing import Coding
+from patchform.data.listing import Coding, Drawn, Runs
 from patchform.errors import DataError
+from patchform.geometry.masks import from_polygons, from_runs
 from patchform.records import IGNORED
 
 _LOSSY = ("JPEG", "WebP")
@@ -42,12 +45,12 @@ _INVERTED = ("1;I", "1;IR", "L;I", "L;IR")
 _UNKNOWN = -1
 
 
-def decode_mask(source: Path | bytes, coding: Coding, size: tuple[int, int] | None = None) -> Tensor:
+def decode_mask(source: Path | bytes | Drawn, coding: Coding, size: tuple[int, int] | None = None) -> Tensor:
     """Decode a label picture.
 
     Args:
-        source: a regular file, or its content.
-        coding: what its numbers or colours mean.
+        source: a regular file, or its content; or regions.
+        coding: what its numbers or colours mean; not used for regions.
         size: (height, width) of its picture, upright.
 
     Returns:
@@ -55,14 +58,33 @@ def decode_mask(source: Path | bytes, coding: Coding, size: tuple[int, int] | No
 
     Raises:
         DataError: not a picture, damaged, too large, lossy, of another size, or with a number or colour that stands for
-            no class.
+            no class; run lengths that do not fit.
     """
+    if isinstance(source, Drawn):
+        if size is not None and tuple(source.size) != tuple(size):
+            _refuse_size(source.size, size)
+        return _draw(source)
     with faults_of(source if isinstance(source, Path) else "the bytes given"):
         values = _values(read(source), by_color=bool(coding.colors))
         if size is not None and tuple(values.shape[:2]) != tuple(size):
             _refuse_size(values.shape[:2], size)
         classes = _by_color(values, coding) if coding.colors else _by_id(values, coding)
         return torch.from_numpy(classes)
+
+
+def _draw(regions: Drawn) -> Tensor:
+    classes = torch.full(regions.size, IGNORED, dtype=torch.uint8)
+    for outline, class_ in zip(regions.outlines, regions.classes, strict=True):
+        if not isinstance(outline, Runs):
+            shape = from_polygons(outline, regions.size)
+        elif tuple(outline.size) == tuple(regions.size):
+            shape = from_runs(*outline)
+        else:
+            raise DataError(f"run lengths for {outline.size}, of a picture of {regions.size} rows and columns")
+        left, top, right, bottom = shape.boxes[0].tolist()
+        part = classes[top:bottom, left:right]
+        part[shape.bits.view(part.shape)] = class_
+    return classes
 
 
 def _refuse_size(found: tuple[int, ...], wanted: tuple[int, int]) -> None:

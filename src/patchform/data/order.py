@@ -69,6 +69,30 @@ def balance(listing: Listing) -> Tensor:
     )
 
 
+def aspects(listing: Listing) -> Tensor | None:
+    """(N,) bool: which pictures are higher than wide; None where sizes are not known or all lie alike."""
+    sizes = [item.objects.size for item in listing.items if item.objects is not None]
+    upright = torch.tensor([height > width for height, width in sizes], dtype=torch.bool)
+    return upright if 0 < int(upright.sum()) < len(upright) == len(listing) else None
+
+
+def grouped(indices: Sequence[int], groups: Sequence[bool], size: int) -> list[int]:
+    """Indices in another order: batches of `size` that are cut from it hold one group each, while that is possible.
+
+    Batches come in the order in which they would be full if indices were dealt out to their groups one by one, and what
+    is left of both groups at the end.
+    """
+    waiting: tuple[list[int], list[int]] = ([], [])
+    found: list[int] = []
+    for index in indices:
+        own = waiting[groups[index]]
+        own.append(index)
+        if len(own) == size:
+            found += own
+            own.clear()
+    return found + waiting[0] + waiting[1]
+
+
 class TrainingBatches(Sampler[list[Key]]):
     """Keys of all batches from one step to another, over all epochs, in one iteration.
 
@@ -82,13 +106,23 @@ class TrainingBatches(Sampler[list[Key]]):
         start_step: first step, 0 at the beginning of training.
         steps: one past the last step.
         weights: see `order`.
+        groups: (count,) bool; batches hold one group each as far as that goes, so that pictures that lie alike need
+            little padding. Number of steps and what comes in an epoch are the same.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, start_step: int, steps: int, weights: Tensor | None = None
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        steps: int,
+        weights: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.start_step, self.steps, self.weights = start_step, steps, weights
+        self.groups = None if groups is None else groups.tolist()
         self.steps_per_epoch = math.ceil(count / batch_size)
 
     def __len__(self) -> int:
@@ -100,6 +134,8 @@ class TrainingBatches(Sampler[list[Key]]):
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != known:
                 known, indices = epoch, order(self.count, seed=self.seed, epoch=epoch, weights=self.weights).tolist()
+                if self.groups is not None:
+                    indices = grouped(indices, self.groups, self.batch_size)
             start = place * self.batch_size
             yield [(epoch, index) for index in indices[start : start + self.batch_size]]
 

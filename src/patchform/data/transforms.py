@@ -32,9 +32,11 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
     """The random way to the model's input size: crop, flips, policy, colour jitter, erasing. What is off costs nothing.
 
     Raises:
-        UsageError: a range is not one, or a policy or colour jitter meets other pictures than it is defined for.
+        UsageError: a range is not one, a setting is for objects alone, or a policy or colour jitter meets other
+            pictures than it is defined for.
     """
     a = augmentation
+    refuse_for_objects(a)
     if a.policy != "none" and (preprocessing.channels != 3 or preprocessing.bits != 8):
         raise UsageError(f"augmentation.policy {a.policy} needs pictures of 3 channels and 8 bits")
     if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
@@ -62,6 +64,39 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
     return Chain(steps)
 
 
+def refuse_for_objects(augmentation: AugmentationSettings) -> None:
+    """Raise UsageError for settings that are for objects alone."""
+    for name in ("sizes", "mosaic", "copy_paste"):
+        if getattr(augmentation, name):
+            raise UsageError(f"augmentation.{name} is for objects", remedy="leave it at its default")
+
+
+def refuse_crop(preprocessing: Preprocessing, *, of: str) -> None:
+    """Raise UsageError for a resizing that would leave a part of the picture without a prediction."""
+    if preprocessing.resize == "crop":
+        raise UsageError("data.resize crop cuts pixels off", remedy=f"set it to keep, fit, native or squash for {of}")
+
+
+def refuse_for_whole(preprocessing: Preprocessing, augmentation: AugmentationSettings, *, of: str) -> None:
+    """Raise UsageError for settings that are not for pictures with masks or objects, and for ranges that are none."""
+    a = augmentation
+    refuse_crop(preprocessing, of=of)
+    off = {
+        "policy": a.policy == "none",
+        "erasing": a.erasing == 0,
+        "crop_padding": a.crop_padding == 0,
+        "mixup": a.mixup == 0,
+        "cutmix": a.cutmix == 0,
+    }
+    for name, holds in off.items():
+        if not holds:
+            raise UsageError(f"augmentation.{name} is not for {of}", remedy="leave it at its default")
+    if not 0 < a.scale[0] <= a.scale[1]:
+        raise UsageError(f"augmentation.scale {list(a.scale)} is not a range", remedy="give [low, high], above 0")
+    if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
+        raise UsageError("augmentation.color_jitter needs pictures of 1 or 3 channels")
+
+
 class Chain:
     """One transform after the other."""
 
@@ -85,8 +120,10 @@ def whole_size(preprocessing: Preprocessing, height: int, width: int) -> tuple[i
         return preprocessing.size
     if preprocessing.resize == "native":
         return height, width
-    short = min(preprocessing.size)
-    scale = min(short / min(height, width), LONGEST * short / max(height, width))
+    short, long = min(preprocessing.size), max(preprocessing.size)
+    if preprocessing.resize == "keep":
+        long = LONGEST * short
+    scale = min(short / min(height, width), long / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -94,8 +131,9 @@ class Fit:
     """Resize and centre crop, or squash, to exactly the model's input size; or keep the whole picture and its aspect.
 
     crop: the picture is resized, keeping its aspect, to just cover `size / crop_share`; then the centre is taken.
-    keep: its shorter side becomes that of `size`, unless the longer one exceeds `LONGEST` times as much. native: as it
-    is. With these two, pictures of one batch may differ in size.
+    keep: its shorter side becomes that of `size`, unless the longer one exceeds `LONGEST` times as much. fit: the same,
+    but the longer one stays within that of `size`. native: as it is. With these three, pictures of one batch may differ
+    in size.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -203,6 +241,50 @@ class Erase:
         return image
 
 
+class Jitter:
+    """Brightness, contrast, saturation and hue, each changed with probability 1/2.
+
+    After the photometric distortion of SSD (Liu et al. 2016, section 2.2). Its authors' ranges are those of strength
+    0.5: an offset of up to 32 of 255, factors of 0.5 to 1.5 for contrast and saturation, a turn of up to 36 degrees.
+    There the last two happen in HSV; here they scale and turn the colour about the grey axis (YIQ), at equal luma. So
+    all four are one product with a matrix, and pixels are cut off at black and white once.
+
+    Args:
+        strength: in (0, 1]; the ranges grow with it.
+    """
+
+    # to luma and two chroma axes (NTSC)
+    yiq = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(1 or 3, H, W) -> the same shape."""
+        chances, amounts = torch.rand(4).tolist(), (torch.rand(4) * 2 - 1).tolist()
+        brightness, contrast, saturation, hue = (
+            self.strength * amount if chance < 0.5 else 0.0 for chance, amount in zip(chances, amounts)
+        )
+        if not any((brightness, contrast, saturation, hue)):
+            return image
+        whole = 1 if image.is_floating_point() else 255
+        offset = brightness * 64 / 255 * whole
+        if len(image) == 1:
+            changed = (image.float() + offset) * (1 + contrast)
+        else:
+            matrix = self.matrix(contrast, saturation, hue * math.pi * 0.4)
+            shift = matrix.sum(1, keepdim=True) * offset
+            changed = torch.addmm(shift, matrix, image.flatten(1).float()).view(image.shape)
+        return changed.clamp_(0, whole) if whole == 1 else changed.round_().clamp_(0, whole).to(torch.uint8)
+
+    def matrix(self, contrast: float, saturation: float, angle: float) -> Tensor:
+        """(3, 3) on RGB: all scaled by 1 + contrast, chroma by 1 + saturation and turned by `angle` (radians)."""
+        yiq = torch.tensor(self.yiq, dtype=torch.float64)
+        cosine, sine = (1 + saturation) * math.cos(angle), (1 + saturation) * math.sin(angle)
+        turn = torch.tensor([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]], dtype=torch.float64)
+        return ((1 + contrast) * (yiq.inverse() @ turn @ yiq)).float()
+
+
 def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     """(C, H, W) -> (C, *size), antialiased, of the type it has."""
     if image.shape[-2:] == size:
@@ -210,6 +292,13 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     # the bits of torchvision's resize, whose checks take as long again for a picture of 32 pixels
     resized = functional.interpolate(image[None], size, mode=interpolation, antialias=interpolation != "nearest")[0]
     return resized.clamp_(0, 1) if image.is_floating_point() else resized  # bicubic overshoots
+
+
+def window(have: int, scaled: float, wanted: int) -> tuple[int, int]:
+    """Pixels of a side that are taken, and to how many they are resized, when `have` are scaled to `scaled`."""
+    if scaled <= wanted:
+        return have, max(1, round(scaled))
+    return min(have, max(1, round(wanted * have / scaled))), wanted
 
 
 def _center(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.fitting import Fitted, How, fit_line, resized
+from patchform.lookup import no_such
 
 Grid: TypeAlias = tuple[int, int]
 PositionName: TypeAlias = Literal[
@@ -112,11 +113,11 @@ class SinCos2D(Position):
 
 
 def _waves(place: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Sin and cos, each (N, width / 2), of `place` at wavelengths from 2 pi to 10000 * 2 pi; in float64."""
+    """Sin and cos, each (..., width / 2), of `place` (...) at wavelengths from 2 pi to 10000 * 2 pi; in float64."""
     if width % 2:
         raise UsageError(f"sine and cosine positions need an even width for each axis, not {width}")
     rate = 10000 ** -(torch.arange(width // 2, dtype=torch.float64, device=place.device) / (width // 2))
-    angle = place[:, None] * rate
+    angle = place[..., None] * rate
     return angle.sin(), angle.cos()
 
 
@@ -125,6 +126,62 @@ def _add_last(tokens: Tensor, table: Tensor) -> Tensor:
     before, cells = tokens.split([tokens.shape[1] - len(table), len(table)], 1)
     placed = cells + table.to(tokens.dtype)
     return torch.cat([before, placed], 1) if before.shape[1] else placed
+
+
+class PlaceInPicture(nn.Module):
+    """Sines and cosines of row and column as shares of the picture, padding left out (Carion et al. 2020, DETR).
+
+    Not added to the tokens: every attention adds them to queries and keys. Half of the width is the row's, half the
+    column's, sin and cos in turn. The last real row, and column, is at 2 pi.
+
+    Args:
+        width: D, which 4 divides.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise UsageError(f"sines of row and column need a width that 4 divides, not {width}")
+        self.width = width
+
+    def forward(self, grid: Grid, padding: Tensor) -> Tensor:
+        """(H, W) and (B, H, W) bool, True on padding right of and below the picture -> (B, H*W, D) float32."""
+        real = ~padding
+        axes = []
+        for length, ends in zip(grid, (real.any(2).sum(1), real.any(1).sum(1))):
+            share = torch.arange(1, length + 1, device=padding.device) / (ends[:, None] + 1e-6)  # (B, length)
+            axes.append(torch.stack(_waves(2 * math.pi * share, self.width // 2), -1).flatten(-2).float())
+        return _crossed(*axes, rows_first=True)
+
+
+class RowsAndColumns(nn.Module):
+    """A learned vector a column beside a learned vector a row, by number (DETR's code: 50 of each, D/2 wide).
+
+    Not added to the tokens, as `PlaceInPicture`. Beyond their number the vectors are spread over all rows or columns.
+
+    Args:
+        width: D, even.
+        number: of vectors for rows, and for columns.
+    """
+
+    def __init__(self, width: int, number: int = 50) -> None:
+        super().__init__()
+        self.rows, self.columns = (nn.Parameter(torch.rand(number, width // 2)) for _ in range(2))
+
+    def forward(self, grid: Grid, padding: Tensor) -> Tensor:
+        """(H, W) and (B, H, W) -> (1, H*W, D)."""
+        axes = []
+        for length, table in zip(grid, (self.rows, self.columns)):
+            spread = table if length <= len(table) else grids.resize(table[:, None], (length, 1), mode="bilinear")[:, 0]
+            axes.append(spread[None, :length])
+        return _crossed(*axes, rows_first=False)
+
+
+def _crossed(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
+    """(B, H, d) and (B, W, d) -> (B, H*W, 2d)."""
+    grid = rows.shape[1], columns.shape[1]
+    of_cells = rows[:, :, None].expand(-1, -1, grid[1], -1), columns[:, None].expand(-1, grid[0], -1, -1)
+    return torch.cat(of_cells if rows_first else of_cells[::-1], -1).flatten(1, 2)
 
 
 class InsidePosition(nn.Module):
@@ -254,7 +311,13 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def outside(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> Position:
-    """The absolute position of that name; names of inside ones give the one that adds nothing."""
+    """The absolute position of that name; names of inside ones give the one that adds nothing.
+
+    Raises:
+        UsageError: no such name.
+    """
+    if name not in get_args(PositionName):
+        raise no_such("position", name, get_args(PositionName))
     if name == "learned_1d":
         return Learned1D(width, grid, prefix=prefix)
     if name == "learned_2d":

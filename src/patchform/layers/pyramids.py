@@ -1,9 +1,9 @@
-"""Maps of several strides: summed from coarse to fine, as a feature pyramid, and made from maps of one stride."""
+"""Maps of several strides: summed from coarse to fine, as a feature pyramid; made from one stride; coarser ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -63,6 +63,37 @@ class FPN(nn.Module):
         return [output(x) for output, x in zip(self.outputs, sums)]
 
 
+class Coarser(nn.Module):
+    """Levels above a pyramid, each a 3x3 convolution of stride 2 (RetinaNet, Lin et al., ICCV 2017, section 4: P6, P7).
+
+    Args:
+        in_channels: of the map below the first: the backbone's coarsest, or the pyramid's.
+        width: channels of the levels.
+        number: of levels, 0 or more.
+        between: what a level goes through on its way to the next; ReLU in the paper, nothing in mmdetection.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, number: int, *, between: Callable[[Tensor], Tensor] = F.relu
+    ) -> None:
+        super().__init__()
+        self.between = between
+        self.outputs = nn.ModuleList(
+            nn.Conv2d(width if level else in_channels, width, 3, stride=2, padding=1) for level in range(number)
+        )
+        for conv in (*self.outputs,):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> `number` maps (B, width, H', W'), each side half of the last, rounded up."""
+        levels: list[Tensor] = []
+        for number, output in enumerate(self.outputs):
+            x = output(self.between(x) if number else x)
+            levels.append(x)
+        return levels
+
+
 class Levels(nn.Module):
     """The maps of a backbone that has several strides; of one that has a single stride, four levels made from them.
 
@@ -73,30 +104,29 @@ class Levels(nn.Module):
 
     Args:
         channels, strides: of the backbone's maps.
+        finest: levels of fewer pixels a cell are left out, but for the coarsest: of 4, 8, 16, ... pixels; a stride that
+            is none of them counts as the nearest.
 
     Attributes:
         channels: of each level, fine to coarse.
         strides: input pixels per cell of each level; a fraction where 4 is none of the backbone's.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, finest: int = 0) -> None:
         super().__init__()
-        self.chosen: tuple[int, ...] | None = None
-        self.channels, self.strides = tuple(channels), tuple(map(float, strides))
-        self.steps = nn.ModuleList()
-        if len(set(strides)) > 1:
-            return
-        last = len(MADE_STRIDES) - 1
-        self.chosen = tuple(round(level * (len(channels) - 1) / last) for level in range(last + 1))
-        doublings = [round(math.log2(strides[0] / stride)) for stride in MADE_STRIDES]
+        single = len(set(strides)) == 1
+        made = MADE_STRIDES if single else tuple(strides)
+        kept = [level for level, stride in enumerate(made) if 2 ** round(math.log2(stride)) >= finest]
+        kept = kept or [len(made) - 1]
+        step = (len(channels) - 1) / (len(made) - 1) if single else 1
+        self.chosen = tuple(round(level * step) for level in kept)
+        doublings = [round(math.log2(strides[0] / made[level])) if single else 0 for level in kept]
         self.channels = tuple(channels[number] for number in self.chosen)
-        self.strides = tuple(strides[0] / 2**times for times in doublings)
-        self.steps.extend(_rescaled(width, times) for width, times in zip(self.channels, doublings))
+        self.strides = tuple(strides[number] / 2**times for number, times in zip(self.chosen, doublings))
+        self.steps = nn.ModuleList(_rescaled(width, times) for width, times in zip(self.channels, doublings))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The levels, fine to coarse."""
-        if self.chosen is None:
-            return list(maps)
         return [step(maps[number]) for step, number in zip(self.steps, self.chosen)]
 
     def covered(self, cells: Tensor, number: int) -> tuple[int, int]:

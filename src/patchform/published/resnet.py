@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from patchform.published import detr, faster_rcnn, retinanet
 from patchform.published.base import timm
 from patchform.records import Score
 from patchform.weights.rules import Rules, prefix
@@ -31,10 +32,15 @@ LAYOUTS = {
         for name, root in {"transformers": "resnet.", "transformers_trunk": ""}.items()
     },
     "mm": Rules(*prefix(_TORCHVISION, "backbone.", ""), ("head.fc.{p}", "head.classifier.{p}")),
+    **retinanet.layouts(_TORCHVISION),
+    **faster_rcnn.layouts(_TORCHVISION),
+    **detr.layouts(_TORCHVISION, _TRANSFORMERS),
 }
 """torchvision: also timm's resnet18 to resnet152, and what mmdet, mmseg and DETR have behind prefix="backbone." or
 "backbone.0.body.". transformers: ResNetForImageClassification; _trunk: ResNetModel. mm: classifiers of mmpretrain,
-names of their source. ResNets with a deep stem or a mean in their shortcuts (ResNet-D, resnet50c) are refused."""
+names of their source. detr, torchvision_retinanet, torchvision_rcnn and what begins so: see `published.detr`,
+`published.retinanet` and `published.faster_rcnn`.
+ResNets with a deep stem or a mean in their shortcuts (ResNet-D, resnet50c) are refused."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="torchvision, weights IMAGENET1K_V1")

@@ -47,7 +47,7 @@ class Classification(Task):
         """Accuracy for single labels, mean average precision for multiple ones."""
         return Accuracy(classes) if self.labels == "single" else AveragePrecision(classes)
 
-    def full_metric(self, classes: Sequence[str]) -> Metric:
+    def full_metric(self, classes: Sequence[str], *, thresholds: Sequence[float] | None = None) -> Metric:
         """The same, and for single labels the calibration."""
         return Together(self.metric(classes), Calibration()) if self.labels == "single" else self.metric(classes)
 

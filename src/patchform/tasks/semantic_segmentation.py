@@ -36,7 +36,7 @@ class SemanticSegmentation(Task):
         """Intersection over union, from pixel counts over the whole data set."""
         return Intersection(classes)
 
-    def full_metric(self, classes: Sequence[str]) -> Metric:
+    def full_metric(self, classes: Sequence[str], *, thresholds: Sequence[float] | None = None) -> Metric:
         """The same, that of the boundaries, and the calibration on a sample of pixels."""
         return Together(Intersection(classes), BoundaryIntersection(classes), PixelCalibration())
 

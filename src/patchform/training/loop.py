@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from patchform import lookup
 from patchform.data.collate import split, to_device
 from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
-from patchform.data.order import TrainingBatches, balance, evaluation_loader, generator, training_loader
+from patchform.data.order import TrainingBatches, aspects, balance, evaluation_loader, generator, training_loader
 from patchform.data.transforms import Mixing
 from patchform.device import pick_device
 from patchform.errors import DataError, DivergedError, Interrupted, ResourceError
@@ -99,8 +99,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         for note in splits.notes:
             reporter.note(note)
         counts = splits.train.counts()
-        balanced = recipe.loss.class_weights == "balanced"
-        if not resume or recipe.data.skip_bad or balanced:  # a resumed run was checked already
+        weighted = recipe.loss.class_weights in ("balanced", "root")
+        if not resume or recipe.data.skip_bad or weighted:  # a resumed run was checked already
             splits, counts = checked(splits, recipe.data, preprocessing, reporter, stop=stop)
         listing = splits.train
         epoch = math.ceil(len(listing) / settings.batch_size)
@@ -162,7 +162,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
 
         # ------------------------------------------------------------------------------------------------- steps
         weights = balance(listing) if recipe.data.balanced else None
-        order = TrainingBatches(len(listing), settings.batch_size, settings.seed, counters.step, steps, weights)
+        groups = None if preprocessing.resize == "squash" else aspects(listing)
+        order = TrainingBatches(len(listing), settings.batch_size, settings.seed, counters.step, steps, weights, groups)
         incoming = iter(training_loader(pictures, order, recipe.data.workers, pin=pin))
         reporter.note(
             f"{len(listing)} pictures to learn from, {len(splits.validation)} to validate on; batches of"
@@ -171,7 +172,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         reporter.begin(counters.step, steps)
         model.train()
         with (
-            _memory_errors(part, preprocessing),
+            memory_errors(part, preprocessing),
             MetricsLog(folder, counters.step, counters.reported, tensorboard=settings.tensorboard) as log,
         ):
             try:
@@ -189,12 +190,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                                 task,
                                 device=device,
                                 precision=settings.precision,
+                                pixels=settings.pixels_at_once,
                                 progress=lambda done: stop.check(),
                             )
                             numbers |= scores.numbers
                             counters.without_better += 1
                             if scores.best is not None and (counters.best is None or scores.best > counters.best):
                                 failpoint("before-best")
+                                judged.thresholds = task.thresholds(scores)
                                 with _save_errors(settings.on_save_error, reporter):
                                     save(judged, folder / run.BEST)
                                     counters.best, counters.best_step, counters.without_better = scores.best, step, 0
@@ -214,7 +217,13 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                     # ------------------------------------------------------------------------------------ one step
                     batch = mixing.mix(to_device(next(incoming), device), generator(settings.seed, "mix", step))
                     rate = rate_at(step)
-                    loss, norm = gradients(model, batch, part=settings.micro_batch, precision=settings.precision)
+                    loss, norm = gradients(
+                        model,
+                        batch,
+                        part=settings.micro_batch,
+                        pixels=settings.pixels_at_once,
+                        precision=settings.precision,
+                    )
                     if not math.isfinite(loss + norm):
                         raise _diverged(folder, step + 1, batch, loss=loss, norm=norm, rate=rate)
                     if recipe.optimizer.clip:
@@ -248,7 +257,7 @@ def every(step: int, period: int) -> bool:
     return step > 0 and step % period == 0
 
 
-def gradients(model: Model, batch: Batch, *, part: int, precision: str) -> tuple[float, float]:
+def gradients(model: Model, batch: Batch, *, part: int, precision: str, pixels: int = 0) -> tuple[float, float]:
     """Add the gradients of a batch's loss, `part` images at a time; the sum is that of the whole batch at once.
 
     Each part weighs what `model.count` says of its targets: a mean of means would be another loss when parts differ.
@@ -258,6 +267,7 @@ def gradients(model: Model, batch: Batch, *, part: int, precision: str) -> tuple
         batch: on the model's device.
         part: images that go through the model together; 0 for all.
         precision: "float32" or "bfloat16" (autocast).
+        pixels: that go through the model together, padding included; 0: no bound. See `collate.split` on padding.
 
     Returns:
         The loss and the norm of the gradient.
@@ -265,7 +275,7 @@ def gradients(model: Model, batch: Batch, *, part: int, precision: str) -> tuple
     device = batch.images.device.type
     everything = model.count(batch.targets).clamp(min=1e-6)  # 0 where all pixels are ignored: nothing to learn
     losses = []
-    for piece in split(batch, part):
+    for piece in split(batch, part, pixels):
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = torch.stack(list(model(piece).values())).sum()
         loss = loss * (model.count(piece.targets) / everything).to(loss.device)
@@ -332,7 +342,7 @@ def _save_errors(policy: str, reporter: Reporter) -> Iterator[None]:
 
 
 @contextmanager
-def _memory_errors(part: int, preprocessing: Preprocessing) -> Iterator[None]:
+def memory_errors(part: int, preprocessing: Preprocessing) -> Iterator[None]:
     """Say what was too large; nothing is ever made smaller unasked."""
     try:
         yield
@@ -343,5 +353,6 @@ def _memory_errors(part: int, preprocessing: Preprocessing) -> Iterator[None]:
         height, width = preprocessing.size
         raise ResourceError(
             f"out of memory with {part} images of {height}x{width} at once",
-            remedy="lower training.micro_batch (the result stays the same) or set model.checkpointing",
+            remedy="lower training.micro_batch (the result stays the same) or training.pixels_at_once, or set"
+            " model.checkpointing",
         ) from error

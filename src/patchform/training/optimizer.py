@@ -20,7 +20,12 @@ UNDECAYED = re.compile(r"(^|[._])(positions?|tokens?)([._]|$)")
 
 def build(model: Model, settings: OptimizerSettings) -> Optimizer:
     """The optimizer of a model. Each group holds `lr_scale`, by which the loop multiplies the learning rate."""
-    parameters = groups(model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
+    parameters = groups(
+        model,
+        weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay,
+        backbone_rate=settings.backbone_rate,
+    )
     if settings.name == "sgd":
         return SGD(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.name == "lamb":
@@ -29,13 +34,16 @@ def build(model: Model, settings: OptimizerSettings) -> Optimizer:
     return AdamW(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-def groups(model: Model, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def groups(
+    model: Model, *, weight_decay: float, layer_decay: float, backbone_rate: float = 1.0
+) -> list[dict[str, Any]]:
     """Parameter groups, one for each pair of weight decay and `lr_scale`.
 
     Layer-wise rates (Clark et al. 2020, section 3.2; Bao et al. 2022, table 9): `lr_scale` is
     `layer_decay` ** (L + 1 - depth), where the depth of a parameter is the number of the backbone's L layers that have
     begun before it, in the order of registration. The stem has depth 0, layer i (from 1) has i, what stands between two
-    layers goes with the former, what follows the last layer has L + 1, and so has the head.
+    layers goes with the former, what follows the last layer has L + 1, and so has the head. In the whole backbone it is
+    `backbone_rate` times that (Carion et al. 2020, DETR, section 4).
     """
     layers = model.backbone.layers()
     layer_of = {id(parameter): i for i, layer in enumerate(layers, 1) for parameter in layer.parameters()}
@@ -46,9 +54,10 @@ def groups(model: Model, *, weight_decay: float, layer_decay: float) -> list[dic
             continue
         begun = max(begun, layer_of.get(id(parameter), begun))
         inside = id(parameter) in layer_of or begun < len(layers)
-        depth = begun if name.startswith("backbone.") and inside else top
+        below = name.startswith("backbone.")
+        scale = layer_decay ** (top - begun if below and inside else 0) * (backbone_rate if below else 1)
         decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
-        found.setdefault((decay, layer_decay ** (top - depth)), []).append(parameter)
+        found.setdefault((decay, scale), []).append(parameter)
     return [{"params": each, "weight_decay": decay, "lr_scale": scale} for (decay, scale), each in found.items()]
 
 

@@ -28,6 +28,7 @@ from patchform.training.run import Stop
 def refuse_nonsense(recipe: Recipe) -> None:
     """Raise UsageError for a setting out of its range, before anything is read."""
     data, model, moves, shape, course = recipe.data, recipe.model, recipe.optimizer, recipe.schedule, recipe.training
+    change = recipe.augmentation
     sides = (data.image_size,) if isinstance(data.image_size, int) else data.image_size
     ranges = {
         "data.image_size": (min(sides) >= 1, "at least 1"),
@@ -36,15 +37,25 @@ def refuse_nonsense(recipe: Recipe) -> None:
         "data.workers": (data.workers >= 0, "at least 0"),
         "data.skip_bad": (0 <= data.skip_bad < 1, "in [0, 1)"),
         "model.drop_path": (model.drop_path is None or 0 <= model.drop_path < 1, "in [0, 1)"),
+        "augmentation.sizes": (min(change.sizes, default=1) >= 1, "of lengths of at least 1"),
+        "augmentation.mosaic": (0 <= change.mosaic <= 1, "in [0, 1]"),
+        "augmentation.copy_paste": (0 <= change.copy_paste <= 1, "in [0, 1]"),
         "optimizer.lr": (0 < moves.lr <= 1000, "in (0, 1000]"),
         "optimizer.weight_decay": (moves.weight_decay >= 0, "at least 0"),
         "optimizer.layer_decay": (0 < moves.layer_decay <= 1, "in (0, 1]"),
+        "optimizer.backbone_rate": (moves.backbone_rate >= 0, "at least 0"),
         "optimizer.clip": (moves.clip >= 0, "at least 0"),
         "schedule.warmup_epochs": (shape.warmup_epochs >= 0, "at least 0"),
+        "schedule.milestones": (
+            shape.name != "steps" or min(shape.milestones, default=0) > 0,
+            "one number of epochs or more, each above 0",
+        ),
+        "schedule.gamma": (0 < shape.gamma <= 1, "in (0, 1]"),
         "loss.pixel_stride": (recipe.loss.pixel_stride >= 1, "at least 1"),
         "training.epochs": (course.epochs >= 1, "at least 1"),
         "training.batch_size": (course.batch_size >= 1, "at least 1"),
         "training.micro_batch": (course.micro_batch >= 0, "at least 0"),
+        "training.pixels_at_once": (course.pixels_at_once >= 0, "at least 0"),
         "training.ema": (0 <= course.ema < 1, "in [0, 1)"),
         "training.validate_every": (course.validate_every >= 1, "at least 1"),
         "training.save_every": (course.save_every >= 0, "at least 0"),
@@ -90,7 +101,8 @@ def checked(
         for note in report.notes:
             reporter.note(note)
         if report.faults:
-            reporter.note(f"left out {len(report.faults)} of {report.checked} pictures, first {report.faults[0]}")
+            bad = report.faults[0]
+            reporter.note(f"left out {len(report.faults)} of {report.checked} pictures, first {bad.where}: {bad.what}")
     if twins := overlap(train, validation):
         reporter.note(f"{len(twins)} pictures are in training and in validation, first {twins[0][0]}")
     return splits._replace(train=train, validation=validation), first.pixels or train.counts()
@@ -124,10 +136,12 @@ def model_of(
         top["labels"] = recipe.data.labels
     if recipe.loss.smoothing:
         top["smoothing"] = recipe.loss.smoothing
-    if recipe.loss.class_weights == "balanced":
-        top["class_weights"] = [sum(counts) / (len(counts) * count) if count else 1.0 for count in counts]
-    elif recipe.loss.class_weights != "none":
-        top["class_weights"] = list(recipe.loss.class_weights)
+    weights = recipe.loss.class_weights
+    if isinstance(weights, list):
+        top["class_weights"] = list(weights)
+    elif weights != "none":
+        power = 1.0 if weights == "balanced" else 0.5
+        top["class_weights"] = [(sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts]
     model = build_model(
         recipe.task,
         backbone=recipe.model.backbone,

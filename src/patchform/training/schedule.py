@@ -14,8 +14,12 @@ def multiplier(settings: ScheduleSettings, step: int, *, steps: int, epoch: int)
     last step, `floor` + (1 - `floor`) times
 
     * cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017, equation 5),
-    * polynomial: (1 - p) ** `power`,
-    * constant: 1 (`floor` does not count).
+    * polynomial: (1 - p) ** `power`;
+
+    or, without `floor`,
+
+    * steps: `gamma` ** the number of `milestones` that have been reached,
+    * constant: 1.
 
     Args:
         settings: the shape.
@@ -28,6 +32,8 @@ def multiplier(settings: ScheduleSettings, step: int, *, steps: int, epoch: int)
         return settings.warmup_start + (1 - settings.warmup_start) * step / warmup
     if settings.name == "constant":
         return 1.0
+    if settings.name == "steps":
+        return settings.gamma ** sum(step >= round(milestone * epoch) for milestone in settings.milestones)
     p = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
     shape = (1 + math.cos(math.pi * p)) / 2 if settings.name == "cosine" else (1 - p) ** settings.power
     return settings.floor + (1 - settings.floor) * shape

@@ -245,6 +245,7 @@ class Rules:
         """
         plan = self.plan(source, own, spare or {})
         if plan.faults:
+            plan = self.plan(source, own, spare or {}, hints=True)
             raise ModelFileError(
                 f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}",
                 remedy="use the layout and the variant that the weights were published for",
@@ -259,8 +260,12 @@ class Rules:
             entries.append(Entry("resized" if note else kept, name, tuple(names), note))
         return filled, Report((*entries, *plan.aside))
 
-    def plan(self, source: Iterable[str], own: Iterable[str], spare: Mapping[str, str]) -> Plan:
-        """What goes where, by names alone; arguments as in `load`."""
+    def knows(self, source: Iterable[str]) -> bool:
+        """Whether there is a rule for every name: where not, a plan has faults, and takes far longer to say so."""
+        return all(self._goes_to(name) is not None for name in source)
+
+    def plan(self, source: Iterable[str], own: Iterable[str], spare: Mapping[str, str], *, hints: bool = False) -> Plan:
+        """What goes where, by names alone; arguments as in `load`. `hints` of near names take their time."""
         source, own = dict.fromkeys(source), dict.fromkeys(own)
         goes: dict[tuple[str, str], None] = {}  # source name and own name
         aside: list[Entry] = []
@@ -270,7 +275,7 @@ class Rules:
             return next((why for start, why in spare.items() if name.startswith(start)), "")
 
         def near(name: str, known: Iterable[str]) -> str:
-            return _near(name, known) if len(faults) < SHOWN else ""  # it takes long for a file of another model
+            return _near(name, known) if hints and len(faults) < SHOWN else ""
 
         for name in source:
             to = self._goes_to(name)
@@ -394,7 +399,7 @@ def recognise(
     if not layouts:
         raise ModelFileError("no layout of published weights is known for this family")
     nearest = min(plans, key=lambda name: len(plans[name].faults))
-    faults = list(plans[nearest].faults)
+    faults = list(layouts[nearest].plan(source, own, spare or {}, hints=True).faults)
     raise ModelFileError(
         f"the weights are of no known layout ({', '.join(layouts)}): for {nearest}, the nearest, {len(faults)} of the "
         f"tensors do not fit: {shorten(faults, SHOWN)}",

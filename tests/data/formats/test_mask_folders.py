@@ -273,3 +273,23 @@ def test_camvid():
     sample = Pictures(kept, evaluation_scene(KEEP), KEEP)[0, 3]
     assert sample.target.classes.shape == sample.size == (240, 320)
     assert sample.image.shape == (3, 16, 21)
+
+
+TABLE = (
+    "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1576\t11664\t1172\t1\twall\n2\t0.1072\t6046\t612\t1\tbuilding, edifice\n"
+)
+
+
+def test_names_from_the_table_of_ade20k(tmp_path):
+    mask_folders(tmp_path, ["a"])
+    (tmp_path / "objectInfo150.txt").write_text(TABLE)
+    listing = masks.read(tmp_path, replace(PLAIN, zero="ignore"), None)
+    assert listing.classes == ("wall", "building")
+    assert listing.coding.ids == ((1, 0), (2, 1), (0, 255), (255, 255))
+    assert any("objectInfo150.txt" in note for note in listing.notes)
+    (tmp_path / "objectInfo150.txt").write_text(TABLE + "3\t0\t1\t1\t1\tbuilding, house\n")
+    assert masks.read(tmp_path, PLAIN, None).classes == ("wall", "building, edifice", "building, house")
+    for bad in ("Idx\tWord\n1\twall\n", "Idx\tName\n1\n", "Idx\tName\n", ""):
+        (tmp_path / "objectInfo150.txt").write_text(bad)
+        with pytest.raises(DataError, match="not a table"):
+            masks.read(tmp_path, PLAIN, None)

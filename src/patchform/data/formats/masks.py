@@ -6,13 +6,13 @@
     leftImg8bit/train/ulm/x_leftImg8bit.png       gtFine/train/ulm/x_gtFine_labelTrainIds.png (Cityscapes)
 
 A picture and its mask have the same name but for the suffix, in the same folder below. Names of classes are those of
-`data.classes`, else of `classes.txt` (a name a line) or `classes.json` (a list) beside the folders. COCO's json
-annotations are not read.
+`data.classes`, else of `classes.txt` (a name a line), `classes.json` (a list) or ADE20K's `objectInfo150.txt` beside
+the folders.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,10 @@ from patchform.data.listing import (
     Listing,
     by_name,
     check_names,
+    first_suffix,
     quoted,
+    read_names,
+    read_text,
     walk,
 )
 from patchform.errors import DataError, UsageError
@@ -43,6 +46,8 @@ INSIDE = tuple(pictures for pictures, _ in _KINDS)
 """Folders in which train/ and val/ may lie."""
 _TRAIN_IDS, _LABEL_IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 _LISTS = ("classes.txt", "classes.json")
+_TABLE = "objectInfo150.txt"
+"""ADE20K's: columns between tabs, one of them "Name", of synonyms."""
 
 CITYSCAPES = {
     "road": 7,
@@ -84,8 +89,9 @@ class _Folders(NamedTuple):
 
 
 def recognises(path: Path) -> bool:
-    """Whether `path` holds such folders, or is a part (`images/training`) inside one."""
-    return path.is_dir() and _folders(path) is not None
+    """Whether `path` holds such folders, or is a part (`images/training`) inside one. Text is no mask."""
+    folders = _folders(path) if path.is_dir() else None
+    return folders is not None and first_suffix(folders.masks, (*SUFFIXES, ".txt"), _LISTS) != ".txt"
 
 
 def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) -> Listing:
@@ -198,36 +204,26 @@ def _names(path: Path, folders: _Folders, settings: DataSettings) -> tuple[tuple
     if isinstance(settings.classes, tuple | list):
         return tuple(settings.classes), ()
     if settings.classes is not None:
-        return _list(Path(settings.classes).expanduser()), ()
+        return read_names(Path(settings.classes).expanduser()), ()
     part_of_a_set = folders.home.name.lower() in TRAIN + VALIDATION
     for place in (path, folders.home, *((folders.home.parent,) if part_of_a_set else ())):
         for name in _LISTS:
             if (place / name).is_file():
-                return _list(place / name), (f"names of classes from {name}",)
+                return read_names(place / name), (f"names of classes from {name}",)
+        if (place / _TABLE).is_file():
+            return _table_names(place / _TABLE), (f"names of classes from {_TABLE}, the first of synonyms",)
     return (tuple(CITYSCAPES), ()) if folders.city else ((), ())
 
 
-def _list(file: Path) -> tuple[str, ...]:
-    text = _text(file)
-    if file.suffix.lower() == ".json":
-        try:
-            names = json.loads(text)
-        except (ValueError, RecursionError):
-            names = None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError("not a list of names", where=file, remedy='write ["sky", "road"]')
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names:
-        raise DataError("no names of classes", where=file, remedy="write a name a line")
-    return tuple(names)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})", where=file) from None
+def _table_names(file: Path) -> tuple[str, ...]:
+    """The column "Name": of synonyms the first, or all of them where that would name two classes alike."""
+    rows = [line.split("\t") for line in read_text(file).splitlines() if line.strip()]
+    titles = [title.strip() for title in rows[0]] if rows else []
+    if "Name" not in titles or any(len(row) != len(titles) for row in rows) or len(rows) < 2:
+        raise DataError('not a table with a column "Name" and tabs between', where=file, remedy="write classes.txt")
+    names = [row[titles.index("Name")].strip() for row in rows[1:]]
+    first = [re.split("[,;]", name)[0].strip() for name in names]
+    return tuple(first if len(set(first)) == len(first) else names)
 
 
 def _by_id(
@@ -285,7 +281,7 @@ def _by_color(colors: Colors, places: dict[str, int], settings: DataSettings) ->
 def _colors(file: Path) -> Colors:
     """Lines "name r g b", or "r g b name", separated by spaces, tabs or commas."""
     found: dict[tuple[int, int, int], str] = {}
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words:
             continue

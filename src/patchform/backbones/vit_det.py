@@ -1,0 +1,120 @@
+"""ViTDet: a plain vision transformer for large pictures (Li, Mao, Girshick, He, ECCV 2022, arXiv:2203.16527).
+
+    image --patches--> p1 ... pN + position --> (window, ..., window, global) x 4 --norm--> mean -> summary
+                                                                         |           p1..pN -> tokens
+                                                                         +-> the last map
+
+Section 3, "backbone adaptation": the blocks are those of ViT, but attention stays inside windows that do not shift; a
+few blocks, evenly spread, see the whole picture and carry what is known from window to window. Where one window covers
+the grid it is ViT without a class token. The simple pyramid that goes with it is the neck "simple" of Faster R-CNN.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.layers import blocks, positions
+from patchform.layers.blocks import Block
+from patchform.layers.drop import rising
+from patchform.layers.patches import Patches
+from patchform.layers.patterns import Global, Windows
+from patchform.records import Features, Variant
+
+
+class ViTDet(Backbone):
+    """Vision transformer with windows and a few global blocks.
+
+    Args:
+        in_channels: C of the images.
+        image_size: native input, pixels; other sizes work, learned positions are resized.
+        patch: side of a patch, pixels.
+        width, depth, heads: D, number of blocks, attention heads.
+        window: side of a window, cells.
+        global_blocks: so many of the blocks see everything: the last of as many equal parts.
+        mlp_ratio: hidden width of the perceptrons over D.
+        position: how tokens know where they are; one slot for absolute positions and those inside attention, which in
+            a window are those of the window.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+
+    Raises:
+        UsageError: more global blocks than blocks, or none.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 1024,
+        patch: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        window: int = 14,
+        global_blocks: int = 4,
+        mlp_ratio: float = 4.0,
+        position: positions.PositionName = "learned_1d",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= global_blocks <= depth:
+            raise UsageError(f"{global_blocks} global_blocks of {depth}", remedy="give one at least, all at most")
+        self.width, self.patch = width, patch
+        self.channels, self.strides = (width,), (patch,)
+        grid, tile = grids.cells(image_size, patch), (window, window)
+        everything = {depth * part // global_blocks for part in range(1, global_blocks + 1)}
+
+        self.patches = Patches(in_channels, width, patch)
+        self.position = positions.outside(position, width, grid)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                pattern=Global() if number in everything else Windows(tile),
+                position=positions.inside(position, width, heads, grid if number in everything else tile),
+                mlp_ratio=mlp_ratio,
+                drop_path=rate,
+            )
+            for number, rate in enumerate(rising(drop_path, depth), start=1)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        blocks.start(self.blocks)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, C, H, W) -> the map (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
+        hidden = None
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0)
+            hidden = grids.shrink_mask(padding, self.patch)
+        x = self.patches(images)  # (B, H/p, W/p, D)
+        grid = (x.shape[1], x.shape[2])
+        x = self.position(x.flatten(1, 2), grid).unflatten(1, grid)
+        for block in self.blocks:
+            x = block(x, padding=hidden)
+        tokens = self.norm(x).flatten(1, 2)
+        summary = grids.masked_mean(tokens, hidden)
+        return Features((x.permute(0, 3, 1, 2),), self.strides, grids.size_of(images), tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+
+def _row(width: int, depth: int, heads: int, drop_path: float) -> Variant:
+    size = {"width": width, "depth": depth, "heads": heads}
+    return Variant(build=ViTDet, image_size=1024, options={**size, "drop_path": drop_path})
+
+
+VARIANTS = {
+    "nano": Variant(
+        build=ViTDet,
+        image_size=32,
+        options={"patch": 8, "width": 48, "depth": 4, "heads": 3, "window": 3, "global_blocks": 2},
+    ),
+    "b": _row(768, 12, 12, 0.1),
+    "l": _row(1024, 24, 16, 0.4),
+    "h": _row(1280, 32, 16, 0.5),
+}
+"""With the rates of stochastic depth of the authors' recipes."""

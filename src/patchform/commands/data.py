@@ -1,0 +1,449 @@
+"""Look after a data set: find its faults, show it, write it in another format. Nothing in it is ever changed."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from patchform.commands import recipes
+from patchform.errors import DataError, FolderError, ResourceError, UsageError
+from patchform.settings import DataSettings, Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from patchform.data.listing import Listing
+    from patchform.doctor import Diagnosis
+
+EXAMPLE = "patchform data check holiday-photos/"
+FAULTY = DataError.exit_code
+COUNT = 16
+"""Pictures of a sheet."""
+PATIENCE = 2.0
+"""Seconds before a bar is shown."""
+
+
+class Action(NamedTuple):
+    """One of the things that can be done."""
+
+    purpose: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is to be done."""
+    everywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    everywhere.add_argument("--json", action="store_true", help="speak JSON, errors too")
+    everywhere.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    everywhere.add_argument(
+        "--plugin", metavar="DIR", action="append", help="folder with own data/formats/: runs its code"
+    )
+    everywhere.add_argument("data", metavar="DIR", help="folder, list or annotation file, as train takes it")
+    everywhere.add_argument("--task", help="what it is for (default: as its layout says)")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, action in ACTIONS.items():
+        own = actions.add_parser(
+            name,
+            help=action.purpose,
+            description=f"{action.purpose} How data are read is set as in train: --data.zero ignore.",
+            epilog=f"example: patchform data {name} {action.example}",
+            parents=[everywhere],
+            allow_abbrev=False,
+        )
+        action.arguments(own)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    arguments.task = getattr(arguments, "task", None)
+    return ACTIONS[arguments.action].run(arguments)
+
+
+# -------------------------------------------------------------------------------------------------------------- check
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", help="new folder for pictures of the faults and a page of them")
+    parser.add_argument("--strict", action="store_true", help="hints are faults too")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    with _bar() as progress:
+        more = _settings(arguments)
+        found = check_data(arguments.data, task=arguments.task, out=arguments.out, progress=progress, **more)
+    bad = found.fatal + (found.hints if arguments.strict else 0)
+    if arguments.json:
+        print(json.dumps(found.as_json(), allow_nan=False))
+    else:
+        for line in _told(found):
+            print("".join(letter if letter.isprintable() else "?" for letter in line))
+        if arguments.out:
+            print(f"pictures of them are in {arguments.out}")
+    return FAULTY if bad else 0
+
+
+def check_data(
+    data: str | Path,
+    *,
+    task: str | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **settings: Any,
+) -> Diagnosis:
+    """Find all that is wrong with a data set.
+
+    Args:
+        data: folder, list or annotation file.
+        task: what it is for; default: as its layout says.
+        out: new folder for index.html, and pictures of the first few faults of each kind.
+        progress: called with (part, done, all) after each picture.
+        settings: how it is read, `DataSettings`' own: `zero="ignore"`.
+
+    Raises:
+        DataError: nothing there, or nothing that is known.
+        UsageError: a layout that serves several tasks, or settings that do not go with the data.
+        FolderError: `out` lies in the data set or is not empty.
+        ResourceError: `out` cannot be written to.
+    """
+    from patchform import doctor
+
+    place = None if out is None else _new(out, Path(data))
+    found = doctor.diagnose(_data(data, settings), task=task, progress=progress)
+    if place is not None:
+        with _appearing(place) as folder:
+            _write_pictures(found, folder)
+    return found
+
+
+def _told(found: Diagnosis) -> Iterator[str]:
+    """Lines for people: what there is, what is wrong with it, and the verdict."""
+    from patchform.data.faults import KINDS
+
+    listings = {part.name: part.listing for part in found.parts}
+    counts = ", ".join(f"{len(listing)} pictures in {name}" for name, listing in listings.items() if listing)
+    classes = next((listing.classes for listing in listings.values() if listing), ())
+    yield f"{found.task}: {counts or 'nothing could be listed'}, {len(classes)} classes"
+    yield from (f"note: {part.name}: {note}" for part in found.parts for note in part.notes)
+    for kind, number, first in found.found():
+        about = KINDS[kind]
+        word = "hint" if about.hint else "FAULT" if about.fatal else "mended"
+        yield f"{word}: {number} {about.what} ({kind}); {about.remedy}"
+        for name, fault in first:
+            yield f"    {name}: {fault.where}" + (f": {fault.what}" if fault.what else "")
+        if number > len(first):
+            yield f"    and {number - len(first)} more"
+    yield _verdict(found)
+
+
+def _verdict(found: Diagnosis) -> str:
+    return f"{found.fatal} faults, {found.hints} hints" if found.fatal else f"clean: no faults, {found.hints} hints"
+
+
+def _write_pictures(found: Diagnosis, folder: Path) -> None:
+    """A page of all that was found, and the pictures on it as files beside."""
+    from patchform import doctor, drawing
+    from patchform.data.faults import KINDS
+
+    figures: dict[str, list[str]] = {}
+    for number, (part, fault, picture) in enumerate(doctor.draw_faults(found), 1):
+        name = f"{fault.kind}-{number}.png"
+        drawing.save(drawing.to_png_bytes(picture), folder / name)
+        caption = html.escape(f"{part}: {fault.where}: {fault.what}")
+        figures.setdefault(fault.kind, []).append(f'<img src="{name}" alt="{caption}" style="max-width: 32rem">')
+    body = [f"<h1>{html.escape(found.path.name)}: {_verdict(found)}</h1>"]
+    for kind, count, first in found.found():
+        rows = "".join(f"<li>{html.escape(f'{part}: {fault.where}: {fault.what}')}</li>" for part, fault in first)
+        body.append(f"<h2>{count} {KINDS[kind].what}</h2><p>{KINDS[kind].remedy}</p><ul>{rows}</ul>")
+        body += figures.get(kind, [])
+    page = "\n".join(['<!doctype html><html lang="en"><meta charset="utf-8">', *body, "</html>\n"])
+    (folder / "index.html").write_text(page, encoding="utf-8", errors="replace")
+
+
+# --------------------------------------------------------------------------------------------------------------- show
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FILE", default="sheet.png", help="new picture (default: sheet.png)")
+    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=f"pictures (default: {COUNT})")
+    parser.add_argument("--part", choices=("train", "validation"), default="train", help="which (default: train)")
+    parser.add_argument("--augmented", metavar="RECIPE", help="as a training by this recipe sees them")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    names = show_data(
+        arguments.data,
+        arguments.out,
+        task=arguments.task,
+        count=arguments.count,
+        part=arguments.part,
+        augmented=arguments.augmented,
+        **_settings(arguments),
+    )
+    if arguments.json:
+        print(json.dumps({"sheet": arguments.out, "pictures": names}))
+    else:
+        print(f"{len(names)} pictures are in {arguments.out}")
+    return 0
+
+
+def show_data(
+    data: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    count: int = COUNT,
+    part: Literal["train", "validation"] = "train",
+    augmented: str | Path | Recipe | None = None,
+    **settings: Any,
+) -> tuple[str, ...]:
+    """Draw pictures of a data set with their truth, evenly picked, on one sheet.
+
+    Args:
+        data: folder, list or annotation file.
+        out: new PNG file.
+        task: what it is for; default: as its layout says.
+        count: how many pictures.
+        part: of which part.
+        augmented: a recipe: pictures are then as its first epoch sees them, at the size of the model's input.
+        settings: how it is read, `DataSettings`' own.
+
+    Returns:
+        The names of the pictures, in rows.
+
+    Raises:
+        UsageError: no picture asked for, no such recipe, or a layout that serves several tasks.
+        DataError: data that cannot be used.
+        FolderError: `out` lies in the data set or exists.
+        ResourceError: `out` cannot be written.
+    """
+    if count < 1:
+        raise UsageError(f"{count} pictures are none", remedy="give --count a number above 0")
+    file = _outside(Path(out), Path(data))
+    if os.path.lexists(file):
+        raise FolderError("exists already", where=file, remedy="name a new file")
+
+    from patchform import doctor, drawing
+    from patchform.data.dataset import evaluation_pictures, training_pictures
+    from patchform.records import Preprocessing
+    from patchform.training.preparation import preprocessing_of
+
+    recipe = None if augmented is None else recipes.resolve(augmented, {"data": settings})
+    reading = replace(recipe.data, path=str(data)) if recipe else _data(data, settings)
+    chosen, parts = _listed(reading, task or (recipe.task if recipe else None))
+    if part not in parts:
+        raise DataError("no validation part of its own", where=data, remedy="show train")
+    listing = parts[part]
+    if recipe is not None:
+        seed = recipe.training.seed
+        pictures = training_pictures(listing, preprocessing_of(recipe.data), recipe.augmentation, seed)
+    else:
+        native = Preprocessing(resize="native", channels=reading.channels, bits=reading.bits)
+        pictures = evaluation_pictures(listing, native)
+    number = min(count, len(listing))
+    indices = [index * len(listing) // number for index in range(number)]
+    kind = doctor.task_named(chosen)
+    drawn: list[Image.Image] = []
+    for index in indices:
+        picture = doctor.draw_sample(kind, pictures[0, index], listing.classes)
+        picture.thumbnail((doctor.CELL, doctor.CELL))
+        drawn.append(picture)
+    drawing.save(drawing.to_png_bytes(doctor.sheet(drawn)), file)
+    return tuple(listing.name(index) for index in indices)
+
+
+# ------------------------------------------------------------------------------------------------------------ convert
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", metavar="FORMAT", required=True, help="coco, voc or yolo")
+    parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
+    parser.add_argument(
+        "--pictures", choices=("link", "copy", "none"), default="link", help="what is done about them (default: link)"
+    )
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    lost = convert_data(
+        arguments.data,
+        arguments.out,
+        to=arguments.to,
+        task=arguments.task,
+        pictures=arguments.pictures,
+        **_settings(arguments),
+    )
+    if arguments.json:
+        print(json.dumps({"folder": arguments.out, "lost": lost}))
+        return 0
+    for sentence in lost:
+        print(f"lost: {sentence}")
+    print(f"the data are in {arguments.out}")
+    return 0
+
+
+def convert_data(
+    data: str | Path,
+    out: str | Path,
+    *,
+    to: str,
+    task: str | None = None,
+    pictures: Literal["none", "copy", "link"] = "link",
+    **settings: Any,
+) -> tuple[str, ...]:
+    """Write annotated objects in another format, as a new data set.
+
+    Args:
+        data: folder, list or annotation file.
+        out: new folder; it appears whole or not at all.
+        to: "coco", "voc" or "yolo".
+        task: what it is for; default: as its layout says.
+        pictures: links to them, copies, or nothing but the annotations.
+        settings: how it is read, `DataSettings`' own.
+
+    Returns:
+        What was lost, a sentence each.
+
+    Raises:
+        UsageError: no such format, or data without objects.
+        DataError: data that cannot be used, or that the format has no place for.
+        FolderError: `out` lies in the data set or is not empty.
+        ResourceError: `out` cannot be written to.
+    """
+    from patchform import lookup
+
+    writers = {name: lookup.module("data/formats", name) for name in lookup.names("data/formats")}
+    writers = {name: module for name, module in writers.items() if hasattr(module, "write")}
+    if to not in writers:
+        raise lookup.no_such("format to write", to, writers)
+    place = _new(out, Path(data))
+    _, parts = _listed(_data(data, settings), task)
+    lost: list[str] = []
+    with _appearing(place) as folder:
+        for part, listing in parts.items():
+            if not listing.objects:
+                raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
+            name = "val" if part == "validation" else part
+            lost += [f"{part}: {loss}" for loss in writers[to].write(listing, folder, part=name, pictures=pictures)]
+    return tuple(lost)
+
+
+ACTIONS = {
+    "check": Action(
+        "Find all that is wrong with a data set; exit with 3 if it cannot be used.",
+        "holiday-photos/ --out faults/",
+        _check_arguments,
+        _check,
+    ),
+    "show": Action(
+        "Draw pictures with their truth on one sheet.",
+        "holiday-photos/ --augmented classification/small --out sheet.png",
+        _show_arguments,
+        _show,
+    ),
+    "convert": Action(
+        "Write annotated objects in another format, as a new data set.",
+        "cells/ --to yolo --out cells-yolo/",
+        _convert_arguments,
+        _convert,
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------------------------- what all share
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those below `--data.`."""
+    for name in arguments.settings:
+        if not name.startswith("data."):
+            raise UsageError(f"no such option: --{name}", remedy=f"patchform data {arguments.action} --help")
+    return dict(recipes.nested(arguments.settings).get("data", {}))
+
+
+def _data(path: str | Path, settings: Mapping[str, Any]) -> DataSettings:
+    return replace(recipes.resolve(Recipe(), {"data": dict(settings)}).data, path=str(path))
+
+
+def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Listing]]:
+    """The task, and the parts that there are. Raises DataError for data that cannot be used."""
+    from patchform import doctor
+    from patchform.data.dataset import open_evaluation, open_training
+
+    chosen = task or doctor.task_of(settings.path or "")
+    doctor.task_named(chosen)
+    listing, validation = open_training(settings, task=chosen)
+    if task is None:
+        chosen = doctor.refined(chosen, listing)
+    parts = {"train": listing}
+    if validation is not None:
+        parts["validation"] = open_evaluation(validation, settings, listing.classes, chosen)
+    return chosen, parts
+
+
+def _outside(place: Path, data: Path) -> Path:
+    from patchform.data.writing import check_target
+
+    check_target(place, data.expanduser())
+    return place.expanduser()
+
+
+def _new(out: str | Path, data: Path) -> Path:
+    """A folder that is empty or not there, outside the data set."""
+    place = _outside(Path(out), data)
+    if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
+        raise FolderError("exists already", where=place, remedy="name a new folder")
+    return place
+
+
+@contextmanager
+def _appearing(place: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when all is well and else is removed."""
+    unfinished = place.parent / f".tmp-{os.getpid()}-{place.name}"
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if place.is_dir():
+            place.rmdir()
+        os.rename(unfinished, place)
+    except OSError as error:
+        raise ResourceError(f"cannot be written ({error.strerror})", where=place) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress, and how long it will take, once it takes long."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    live = Progress(*columns, console=console, transient=True)
+    begun, bars, shown = time.monotonic(), dict[str, Any](), False
+
+    def progress(what: str, done: int, count: int) -> None:
+        nonlocal shown
+        if what not in bars:
+            bars[what] = live.add_task(what, total=count)
+        live.update(bars[what], completed=done)
+        if not shown and console.is_terminal and time.monotonic() - begun > PATIENCE:
+            shown = True
+            live.start()
+
+    try:
+        yield progress
+    finally:
+        if shown:
+            live.stop()

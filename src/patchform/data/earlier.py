@@ -1,0 +1,88 @@
+"""What an earlier check of the same pictures found, so that it need not be made again.
+
+A file each in checks/ of the cache folder (PATCHFORM_CACHE), never in a data set. Its name is a digest of all that the
+outcome depends on: names, sizes, times and inodes of the pictures, content of the masks, all that is listed of them,
+how they are decoded, and the code itself. A file that is damaged, or a folder that cannot be used, is as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import PIL
+
+from patchform import __version__
+from patchform.data.images import read
+from patchform.data.listing import Listing
+from patchform.errors import DataError
+from patchform.records import Preprocessing
+from patchform.weights.hub import cache
+
+KEPT = 200
+"""Files that stay; the oldest go first."""
+_CODE = ("checks.py", "earlier.py", "images.py", "listing.py", "masks.py", "../geometry/masks.py")
+
+
+def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
+    """The digest; None where a file cannot be looked at."""
+    found = hashlib.blake2b(digest_size=20)
+    how = (preprocessing.channels, preprocessing.bits, preprocessing.background)
+    try:
+        for name in _CODE:
+            found.update(_sum((Path(__file__).parent / name).read_bytes()))
+        found.update(repr((__version__, PIL.__version__, how, listing.classes, listing.objects)).encode())
+        found.update(_sum(listing.as_bytes()))
+        for item in listing.items:
+            status = item.path.stat()
+            size = None if item.objects is None else item.objects.size
+            state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode, size)
+            found.update(repr(state).encode())
+            if isinstance(item.mask, Path):
+                found.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
+    except (OSError, DataError):
+        return None
+    return found.hexdigest()
+
+
+def load(of: str) -> dict[str, Any] | None:
+    """What was stored under a digest; None where there is nothing, or nothing whole."""
+    try:
+        content = json.loads((_folder() / f"{of}.json").read_bytes())
+        found: dict[str, Any] = content["found"]
+        return found if content["sum"] == _sum(_text(found)).hex() and content["key"] == of else None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def store(of: str, found: dict[str, Any]) -> None:
+    """Write it so that it appears whole or not at all; does nothing where that cannot be done."""
+    with suppress(OSError, RuntimeError):
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f".tmp-{os.getpid()}-{threading.get_ident()}-{of}"
+        try:
+            unfinished.write_bytes(_text({"key": of, "sum": _sum(_text(found)).hex(), "found": found}))
+            os.replace(unfinished, folder / f"{of}.json")
+        finally:
+            unfinished.unlink(missing_ok=True)
+        for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:
+            file.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    """Raises RuntimeError where there is no home."""
+    return cache() / "checks"
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _sum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=20).digest()

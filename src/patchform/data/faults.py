@@ -1,0 +1,154 @@
+"""What is wrong with a data set, collected instead of stopping at the first, counted and explained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from patchform.errors import DataError
+
+KEPT = 1000
+"""Faults of one kind that are kept with their places; the others are only counted."""
+
+
+class Kind(NamedTuple):
+    """What faults of one kind have in common."""
+
+    what: str
+    """What it is, after a number: "boxes without a width or height"."""
+    remedy: str
+    """What to do about it; for those that are mended on the way in, what was done."""
+    fatal: bool = True
+    """Whether the data cannot be used as they are; else the thing is dropped or clipped, and counted."""
+    hint: bool = False
+    """Whether it may well be meant so: the data are used as they are."""
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str
+    """A key of `KINDS`."""
+    where: str
+    """The picture, or the file and the place in it."""
+    what: str
+    """The values."""
+    fatal: bool = True
+    box: tuple[float, ...] | None = None
+    """x1, y1, x2, y2 as annotated, where it is about a box."""
+
+
+_DROPPED, _CLIPPED = "left out", "cut off at the edge"
+
+
+def _hint(what: str, remedy: str) -> Kind:
+    return Kind(what, remedy, fatal=False, hint=True)
+
+
+KINDS: dict[str, Kind] = {
+    "layout": Kind("things that keep the data from being listed", "mend this first: what it hides was not looked at"),
+    # pictures
+    "picture-bad": Kind("pictures that cannot be used", "mend or remove them, or set data.skip_bad"),
+    "picture-missing": Kind("listed pictures that are not there", "add or unlist them, or set data.skip_bad"),
+    "picture-skipped": Kind("pictures that are not there or cannot be read", _DROPPED, fatal=False),
+    "picture-outside": Kind("paths that lead out of the data set", "list pictures by paths inside its folder"),
+    "picture-twice": Kind("pictures listed twice", "list each once, with all its objects"),
+    "size-differs": Kind("pictures of another size than annotated", "annotate the files as they are"),
+    "size-turned": Kind(
+        "pictures annotated as they lie, not as their orientation tag turns them",
+        "turn the pixels and remove the tag, or annotate the upright pictures",
+    ),
+    "mask-bad": Kind("masks that cannot be used", "mend or remove them, or set data.skip_bad"),
+    # annotation files
+    "labels-missing": Kind("pictures without a file of annotations", "add it, or unlist them"),
+    "labels-alone": Kind("files of annotations without a picture", "add the picture, or remove them"),
+    "labels-bad": Kind("files of annotations that cannot be read", "mend or remove them"),
+    "record-bad": Kind("records that are not what the format says", "mend them"),
+    "id-twice": Kind("ids given twice", "number pictures, objects and classes each once"),
+    "picture-unknown": Kind("objects of a picture that is not listed", "list the picture, or remove them"),
+    "class-unknown": Kind("objects of an unknown class", "add the class to the list, or remove them"),
+    # boxes
+    "box-bad": Kind("boxes with a negative side or a number that is none", "mend or remove them"),
+    "box-empty": Kind("boxes without a width or height", _DROPPED, fatal=False),
+    "box-outside": Kind("boxes wholly outside their picture", _DROPPED, fatal=False),
+    "box-clipped": Kind("boxes partly outside their picture", _CLIPPED, fatal=False),
+    "box-corners": Kind("boxes that leave their picture, more than a fifth of all", "see how they are written"),
+    "box-twice": Kind("objects written twice", "counted once", fatal=False),
+    # outlines
+    "outline-missing": Kind("objects with a box but no outline", "outline them, or set task to detection"),
+    "outline-bad": Kind("run lengths that do not fit their picture", "write them anew, column by column"),
+    "outline-degenerate": Kind("objects whose outline holds no pixel", _DROPPED, fatal=False),
+    "part-degenerate": Kind("polygons of less than three points, or without an area", _DROPPED, fatal=False),
+    "outline-clipped": Kind("outlines that reach far outside their picture", _CLIPPED, fatal=False),
+    # hints
+    "picture-shared": _hint("pictures of training that validation has too", "remove them from one of the two"),
+    "picture-repeated": _hint("pictures that are there a second time", "remove the copies"),
+    "class-conflict": _hint("pictures that are there a second time, with other classes", "see which is right"),
+    "class-unused": _hint("classes that nothing to learn from has", "remove them from the list, or annotate some"),
+    "class-first": _hint(
+        "lists whose class number 0 is never used, the last one is", "if numbers begin at 1, mend them"
+    ),
+    "class-rare": _hint("classes with less than a fiftieth of the most frequent", "add some, or weigh the classes"),
+    "box-same": _hint("boxes of the class and the place of another", "remove them if they are one object"),
+    "box-rival": _hint("boxes that one of another class covers almost exactly", "see which class is right"),
+    "box-tiny": _hint("boxes with a side of less than 3 pixels", "see whether they are slips of the hand"),
+}
+"""All that can be wrong, in the order of reports."""
+
+
+class Faults:
+    """A collection of faults: all are counted, and of each kind the first `KEPT` are kept."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._kept: dict[str, list[Fault]] = {}
+
+    def add(self, kind: str, where: str, what: str = "", box: tuple[float, ...] | None = None) -> None:
+        """Note one fault."""
+        self.counts[kind] += 1
+        kept = self._kept.setdefault(kind, [])
+        if len(kept) < KEPT:
+            kept.append(Fault(kind, where, what, KINDS[kind].fatal, box))
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        """Note many."""
+        for fault in faults:
+            self.add(fault.kind, fault.where, fault.what, fault.box)
+
+    def __iter__(self) -> Iterator[Fault]:
+        """Those that were kept, kind by kind in the order of `KINDS`."""
+        for kind in KINDS:
+            yield from self._kept.get(kind, ())
+
+    @property
+    def fatal(self) -> int:
+        """How many make the data unusable."""
+        return sum(number for kind, number in self.counts.items() if KINDS[kind].fatal)
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each kind of what was dropped or clipped."""
+        return tuple(
+            f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._kept[kind], 3)}"
+            for kind, about in KINDS.items()
+            if not about.fatal and not about.hint and self.counts[kind]
+        )
+
+    def refuse(self, where: object) -> None:
+        """Raise DataError if there is a fatal fault: how many of each kind, the first five, and what to do."""
+        found = {kind: about for kind, about in KINDS.items() if about.fatal and self.counts[kind]}
+        if not found:
+            return
+        if len(found) == 1:
+            ((kind, about),) = found.items()
+            what, remedy = f"{self.counts[kind]} {about.what}", about.remedy
+        else:
+            counted = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in found.items())
+            what, remedy = f"{self.fatal} faults ({counted})", "; ".join(about.remedy for about in found.values())
+        first = [fault for fault in self if fault.fatal]
+        raise DataError(f"{what}: {_listed(first, 5, self.fatal)}", where=where, remedy=remedy)
+
+
+def _listed(faults: list[Fault], limit: int, number: int | None = None) -> str:
+    shown = "; ".join(f"{fault.where} ({fault.what})" if fault.what else fault.where for fault in faults[:limit])
+    return shown + "; ..." * ((number or len(faults)) > limit)

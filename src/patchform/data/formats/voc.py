@@ -1,0 +1,246 @@
+"""Pascal VOC's xml: a file of boxes for each picture.
+
+    Annotations/a.xml   JPEGImages/a.jpg   ImageSets/Main/train.txt   ImageSets/Main/val.txt
+    annotations/a.xml   images/a.jpg
+    train/a.xml         train/a.jpg                                   (Roboflow)
+
+A file and its picture have one name but for the suffix, else `filename` says. Boxes are the first and the last pixel
+in each direction, counted from 1 (Everingham et al. 2010, "The Pascal visual object classes challenge", and its
+development kit). Objects marked difficult count for nothing, as there. Classes are those that occur, by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from patchform.data.faults import Faults
+from patchform.data.images import read as read_bytes
+from patchform.data.listing import (
+    SUFFIXES,
+    TRAIN,
+    VALIDATION,
+    Item,
+    Listing,
+    is_hidden,
+    ordered,
+    quoted,
+    read_text,
+    walk,
+)
+from patchform.data.objects import Picture, Rows, class_table, gather, is_inside, notes_on, present
+from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.errors import DataError
+from patchform.settings import DataSettings
+
+TASKS = ("detection",)
+LAYOUT = "Pascal VOC's Annotations/ and JPEGImages/"
+"""What is looked for, in words."""
+KEEPS = frozenset({"crowd"})
+"""What is written beside boxes and classes."""
+
+_LABELS, _PICTURES, _SETS = ("Annotations", "annotations"), ("JPEGImages", "images"), Path("ImageSets", "Main")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class _Folders(NamedTuple):
+    labels: Path
+    pictures: Path
+    names: Path | None
+    """The list of a part, if there is one."""
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` is a list in ImageSets/Main, or a folder with such folders or with xml beside pictures."""
+    return _folders(path) is not None
+
+
+def parts(path: Path) -> tuple[Path, Path | None] | None:
+    """The lists of a training and a validation part, if there are any."""
+    if not path.is_dir() or not _folders(path):
+        return None
+    train, validation = (
+        [path / _SETS / f"{name}.txt" for name in names if (path / _SETS / f"{name}.txt").is_file()]
+        for names in (TRAIN, VALIDATION)
+    )
+    return (train[0], validation[0] if validation else None) if train else None
+
+
+def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults | None = None) -> Listing:
+    """List the pictures with their objects.
+
+    Args:
+        path: a list in ImageSets/Main, or a folder.
+        settings: `classes` and `skip_bad` are used.
+        classes: names that give the indices (training's, or the model's); None: those that occur.
+        faults: where to note what is wrong; None: fatal faults are raised, all at once.
+
+    Raises:
+        DataError: nothing listed, unknown classes, or fatal faults.
+        UsageError: a class in `settings.classes` that does not occur.
+    """
+    folders = _folders(path)
+    if folders is None:
+        raise DataError("no Pascal VOC data", where=path, remedy=f"looked for {LAYOUT}")
+    found = Faults() if faults is None else faults
+    pictures: list[Picture] = []
+    names, boxes, of_picture, difficult, places = [], [], [], bytearray(), []
+    files = {
+        file.relative_to(folders.pictures).with_suffix("").as_posix(): file
+        for file in walk(folders.pictures)
+        if file.suffix.lower() in SUFFIXES
+    }
+    listed = _listed(folders, found)
+    for name, file in listed:
+        try:
+            size, filename, objects = _parse(file)
+        except DataError as error:
+            found.add("labels-bad", name, error.what)
+            continue
+        picture = files.get(name)
+        if picture is None and filename and is_inside(filename):
+            picture = folders.pictures / filename.replace("\\", "/")
+        of_picture += [len(pictures)] * len(objects)
+        shown = picture.relative_to(folders.pictures).as_posix() if picture else name
+        pictures.append(Picture(picture or folders.pictures / f"{name}.jpg", shown, size))
+        for number, (class_, box, hard) in enumerate(objects, 1):
+            names.append(class_)
+            boxes.append(box)
+            difficult.append(hard)
+            places.append(f"{shown}, object {number}")
+    if not listed:
+        raise DataError("no picture is listed", where=path)
+    own = ordered(names)
+    order, table, notes = class_table(own, settings, classes, folders.labels)
+    rows = Rows(
+        boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
+        classes=np.array([table[name] for name in names], np.int64),
+        pictures=np.array(of_picture, np.int64),
+        place=places.__getitem__,
+        crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
+    )
+    items = gather(present(pictures, settings, found), rows, found)
+    if faults is None:
+        found.refuse(path)
+    without = len(files) - len(listed) if folders.names is None else 0
+    notes += (f"{without} pictures without a file of annotations are left out",) if without > 0 else ()
+    notes += notes_on(items, "objects marked difficult")
+    notes += () if faults is not None else found.notes()
+    return Listing(classes=order, items=items, root=folders.pictures, notes=notes)
+
+
+def _folders(path: Path) -> _Folders | None:
+    if path.is_file():
+        if path.suffix.lower() != ".txt" or path.parent.parts[-2:] != _SETS.parts:
+            return None
+        found = _folders(path.parent.parent.parent)
+        return found and found._replace(names=path)
+    for labels in (path / name for name in _LABELS):
+        if labels.is_dir() and any(file.suffix.lower() == ".xml" for file in walk(labels)):
+            inside = (path / kind for kind in _PICTURES)
+            return _Folders(labels, next((place for place in inside if place.is_dir()), path), None)
+    beside = path.is_dir() and any(
+        entry.suffix.lower() == ".xml" and not is_hidden(entry.name) for entry in path.iterdir()
+    )
+    return _Folders(path, path, None) if beside else None
+
+
+def _listed(folders: _Folders, faults: Faults) -> list[tuple[str, Path]]:
+    """Names and files of annotations, in the order of the list or of the names."""
+    files = {
+        file.relative_to(folders.labels).with_suffix("").as_posix(): file
+        for file in walk(folders.labels)
+        if file.suffix.lower() == ".xml"
+    }
+    if folders.names is None:
+        return list(files.items())
+    names = [line.strip() for line in read_text(folders.names).splitlines() if line.strip()]
+    for name in names:
+        if name not in files:
+            faults.add("labels-missing", name, f"no {name}.xml")
+    if len(set(names)) < len(names):
+        faults.add("picture-twice", folders.names.name, quoted(sorted({n for n in names if names.count(n) > 1})))
+    return [(name, files[name]) for name in dict.fromkeys(names) if name in files]
+
+
+_Parsed = tuple[tuple[int, int] | None, str, list[tuple[str, tuple[float, ...], bool]]]
+
+
+def _parse(file: Path) -> _Parsed:
+    """Size if it is given, name of the picture, and (class, corners as written, difficult) of each object."""
+    data = read_bytes(file)
+    if re.search(rb"<!\s*(DOCTYPE|ENTITY)", data):
+        raise DataError("a document type, which may define anything")
+    try:
+        root = ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise DataError(f"no XML ({error})") from None
+    if root.tag != "annotation":
+        raise DataError(f"<{root.tag}> where <annotation> is expected")
+    try:
+        height, width = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+        objects = []
+        for element in root.findall("object"):
+            name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
+            if not name or box is None:
+                raise DataError("an object without a name or a bndbox")
+            corners = tuple(float(box.findtext(corner) or "nothing") for corner in _CORNERS)
+            hard = (element.findtext("difficult") or "0").strip() not in ("0", "Unspecified", "")
+            objects.append((name, corners, hard))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"not a number ({error})"[:100]) from None
+    size = (height, width) if height > 0 and width > 0 else None
+    return size, (root.findtext("filename") or "").strip(), objects
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none") -> tuple[str, ...]:
+    """Write Annotations/, ImageSets/Main/<part>.txt, and pictures into JPEGImages/.
+
+    Corners are as exact as float32: whole pixels stay whole. Regions that count for nothing become difficult objects;
+    a class without an object is not known any more.
+
+    Returns:
+        What was lost, a sentence each.
+
+    Raises:
+        FolderError: the folder is inside the data set, or has such files.
+        ResourceError: it cannot be written to.
+        DataError: two pictures of one name but for the suffix.
+    """
+    check_target(folder, listing.root)
+    names = [str(Path(listing.name(index)).with_suffix("").as_posix()) for index in range(len(listing))]
+    if len(set(names)) < len(names):
+        raise DataError("two pictures have one name but for the suffix", where=listing.root)
+    for name, item in zip(names, listing.items, strict=True):
+        write_new(folder / "Annotations" / f"{name}.xml", _document(item, listing.classes))
+    write_new(folder / _SETS / f"{part}.txt", [f"{name}\n" for name in names])
+    place_pictures(listing, folder / "JPEGImages", pictures)
+    outlined = sum(
+        sum(outline is not None for outline in item.objects.outlines or ()) for item in listing.items if item.objects
+    )
+    return (f"{outlined} outlines, which Pascal VOC's xml has no place for",) if outlined else ()
+
+
+def _document(item: Item, classes: Sequence[str]) -> Iterator[str]:
+    assert item.objects is not None
+    height, width = item.objects.size
+    yield f"<annotation>\n  <filename>{escape(item.path.name)}</filename>\n"
+    yield f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+    crowd = item.objects.crowd
+    for index, class_ in enumerate(item.objects.classes.tolist()):
+        left, top, right, bottom = item.objects.boxes[index].tolist()
+        corners = zip(_CORNERS, (left + 1, top + 1, right, bottom), strict=True)
+        box = "".join(f"<{name}>{value:.17g}</{name}>" for name, value in corners)
+        difficult = int(crowd is not None and bool(crowd[index]))
+        yield f"  <object><name>{escape(classes[class_])}</name><difficult>{difficult}</difficult>"
+        yield f"<bndbox>{box}</bndbox></object>\n"
+    yield "</annotation>\n"

@@ -1,0 +1,90 @@
+"""What is no fault, but worth a look: repeated pictures and boxes, rivals, tiny boxes, classes that hardly occur."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from patchform.data.checks import copies
+from patchform.data.faults import Faults
+from patchform.data.listing import Listing
+
+RIVAL = 0.9
+"""Overlap (intersection over union) from which two boxes of different classes are about one object."""
+TINY = 3.0
+"""Pixels of a side."""
+RARE = 50
+"""How many times as often the most frequent class occurs."""
+
+
+def on_boxes(listing: Listing, faults: Faults) -> None:
+    """Note boxes that repeat another, that another class has too, and tiny ones. Crowd regions are not looked at."""
+    for index, item in enumerate(listing.items):
+        if item.objects is None or not len(item.objects.boxes):
+            continue
+        crowd = item.objects.crowd
+        own = np.arange(len(item.objects.boxes)) if crowd is None else np.flatnonzero(~crowd)
+        boxes, classes = item.objects.boxes[own], item.objects.classes[own]
+        found = [("box-tiny", which, -1) for which in np.flatnonzero(_sides(boxes) < TINY).tolist()]
+        close = np.triu(box_iou(*[torch.from_numpy(boxes)] * 2).numpy() >= RIVAL, 1)
+        for first, second in np.argwhere(close).tolist():
+            if classes[first] != classes[second]:
+                found.append(("box-rival", second, first))
+            elif (boxes[first] == boxes[second]).all():
+                found.append(("box-same", second, first))
+        for kind, which, other in found:
+            what = listing.classes[classes[which]]
+            if other < 0:
+                what += " of {:g} x {:g} pixels".format(*(boxes[which, 2:] - boxes[which, :2]).tolist())
+            else:
+                what += f" over {listing.classes[classes[other]]}, object {own[other] + 1}"
+            place = f"{listing.name(index)}, object {own[which] + 1} of {len(item.objects.boxes)}"
+            faults.add(kind, place, what, tuple(boxes[which].tolist()))
+
+
+def _sides(boxes: np.ndarray) -> np.ndarray:
+    """(N,) the shorter side of each."""
+    sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
+    return sides
+
+
+def on_classes(listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
+    """Note classes that hardly occur in what is learnt from.
+
+    Args:
+        listing: of the training part.
+        numbers: of each class, the pictures, objects or pixels.
+        faults: where to note.
+    """
+    most = max(numbers, default=0)
+    if not most:
+        return
+    unnumbered = listing.objects and listing.ids is None  # YOLO's: names stand in a list of their own
+    if unnumbered and len(numbers) > 1 and not numbers[0] and numbers[-1]:
+        faults.add("class-first", f'class "{listing.classes[0]}"')
+    for name, number in zip(listing.classes, numbers, strict=True):
+        if not number:
+            faults.add("class-unused", f'class "{name}"')
+        elif number * RARE < most:
+            faults.add("class-rare", f'class "{name}"', f"{number}, the most frequent {most}")
+
+
+def objects_of(listing: Listing) -> tuple[int, ...]:
+    """Number of objects of each class, crowd regions left out."""
+    found = np.zeros(len(listing.classes), np.int64)
+    for item in listing.items:
+        if item.objects is not None:
+            own = item.objects.classes if item.objects.crowd is None else item.objects.classes[~item.objects.crowd]
+            found += np.bincount(own, minlength=len(found))
+    return tuple(found.tolist())
+
+
+def on_copies(listing: Listing, faults: Faults) -> None:
+    """Note pictures whose content is there a second time, apart from those that then have other classes."""
+    for first, other in copies(listing):
+        one, two = listing.items[first], listing.items[other]
+        conflict = one.mask is None and one.objects is None and one.classes != two.classes
+        faults.add("class-conflict" if conflict else "picture-repeated", listing.name(other), listing.name(first))

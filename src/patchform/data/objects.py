@@ -1,0 +1,330 @@
+"""Annotated objects of a whole part at once: from columns as they are written to checked records of each picture.
+
+Formats read rows; what may be wrong with a box or an outline is found here, in one place, column by column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from patchform.data.faults import Faults
+from patchform.data.images import upright_size
+from patchform.data.listing import Item, Listing, Objects, Outline, Runs, by_name, check_names, quoted, read_names
+from patchform.errors import DataError, UsageError
+from patchform.geometry.masks import run_lengths
+from patchform.settings import DataSettings
+
+TOLERANCE = 1.0
+"""A box that leaves its picture by no more pixels was rounded; it is cut off all the same."""
+SUSPECT_SHARE = 0.2
+"""When more of the boxes leave their pictures, their numbers mean something else."""
+_AT_ONCE = 1 << 15
+"""Outlines that are looked at together."""
+_NOTABLE = 0.01
+"""Pixels cut off that are counted."""
+
+
+class Picture(NamedTuple):
+    """A listed picture."""
+
+    path: Path
+    name: str
+    """As it is listed, for messages."""
+    size: tuple[int, int] | None
+    """(height, width) as annotated; None: that of the file."""
+    id: int | str | None = None
+
+
+class Rows(NamedTuple):
+    """All objects of a part, N of them, as annotated."""
+
+    boxes: np.ndarray
+    """(N, 4) float64 xyxy pixels; NaN where it is a fault of its own."""
+    classes: np.ndarray
+    """(N,) int64."""
+    pictures: np.ndarray
+    """(N,) int64 indices into the pictures."""
+    place: Callable[[int], str]
+    """Where a row is, in words."""
+    crowd: np.ndarray | None = None
+    """(N,) bool."""
+    areas: np.ndarray | None = None
+    """(N,) float64, NaN where there is none."""
+    outlines: Sequence[Outline | None] | None = None
+    otherwise: np.ndarray | None = None
+    """(N, 4) float64 xyxy: what the boxes would be if written in the way that they are most often mistaken for."""
+    mistake: str = ""
+    """That way, in words: "x1, y1, x2, y2"."""
+
+
+# ------------------------------------------------------------------------------------------------------------ classes
+
+
+def class_table(
+    names: Sequence[str], settings: DataSettings, classes: tuple[str, ...] | None, where: Path
+) -> tuple[tuple[str, ...], dict[str, int], tuple[str, ...]]:
+    """Order of the classes, index of each name of the data (-1: left out), and notes.
+
+    Args:
+        names: those of the data, in its order.
+        settings: `classes` chooses some of them, in its order.
+        classes: names that give the indices (training's, or the model's).
+        where: the data, for messages.
+
+    Raises:
+        UsageError: a chosen class that the data do not have.
+        DataError: names that differ by case or spaces only; one that is not among `classes`.
+    """
+    check_names(names, where)
+    chosen: Sequence[str] = names
+    if settings.classes is not None:
+        given = settings.classes
+        chosen = read_names(Path(given).expanduser()) if isinstance(given, str) else tuple(given)
+        for name in chosen:
+            if name not in names and (classes is None or name not in classes):
+                near = difflib.get_close_matches(name, names, 1)
+                what = f'data.classes: no class "{name}" in {where}'
+                raise UsageError(what, remedy=f'is it "{near[0]}"?' if near else f"there are {quoted(names)}")
+    left_out = [name for name in names if name not in chosen]
+    known = by_name([name for name in names if name in chosen], chosen if classes is None else classes, where)
+    order = tuple(chosen) if classes is None else classes
+    notes = (f"classes left out, as data.classes says: {quoted(left_out)}",) if left_out else ()
+    return order, {name: known[name] if name in chosen else -1 for name in names}, notes
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path, with slashes of either kind, stays below where it starts."""
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and parts[0] != "" and ":" not in parts[0] and ".." not in parts
+
+
+def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: Faults) -> list[Picture | None]:
+    """The same pictures with their sizes, None for those that are not there or, if its size is needed, unreadable.
+
+    They are fatal faults unless `settings.skip_bad` allows for so many.
+    """
+    folders: dict[str, set[str]] = {}
+    found: list[Picture | None] = []
+    lost: list[tuple[str, str, str]] = []
+    for picture in pictures:
+        if picture is None:
+            found.append(None)
+            continue
+        folder, name = os.path.split(picture.path)
+        if folder not in folders:
+            folders[folder] = _entries(folder)
+        try:
+            if name not in folders[folder]:
+                raise FileNotFoundError
+            found.append(picture if picture.size else picture._replace(size=upright_size(picture.path)))
+        except FileNotFoundError:
+            lost.append(("picture-missing", picture.name, f"looked in {folder}"))
+            found.append(None)
+        except DataError as error:
+            lost.append(("picture-bad", picture.name, error.what))
+            found.append(None)
+    allowed = len(lost) <= settings.skip_bad * len(pictures)
+    for kind, name, what in lost:
+        faults.add("picture-skipped" if allowed else kind, name, what)
+    return found
+
+
+def _entries(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+# ------------------------------------------------------------------------------------------------------------ objects
+
+
+def gather(pictures: Sequence[Picture | None], rows: Rows, faults: Faults) -> tuple[Item, ...]:
+    """The items of all pictures that are there, with their objects in the order of the rows.
+
+    Boxes with a negative side are fatal faults; empty ones and those wholly outside are dropped, those partly outside
+    clipped, and either counted. Objects of class -1 and of pictures that are None are dropped without a word.
+    """
+    sizes = np.array([picture.size if picture and picture.size else (0, 0) for picture in pictures], np.int64)
+    sizes = sizes.reshape(-1, 2)
+    limits = np.tile(sizes[rows.pictures][:, ::-1], 2)  # (N, 4): width, height, width, height
+    there = np.array([picture is not None for picture in pictures], bool)[rows.pictures]
+    wanted = (rows.classes >= 0) & there
+    boxes, keep = _checked_boxes(rows, limits, wanted, faults)
+    outlines = None if rows.outlines is None else list(rows.outlines)
+    if outlines is not None:
+        having = [index for index in np.flatnonzero(keep).tolist() if outlines[index] is not None]
+        of_rows = sizes[rows.pictures]
+        for start in range(0, len(having), _AT_ONCE):
+            _check_outlines(outlines, having[start : start + _AT_ONCE], of_rows, rows.place, faults)
+        keep[[index for index in having if outlines[index] is None]] = False
+    order = np.flatnonzero(keep)
+    order = order[np.argsort(rows.pictures[order], kind="stable")]
+    ends = np.bincount(rows.pictures[order], minlength=len(pictures)).cumsum().tolist()
+    boxes, classes = boxes[order], rows.classes[order]
+    crowd = None if rows.crowd is None else rows.crowd[order]
+    areas = None if rows.areas is None else rows.areas[order].astype(np.float32)
+    places = order.tolist()
+    items, start = [], 0
+    for picture, end in zip(pictures, ends, strict=True):
+        part = slice(start, end)
+        start = end
+        if picture is None or picture.size is None:
+            continue
+        own = None if outlines is None else tuple(outlines[place] for place in places[part])
+        objects = Objects(
+            boxes=boxes[part],
+            classes=classes[part],
+            size=picture.size,
+            crowd=crowd[part] if crowd is not None and crowd[part].any() else None,
+            areas=areas[part] if areas is not None and not np.isnan(areas[part]).any() else None,
+            outlines=own if own and any(outline is not None for outline in own) else None,
+            id=picture.id,
+        )
+        items.append(Item(picture.path, tuple(sorted(set(classes[part].tolist()))), objects=objects))
+    return tuple(items)
+
+
+def notes_on(items: Sequence[Item], crowds: str) -> tuple[str, ...]:
+    """How many pictures have no objects, and how many objects count for nothing; `crowds` says what those are."""
+    empty = sum(item.objects is not None and not len(item.objects.boxes) for item in items)
+    ignored = sum(
+        int(item.objects.crowd.sum()) for item in items if item.objects is not None and item.objects.crowd is not None
+    )
+    notes = (f"{empty} of {len(items)} pictures have no object; they are kept",) if empty else ()
+    return notes + ((f"{ignored} {crowds} count for nothing: neither right nor wrong",) if ignored else ())
+
+
+def missing_outlines(listing: Listing, faults: Faults) -> None:
+    """Note the objects without an outline."""
+    for index, item in enumerate(listing.items):
+        if item.objects is not None and len(item.objects.boxes):
+            outlines = item.objects.outlines or (None,) * len(item.objects.boxes)
+            for number, outline in enumerate(outlines, 1):
+                if outline is None:
+                    faults.add("outline-missing", listing.name(index), f"object {number} of {len(outlines)}")
+
+
+def _checked_boxes(rows: Rows, limits: np.ndarray, wanted: np.ndarray, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 4) float32 clipped boxes, and (N,) which are kept."""
+    boxes = rows.boxes
+
+    def note(kind: str, which: np.ndarray, why: str = "") -> None:
+        for index in np.flatnonzero(which).tolist():
+            faults.add(kind, rows.place(index), _numbers(boxes[index]) + why, tuple(boxes[index].tolist()))
+
+    with np.errstate(invalid="ignore"):
+        bad = wanted & (~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1))
+        good = wanted & ~bad
+        empty = good & (boxes[:, 2:] == boxes[:, :2]).any(1)
+        full = good & ~empty
+        leaving = full & ((boxes < -TOLERANCE) | (boxes > limits + TOLERANCE)).any(1)
+        outside = full & ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2])).any(1)
+        clipped = np.clip(boxes, 0, limits)
+        cut = full & ~outside & (np.abs(clipped - boxes) > _NOTABLE).any(1)
+    note("box-bad", bad)
+    if leaving.sum() > SUSPECT_SHARE * wanted.sum():
+        note("box-corners", leaving, _suspicion(rows, limits, leaving))
+    note("box-empty", empty)
+    note("box-outside", outside)
+    note("box-clipped", cut)
+    rounded = np.where(full[:, None], clipped, 0).astype(np.float32)
+    return rounded, full & ~outside & (rounded[:, 2:] > rounded[:, :2]).all(1)
+
+
+def _suspicion(rows: Rows, limits: np.ndarray, leaving: np.ndarray) -> str:
+    """What the numbers look like, when most boxes that leave their picture would then be good ones."""
+    if rows.otherwise is None:
+        return ""
+    boxes, limits = rows.otherwise[leaving], limits[leaving]
+    fits = (boxes >= -TOLERANCE).all(1) & (boxes <= limits + TOLERANCE).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return f", looks like {rows.mistake}" if fits.mean() > 0.9 else ""
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return "x1 {:g}, y1 {:g}, x2 {:g}, y2 {:g}".format(*values)
+
+
+# ----------------------------------------------------------------------------------------------------------- outlines
+
+
+def _check_outlines(
+    outlines: list[Outline | None],
+    which: Sequence[int],
+    sizes: np.ndarray,
+    place: Callable[[int], str],
+    faults: Faults,
+) -> None:
+    """Put None in place of those that hold nothing or cannot be read, and bring in those that reach far out.
+
+    `outlines` and `sizes` (N, 2), height and width of the pictures, are of all rows, and `which` of these are looked
+    at: they all have an outline.
+    """
+    for index in which:
+        outline = outlines[index]
+        if not isinstance(outline, Runs):
+            continue
+        what, lengths, (height, width) = "", runs_of(outline.counts), sizes[index].tolist()
+        if tuple(outline.size) != (height, width):
+            what = f"for {outline.size[1]} x {outline.size[0]} pixels, the picture has {width} x {height}"
+        elif lengths is None:
+            what = "damaged counts"
+        elif lengths.sum() != height * width:
+            what = f"they add up to {lengths.sum()}, the picture has {height * width} pixels"
+        elif lengths[1::2].any():
+            continue
+        faults.add("outline-bad" if what else "outline-degenerate", place(index), what)
+        outlines[index] = None
+    polygons = {index: found for index in which if not isinstance(found := outlines[index], Runs | None)}
+    reaches = sizes.max(1)
+    for index in _odd_polygons(polygons, reaches):
+        reach = int(reaches[index])
+        kept = [p for p in polygons[index] if len(p) >= 3 and np.isfinite(p).all() and np.ptp(p, axis=0).all()]
+        if len(kept) < len(polygons[index]):
+            faults.add("part-degenerate" if kept else "outline-degenerate", place(index))
+        if any((polygon < -reach).any() or (polygon > 2 * reach).any() for polygon in kept):
+            faults.add("outline-clipped", place(index))
+            kept = [polygon.clip(-reach, 2 * reach) for polygon in kept]  # what rasterises them must stay small
+        outlines[index] = tuple(kept) or None
+
+
+def _odd_polygons(outlines: Mapping[int, tuple[np.ndarray, ...]], reaches: np.ndarray) -> list[int]:
+    """Which rows have a polygon that holds nothing, or reaches further out of its picture than that is long."""
+    polygons = [polygon for outline in outlines.values() for polygon in outline]
+    owners = np.repeat(list(outlines), [len(outline) for outline in outlines.values()])
+    lengths = np.array([len(polygon) for polygon in polygons])
+    odd = lengths < 3
+    if not odd.all():
+        points = np.concatenate([polygon for polygon in polygons if len(polygon) >= 3])
+        starts = np.cumsum(lengths[~odd]) - lengths[~odd]
+        low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+        reach = reaches[owners[~odd], None]
+        odd[~odd] = ~((low < high) & (low >= -reach) & (high <= 2 * reach)).all(1)  # True for NaN
+    return sorted(set(owners[odd].tolist()))
+
+
+def runs_of(counts: bytes | Sequence[int]) -> np.ndarray | None:
+    """(K,) int64 lengths of runs, of either form of COCO's; None where they are damaged."""
+    try:
+        lengths = run_lengths(counts) if isinstance(counts, bytes) else np.array(counts, np.int64)
+    except (DataError, OverflowError):
+        return None
+    return lengths if not len(lengths) or lengths.min() >= 0 else None
+
+
+def polygon_area(polygons: Iterable[np.ndarray]) -> float:
+    """Pixels inside polygons that do not overlap."""
+    total = 0.0
+    for polygon in polygons:
+        x, y = polygon.astype(np.float64).T
+        total += abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return total

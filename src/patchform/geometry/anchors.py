@@ -1,0 +1,122 @@
+"""Anchors: boxes of given sizes and forms around every cell of a map, and which object each of them stands for.
+
+Faster R-CNN (Ren et al. 2015, section 3.1) has them; numbers, order and rounding are those of torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from patchform.geometry.grids import coordinates
+
+BACKGROUND, NEITHER = -1, -2
+"""What `matched` says of anchors without an object, and of those that count for nothing."""
+CROWDED = 0.7
+"""Share of an anchor inside a crowd region above which it is no background (Girshick et al.'s Detectron)."""
+
+
+def forms(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """Anchors around the point 0, 0.
+
+    Args:
+        sizes: square roots of their areas, pixels.
+        ratios: height / width.
+
+    Returns:
+        (len(ratios) * len(sizes), 4) xyxy float32 in whole pixels; sizes vary fastest.
+    """
+    size, height = torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32).sqrt()
+    width = 1 / height
+    half = torch.stack([(width[:, None] * size).flatten(), (height[:, None] * size).flatten()], 1) / 2
+    return torch.cat([-half, half], 1).round()
+
+
+def spacing(
+    size: tuple[int, int], grid: tuple[int, int], stride: float, way: Literal["stride", "input"] = "stride"
+) -> tuple[float, float]:
+    """Pixels from row to row and from column to column of a map.
+
+    Cells of a stride that is itself rounded (CrossViT) may cover less than the input; they are then farther apart.
+
+    Args:
+        size: height and width of the input, pixels.
+        grid: rows and columns of the map.
+        stride: pixels a cell, as the map's maker says.
+        way: "input" divides the sides by the numbers of cells, rounded down, which is torchvision's way and another one
+            on coarse maps of most sizes.
+    """
+    if way == "input":
+        return size[0] // grid[0], size[1] // grid[1]
+    return max(stride, size[0] / grid[0]), max(stride, size[1] / grid[1])
+
+
+def placed(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
+    """Anchors of every cell of a map; the first cell's lie around the picture's corner.
+
+    Args:
+        forms: (A, 4), see `forms`.
+        grid: rows and columns of the map.
+        spacing: pixels from row to row and from column to column.
+
+    Returns:
+        (rows * columns * A, 4) xyxy float32: cell by cell in row-major order, the forms of a cell together.
+    """
+    rows, columns = coordinates(grid, device=forms.device)
+    y, x = rows * spacing[0], columns * spacing[1]
+    return (torch.stack([x, y, x, y], 1)[:, None] + forms).flatten(0, 1)
+
+
+def matched(
+    anchors: Tensor,
+    boxes: Tensor,
+    *,
+    foreground: float,
+    background: float,
+    rescue: bool = True,
+    crowd: Tensor | None = None,
+) -> Tensor:
+    """Which object each anchor (or proposal) of a picture stands for (Ren et al. 2015, section 3.1.2).
+
+    It is the object that it overlaps most. As in torchvision, an anchor that is a rescue of one object stands for the
+    object that it overlaps most itself, which may be another.
+
+    Args:
+        anchors: (N, 4) xyxy.
+        boxes: (M, 4) xyxy, M may be 0.
+        foreground: IoU from which on an anchor stands for its object.
+        background: IoU below which it stands for none.
+        rescue: whether the anchors that overlap an object more than all others do so from any IoU above 0 on, so that
+            every object has one.
+        crowd: (M,) bool, regions that are no object; what lies in them by more than `CROWDED` is no background either.
+
+    Returns:
+        (N,) int64: row of `boxes`, `BACKGROUND` or `NEITHER`.
+    """
+    from torchvision.ops import box_iou
+
+    if not len(boxes):
+        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    overlaps = box_iou(boxes, anchors)  # (M, N)
+    if crowd is not None:
+        overlaps = overlaps.masked_fill(crowd[:, None], -1)
+    most, number = overlaps.max(0)
+    found = torch.where(most < foreground, torch.where(most < background, BACKGROUND, NEITHER), number)
+    if rescue:
+        highest = overlaps.amax(1, keepdim=True)
+        found = torch.where(((overlaps == highest) & (highest > 0)).any(0), number, found)
+    if crowd is not None:
+        inside = (share_inside(anchors, boxes[crowd]) > CROWDED).any(1)
+        found = torch.where((found == BACKGROUND) & inside, NEITHER, found)
+    return found
+
+
+def share_inside(boxes: Tensor, regions: Tensor) -> Tensor:
+    """(N, 4) and (M, 4) xyxy -> (N, M): the share of each box's area inside each region; 0 for empty boxes."""
+    start = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    end = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    both = (end - start).clamp(min=0).prod(2)
+    return both / (boxes[:, 2:] - boxes[:, :2]).prod(1).clamp(min=1e-6)[:, None]

@@ -1,0 +1,39 @@
+"""Which guess stands for which object: the cheapest set of pairs, no guess and no object in two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def assign(costs: Sequence[Tensor]) -> list[Tensor]:
+    """The pairs of each problem whose costs add up to the least (Kuhn 1955, the Hungarian method).
+
+    All costs go to the processor in one piece and all pairs come back in one.
+
+    Args:
+        costs: a tensor (P, G, N) for each image: P problems, each of G guesses by N objects. NaN counts as dearest.
+
+    Returns:
+        (P, N) int64 an image, on its device: the guess of each object; -1 where there are more objects than guesses.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if not costs:
+        return []
+    flat = torch.cat([cost.detach().float().flatten() for cost in costs])
+    numbers = flat.nan_to_num(nan=torch.finfo(torch.float32).max).cpu().numpy()
+    found, start = [], 0
+    for cost in costs:
+        pairs = torch.full((cost.shape[0], cost.shape[2]), -1)
+        problems = numbers[start : start + cost.numel()].reshape(cost.shape)
+        for problem, row in zip(problems, pairs):
+            guesses, objects = linear_sum_assignment(problem)
+            row[torch.from_numpy(objects)] = torch.from_numpy(guesses)
+        found.append(pairs)
+        start += cost.numel()
+    together = torch.cat([pairs.flatten() for pairs in found]).to(costs[0].device)
+    parts = together.split([pairs.numel() for pairs in found])
+    return [part.view_as(pairs) for part, pairs in zip(parts, found)]

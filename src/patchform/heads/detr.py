@@ -1,0 +1,421 @@
+"""DETR: end-to-end object detection with transformers (Carion et al., ECCV 2020, arXiv:2005.12872).
+
+    coarsest map --1x1 conv--> cells --encoder--> memory
+                                                    |
+    a learned query for each object --decoder: queries look at one another, then at the memory--> class, box
+
+Positions are added to queries and keys of every attention, never to values. In the loss each object is given to one
+query (section 3.1), the others learn to say that there is nothing; every layer of the decoder answers and has a loss.
+Nothing is suppressed afterwards: an answer is a query's best class and its box, a share of the picture without padding.
+
+The authors' code also drops attention weights; here dropout acts behind each attention and in the perceptrons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+
+from patchform.errors import UsageError
+from patchform.geometry.boxes import to_centres, to_corners
+from patchform.geometry.detections import picture_sizes, to_pictures
+from patchform.geometry.matching import assign
+from patchform.heads.base import Head
+from patchform.layers.attention import attend, join_heads, split_heads
+from patchform.layers.convolutions import CellNorm
+from patchform.layers.linear import Linear
+from patchform.layers.positions import PlaceInPicture, RowsAndColumns
+from patchform.lookup import check_options, no_such
+from patchform.records import Features, Instances, Target
+
+LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "nothing": 0.1}
+"""Factors of the losses, and of the costs of a pair; "nothing" is the weight of a query that has no object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """The part between map and answers."""
+
+    depths: tuple[int, int] = (6, 6)
+    """Layers of encoder and decoder; the decoder has one at least."""
+    heads: int = 8
+    """Of every attention."""
+    hidden: int = 2048
+    """Width inside the perceptrons."""
+    dropout: float = 0.1
+    norms: Literal["post", "pre"] = "post"
+    """Layer norms behind the shortcuts, or in front of the branches."""
+    positions: Literal["sine", "learned"] = "sine"
+
+    def __post_init__(self) -> None:
+        if self.norms not in ("post", "pre"):
+            raise UsageError(f'norms is "{self.norms}"', remedy='it is "post" or "pre"')
+        if self.positions not in ("sine", "learned"):
+            raise UsageError(f'positions is "{self.positions}"', remedy='it is "sine" or "learned"')
+        if len(self.depths) != 2 or self.depths[0] < 0 or self.depths[1] < 1:
+            raise UsageError(
+                f"depths are {self.depths}", remedy="layers of the encoder, and of the decoder, which has 1"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout is {self.dropout}", remedy="it lies in [0, 1)")
+
+
+class DETRRaw(NamedTuple):
+    """What the decoder says, layer by layer: L layers, Q queries."""
+
+    logits: Tensor
+    """(L, B, Q, classes + 1), the last for nothing."""
+    boxes: Tensor
+    """(L, B, Q, 4) float32: centre x, centre y, width, height, as shares of the picture."""
+    pictures: Tensor
+    """(B, 2) float32: height and width in pixels of the part of the input that is picture."""
+    states: Tensor
+    """(B, Q, D) of the last layer."""
+    cells: Tensor
+    """(B, D, H, W), what the encoder was given."""
+    memory: Tensor
+    """(B, D, H, W), what it made of them."""
+    beside: Any = None
+    """What a head that goes on from here has of its own."""
+
+
+class Truth(NamedTuple):
+    """The objects of a batch that count, image after image: T of them."""
+
+    classes: Tensor
+    """(T,) int64."""
+    boxes: Tensor
+    """(T, 4) float32, as `DETRRaw.boxes`."""
+    image: Tensor
+    """(T,) int64: the image of each."""
+    counts: list[int]
+    """Objects of each image."""
+
+
+class DETR(Head):
+    """A fixed number of learned queries, each of which answers with an object or with nothing.
+
+    Args:
+        channels: of the backbone's maps; the last one, the coarsest, is looked at.
+        strides, width: of its maps and tokens; not used.
+        classes: number of classes.
+        queries: Q, more than a picture has objects.
+        channels_inside: D.
+        transformer: what differs from `Transformer`.
+        losses: what differs from `LOSSES`.
+        norm: "layer" normalises the cells of the map first; "none", as published, takes them as they are.
+        score_threshold: predictions below it are left out.
+        detections: predictions of a picture at most.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("detection",)
+    factors: ClassVar[Mapping[str, float]] = LOSSES
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 0,
+        classes: int,
+        queries: int = 100,
+        channels_inside: int = 256,
+        transformer: Mapping[str, Any] | None = None,
+        losses: Mapping[str, float] | None = None,
+        norm: Literal["layer", "none"] = "none",
+        score_threshold: float = 0.0,
+        detections: int = 100,
+    ) -> None:
+        super().__init__()
+        check_options(Transformer, transformer or {}, of="transformer")
+        form = Transformer(**(transformer or {}))
+        for name in losses or {}:
+            if name not in self.factors:
+                raise no_such("loss", name, self.factors)
+        if norm not in ("layer", "none"):
+            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
+        if channels_inside % form.heads:
+            raise UsageError(f"{form.heads} heads do not divide {channels_inside}", remedy="change one of them")
+        if queries < 1:
+            raise UsageError(f"{queries} queries", remedy="there is one at least")
+        self.losses = {**self.factors, **(losses or {})}
+        self.score_threshold, self.detections, self.heads = score_threshold, detections, form.heads
+        self.norm = CellNorm(channels[-1]) if norm == "layer" else nn.Identity()
+        self.project = nn.Conv2d(channels[-1], channels_inside, 1)
+        self.positions = (PlaceInPicture if form.positions == "sine" else RowsAndColumns)(channels_inside)
+        self.encoder = nn.ModuleList(EncoderLayer(channels_inside, form) for _ in range(form.depths[0]))
+        self.encoder_norm = nn.LayerNorm(channels_inside) if form.norms == "pre" else nn.Identity()
+        self.queries = nn.Parameter(torch.randn(queries, channels_inside))
+        self.decoder = nn.ModuleList(DecoderLayer(channels_inside, form) for _ in range(form.depths[1]))
+        self.decoder_norm = nn.LayerNorm(channels_inside)
+        self.classifier = Linear(channels_inside, classes)
+        self.nothing = Linear(channels_inside, 1)
+        self.boxes = Perceptron(channels_inside, channels_inside, channels_inside, 4)
+        weights = torch.ones(classes + 1)
+        weights[-1] = self.losses["nothing"]
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    class_weights: Tensor
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DETRRaw:
+        """Classes and boxes of every query and layer."""
+        cells = self.project(self.norm(features.maps[-1]))
+        grid, padding = (cells.shape[2], cells.shape[3]), features.padding
+        allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
+        places = self.positions(grid, cells.new_zeros(1, *grid, dtype=torch.bool) if padding is None else padding)
+        memory = cells.flatten(2).transpose(1, 2)
+        for layer in self.encoder:
+            memory = layer(memory, places, allowed)
+        memory = self.encoder_norm(memory)
+        x = torch.zeros_like(self.queries).expand(len(memory), -1, -1)
+        keys, states = memory + places, []
+        for layer in self.decoder:
+            x = layer(x, self.queries, keys, memory, allowed)
+            states.append(self.decoder_norm(x))
+        said = torch.stack(states)  # (L, B, Q, D)
+        return DETRRaw(
+            torch.cat([self.classifier(said), self.nothing(said)], -1),
+            self.boxes(said).float().sigmoid(),
+            picture_sizes(features),
+            states[-1],
+            cells,
+            memory.transpose(1, 2).unflatten(2, grid),
+        )
+
+    # ------------------------------------------------------------------------------------------------------ learning
+
+    def truth(self, raw: DETRRaw, targets: Sequence[Target]) -> Truth:
+        """The objects that are no crowd, their boxes as shares of their picture."""
+        objects = [without_crowd(one) for one in cast("Sequence[Instances]", targets)]
+        counts = [len(one.classes) for one in objects]
+        device = raw.boxes.device
+        image = torch.repeat_interleave(torch.tensor(counts)).to(device)
+        boxes = torch.cat([one.boxes for one in objects]).to(device).float()
+        shares = boxes / raw.pictures[image][:, [1, 0, 1, 0]]
+        return Truth(torch.cat([one.classes for one in objects]).to(device), to_centres(shares), image, counts)
+
+    @torch.no_grad()
+    def match(self, raw: DETRRaw, truth: Truth) -> Tensor:
+        """(L, T) int64: the query that each layer has for each object; -1 where there are more objects than queries."""
+        chances, boxes = raw.logits.float().softmax(-1), to_corners(raw.boxes)
+        costs = []
+        of_images = zip(truth.classes.split(truth.counts), truth.boxes.split(truth.counts))
+        for number, (classes, wanted) in enumerate(of_images):
+            far = torch.cdist(raw.boxes[:, number].flatten(0, 1), wanted, p=1)  # (L * Q, N)
+            together = generalized_box_iou(boxes[:, number].flatten(0, 1), to_corners(wanted))
+            cost = self.losses["box"] * far - self.losses["giou"] * together
+            costs.append(
+                cost.unflatten(0, raw.boxes.shape[::2]) - self.losses["class"] * chances[:, number][..., classes]
+            )
+        return torch.cat(assign(costs), 1)
+
+    def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The losses "class", "box" (L1) and "giou" of the last layer; "auxiliary" is the sum of all of the others.
+
+        "class" is a mean over the queries by weight, the other two a mean over the objects of the batch (section 3.1).
+        """
+        truth = self.truth(raw, targets)
+        return self.objects_losses(raw, truth, self.match(raw, truth))
+
+    def objects_losses(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
+        """`loss`, when it is known which query (L, T) is an object's."""
+        layers = torch.arange(len(queries), device=queries.device)[:, None]
+        nothing = raw.logits.shape[-1] - 1
+        wanted = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), nothing)
+        wanted[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
+        wanted = wanted[..., :-1].flatten(1)
+        entropy = F.cross_entropy(
+            raw.logits.float().flatten(0, 2), wanted.flatten(), weight=self.class_weights, reduction="none"
+        )
+        number, has = max(1, len(truth.classes)), queries >= 0
+        found = raw.boxes[layers, truth.image, queries.clamp(min=0)]  # (L, T, 4)
+        far = (found - truth.boxes).abs().sum(-1)
+        pixels = raw.pictures[truth.image][:, [1, 0, 1, 0]]
+        apart = generalized_box_iou_loss(
+            to_corners(found) * pixels, (to_corners(truth.boxes) * pixels).expand_as(found)
+        )
+        of_layers = {
+            "class": entropy.view_as(wanted).sum(1) / self.class_weights[wanted].sum(1).clamp(min=1e-6),
+            "box": (far * has).sum(1) / number,
+            "giou": (apart * has).sum(1) / number,
+        }
+        weighted = {name: self.losses[name] * loss for name, loss in of_layers.items()}
+        last = {name: loss[-1] for name, loss in weighted.items()}
+        if len(queries) == 1:
+            return last
+        return {**last, "auxiliary": torch.stack([loss[:-1].sum() for loss in weighted.values()]).sum()}
+
+    def count(self, targets: Sequence[Target]) -> Tensor:
+        """() float: the sum of the weights of all queries, over which the classes' loss is a mean.
+
+        The other losses are means over objects, so parts of a batch add up exactly where they have as many an image.
+        """
+        number, nothing = len(self.queries), self.losses["nothing"]
+        with_object = [min(number, len(without_crowd(one).classes)) for one in cast("Sequence[Instances]", targets)]
+        return torch.tensor(nothing * number * len(targets) + (1 - nothing) * sum(with_object))
+
+    # ----------------------------------------------------------------------------------------------------- answering
+
+    def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Instances` an image: of each query the best class that is not nothing, its box cut off at the border."""
+        found: list[Target] = []
+        for number, (size, (query, classes, scores)) in enumerate(zip(sizes, self.best(raw), strict=True)):
+            shares = to_corners(raw.boxes[-1, number, query])
+            found.append(Instances(to_pictures(shares, torch.ones_like(raw.pictures[0]), size), classes, scores))
+        return found
+
+    def best(self, raw: DETRRaw) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Queries, classes and scores of the predictions of each image, (K,) each, scores falling."""
+        scores, classes = raw.logits[-1].float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        classes = classes.gather(1, order)
+        kept = (scores >= self.score_threshold).sum(1).clamp(max=self.detections).tolist()
+        return [(order[i, :k], classes[i, :k], scores[i, :k]) for i, k in enumerate(kept)]
+
+
+def without_crowd(objects: Instances) -> Instances:
+    """Those that are one object each: boxes, classes and nothing else."""
+    kept = slice(None) if objects.crowd is None else ~objects.crowd
+    return Instances(objects.boxes[kept], objects.classes[kept])
+
+
+# -------------------------------------------------------------------------------------------------------- transformer
+
+
+class PlacedAttention(nn.Module):
+    """Multi-head attention whose keys are not made from what is taken along: positions help to find it, and stay.
+
+    Args:
+        width: D.
+        heads: h; divides D.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (Linear(width, width) for _ in range(4))
+        for layer in (self.q, self.k, self.v):
+            nn.init.xavier_uniform_(layer.weight, gain=0.5**0.5)  # as parts of one matrix, of 4 D in all
+        nn.init.xavier_uniform_(self.proj.weight)
+        for layer in (self.q, self.k, self.v, self.proj):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, asking: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B, N, D), (B, K, D), (B, K, D) -> (B, N, D); allowed broadcasts to (B, 1, h, N, K)."""
+        q, k, v = (
+            split_heads(layer(x), self.heads)[0] for layer, x in ((self.q, asking), (self.k, keys), (self.v, values))
+        )
+        return self.proj(join_heads(attend(q, k, v, allowed=allowed)))
+
+
+class Perceptron(nn.Module):
+    """Linear layers, and between them ReLU and dropout.
+
+    Args:
+        widths: in, between, out.
+        dropout: rate, in [0, 1).
+    """
+
+    def __init__(self, *widths: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Linear(*pair) for pair in pairwise(widths))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., widths[0]) -> (..., widths[-1])."""
+        for number, layer in enumerate(self.layers):
+            x = layer(self.dropout(F.relu(x)) if number else x)
+        return x
+
+
+class Around(nn.Module):
+    """The shortcut around a branch, with its norm and dropout.
+
+    Args:
+        width: D.
+        form: says where the norm stands.
+    """
+
+    def __init__(self, width: int, form: Transformer) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(form.dropout)
+        self.first = form.norms == "pre"
+
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, N, D) -> the same."""
+        if self.first:
+            return x + self.dropout(branch(self.norm(x)))
+        return self.norm(x + self.dropout(branch(x)))
+
+
+class EncoderLayer(nn.Module):
+    """Cells look at one another.
+
+    Args:
+        width: D.
+        form: of the transformer.
+    """
+
+    def __init__(self, width: int, form: Transformer) -> None:
+        super().__init__()
+        self.attention = PlacedAttention(width, form.heads)
+        self.mlp = perceptron(width, form)
+        self.around = nn.ModuleList(Around(width, form) for _ in range(2))
+
+    def forward(self, x: Tensor, places: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> the same; places broadcast to it, allowed is (B, 1, 1, 1, N) bool."""
+
+        def look(cells: Tensor) -> Tensor:
+            placed = cells + places
+            return self.attention(placed, placed, cells, allowed)
+
+        return self.around[1](self.around[0](x, look), self.mlp)
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at one another, then at the memory.
+
+    Args:
+        width: D.
+        form: of the transformer.
+    """
+
+    def __init__(self, width: int, form: Transformer) -> None:
+        super().__init__()
+        self.attention, self.cross_attention = (PlacedAttention(width, form.heads) for _ in range(2))
+        self.mlp = perceptron(width, form)
+        self.around = nn.ModuleList(Around(width, form) for _ in range(3))
+
+    def forward(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor, allowed: Tensor | None) -> Tensor:
+        """What is known of the objects so far (B, Q, D) -> the same; queries (Q, D) are the objects' positions.
+
+        Keys, the memory with its positions, and memory are (B, N, D); allowed is (B, 1, 1, 1, N) bool.
+        """
+
+        def consult(objects: Tensor) -> Tensor:
+            placed = objects + queries
+            return self.attention(placed, placed, objects)
+
+        x = self.around[0](x, consult)
+        x = self.around[1](x, lambda objects: self.cross_attention(objects + queries, keys, memory, allowed))
+        return self.around[2](x, self.mlp)
+
+
+def perceptron(width: int, form: Transformer) -> Perceptron:
+    """That of a layer, with its initial weights."""
+    made = Perceptron(width, form.hidden, width, dropout=form.dropout)
+    for weights in made.parameters():
+        if weights.dim() > 1:
+            nn.init.xavier_uniform_(weights)
+    return made

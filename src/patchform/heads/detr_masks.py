@@ -1,0 +1,267 @@
+"""DETR with masks (Carion et al., ECCV 2020, arXiv:2005.12872, section 4.4 and figure 8).
+
+    query --asks once more--> memory  = where it looks: a map for each attention head
+    cells, where it looks --> conv --> conv --+--> conv --+--> conv --+--> conv --> conv --> mask
+                                 finer map --/           /           /
+                                             finer map -/           /
+                                                         finer map /
+
+ReLU and group norm follow every 3x3 convolution but the last; finer maps come through 1x1 convolutions. The mask is as
+fine as the finest map. Masks are made for the queries that need one, in the loss those with an object: no query sees
+another's mask. Above a backbone of one stride stand the levels of `layers.pyramids.Levels`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from patchform.errors import DataError, UsageError
+from patchform.geometry import masks
+from patchform.heads.base import Cells
+from patchform.heads.detr import DETR, LOSSES, DETRRaw
+from patchform.layers.convolutions import CellNorm
+from patchform.layers.linear import Linear
+from patchform.layers.pyramids import Levels, to_size
+from patchform.records import Features, Instances, Target
+
+GROUPS = 8
+"""Of channels that are normalised together, where the channels are so many."""
+AT_ONCE = 1 << 24
+"""Pixels of masks that are decoded together."""
+
+
+class Seen(NamedTuple):
+    """What masks are made from, beside what DETR says."""
+
+    looks: Tensor
+    """(B, Q, heads, H, W): shares of a query's attention; they add up to 1 over heads and cells."""
+    guides: tuple[Tensor, ...]
+    """Finer maps, coarse to fine, each (B, C_i, H_i, W_i)."""
+    covered: tuple[int, int]
+    """Pixels of the input that the cells of a mask lie over."""
+    size: tuple[int, int]
+    """(H, W) of the input, pixels."""
+
+
+class DETRMasks(DETR):
+    """DETR, and a mask for each object.
+
+    Args:
+        channels, strides: of the backbone's maps.
+        width: of its tokens; not used.
+        classes: number of classes.
+        queries, channels_inside, transformer, score_threshold, detections: see `DETR`. The width is halved with every
+            finer map, and once before: 16 divides it where there are three.
+        losses: what differs from `FACTORS`.
+        norm: "layer" normalises the cells of every map first.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("instance_segmentation",)
+    factors: ClassVar[Mapping[str, float]] = {**LOSSES, "mask": 1.0, "dice": 1.0}
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 0,
+        classes: int,
+        queries: int = 100,
+        channels_inside: int = 256,
+        transformer: Mapping[str, Any] | None = None,
+        losses: Mapping[str, float] | None = None,
+        norm: Literal["layer", "none"] = "none",
+        score_threshold: float = 0.0,
+        detections: int = 100,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            strides=strides,
+            classes=classes,
+            queries=queries,
+            channels_inside=channels_inside,
+            transformer=transformer,
+            losses=losses,
+            norm=norm,
+            score_threshold=score_threshold,
+            detections=detections,
+        )
+        self.levels = Levels(channels, strides)
+        finer = (number for number, stride in enumerate(self.levels.strides[:-1]) if stride <= strides[-1])
+        self.finer = tuple(finer)[::-1]
+        widths = [self.levels.channels[number] for number in self.finer]
+        self.guide_norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.looks = Looks(channels_inside, self.heads)
+        self.masks = MaskConvolutions(channels_inside, self.heads, widths)
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DETRRaw:
+        """Classes and boxes, and beside them what masks are made from."""
+        raw = super().forward(features)
+        levels = self.levels(features.maps)
+        guides = [norm(levels[number]) for norm, number in zip(self.guide_norms, self.finer)]
+        finest = (guides[-1], self.finer[-1]) if guides else (levels[-1], -1)
+        looks = self.looks(raw.states, raw.memory, features.padding)
+        return raw._replace(beside=Seen(looks, tuple(guides), self.levels.covered(*finest), features.size))
+
+    def enlarged(self, raw: DETRRaw, image: Tensor, query: Tensor) -> Tensor:
+        """Logits (K, 1, *size) of the masks of K queries, of which (K,) image and (K,) query say which."""
+        seen: Seen = raw.beside
+        logits = self.masks(raw.cells, seen.looks[image, query], seen.guides, image)
+        return Cells(logits, seen.covered).enlarged(seen.size)
+
+    def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """DETR's losses; and "mask", focal, and "dice" of the last layer's masks, means over the objects of the batch.
+
+        Raises:
+            DataError: objects without masks, or masks of pictures larger than the input.
+        """
+        truth = self.truth(raw, targets)
+        queries = self.match(raw, truth)
+        has = queries[-1] >= 0
+        logits = self.enlarged(raw, truth.image[has], queries[-1][has]).flatten(1)  # (K, H * W)
+        dense = [_dense(one, raw.beside.size) for one in cast("Sequence[Instances]", targets)]
+        wanted = torch.cat(dense).to(logits.device)[has].flatten(1).float()
+        number = max(1, len(truth.classes))
+        chance = logits.sigmoid()
+        overlap = (2 * (chance * wanted).sum(1) + 1) / (chance.sum(1) + wanted.sum(1) + 1)
+        return {
+            **self.objects_losses(raw, truth, queries),
+            "mask": self.losses["mask"] * sigmoid_focal_loss(logits, wanted).mean(1).sum() / number,
+            "dice": self.losses["dice"] * (1 - overlap).sum() / number,
+        }
+
+    def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Instances` an image, as DETR gives them, with masks."""
+        found: list[Target] = []
+        for number, (objects, size, (query, *_)) in enumerate(
+            zip(super().decode(raw, sizes), sizes, self.best(raw), strict=True)
+        ):
+            height, width = (int(side) for side in raw.pictures[number].tolist())
+            parts = []
+            for some in query.split(max(1, AT_ONCE // max(math.prod(size), math.prod(raw.beside.size)))):
+                logits = self.enlarged(raw, torch.full_like(some, number), some)[..., :height, :width]
+                parts.append(masks.from_dense(to_size(logits, size)[:, 0]))
+            found.append(cast("Instances", objects)._replace(masks=masks.concatenate(parts, size)))
+        return found
+
+
+def _dense(objects: Instances, size: tuple[int, int]) -> Tensor:
+    """(N, *size) bool: the masks of the objects that are no crowd."""
+    if objects.masks is None:
+        raise DataError("objects without masks", remedy="learn from data with masks, or with a head of boxes")
+    if any(have > room for have, room in zip(objects.masks.size, size)):
+        raise DataError(f"masks of {tuple(objects.masks.size)} pixels for an input of {tuple(size)}")
+    kept = objects.masks if objects.crowd is None else masks.take(objects.masks, ~objects.crowd)
+    return masks.to_dense(kept, size)
+
+
+class Looks(nn.Module):
+    """Where queries look: the weights of an attention, normalised over all heads together.
+
+    Args:
+        width: D.
+        heads: h; divides D.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k = Linear(width, width), Linear(width, width)
+        for layer in (self.q, self.k):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, states: Tensor, memory: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, Q, D), (B, D, H, W), padding (B, H, W) bool -> (B, Q, h, H, W) float32."""
+        q = self.q(states).unflatten(2, (self.heads, -1))
+        k = self.k(memory.flatten(2).transpose(1, 2)).unflatten(2, (self.heads, -1))
+        scores = torch.einsum("bqhd,bnhd->bqhn", q * q.shape[-1] ** -0.5, k).float()
+        if padding is not None:
+            scores = scores.masked_fill(padding.flatten(1)[:, None, None], float("-inf"))
+        return scores.flatten(2).softmax(2).unflatten(2, (self.heads, *memory.shape[2:]))
+
+
+class MaskConvolutions(nn.Module):
+    """From cells and where queries look to masks, finer step by step.
+
+    Args:
+        width: D of the cells; it is halved with every step.
+        heads: maps of where a query looks.
+        guides: channels of the finer maps, coarse to fine.
+
+    Raises:
+        UsageError: a width that cannot be halved so often.
+    """
+
+    def __init__(self, width: int, heads: int, guides: Sequence[int]) -> None:
+        super().__init__()
+        if width % 2 ** (len(guides) + 1):
+            raise UsageError(f"channels_inside is {width}", remedy=f"{2 ** (len(guides) + 1)} divides it")
+        widths = [width >> step for step in range(1, len(guides) + 2)]
+        self.first = _conv(width + heads, width + heads)
+        self.first_norm = _norm(width + heads)
+        self.second = NormedConv(width + heads, widths[0])
+        self.guides = nn.ModuleList(_conv(before, after, 1) for before, after in zip(guides, widths))
+        self.steps = nn.ModuleList(NormedConv(*pair) for pair in pairwise(widths))
+        self.last = _conv(widths[-1], 1)
+
+    def forward(self, cells: Tensor, looks: Tensor, guides: Sequence[Tensor], image: Tensor) -> Tensor:
+        """Logits of K masks.
+
+        Args:
+            cells: (B, D, H, W).
+            looks: (K, heads, H, W).
+            guides: each (B, C_i, H_i, W_i).
+            image: (K,) int64: whose cells and guides.
+
+        Returns:
+            (K, 1, h, w), of the last guide's grid.
+        """
+        of_cells, of_looks = self.first.weight.split([cells.shape[1], looks.shape[1]], 1)
+        shared = F.conv2d(cells, of_cells, self.first.bias, padding=1)  # once for all masks of an image
+        x = shared[image] + F.conv2d(looks, of_looks, padding=1)
+        x = self.second(F.relu(self.first_norm(x)))
+        for step, conv, guide in zip(self.steps, self.guides, guides):
+            beside = conv(guide)[image]
+            x = step(beside + to_size(x, beside.shape[-2:], "nearest"))
+        return self.last(x)
+
+
+class NormedConv(nn.Module):
+    """3x3 convolution, group norm, ReLU.
+
+    Args:
+        in_channels, out_channels: C before and behind.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = _conv(in_channels, out_channels)
+        self.norm = _norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H, W)."""
+        return F.relu(self.norm(self.conv(x)))
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)

@@ -1,0 +1,155 @@
+"""Mask R-CNN: Faster R-CNN with a mask for every box (He, Gkioxari, Dollar, Girshick, ICCV 2017, arXiv:1703.06870).
+
+    regions --what lies in each, 14x14 (RoIAlign)--> 3x3 conv x 4 --2x2 transposed conv--> 28x28 logits of each class
+
+In training the regions that stand for objects have masks (section 3), in prediction the boxes that are left. The loss
+is that of a region's own class, a mean over a picture's masks, then over pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.errors import DataError
+from patchform.geometry import detections, masks
+from patchform.heads.faster_rcnn import FasterRCNN, Raw, options, shares
+from patchform.records import Features, Instances, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """How masks are made."""
+
+    convolutions: int = 4
+    """3x3, in front of the transposed one."""
+    channels: int = 256
+    """Of them."""
+    size: int = 14
+    """Cells a side that a region is read as; its mask has twice as many."""
+    samples: int = 128
+    """Regions of a picture that the loss sees at most: the first of the sample of boxes."""
+
+
+class MaskRCNN(FasterRCNN):
+    """Boxes and their masks.
+
+    Args:
+        channels, strides, width, classes, neck, channels_inside, norm, anchor_sizes, score_threshold, proposals, boxes:
+            see `FasterRCNN`.
+        masks: options of `Masking`, by name.
+
+    Raises:
+        UsageError: an option out of its range or unknown.
+    """
+
+    tasks = ("instance_segmentation",)
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 0,
+        classes: int,
+        neck: Literal["fpn", "single", "simple"] = "fpn",
+        channels_inside: int = 256,
+        norm: Literal["layer", "none"] = "none",
+        anchor_sizes: Sequence[float] | None = None,
+        score_threshold: float = 0.05,
+        proposals: Mapping[str, Any] | None = None,
+        boxes: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            strides=strides,
+            classes=classes,
+            neck=neck,
+            channels_inside=channels_inside,
+            norm=norm,
+            anchor_sizes=anchor_sizes,
+            score_threshold=score_threshold,
+            proposals=proposals,
+            boxes=boxes,
+        )
+        self.masking = options(Masking, masks, "masks")
+        self.read_masks = self.reader(self.masking.size)
+        self.mask = _Mask(channels_inside, classes, self.masking)
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
+        """What Faster R-CNN says; with targets, masks of the regions that stand for objects as well."""
+        raw = super().forward(features, targets)
+        if targets is None:
+            return raw
+        return raw._replace(masks=self._masks(raw, self._masked(raw)[0]))
+
+    def _masks(self, raw: Raw, regions: Sequence[Tensor]) -> Tensor:
+        """Of each image (M_i, 4) pixels of the input -> (sum M_i, 1 + classes, size, size) logits."""
+        cells, rows = self.read_masks(raw.levels, regions, raw.size)
+        return self.mask(cells)[rows]
+
+    def _masked(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image the regions that have masks in training, and the objects that they stand for."""
+        counts = [min(self.masking.samples, int((number >= 0).sum())) for number in raw.objects]
+        regions = [region[:count] for region, count in zip(raw.regions, counts)]
+        return regions, [number[:count] for number, count in zip(raw.objects, counts)]
+
+    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The losses of Faster R-CNN, and mask.
+
+        Raises:
+            DataError: objects without masks.
+        """
+        found = super().loss(raw, targets)
+        assert raw.masks is not None
+        labels, wanted = [], []
+        for region, number, target in zip(*self._masked(raw), cast("Sequence[Instances]", targets)):
+            if target.masks is None:
+                raise DataError("objects without masks", remedy="detection learns from boxes alone")
+            labels.append(target.classes[number] + 1)
+            seen = region if self.judging.aligned else region + 0.5
+            wanted.append(masks.sample(target.masks, seen, number, raw.masks.shape[-1]))
+        label = torch.cat(labels)
+        own = raw.masks[torch.arange(len(label), device=label.device), label].float()
+        entropy = F.binary_cross_entropy_with_logits(own, torch.cat(wanted), reduction="none").mean((1, 2))
+        return {**found, "mask": (entropy * shares([len(each) for each in labels], entropy)).sum()}
+
+    def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Instances` an image, with masks: where they are more likely than not."""
+        predicted = self.best(raw)
+        logits = self._masks(raw, [found.boxes for found in predicted])
+        label = torch.cat([found.classes for found in predicted]) + 1
+        likely = logits[torch.arange(len(label), device=label.device), label].float().sigmoid()
+        complete: list[Target] = []
+        parts = likely.split([len(found.boxes) for found in predicted])
+        for found, real, size, each in zip(predicted, raw.real, sizes, parts):
+            place = detections.to_pictures(found.boxes, real, size)
+            complete.append(found._replace(boxes=place, masks=masks.paste(each, place, size)))
+        return complete
+
+
+class _Mask(nn.Module):
+    """(K, C, size, size) -> logits (K, 1 + classes, 2 * size, 2 * size)."""
+
+    def __init__(self, channels: int, classes: int, options: Masking) -> None:
+        super().__init__()
+        widths = [channels, *[options.channels] * options.convolutions]
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(widths))
+        self.enlarge = nn.ConvTranspose2d(widths[-1], options.channels, 2, stride=2)
+        self.classify = nn.Conv2d(options.channels, 1 + classes, 1)
+        for layer in (*self.convs, self.enlarge, self.classify):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.classify.weight, std=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.classify(F.relu(self.enlarge(x)))

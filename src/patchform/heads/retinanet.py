@@ -1,0 +1,338 @@
+"""RetinaNet: focal loss for dense object detection (Lin et al., ICCV 2017, arXiv:1708.02002).
+
+    maps --feature pyramid--> P3, P4, P5 --3x3 conv, stride 2--> P6 --ReLU, 3x3 conv, stride 2--> P7
+    each level --4 x (3x3 conv, ReLU), 3x3 conv--> class logits of every anchor
+               --the same, other weights---------> how every anchor moves and grows
+
+The weights of the two towers serve all levels (section 4). Above a backbone of one stride stand the levels of
+`layers.pyramids.Levels`. Numbers are those of torchvision's RetinaNet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.errors import UsageError
+from patchform.geometry import anchors as anchoring
+from patchform.geometry.boxes import shifted, shifts
+from patchform.geometry.detections import best, clip, picture_sizes, to_pictures
+from patchform.heads.base import Head
+from patchform.layers.convolutions import CellNorm
+from patchform.layers.pyramids import FPN, Coarser, Levels
+from patchform.lookup import check_options, no_such
+from patchform.records import Features, Instances, Target
+
+BALANCE, FOCUS = 0.25, 2
+"""Alpha and gamma of the focal loss (table 1b)."""
+PRIOR = 0.01
+"""Probability that an anchor is an object of a class, before training (section 4.1)."""
+FOREGROUND, BACKGROUND = 0.5, 0.4
+"""IoU with an object from which on, and below which, an anchor stands for it or for none (section 4, Anchors)."""
+BEND = 1 / 9
+"""Where the smooth L1 loss becomes linear, as in the authors' Detectron."""
+CANDIDATES, OVERLAP = 1000, 0.5
+"""Predictions of each level that are looked at, and the IoU from which on one suppresses another (section 4.1)."""
+
+
+SLOTS = {"norm": ("none", "group"), "source": ("map", "pyramid"), "spacing": ("stride", "input")}
+"""What may be said in fields of `Form`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What implementations of the paper do differently. The defaults are the paper's.
+
+    Raises:
+        UsageError: a field out of its range.
+    """
+
+    convolutions: int = 4
+    """Of each tower, before its last."""
+    norm: Literal["none", "group"] = "none"
+    """Behind each of them: "group" is group normalisation, at most 32 groups."""
+    coarser: int = 2
+    """Levels above the backbone's."""
+    source: Literal["map", "pyramid"] = "map"
+    """What the first of them is made from: the backbone's coarsest map, or the pyramid's."""
+    octave: int = 3
+    """Sizes of anchors on a level: its size times 2 ** (0 / octave), 2 ** (1 / octave), ..."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height / width of anchors."""
+    spacing: Literal["stride", "input"] = "stride"
+    """Pixels between the anchors of neighbouring cells: "input" divides the input's sides by the numbers of cells,
+    rounded down, which is torchvision's way and another one on coarse levels of most sizes."""
+
+    def __post_init__(self) -> None:
+        for name, known in SLOTS.items():
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f'{name} is "{value}"', remedy=f'it is "{known[0]}" or "{known[1]}"')
+        if min(self.convolutions, self.coarser) < 0 or self.octave < 1:
+            raise UsageError("convolutions and coarser are 0 or more, octave 1 or more", where="form")
+        if not self.ratios or min(self.ratios) <= 0:
+            raise UsageError(f"ratios are {self.ratios}", remedy="give one or more positive numbers")
+
+
+class Raw(NamedTuple):
+    """What RetinaNet says of N anchors: level by level, fine to coarse; cell by cell; those of a cell together."""
+
+    logits: Tensor
+    """(B, N, classes)."""
+    shifts: Tensor
+    """(B, N, 4), see `geometry.boxes.shifts`."""
+    anchors: Tensor
+    """(N, 4) xyxy float32 pixels of the input."""
+    levels: tuple[int, ...]
+    """Number of anchors of each level."""
+    real: Tensor
+    """(B, 2) height and width of the picture in each input."""
+
+
+class RetinaNet(Head):
+    """One stage: a class and a box for each of the anchors of all levels.
+
+    Args:
+        channels, strides: of the backbone's maps.
+        width: of its tokens; not used.
+        classes: number of classes.
+        channels_inside: of the pyramid and the towers.
+        norm: "layer" normalises the cells of each map first; "none" takes them as they are.
+        finest: pixels a cell of the finest level: maps that are finer are not used (8: P3, 4: P2).
+        sizes: of the anchors, pixels, a number for each level, fine to coarse; None: 4 times the level's stride, which
+            makes 32, 64, ... 512 of the paper.
+        losses: factor of each loss by name: "focal", of the classes, and one or more of "l1", "smooth_l1" (of what is
+            to be moved and grown) and "giou" (of the boxes). None: focal and l1, both 1.
+        form: fields of `Form` by name.
+        score_threshold: predictions at or below it are left out, in [0, 1).
+        detections: so many an image at most.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+
+    tasks = ("detection",)
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        width: int = 0,
+        classes: int,
+        channels_inside: int = 256,
+        norm: Literal["layer", "none"] = "none",
+        finest: int = 8,
+        sizes: Sequence[float] | None = None,
+        losses: Mapping[str, float] | None = None,
+        form: Mapping[str, Any] | None = None,
+        score_threshold: float = 0.05,
+        detections: int = 100,
+    ) -> None:
+        super().__init__()
+        if norm not in ("layer", "none"):
+            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
+        if not 0 <= score_threshold < 1 or detections < 1:
+            raise UsageError("score_threshold lies in [0, 1), detections is 1 or more")
+        check_options(Form, form or {}, of="form")
+        self.form = Form(**(form or {}))
+        self.losses = _checked({"focal": 1.0, "l1": 1.0} if losses is None else losses)
+        self.score_threshold, self.detections = score_threshold, detections
+
+        self.maps = Levels(channels, strides, finest=finest)
+        widths = self.maps.channels
+        self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.pyramid = FPN(widths, channels_inside)
+        below = widths[-1] if self.form.source == "map" else channels_inside
+        self.coarser = Coarser(below, channels_inside, self.form.coarser)
+        coarsest = self.maps.strides[-1]
+        self.strides = (*self.maps.strides, *(coarsest * 2**n for n in range(1, self.form.coarser + 1)))
+        self.register_buffer("forms", _forms(self.strides, sizes, self.form), persistent=False)
+        anchors = self.forms.shape[1]
+        self.classify = Tower(channels_inside, self.form, anchors=anchors, outputs=classes)
+        self.move = Tower(channels_inside, self.form, anchors=anchors, outputs=4)
+        nn.init.constant_(_bias(self.classify.output), -math.log((1 - PRIOR) / PRIOR))
+
+    forms: Tensor
+    """(levels, A, 4): the anchors of a cell."""
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
+        """Logits and shifts of every anchor, and the anchors."""
+        maps = [norm(x) for norm, x in zip(self.norms, self.maps(features.maps))]
+        levels = self.pyramid(maps)
+        levels += self.coarser(maps[-1] if self.form.source == "map" else levels[-1])
+        grids = [(x.shape[2], x.shape[3]) for x in levels]
+        anchors = [
+            anchoring.placed(forms, grid, anchoring.spacing(features.size, grid, stride, self.form.spacing))
+            for forms, grid, stride in zip(self.forms.float(), grids, self.strides)
+        ]
+        return Raw(
+            torch.cat([self.classify(x) for x in levels], 1),
+            torch.cat([self.move(x) for x in levels], 1),
+            torch.cat(anchors),
+            tuple(map(len, anchors)),
+            picture_sizes(features),
+        )
+
+    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The losses by name, each ().
+
+        Each is the sum over an image's anchors, divided by the number of those that stand for an object (at least 1),
+        and the mean of that over the images. So does torchvision; the paper divides by the objects' anchors of all
+        images together, which parts of a batch do not know of each other.
+        """
+        instances = cast("Sequence[Instances]", targets)
+        logits, device = raw.logits.float(), raw.logits.device
+        with torch.no_grad():
+            numbers = torch.stack([_matched(raw.anchors, one) for one in instances])  # (B, N)
+            share = 1 / ((numbers >= 0).sum(1).clamp(min=1) * len(instances))  # (B,)
+            image, anchor = (numbers != anchoring.BACKGROUND).nonzero(as_tuple=True)  # (M,)
+            first = torch.tensor([0, *(len(one.boxes) for one in instances[:-1])], device=device).cumsum(0)
+            number = numbers[image, anchor]
+            stands, thing = number >= 0, number.clamp(min=0) + first[image]
+            classes = torch.cat([one.classes for one in instances]).to(device)[thing]
+
+        # every anchor as background, then put right where it is not: few are, and no target of logits' size is made
+        rows = logits[image, anchor]  # (M, classes)
+        own = rows.gather(1, classes[:, None])[:, 0]
+        put_right = torch.where(stands, _as_object(own) - _as_background(own), -_as_background(rows).sum(1))
+        focal = (share * _as_background(logits).sum((1, 2))).sum() + (share[image] * put_right).sum()
+
+        image, anchor, thing = image[stands], anchor[stands], thing[stands]
+        boxes = torch.cat([one.boxes for one in instances]).to(device).float()[thing]
+        found = raw.shifts[image, anchor].float()
+        parts = {"focal": focal}
+        for name in self.losses.keys() - {"focal"}:
+            parts[name] = (share[image] * BOX_LOSSES[name](found, raw.anchors[anchor], boxes)).sum()
+        return {name: factor * parts[name] for name, factor in self.losses.items()}
+
+    @torch.no_grad()
+    def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Instances` an image: per level the best candidates, then the best of each class among those."""
+        logits, numbers, start = [], [], 0
+        for length in raw.levels:
+            flat = raw.logits[:, start : start + length].flatten(1)
+            found = flat.topk(min(CANDIDATES, flat.shape[1]))
+            logits.append(found.values)
+            numbers.append(found.indices + start * raw.logits.shape[2])
+            start += length
+        scores, number = torch.cat(logits, 1).float().sigmoid(), torch.cat(numbers, 1)  # (B, K)
+        anchor, classes = number // raw.logits.shape[2], number % raw.logits.shape[2]
+        moves = raw.shifts.gather(1, anchor[..., None].expand(-1, -1, 4)).float()
+        boxes = shifted(moves, raw.anchors[anchor])
+
+        predictions: list[Target] = []
+        for picture, size in enumerate(sizes):
+            inside = clip(boxes[picture], raw.real[picture])
+            there = (inside[:, 2:] > inside[:, :2]).all(1)  # not in the padding
+            kept = ((scores[picture] > self.score_threshold) & there).nonzero()[:, 0]
+            order = best(
+                inside[kept], scores[picture, kept], classes[picture, kept], overlap=OVERLAP, most=self.detections
+            )
+            kept = kept[order]
+            whole = to_pictures(inside[kept], raw.real[picture], size)
+            predictions.append(Instances(whole, classes[picture, kept], scores[picture, kept]))
+        return predictions
+
+
+class Tower(nn.Module):
+    """Convolutions over a level, and numbers for each anchor of its cells.
+
+    Args:
+        channels: of the level and of all convolutions but the last.
+        form: how many convolutions, and their norm.
+        anchors: A of a cell.
+        outputs: numbers for each.
+    """
+
+    def __init__(self, channels: int, form: Form, *, anchors: int, outputs: int) -> None:
+        super().__init__()
+        grouped = form.norm == "group"
+        self.outputs = outputs
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=not grouped) for _ in range(form.convolutions)
+        )
+        self.norms = nn.ModuleList(
+            nn.GroupNorm(math.gcd(32, channels), channels) if grouped else nn.Identity() for _ in self.convolutions
+        )
+        self.output = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
+        for conv in (*self.convolutions, self.output):
+            nn.init.normal_(conv.weight, std=0.01)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, H*W*A, outputs)."""
+        for conv, norm in zip(self.convolutions, self.norms):
+            x = F.relu(norm(conv(x)), inplace=True)
+        x = self.output(x)
+        return x.permute(0, 2, 3, 1).reshape(len(x), -1, self.outputs)
+
+
+# ------------------------------------------------------------------------------------------------- parts of the losses
+
+
+def _matched(anchors: Tensor, truth: Instances) -> Tensor:
+    crowd = None if truth.crowd is None else truth.crowd.to(anchors.device)
+    boxes = truth.boxes.to(anchors.device).float()
+    return anchoring.matched(anchors, boxes, foreground=FOREGROUND, background=BACKGROUND, crowd=crowd)
+
+
+def _as_background(logits: Tensor) -> Tensor:
+    """Focal loss (equation 5) of each logit whose class is not there."""
+    return (1 - BALANCE) * logits.sigmoid() ** FOCUS * F.softplus(logits)
+
+
+def _as_object(logits: Tensor) -> Tensor:
+    """Focal loss of each logit whose class is there."""
+    return BALANCE * (-logits).sigmoid() ** FOCUS * F.softplus(-logits)
+
+
+def _l1(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+    return (found - shifts(boxes, anchors)).abs().sum(1)
+
+
+def _smooth_l1(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+    return F.smooth_l1_loss(found, shifts(boxes, anchors), beta=BEND, reduction="none").sum(1)
+
+
+def _giou(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+    from torchvision.ops import generalized_box_iou_loss
+
+    return generalized_box_iou_loss(shifted(found, anchors), boxes)
+
+
+BOX_LOSSES = {"l1": _l1, "smooth_l1": _smooth_l1, "giou": _giou}
+"""Of (F, 4) shifts, their anchors and their objects' boxes: (F,)."""
+
+
+def _checked(losses: Mapping[str, float]) -> dict[str, float]:
+    for name, factor in losses.items():
+        if name != "focal" and name not in BOX_LOSSES:
+            raise no_such("loss", name, ("focal", *BOX_LOSSES))
+        if not 0 < factor < math.inf:
+            raise UsageError(f"{name} has the factor {factor}", remedy="it is a positive number")
+    if "focal" not in losses or len(losses) < 2:
+        raise UsageError(
+            f"losses are {', '.join(losses) or 'none'}", remedy=f"name focal and of {', '.join(BOX_LOSSES)}"
+        )
+    return dict(losses)
+
+
+def _forms(strides: Sequence[float], sizes: Sequence[float] | None, form: Form) -> Tensor:
+    """(levels, A, 4)."""
+    sizes = [4 * stride for stride in strides] if sizes is None else sizes
+    if len(sizes) != len(strides) or min(sizes) < 1:
+        raise UsageError(f"sizes are {tuple(sizes)}", remedy=f"give {len(strides)} numbers of 1 or more, one a level")
+    octaves = [[int(size * 2 ** (step / form.octave)) for step in range(form.octave)] for size in sizes]
+    return torch.stack([anchoring.forms(octave, form.ratios) for octave in octaves])
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias

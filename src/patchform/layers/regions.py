@@ -1,0 +1,80 @@
+"""Regions of a picture: what maps say of each, and a fair sample of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from patchform.geometry.anchors import BACKGROUND, spacing
+
+
+class Read(nn.Module):
+    """What lies in each region: RoIAlign of the level that suits its size (Lin et al. 2017, FPN, equation 1).
+
+    RoIAlign is of He et al. 2017 (Mask R-CNN, section 3), with 2 x 2 points a cell.
+
+    Args:
+        strides: input pixels per cell of the levels, fine to coarse.
+        size: cells a side of what is read.
+        side: a region of so many pixels a side is read from the level of 16 pixels a cell.
+        aligned: whether a region is read where it is, the centre of a cell being at its half; without it, half a cell
+            further right and down, as it was before Detectron2.
+    """
+
+    def __init__(self, strides: Sequence[float], size: int, *, side: float = 224, aligned: bool = True) -> None:
+        super().__init__()
+        self.strides, self.size, self.side, self.aligned = tuple(strides), size, side, aligned
+
+    def forward(
+        self, levels: Sequence[Tensor], regions: Sequence[Tensor], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Read regions.
+
+        Args:
+            levels: (B, C, H_l, W_l).
+            regions: of each image, (K_i, 4) xyxy pixels.
+            size: height and width of the input, pixels.
+
+        Returns:
+            (sum K_i, C, size, size) float32, level by level; and (sum K_i,) the row of each region therein: to put
+            what is made of the rows into order costs less than the rows themselves.
+        """
+        from torchvision.ops import roi_align
+
+        flat = torch.cat(list(regions))
+        number = torch.cat([region.new_full((len(region), 1), image) for image, region in enumerate(regions)])
+        rois = torch.cat([number, flat], 1)
+        strides = torch.tensor(self.strides, device=flat.device)
+        suits = 4 + ((flat[:, 2:] - flat[:, :2]).prod(1).sqrt() / self.side).log2() + 1e-6
+        level = (torch.bucketize(suits, strides.log2(), right=True) - 1).clamp(min=0)
+        rows = [(level == each).nonzero()[:, 0] for each in range(len(self.strides))]
+        found = []
+        for x, row, stride in zip(levels, rows, self.strides):
+            down, across = spacing(size, (x.shape[2], x.shape[3]), stride)
+            cells = rois[row] / rois.new_tensor([1, across, down, across, down])
+            found.append(roi_align(x.float(), cells, self.size, sampling_ratio=2, aligned=self.aligned))
+        return torch.cat(found), torch.cat(rows).argsort()
+
+
+def sampled(stands_for: Tensor, number: int, share: float) -> Tensor:
+    """A sample in which what stands for objects is neither all nor lost (Ren et al. 2015, section 3.1.3).
+
+    Drawn from torch's global generator.
+
+    Args:
+        stands_for: (N,) int64 as `geometry.anchors.matched` gives it.
+        number: of the sample.
+        share: at most of it that stands for objects.
+
+    Returns:
+        (K,) int64, K <= number: rows, those that stand for objects first.
+    """
+    objects, nothing = (stands_for >= 0).nonzero()[:, 0], (stands_for == BACKGROUND).nonzero()[:, 0]
+    first = _drawn(objects, int(number * share))
+    return torch.cat([first, _drawn(nothing, number - len(first))])
+
+
+def _drawn(rows: Tensor, most: int) -> Tensor:
+    return rows[torch.randperm(len(rows), device=rows.device)[:most]]

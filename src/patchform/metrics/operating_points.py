@@ -1,0 +1,143 @@
+"""What a detector is worth at a threshold on its scores, and whether they say how often it is right.
+
+The threshold of a class is the score with the best F1 on validation data. Calibration is that of Küppers et al.,
+"Multivariate confidence calibration for object detection" (2020), of scores alone: they are held against the precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from patchform.metrics.base import Table, mean, share
+from patchform.metrics.calibration import BINS, expected_calibration_error, reliability
+from patchform.metrics.overlap import ENOUGH, RIGHT, UNJUDGED, Kind, Pair, count, judged, overlaps
+
+UNKNOWN = 0.5
+"""Threshold where nothing was found that could tell one."""
+FLOOR = 0.05
+"""Scores below it are not in the calibration: some detectors give a hundred such answers to each picture."""
+BACKGROUND = "background"
+"""In a confusion matrix: what was missed, and what is not there."""
+
+
+class Judgement(NamedTuple):
+    """Part of `base.Scores`."""
+
+    numbers: dict[str, float | None]
+    tables: dict[str, Table]
+
+
+def judge(
+    pairs: Sequence[Pair], classes: Sequence[str], kind: Kind, thresholds: Sequence[float] | None = None
+) -> Judgement:
+    """Numbers and tables at one threshold a class.
+
+    Numbers: `f1` (mean over the classes that occur), `ece`. Tables: `operating_points`, a row a class; `reliability`,
+    a row a bin of scores; `confusion`, with a last row and column for `BACKGROUND`.
+
+    Args:
+        pairs: truths and answers of pictures.
+        classes: names.
+        kind: what must overlap by half.
+        thresholds: one a class; None: the best on these data.
+    """
+    shared = [overlaps(one, kind) for one in pairs]
+    verdicts = _joined([judged(one, overlap) for one, overlap in zip(pairs, shared)], np.int8)
+    counted = verdicts != UNJUDGED
+    right = verdicts[counted] == RIGHT
+    scores = _joined([one.answer.scores for one in pairs], np.float64)[counted]
+    class_of = _joined([one.answer.classes for one in pairs], np.int64)[counted]
+    objects = count(pairs, len(classes))
+    if thresholds is None:
+        thresholds = best_thresholds(scores, class_of, right, objects)
+    rows = []
+    for index, (threshold, number) in enumerate(zip(thresholds, objects.tolist())):
+        taken = right[(class_of == index) & (scores >= threshold)]
+        hits = int(taken.sum())
+        f1 = share(2 * hits, len(taken) + number) if number else None
+        rows.append([threshold, f1, share(hits, len(taken)), share(hits, number)])
+    confidence, correct = (torch.tensor(values[scores >= FLOOR]) for values in (scores, right))
+    bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
+    sure = [[share(total, answers), share(hits, answers), answers] for answers, hits, total in bins]
+    names = (*classes, BACKGROUND)
+    return Judgement(
+        {"f1": mean([row[1] for row in rows]), "ece": expected_calibration_error(confidence, correct)},
+        {
+            "operating_points": Table(("threshold", "f1", "precision", "recall"), tuple(classes), rows),
+            "reliability": Table(
+                ("confidence", "precision", "predictions"),
+                tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS)),
+                sure,
+            ),
+            "confusion": Table(names, names, confusion(pairs, shared, np.asarray(thresholds)).tolist()),
+        },
+    )
+
+
+def best_thresholds(scores: np.ndarray, classes: np.ndarray, right: np.ndarray, objects: np.ndarray) -> list[float]:
+    """The score of each class from which its answers have the best F1, the highest of equals.
+
+    A class of which nothing was found takes that of all classes together, and where nothing at all was, `UNKNOWN`.
+
+    Args:
+        scores: (N,) of all answers.
+        classes: (N,) theirs.
+        right: (N,) bool.
+        objects: (C,) how many there are.
+    """
+    together = _best(scores, right, int(objects.sum()))
+    if together is None:
+        together = UNKNOWN
+    found = [_best(scores[own], right[own], int(n)) for n, own in ((n, classes == k) for k, n in enumerate(objects))]
+    return [together if one is None else one for one in found]
+
+
+def _best(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
+    """None where no answer is right."""
+    if not right.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], right[order].cumsum()
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
+    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal scores are taken together or not at all
+    return float(ranked[f1.argmax()])
+
+
+def confusion(pairs: Sequence[Pair], shared: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
+    """Counts of objects (rows, the last one: nothing is there) by what they are taken for (columns, the last: missed).
+
+    Answers above their threshold and objects that overlap by half are joined one to one, those of the same class first,
+    then those that overlap most. What is left over of answers is wrong, unless it lies in a crowd of its class.
+
+    Args:
+        pairs: truths and answers of P pictures.
+        shared: their overlaps.
+        thresholds: (C,).
+
+    Returns:
+        (C + 1, C + 1) int64.
+    """
+    nothing = len(thresholds)
+    counts = np.zeros((nothing + 1, nothing + 1), np.int64)
+    for (truth, answer), overlap in zip(pairs, shared):
+        open_answers, open_truths = answer.scores >= thresholds[answer.classes], ~truth.crowd
+        same = answer.classes[:, None] == truth.classes
+        near = overlap >= ENOUGH
+        rows, columns = np.nonzero(near & open_answers[:, None] & open_truths)
+        for place in np.lexsort((-overlap[rows, columns], ~same[rows, columns])):
+            row, column = rows[place], columns[place]
+            if open_answers[row] and open_truths[column]:
+                open_answers[row] = open_truths[column] = False
+                counts[truth.classes[column], answer.classes[row]] += 1
+        in_crowds = (near & same & truth.crowd).any(1)
+        np.add.at(counts, (nothing, answer.classes[open_answers & ~in_crowds]), 1)
+        np.add.at(counts, (truth.classes[open_truths], nothing), 1)
+    return counts
+
+
+def _joined(parts: Sequence[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, kind), *parts]).astype(kind)

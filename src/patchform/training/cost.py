@@ -1,0 +1,264 @@
+"""What a training step of a recipe takes: counted where it can be, measured in small steps where not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
+
+from patchform import lookup
+from patchform.data.collate import parts, to_device
+from patchform.data.dataset import outlined
+from patchform.data.listing import Listing
+from patchform.data.order import generator
+from patchform.data.transforms import Mixing
+from patchform.layers.drop import DropPath
+from patchform.records import Batch, Bitmaps, Instances, Label, Preprocessing, Regions, Target
+from patchform.settings import Recipe
+from patchform.tasks.base import Task
+from patchform.training import ema, optimizer, peaks
+from patchform.training.loop import gradients, recompute_activations
+from patchform.training.preparation import model_of, seed_everything
+
+Size = tuple[int, int]
+
+FEW, NEVER = 2, 1e-12
+"""Pictures of a step that is measured, and again one more; a rate of stochastic depth that still takes its way."""
+LARGE = 256 * 256
+"""Pixels from which a picture is first measured at half its sides."""
+OBJECTS = 100
+"""Of a picture, where there are no data."""
+
+
+class Held(NamedTuple):
+    """Bytes that are there whatever the batch."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    saved: int
+    """On the CPU: the copy of a checkpoint that is being written, on top of what a step took, which is not given back
+    (`training.memory`)."""
+
+
+class Growth(NamedTuple):
+    """Bytes of a picture in the forward and backward pass, by its number of pixels."""
+
+    constant: float
+    linear: float
+    square: float
+
+    @classmethod
+    def through(cls, small: tuple[int, float], large: tuple[int, float]) -> Growth:
+        """Through two points (pixels, bytes): linear and square terms, or, where it grows less, constant and linear."""
+        (few, less), (many, more) = small, large
+        if few == many:
+            return cls(0.0, more / many, 0.0)
+        if more / many >= less / few:
+            square = (more / many - less / few) / (many - few)
+            linear = less / few - square * few
+            return cls(0.0, linear, square) if linear > 0 else cls(0.0, 0.0, more / many**2)
+        linear = max(0.0, (more - less) / (many - few))
+        return cls(more - linear * many, linear, 0.0)
+
+    def __call__(self, pixels: int) -> float:
+        """Bytes."""
+        return self.constant + pixels * (self.linear + pixels * self.square)
+
+
+class Load(NamedTuple):
+    """The part of a batch that goes through the model at once, and the batch."""
+
+    images: int
+    size: Size
+    whole: int
+    batch_size: Size
+
+
+def loads(batches: Iterable[Sequence[Size]], part: int, pixels: int) -> set[Load]:
+    """What goes through the model at once, as `collate.split` divides it."""
+    found = set()
+    for sizes in batches:
+        whole = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        if not pixels:
+            found.add(Load(min(part or len(sizes), len(sizes)), whole, len(sizes), whole))
+            continue
+        for start, stop, tall, wide in parts(sizes, part or len(sizes), pixels):
+            found.add(Load(stop - start, (tall, wide), len(sizes), whole))
+    return found
+
+
+class Cost(NamedTuple):
+    """Bytes of a training step."""
+
+    held: Held
+    move: int
+    """Beyond what is held, while the optimizer moves."""
+    rest: float
+    """Beyond what is held, in the forward and backward pass, of no picture in particular."""
+    image: Growth
+    pixel: float
+    """Of a pixel of the whole batch, from its arrival to the end of the step."""
+    arriving: float
+    """Of a pixel of the whole batch, while it is mixed."""
+
+    def peak(self, load: Load) -> int:
+        """Bytes at the same time."""
+        batch = load.whole * math.prod(load.batch_size)
+        passes = batch * self.pixel + self.rest + load.images * self.image(math.prod(load.size))
+        return round(sum(self.held) + max(self.move, batch * self.arriving, passes))
+
+
+class _Taken(NamedTuple):
+    """Bytes of one step beyond what is held."""
+
+    arriving: int
+    batch: int
+    passes: int
+    move: int
+
+
+class Meter:
+    """Takes small steps of a recipe, with a learning rate of 0."""
+
+    def __init__(self, recipe: Recipe, listing: Listing, preprocessing: Preprocessing, device: torch.device) -> None:
+        self.recipe, self.listing, self.preprocessing, self.device = recipe, listing, preprocessing, device
+        seed_everything(recipe.training.seed)
+        fresh = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init_from=None))
+        counts = [1] * len(listing.classes)
+        self.model = model_of(fresh, listing, preprocessing, counts=counts, say=lambda note: None).to(device).train()
+        self.average = ema.average_of(self.model) if recipe.training.ema else None
+        if recipe.model.checkpointing:
+            recompute_activations(self.model)
+        for module in self.model.modules():
+            if isinstance(module, DropPath) and module.rate > 0:
+                module.rate = NEVER
+        self.mover = optimizer.build(self.model, recipe.optimizer)
+        optimizer.set_rate(self.mover, 0.0)
+        self.mixing = Mixing(recipe.augmentation, len(listing.classes))
+
+    def cost(
+        self, batches: Sequence[Sequence[Size]], room: int, progress: Callable[[int, int], None], notes: list[str]
+    ) -> Cost:
+        """Measure, at the largest size of the batches unless that takes more than there is room for."""
+        size = max((load.size for load in loads(batches, 0, 0)), key=math.prod)
+        padded = len({size for batch in batches for size in batch}) > 1
+        few = min(FEW, self.recipe.training.micro_batch or max(map(len, batches)))
+        half = _smaller(size)
+        at_once = half == size or not (padded or math.prod(size) > LARGE)
+        done, most, points = 0, 3 if at_once else 5, list[tuple[int, float]]()
+
+        def step(images: int, size: Size) -> _Taken:
+            nonlocal done, most
+            taken = self._step(images, size, padded=padded)
+            done += 1
+            progress(done, max(done, most))
+            return taken
+
+        def measure(size: Size) -> Callable[[Growth], Cost]:
+            """Note what each picture adds."""
+            less, more = step(few, size), step(few + 1, size)
+            area, images = math.prod(size), few + 1
+            points.append((area, max(1.0, more.passes - less.passes)))
+
+            def cost(image: Growth) -> Cost:
+                rest = max(0.0, more.passes - images * image(area))
+                return Cost(held, more.move, rest, image, more.batch / images / area, more.arriving / images / area)
+
+            return cost
+
+        def fits(image: Growth) -> bool:
+            return sum(held) + (few + 1) * image(math.prod(size)) <= room
+
+        step(few, half)  # from here on there are gradients and moments
+        held = self._held()
+        if at_once:
+            return measure(size)(Growth.through(points[0], points[0]))
+        cost = measure(half)
+        image = Growth(0.0, 0.0, points[0][1] / points[0][0] ** 2)  # if attention were all that it takes
+        if not fits(image):
+            measure(_smaller(half))
+            image = Growth.through(points[1], points[0])
+        if not fits(image):
+            notes.append(
+                f"pictures above {half[0]} x {half[1]} pixels were not measured: what they take is extrapolated"
+            )
+            return cost(image)
+        return measure(size)(Growth.through(points[0], points[-1]))
+
+    def _step(self, images: int, size: Size, *, padded: bool) -> _Taken:
+        recipe, model = self.recipe, self.model
+        with peaks.measured(self.device) as arriving:
+            batch = to_device(self._made_up(images, size, padded=padded), self.device)
+            batch = self.mixing.mix(batch, generator(recipe.training.seed, "mix", 0))
+        with peaks.measured(self.device) as passes:
+            _, norm = gradients(model, batch, part=0, precision=recipe.training.precision)
+        with peaks.measured(self.device) as move:
+            if recipe.optimizer.clip:
+                clip_grads_with_norm_(model.parameters(), recipe.optimizer.clip, torch.tensor(norm, device=self.device))
+            self.mover.step()
+            if self.average is not None:
+                ema.update(self.average, model, recipe.training.ema)
+        self.mover.zero_grad(set_to_none=False)
+        return _Taken(arriving.most, arriving.left, passes.most, move.most)
+
+    def _made_up(self, images: int, size: Size, *, padded: bool) -> Batch:
+        """Noise with targets; with padding, all pictures but the first lack a column."""
+        p, (height, width) = self.preprocessing, size
+        numbers = generator(self.recipe.training.seed, "plan")
+        shape = (images, p.channels, height, width)
+        if p.bits == 16:
+            pixels = torch.rand(shape, generator=numbers)
+        else:
+            pixels = torch.randint(256, shape, dtype=torch.uint8, generator=numbers)
+        padding = None
+        if padded:
+            padding = torch.zeros(images, height, width, dtype=torch.bool)
+            padding[1:, :, -1] = True
+        targets = tuple(self._target(size, numbers) for _ in range(images))
+        return Batch(pixels, targets, ("",) * images, (size,) * images, padding)
+
+    def _target(self, size: Size, numbers: torch.Generator) -> Target:
+        classes = len(self.listing.classes)
+        kind = lookup.the_class("tasks", self.recipe.task, Task).target  # type: ignore[attr-defined]
+        if kind is Label:
+            return Label(torch.randint(classes, (1,), generator=numbers))
+        if kind is Regions:
+            return Regions(torch.randint(classes, size, dtype=torch.uint8, generator=numbers))
+        change, known = (
+            self.recipe.augmentation,
+            [len(item.objects.boxes) for item in self.listing.items if item.objects],
+        )
+        count = max(known, default=OBJECTS) * (4 if change.mosaic else 1) * (2 if change.copy_paste else 1)
+        sides = torch.tensor([size[1], size[0]])
+        low = (torch.rand(count, 2, generator=numbers) * sides / 2).long()
+        high = low + 1 + (torch.rand(count, 2, generator=numbers) * (sides / 2 - 1).clamp(min=0)).long()
+        boxes = torch.cat([low, high], 1)
+        bitmaps = None
+        if self.recipe.task == "instance_segmentation" or outlined(self.listing):
+            bitmaps = Bitmaps(torch.ones(int((high - low).prod(1).sum()), dtype=torch.bool), boxes, size)
+        return Instances(boxes.float(), torch.randint(classes, (count,), generator=numbers), masks=bitmaps)
+
+    def _held(self) -> Held:
+        parameters = list(self.model.parameters())
+        state = [value for moments in self.mover.state.values() for value in moments.values()]
+        copy = [] if self.average is None else [*self.average.parameters(), *self.average.buffers()]
+        weights, moments, average = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
+        saved = weights + moments + average if self.device.type == "cpu" else 0
+        return Held(weights, _bytes([one.grad for one in parameters]), moments, average, saved)
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+def _smaller(size: Size) -> Size:
+    """Half the sides, up to a multiple of 32 pixels; no larger than before."""
+    height, width = (min(side, 32 * math.ceil(side / 64)) for side in size)
+    return height, width

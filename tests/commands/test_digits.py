@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from patchform.commands import digits
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def scans():
+    return digits.load()
+
+
+def test_the_scans_are_split_by_class(scans):
+    first, second = digits.split(scans, 0.2, 0)
+    assert len(first.images) + len(second.images) == len(scans.images) == 1797
+    for digit in range(10):
+        members = (scans.classes == digit).sum()
+        assert (second.classes == digit).sum() == round(0.2 * members)
+    again, other = digits.split(scans, 0.2, 0)[1], digits.split(scans, 0.2, 1)[1]
+    assert np.array_equal(again.images, second.images)
+    assert not np.array_equal(other.images, second.images)  # control
+
+
+def test_a_scene_knows_whose_ink_is_where(scans):
+    sizes = []
+    for seed in range(50):
+        scene = digits.scene(scans, np.random.default_rng(seed))
+        assert scene.image.shape == scene.owners.shape == (digits.SIDE, digits.SIDE)
+        assert scene.image.dtype == scene.owners.dtype == scene.mask().dtype == np.uint8
+        assert 1 <= len(scene.classes) <= digits.NUMBER[1]
+        assert sorted(np.unique(scene.owners[scene.owners > 0])) == list(range(1, 1 + len(scene.classes)))
+        mask = scene.mask()
+        for number, digit in enumerate(scene.classes, 1):
+            own = scene.owners == number
+            assert (mask[own] == 1 + digit).all()
+            rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+            sizes.append(max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1)
+            around = np.zeros_like(own)
+            around[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = (
+                scene.owners[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 0
+            )
+            assert abs(scene.image[own].mean() - scene.image[around].mean()) > 30  # it can be seen
+        assert (mask[scene.owners == 0] == 0).all()
+    assert max(sizes) <= digits.SIZES[1]
+    assert max(sizes) - min(sizes) > 10
+
+
+def test_scenes_depend_on_their_numbers_alone(scans):
+    first, second, other = (digits.scene(scans, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.owners, second.owners)
+    assert not np.array_equal(first.image, other.image)  # control
