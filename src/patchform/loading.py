@@ -307,8 +307,11 @@ def _recognised(
 
 
 def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    made = rules.plan(source, own, {}).made
-    return any(name.startswith("head.") and set(names) <= set(source) for name, (_, names) in made.items())
+    """Whether the source has a part of our head; one for features of another width is another head's."""
+    made = {name: names for name, (_, names) in rules.plan(source, own, {}).made.items() if name.startswith("head.")}
+    there = {name: names for name, names in made.items() if set(names) <= set(source)}
+    other = any(len(names) == 1 and source[names[0]].shape[1:] != own[name].shape[1:] for name, names in there.items())
+    return bool(there) and not other
 
 
 def fronts_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from patchform.backbones.resnet import BLOCKS, Block, ResNet, conv_norm
-from patchform.errors import DataError, UsageError
+from patchform.errors import DataError, ModelFileError, UsageError
 from patchform.geometry import masks
 from patchform.geometry.boxes import to_corners
 from patchform.heads.detr import DETR, DETRRaw
@@ -532,3 +532,19 @@ def test_other_classes_leave_all_but_the_classifier():
     load_weights(model, source, transfer=Transfer(classes=names))
     assert torch.equal(model.head.classifier.weight, source["class_labels_classifier.weight"][[6, 5, 4]])
     assert "fresh" in str(report)
+
+
+@pytest.mark.parametrize("head", ["detr", "detr_masks"])
+def test_a_classifier_gives_its_trunk_and_nothing_else(head):
+    giver = randomise(build_model("classification", backbone="resnet/18", head="linear", classes=["a", "b"]))
+    model = detector(head, {})
+    before = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
+    report = load_weights(model, export_weights(giver, "torchvision"))
+    assert {entry.name for entry in report.of("dropped")} == {"fc.weight", "fc.bias"}
+    trunk = giver.backbone.state_dict()
+    assert all(torch.equal(tensor, trunk[name]) for name, tensor in model.backbone.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.head.state_dict().items())
+    half = export_weights(detector("detr", {}), "detr")  # control: a part of the same head is no other head
+    del half["transformer.decoder.norm.weight"]
+    with pytest.raises(ModelFileError):
+        load_weights(detector("detr", {}), half)
