@@ -90,6 +90,9 @@ def test_formats_of_other_tools(tmp_path):
     assert rows[1]["segmentation"]["size"] == [40, 64]
     with pytest.raises(FolderError, match="exists"):
         write(predictor, tmp_path / "b.png", out=tmp_path / "coco", format="coco")
+    predictor.model.ids = tuple(range(10, 10 + len(predictor.classes)))
+    write(predictor, tmp_path / "b.png", out=tmp_path / "ids", format="coco")
+    assert [row["category_id"] for row in json.loads((tmp_path / "ids" / "results.json").read_text())] == [10, 11]
 
     assert write(predictor, tmp_path / "b.png", out=tmp_path / "yolo", format="yolo") == (1, 0)
     lines = [line.split() for line in (tmp_path / "yolo" / "labels" / "b.txt").read_text().splitlines()]

@@ -36,6 +36,8 @@ class Model(nn.Module):
     Attributes:
         thresholds: scores from which a prediction of an object counts, one a class, chosen on validation data and
             stored with the model; None where none were chosen. `predict` does not apply them.
+        ids: of the classes in the data that they were learnt from (COCO's category ids), for results that others read;
+            None where those have none.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Model(nn.Module):
         self.classes = tuple(classes)
         self.preprocessing, self.architecture = preprocessing, architecture
         self.thresholds: tuple[float, ...] | None = None
+        self.ids: tuple[int | str, ...] | None = None
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1), persistent=False)
 
@@ -176,6 +179,7 @@ def describe(model: Model) -> dict[str, Any]:
         "classes": list(model.classes),
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "thresholds": None if model.thresholds is None else list(model.thresholds),
+        "ids": None if model.ids is None else list(model.ids),
     }
 
 
@@ -239,13 +243,14 @@ class _Bounded(TorchDispatchMode):
 
 
 def _build(description: dict[str, Any], source: Path) -> Model:
-    if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing", "thresholds"}:
+    if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing", "thresholds", "ids"}:
         raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
     made_of = _record(Architecture, description["architecture"], source)
     preprocessing = _record(Preprocessing, description["preprocessing"], source)
     if not all(0 < side <= LARGEST_SIDE for side in (*preprocessing.size, preprocessing.channels)):
         raise ModelFileError(f"size and channels are not in 1..{LARGEST_SIDE}", where=source)
     thresholds = _thresholds(description["thresholds"], len(description["classes"]), source)
+    ids = _ids(description["ids"], len(description["classes"]), source)
     try:
         model = build_model(
             made_of.task,
@@ -258,7 +263,7 @@ def _build(description: dict[str, Any], source: Path) -> Model:
         )
     except Exception as error:  # whatever a constructor says of a file's values, the file is at fault
         raise ModelFileError(f"cannot be built: {error}", where=source) from error
-    model.thresholds = thresholds
+    model.thresholds, model.ids = thresholds, ids
     return model
 
 
@@ -269,6 +274,16 @@ def _thresholds(values: Any, number: int, source: Path) -> tuple[float, ...] | N
     if not _fits(values, tuple[float, ...]) or len(values) != number or not all(0 <= x < math.inf for x in values):
         raise ModelFileError(f"thresholds are not {number} numbers of 0 or more", where=source)
     return tuple(float(value) for value in values)
+
+
+def _ids(values: Any, number: int, source: Path) -> tuple[int | str, ...] | None:
+    """None, or a whole number or a word for each class, all different."""
+    if values is None:
+        return None
+    plain = isinstance(values, list) and all(type(value) in (int, str) for value in values)
+    if not plain or len(values) != number or len(set(values)) < number:
+        raise ModelFileError(f"ids are not {number} different numbers or words", where=source)
+    return tuple(values)
 
 
 def _record(kind: type[R], values: Any, source: Path) -> R:

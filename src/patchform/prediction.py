@@ -272,8 +272,8 @@ def write(
         overwrite: replace what an earlier prediction left there.
         batch_size: as in `Predictor.predict`.
         format: objects in the format of another tool too, in `out`. "coco": results.json, when all are done; a picture
-            has the number that is its name, as COCO's have, or else its name, and categories count from 1 in the order
-            of the classes. "yolo": labels/a.txt, lines "class x y width height score".
+            has the number that is its name, as COCO's have, or else its name; categories have the ids of the data that
+            the model learnt from, or else count from 1. "yolo": labels/a.txt, lines "class x y width height score".
 
     Returns:
         How many pictures there were, and how many could not be used.
@@ -291,7 +291,7 @@ def write(
     places = [None] * len(found) if folder is None else _places(found, folder, overwrite)
     labels = _labels(places, overwrite) if format == "yolo" else {}
     rows: list[dict[str, Any]] = []
-    ids = range(1, len(predictor.classes) + 1)
+    ids = predictor.model.ids or range(1, len(predictor.classes) + 1)
     failed = 0
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]

@@ -28,7 +28,10 @@ def test_words_become_ways_to_ask(tmp_path):
     assert way() is None
     assert way("--window", "512", "--run", pixels) == Sliding((512, 512), (342, 342))
     assert way("--window", "64", "--stride", "64", "--run", pixels) == Sliding((64, 64), (64, 64))
+    assert way("--window", "64", "--margin", "16", "--run", pixels) == Sliding((64, 64), (32, 32), margin=16)
     assert way("--window", "512", "--run", objects) == Sliced((512, 512), (342, 342))
+    with pytest.raises(UsageError, match="--margin is for masks"):
+        way("--window", "64", "--margin", "8", "--run", objects)
     assert way("--mirrored") == Scaled((1.0,), True)
     assert way("--scales", "0.5", "1") == Scaled((0.5, 1.0), False)
 
@@ -37,6 +40,9 @@ def test_words_become_ways_to_ask(tmp_path):
     ("words", "said"),
     [
         (("--stride", "3"), "without --window"),
+        (("--margin", "3"), "without --window"),
+        (("--window", "64", "--margin", "32"), "do not cover"),
+        (("--window", "64", "--margin", "-1"), "do not cover"),
         (("--window", "8", "--stride", "9"), "do not cover"),
         (("--window", "0"), "do not cover"),
         (("--window", "8", "--mirrored"), "at once"),

@@ -54,11 +54,12 @@ def test_the_same_model_comes_back(folder):
     assert not torch.equal(fresh.backbone.patches.proj.weight, loaded.backbone.patches.proj.weight)
 
 
-def test_thresholds_come_back(tmp_path):
+def test_thresholds_and_ids_come_back(tmp_path):
     model = made()
-    model.thresholds = (0.1, 1 / 3, 1.0)
+    model.thresholds, model.ids = (0.1, 1 / 3, 1.0), (7, "x", 3)
     models.save(model, tmp_path / "run")
     assert models.load(tmp_path / "run").thresholds == model.thresholds
+    assert models.load(tmp_path / "run").ids == model.ids
     models.save(made(), tmp_path / "none")
     assert models.load(tmp_path / "none").thresholds is None
 
@@ -115,6 +116,9 @@ HOSTILE = {
     "a threshold too few": put("thresholds", value=[0.5, 0.5]),
     "a threshold in words": put("thresholds", value=[0.5, 0.5, "0.5"]),
     "a negative threshold": put("thresholds", value=[0.5, 0.5, -0.5]),
+    "an id too many": put("ids", value=[1, 2, 3, 4]),
+    "an id twice": put("ids", value=[1, 2, 2]),
+    "an id that is half": put("ids", value=[1, 2, 2.5]),
     "no word of thresholds": lambda description: description.pop("thresholds"),
     "other depth": put("architecture", "backbone_options", value={"depth": 2}),
 }

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--window`, `--stride`, `--scales`, `--mirrored`."""
+    """`--window`, `--stride`, `--margin`, `--scales`, `--mirrored`."""
     window = "for large pictures: window by window of N x N pixels, averaged or merged where they overlap"
     parser.add_argument("--window", type=int, metavar="N", help=window)
     parser.add_argument("--stride", type=int, metavar="N", help="pixels from a window to the next (default: 2/3 of it)")
+    parser.add_argument(
+        "--margin",
+        type=int,
+        metavar="N",
+        help="pixels along a window's edges that do not count, for masks (default: 0)",
+    )
     parser.add_argument("--scales", type=float, nargs="+", metavar="X", help="average over sizes of the picture")
     parser.add_argument("--mirrored", action="store_true", help="average with the mirror image")
 
@@ -33,8 +39,9 @@ def way(arguments: argparse.Namespace) -> Ask | None:
     """
     from patchform.inference import Scaled, Sliced, Sliding
 
-    if arguments.stride is not None and arguments.window is None:
-        raise UsageError("--stride without --window")
+    for name in ("stride", "margin"):
+        if getattr(arguments, name) is not None and arguments.window is None:
+            raise UsageError(f"--{name} without --window")
     if arguments.window is None:
         scales = tuple(arguments.scales or (1.0,))
         if min(scales) <= 0:
@@ -42,11 +49,18 @@ def way(arguments: argparse.Namespace) -> Ask | None:
         return Scaled(scales, arguments.mirrored) if arguments.scales or arguments.mirrored else None
     if arguments.scales or arguments.mirrored:
         raise UsageError("windows and scales at once", remedy="choose one of them")
-    stride = -(-2 * arguments.window // 3) if arguments.stride is None else arguments.stride
-    if not 0 < stride <= arguments.window:
-        raise UsageError(f"windows of {arguments.window} pixels, {stride} apart, do not cover a picture")
-    kind = Sliced if _finds_objects(arguments.run) else Sliding
-    return kind((arguments.window,) * 2, (stride,) * 2)
+    margin = arguments.margin or 0
+    usual = min(-(-2 * arguments.window // 3), arguments.window - 2 * margin)
+    stride = usual if arguments.stride is None else arguments.stride
+    if not (margin >= 0 and 0 < stride <= arguments.window - 2 * margin):
+        beside = f" with margins of {margin}" if margin else ""
+        raise UsageError(f"windows of {arguments.window} pixels{beside}, {stride} apart, do not cover a picture")
+    window, apart = (arguments.window,) * 2, (stride,) * 2
+    if not _finds_objects(arguments.run):
+        return Sliding(window, apart, margin=margin)
+    if margin:
+        raise UsageError("--margin is for masks", remedy="leave it out where a model finds objects")
+    return Sliced(window, apart)
 
 
 def _finds_objects(run: str) -> bool:

@@ -78,8 +78,8 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
     """Train a small model on 1797 scanned digits, or on scenes of them, evaluate it, predict, and write a page.
 
     Args:
-        runs: folder of run folders; `runs/demo` (`runs/demo-segmentation`) is replaced if an earlier demo made it.
-        task: "classification" of single digits, or "segmentation" of scenes.
+        runs: folder of run folders; `runs/demo` (`runs/demo-segmentation`, ...) is replaced if an earlier demo made it.
+        task: "classification" of single digits; "segmentation" of scenes, or "detection" in them.
         progress: show how it goes, on stderr.
         settings: over those of the task's recipe "digits", as in `train`.
 
@@ -116,6 +116,8 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
 
 
 def _said(answer: dict[str, Any]) -> str:
+    if "objects" in answer:
+        return ", ".join(f"{one['name']} ({one['score']:.1%})" for one in answer["objects"]) or "nothing"
     if "shares" in answer:
         return ", ".join(f"{name} {share:.1%}" for name, share in answer["shares"].items())
     return f"{answer['label']} ({answer['score']:.1%})"
@@ -154,6 +156,33 @@ def write_scenes(folder: Path) -> list[Path]:
     return sorted((folder / "images" / "val").iterdir())[:10]
 
 
+def write_objects(folder: Path) -> list[Path]:
+    """Write train/ and val/ with COCO's json of the digits in them; returns held-out pictures. No scan is in both."""
+    import numpy as np
+    from PIL import Image
+
+    (folder / "annotations").mkdir(parents=True)
+    for number, (part, scans) in enumerate(_parts()):
+        draw = np.random.default_rng([SEED, number])
+        (folder / part).mkdir()
+        images: list[dict[str, Any]] = []
+        objects: list[dict[str, Any]] = []
+        for index in range(SCENES[part]):
+            made, name = digits.scene(scans, draw), f"{index:04d}.png"
+            Image.fromarray(made.image).save(folder / part / name)
+            images.append({"id": index, "file_name": name, "width": digits.SIDE, "height": digits.SIDE})
+            for owner, digit in enumerate(made.classes.tolist(), 1):
+                rows, columns = np.nonzero(made.owners == owner)
+                corner = int(columns.min()), int(rows.min())
+                sides = int(columns.max()) + 1 - corner[0], int(rows.max()) + 1 - corner[1]
+                of = {"id": len(objects) + 1, "image_id": index, "category_id": digit, "iscrowd": 0}
+                objects.append({**of, "bbox": [*corner, *sides], "area": len(rows)})
+        names = [{"id": digit, "name": str(digit)} for digit in range(10)]
+        written = json.dumps({"images": images, "annotations": objects, "categories": names})
+        (folder / "annotations" / f"instances_{part}.json").write_text(written)
+    return sorted((folder / "val").iterdir())[:10]
+
+
 def _parts() -> Iterator[tuple[str, digits.Digits]]:
     """Scans to learn from, and the same fifth of each class every time."""
     yield from zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))
@@ -168,6 +197,12 @@ KINDS = {
         "semantic_segmentation/digits",
         write_scenes,
         "mean intersection over union {best:.1%} on {samples} held-out scenes",
+    ),
+    "detection": Kind(
+        "demo-detection",
+        "detection/digits",
+        write_objects,
+        "average precision {best:.1%} (COCO's) on {samples} held-out scenes",
     ),
 }
 """The first is the default."""

@@ -151,6 +151,7 @@ def model_of(
         backbone_options=options,
         head_options=top,
     )
+    model.ids = listing.ids
     if recipe.loss.pixel_stride > 1:
         if not isinstance(model.head, DenseHead):
             raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
