@@ -307,11 +307,16 @@ def _recognised(
 
 
 def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether the source has a part of our head; one for features of another width is another head's."""
-    made = {name: names for name, (_, names) in rules.plan(source, own, {}).made.items() if name.startswith("head.")}
-    there = {name: names for name, names in made.items() if set(names) <= set(source)}
-    other = any(len(names) == 1 and source[names[0]].shape[1:] != own[name].shape[1:] for name, names in there.items())
-    return bool(there) and not other
+    """Whether the source has a part of our head, or what looks like it among much else.
+
+    A classifier alone, for features of another width, is another head's.
+    """
+    plan = rules.plan(source, own, {})
+    there = {name: names for name, (_, names) in plan.made.items() if set(names) <= set(source)}
+    head = {name: names for name, names in there.items() if name.startswith("head.")}
+    other = any(len(names) == 1 and source[names[0]].shape[1:] != own[name].shape[1:] for name, names in head.items())
+    used = {one for names in there.values() for one in names} | {one for entry in plan.aside for one in entry.sources}
+    return bool(head) and not (other and set(source) <= used)
 
 
 def fronts_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
