@@ -46,7 +46,13 @@ def squares(tmp_path_factory):
 
 REGIONS = {"proposals": {"kept": (200, 100)}, "boxes": {"width": 32, "samples": 32}}
 SMALL = {
-    "retinanet": {"channels_inside": 32, "norm": "layer", "form": {"convolutions": 1}},
+    "retinanet": {
+        "channels_inside": 32,
+        "norm": "layer",
+        "finest": 4,
+        "sizes": (12, 16, 32, 64, 128, 256),  # squares have 12 to 20 pixels
+        "form": {"convolutions": 1},
+    },
     "mask_rcnn": {"channels_inside": 32, "norm": "layer", **REGIONS, "masks": {"convolutions": 1, "channels": 16}},
 }
 
@@ -100,7 +106,7 @@ def test_one_epoch_of_detection(squares, tmp_path):
 @pytest.mark.slow
 def test_detection_learns_squares_of_colour(squares, tmp_path):
     _, scores = lived("detection", "retinanet", squares, tmp_path, epochs=60, validate_every=20, threads=1)
-    assert scores.numbers["ap50"] > 0.2  # 0.32 when it was written; 0 at the start
+    assert scores.numbers["ap50"] > 0.5  # 0.71 when it was written, 0.21 after a third of the epochs
 
 
 @pytest.mark.slow
