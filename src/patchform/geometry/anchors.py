@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchform.geometry.grids import coordinates
+from patchform.records import Instances
 
 BACKGROUND, NEITHER = -1, -2
 """What `matched` says of anchors without an object, and of those that count for nothing."""
@@ -112,6 +113,13 @@ def matched(
         inside = (share_inside(anchors, boxes[crowd]) > CROWDED).any(1)
         found = torch.where((found == BACKGROUND) & inside, NEITHER, found)
     return found
+
+
+def stands_for(candidates: Tensor, target: Instances, foreground: float, background: float, *, rescue: bool) -> Tensor:
+    """`matched`, of (N, 4) anchors or regions and the objects of a picture; its crowds are none."""
+    crowd = None if target.crowd is None else target.crowd.to(candidates.device)
+    boxes = target.boxes.to(candidates.device).float()
+    return matched(candidates, boxes, foreground=foreground, background=background, rescue=rescue, crowd=crowd)
 
 
 def share_inside(boxes: Tensor, regions: Tensor) -> Tensor:

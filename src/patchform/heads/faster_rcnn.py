@@ -204,7 +204,9 @@ class FasterRCNN(Head):
         for candidates, target in zip(regions, targets):
             own = target.boxes if target.crowd is None else target.boxes[~target.crowd]
             candidates = torch.cat([candidates, own.to(candidates)])
-            found = stands_for(candidates, target, self.judging.foreground, self.judging.foreground, rescue=False)
+            found = anchors.stands_for(
+                candidates, target, self.judging.foreground, self.judging.foreground, rescue=False
+            )
             rows = sampled(found, self.judging.samples, self.judging.share)
             chosen.append(candidates[rows])
             objects.append(found[rows])
@@ -316,7 +318,7 @@ class _Propose(nn.Module):
         placed, options = torch.cat(proposals.anchors), self.options
         rows, labels, firsts, wanted = [], [], [], []
         for number, target in enumerate(targets):
-            found = stands_for(placed, target, options.foreground, options.background, rescue=True)
+            found = anchors.stands_for(placed, target, options.foreground, options.background, rescue=True)
             row = sampled(found, options.samples, options.share)
             labels.append(found[row] >= 0)
             first = row[: int(labels[-1].sum())]
@@ -369,14 +371,6 @@ def options(kind: type[O], given: Mapping[str, Any] | None, name: str) -> O:
     """The record `kind` with what is given by name; the rest as it is. Raises UsageError for an unknown name."""
     lookup.check_options(kind, given or {}, of=name)
     return kind(**(given or {}))
-
-
-def stands_for(candidates: Tensor, target: Instances, foreground: float, background: float, *, rescue: bool) -> Tensor:
-    """(N, 4) anchors or regions -> (N,) which object each stands for, see `geometry.anchors.matched`."""
-    found = target.boxes.float()
-    return anchors.matched(
-        candidates, found, foreground=foreground, background=background, rescue=rescue, crowd=target.crowd
-    )
 
 
 def shares(counts: Sequence[int], like: Tensor) -> Tensor:

@@ -189,7 +189,9 @@ class RetinaNet(Head):
         instances = cast("Sequence[Instances]", targets)
         logits, device = raw.logits.float(), raw.logits.device
         with torch.no_grad():
-            numbers = torch.stack([_matched(raw.anchors, one) for one in instances])  # (B, N)
+            numbers = torch.stack(
+                [anchoring.stands_for(raw.anchors, one, FOREGROUND, BACKGROUND, rescue=True) for one in instances]
+            )  # (B, N)
             share = 1 / ((numbers >= 0).sum(1).clamp(min=1) * len(instances))  # (B,)
             image, anchor = (numbers != anchoring.BACKGROUND).nonzero(as_tuple=True)  # (M,)
             first = torch.tensor([0, *(len(one.boxes) for one in instances[:-1])], device=device).cumsum(0)
@@ -275,12 +277,6 @@ class Tower(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------- parts of the losses
-
-
-def _matched(anchors: Tensor, truth: Instances) -> Tensor:
-    crowd = None if truth.crowd is None else truth.crowd.to(anchors.device)
-    boxes = truth.boxes.to(anchors.device).float()
-    return anchoring.matched(anchors, boxes, foreground=FOREGROUND, background=BACKGROUND, crowd=crowd)
 
 
 def _as_background(logits: Tensor) -> Tensor:
