@@ -1,6 +1,6 @@
 """Detectors from scratch in so many seconds of one core: ours, and torchvision's on a ResNet-18, side by side.
 
-* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of two short runs before.
+* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of short runs before.
 * torchvision: a plain loop around FasterRCNN, or MaskRCNN where there are masks, on resnet18 with a feature pyramid,
   all values random, batch norm trained: AdamW 5e-4, cosine over the time, batches of 4, flips; the same pictures at the
   same size as ours, without our loop.

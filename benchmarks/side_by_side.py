@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 CALIBRATION = 3
-"""Epochs of the short run that tells how many fit; a second one is twice as long."""
+"""Epochs, at most, of the short run that tells how many fit; a second one is twice as long."""
+SHORT = 0.1
+"""Share of the time that the short run may take, if it has more than one epoch."""
 PLANNED = 0.95
 """Share of the time that is planned for: what the short runs tell is a few per cent off."""
 
@@ -36,7 +38,7 @@ class Clock:
 
 
 def fitted(run: Callable[[str, int], object], seconds: float):
-    """Call `run(name, epochs)` with as many epochs as fit into so many seconds of a core, by two short runs before.
+    """Call `run(name, epochs)` with as many epochs as fit into so many seconds of a core, by short runs before.
 
     Returns:
         What it returned, the number of epochs, and what they took.
@@ -46,10 +48,13 @@ def fitted(run: Callable[[str, int], object], seconds: float):
         clock = Clock()
         return run(name, epochs), clock.since()
 
-    _, first = timed("short", CALIBRATION)
-    _, second = timed("longer", 2 * CALIBRATION)
-    epoch = (second.core - first.core) / CALIBRATION
-    epochs = max(1, int((PLANNED * seconds - (first.core - CALIBRATION * epoch)) / epoch))
+    _, first = timed("one", 1)
+    length = max(1, min(CALIBRATION, int(SHORT * seconds / first.core)))
+    if length > 1:
+        _, first = timed("short", length)
+    _, second = timed("longer", 2 * length)
+    epoch = (second.core - first.core) / length
+    epochs = max(1, int((PLANNED * seconds - (first.core - length * epoch)) / epoch))
     done, spent = timed("whole", epochs)
     return done, epochs, spent
 

@@ -39,6 +39,8 @@ PAPERS_SAY_SO = {
     "backbones/vivit": {"backbones/vit"},
     "backbones/timesformer": {"backbones/vit"},
     "heads/detr_masks": {"heads/detr"},
+    "heads/temporal_encoder": {"heads/linear"},
+    "tasks/video_classification": {"tasks/classification"},
     "heads/mask_rcnn": {"heads/faster_rcnn"},
 }
 NOT_ROOMS = {"utils", "util", "common", "core", "misc", "engine", "helpers"}

@@ -49,6 +49,15 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().permute(1, 2, 0).contiguous().numpy())
 
 
+def contact_sheet(clip: Tensor, *, columns: int = 4, most: int = 8) -> Tensor:
+    """Some frames of a clip (T, C, H, W), evenly spread, row by row in one image (C, h, w) of the same type."""
+    picked = torch.linspace(0, len(clip) - 1, min(len(clip), most)).round().long()
+    columns = min(columns, len(picked))
+    missing = -len(picked) % columns
+    frames = torch.cat([clip[picked], clip.new_zeros(missing, *clip.shape[1:])])
+    return frames.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+
+
 def enlarged(picture: Image.Image, smallest: int = SMALLEST) -> Image.Image:
     """The picture, or a multiple of it that is large enough to look at: `smallest` pixels on its shorter side."""
     factor = min(-(-smallest // min(picture.size)), LARGEST // max(picture.size))

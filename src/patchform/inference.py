@@ -1,7 +1,8 @@
-"""Ways to ask a model what a picture shows: as a whole, window by window, or at several scales.
+"""Ways to ask a model what a picture shows: as a whole, window by window, at several scales, in several views.
 
 Each is a callable (model, batch) -> predictions, one an image, in pixels of the image before resizing. `Model.predict`
-is one: the whole picture at once. `Sliding` and `Scaled` ask for the class of every pixel, `Sliced` for objects.
+is one: the whole picture at once. `Sliding` and `Scaled` ask for the class of every pixel, `Sliced` for objects,
+`Views` for the class of a video.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchform.data.collate import collate, to_device
+from patchform.data.collate import collate, split, to_device
 from patchform.data.instances import join, take
 from patchform.data.transforms import evaluation_transform
 from patchform.errors import UsageError
 from patchform.model import Model
-from patchform.records import Batch, Instances, Preprocessing, Regions, Sample, Target
+from patchform.records import Batch, Instances, Label, Preprocessing, Regions, Sample, Target
 
 NEAR = 2.0
 """Pixels from the border of a window within which a box is taken to be cut by it."""
@@ -210,6 +211,42 @@ class Sliced:
             left = left[(classes[left] != classes[best]) | (shared < self.overlap * of)]
         index = torch.tensor(kept, dtype=torch.int64)
         return index[scores[index].argsort(descending=True, stable=True)].to(objects.boxes.device)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Several clips of a video and several crops of each, their scores averaged.
+
+    Feichtenhofer et al., "SlowFast networks" (2019), section 4, ask 10 clips and 3 crops; TimeSformer 1 and 3; ViViT 4
+    and 3.
+    """
+
+    clips: int = 4
+    """Begun evenly over the video."""
+    crops: int = 3
+    """1: the centre; more: spread evenly along the longer side."""
+    at_once: int = 8
+    """Views that go through the model together; changes no answer."""
+
+    def __call__(self, model: Model, batch: Batch) -> list[Target]:
+        """One `Label` a video, with scores; a video's views stand one after the other in time, (B, V * T, C, H, W).
+
+        Raises:
+            UsageError: frames that are not those of so many views, a model that gives no scores of a whole clip.
+        """
+        number = self.clips * self.crops
+        if batch.images.dim() != 5 or batch.images.shape[1] % number:
+            raise UsageError(f"{self.clips} clips with {self.crops} crops are asked of other pictures than such views")
+        views = batch.images.unflatten(1, (number, -1)).flatten(0, 1)  # (B * V, T, C, H, W)
+        padding = None if batch.padding is None else batch.padding.repeat_interleave(number, 0)
+        whole = Batch(views, (), ("",) * len(views), ((0, 0),) * len(views), padding)
+        answers = [answer for part in split(whole, self.at_once) for answer in model.predict(part)]
+        scores = [answer.scores for answer in answers if isinstance(answer, Label) and answer.scores is not None]
+        if len(scores) < len(answers):
+            raise UsageError("views are for models that classify videos")
+        means = torch.stack(scores).unflatten(0, (-1, number)).mean(1)
+        multiple = getattr(model.head, "labels", "single") == "multi"
+        return [Label((row > 0.5).nonzero()[:, 0] if multiple else row.argmax()[None], row) for row in means]
 
 
 def preparation(ask: Ask, preprocessing: Preprocessing) -> Preprocessing:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchform import lookup
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, over_frames
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.records import Architecture, Batch, Features, Preprocessing, Target
@@ -73,8 +73,12 @@ class Model(nn.Module):
         return self.head.decode(self.head(self.features(batch)), batch.sizes)
 
     def features(self, batch: Batch) -> Features:
-        """The backbone's features of a batch."""
-        features: Features = self.backbone(self.normalise(batch.images, batch.padding), padding=batch.padding)
+        """The backbone's features of a batch; of clips frame by frame, if it is one of single images."""
+        pixels = self.normalise(batch.images, batch.padding)
+        if pixels.dim() == 5 and self.backbone.frames is None:
+            features = over_frames(self.backbone, pixels, padding=batch.padding)
+        else:
+            features = self.backbone(pixels, padding=batch.padding)
         return features._replace(pixel_padding=batch.padding)
 
     def normalise(self, images: Tensor, padding: Tensor | None = None) -> Tensor:

@@ -34,6 +34,8 @@ class Features(NamedTuple):
     """(B, H, W) bool of the coarsest map, True on padding; None when nothing is padded."""
     pixel_padding: Tensor | None = None
     """(B, *size) bool, the same of the input's pixels. The model adds it; a backbone by itself leaves it None."""
+    frames: Tensor | None = None
+    """(B, T, D) of a clip: a summary of each frame (or tubelet's depth), for heads that look along time."""
 
 
 class Label(NamedTuple):

@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     """A picture of known truth and what the model says of it."""
 
     image: Tensor
-    """(C, H, W) decoded pixels."""
+    """(C, H, W) decoded pixels, or (T, C, H, W)."""
     name: str
     truth: Target
     says: Target
@@ -241,7 +241,8 @@ def gallery(predictor: Predictor, shown: Sequence[Answer]) -> str:
             for one in best
         )
         says = f"{best[0]['label']} at {best[0]['score']:.1%}"
-        picture = _image(_small(answer.image), f"{answer.name}: {truth}, the model says {says}", kind="picture")
+        image = drawing.contact_sheet(answer.image) if answer.image.dim() == 4 else answer.image
+        picture = _image(_small(image), f"{answer.name}: {truth}, the model says {says}", kind="picture")
         figures.append(
             f"<figure>{picture}<figcaption>true: <b>{html.escape(truth)}</b><ol>{bars}</ol></figcaption></figure>"
         )

@@ -245,7 +245,14 @@ class TrainingSettings:
 class Recipe:
     """A complete run."""
 
-    task: Literal["classification", "detection", "instance_segmentation", "semantic_segmentation"] = "classification"
+    task: Literal[
+        "classification",
+        "detection",
+        "instance_segmentation",
+        "semantic_segmentation",
+        "video_classification",
+        "pretraining",
+    ] = "classification"
     """What is learnt."""
     name: str | None = None
     """Run folder below `runs`; default: task, backbone and a number."""

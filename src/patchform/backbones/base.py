@@ -45,3 +45,30 @@ class Backbone(nn.Module):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The blocks, shallow to deep: the units of layer-wise learning rates and of activation checkpointing."""
+
+
+def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = None) -> Features:
+    """Features of clips from a backbone of single images, which sees every frame by itself.
+
+    Maps and the summary are means over time, tokens stand frame by frame, and `frames` holds the summary of each.
+
+    Args:
+        backbone: of single images.
+        clips: (B, T, C, H, W) floating point, normalised.
+        padding: (B, H, W) bool of all frames of a clip.
+    """
+    batch, length = clips.shape[:2]
+    hidden = None if padding is None else padding.repeat_interleave(length, 0)
+    seen = backbone(clips.flatten(0, 1), padding=hidden)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.unflatten(0, (batch, length))
+
+    frames = None if seen.summary is None else apart(seen.summary)
+    return seen._replace(
+        maps=tuple(apart(scene).mean(1) for scene in seen.maps),
+        tokens=None if seen.tokens is None else apart(seen.tokens).flatten(1, 2),
+        summary=None if frames is None else frames.mean(1),
+        padding=None if seen.padding is None else apart(seen.padding)[:, 0],
+        frames=frames,
+    )

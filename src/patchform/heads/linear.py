@@ -45,7 +45,7 @@ class Linear(Head):
         UsageError: an option out of its range.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "video_classification")
 
     def __init__(
         self,

@@ -27,8 +27,8 @@ class ClassAttention(Picture):
 
     @torch.no_grad()
     def measure(self, model: Model, images: Tensor) -> Tensor | None:
-        """(B, H, W) shares of attention, each map at most 1 in sum; None for models without a class token."""
-        if getattr(model.backbone, "class_token", None) is None:
+        """(B, H, W) shares of attention, each map at most 1 in sum; None for clips, or no class token."""
+        if images.dim() != 4 or getattr(model.backbone, "class_token", None) is None:
             return None
         before = int(getattr(model.backbone, "prefix", 1))
         height, width = grids.cells((images.shape[-2], images.shape[-1]), model.backbone.strides[-1])
