@@ -10,11 +10,13 @@ of its own, on a core of its own (`side_by_side`).
 
     python benchmarks/detectors.py --sets bccd                              # both sides, 1000 seconds each
     python benchmarks/detectors.py --sets bccd --sides ours --seeds 1 2     # other seeds of ours alone
+    python benchmarks/detectors.py --sets bccd --sides ours --recipe detection/small_detr --every 10    # with its curve
 
 The data are detection/ and instance_segmentation/ below $PATCHFORM_DATA.
 """
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -37,6 +39,7 @@ from patchform.geometry import masks
 from patchform.records import Instances, Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings
 from patchform.tasks.base import Task
+from patchform.training.metrics_log import METRICS
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -65,14 +68,23 @@ def ours(a, name, set_, folder):
     with tempfile.TemporaryDirectory() as runs:
 
         def run(run_name, epochs):
-            training = {**usual, "epochs": epochs, "validate_every": epochs}
+            every = min(a.every or epochs, epochs) if run_name == "whole" else epochs
+            training = {**usual, "epochs": epochs, "validate_every": every}
             settings = {"data": data, "runs": runs, "name": run_name, "training": training}
             return patchform.train(recipes.resolve(a.recipe or f"{set_.task}/small", settings), progress=False)
 
         done, epochs, spent = fitted(run, a.seconds)
         scores = evaluate_run(done.folder, folder, device="cpu")
+        curve = curve_of(done.folder) if a.every else []
     made = f"{done.model.architecture.backbone} under {done.model.architecture.head}"
-    return report(name, made, done.model, scores, epochs, spent)
+    return report(name, made, done.model, scores, epochs, spent) | {"curve": curve}
+
+
+def curve_of(folder):
+    """Average precision after so many epochs, as text."""
+    with (folder / METRICS).open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("ap")]
+    return [f"{row['epoch']}: {float(row['ap']):.3f}" for row in rows]
 
 
 def torchvisions(a, name, set_, folder):
@@ -153,6 +165,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=1000)
     parser.add_argument("--recipe", help="of ours; default: the task's small one")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"], help="of ours")
+    parser.add_argument("--every", type=int, help="epochs between validations of ours, for a curve; in its time")
     parser.add_argument("--here", action="store_true", help="one set, side and seed, in this process")
     a = parser.parse_args()
     places = {name: DATA / SETS[name].task / name for name in a.sets}
@@ -167,6 +180,7 @@ def main():
         return
     usual = ["--here", "--seconds", str(a.seconds), "--precision", a.precision]
     usual += ["--recipe", a.recipe] if a.recipe else []
+    usual += ["--every", str(a.every)] if a.every else []
     print("| set | model | seed | parameters | epochs | core s | wall s | scores |\n|---|---|--:|--:|--:|--:|--:|---|")
     for name in places:
         pairs = [(side, seed) for seed in a.seeds for side in a.sides]
@@ -177,6 +191,8 @@ def main():
             print(
                 "|", " | ".join(map(str, [*cells, row["core_seconds"], row["wall_seconds"], numbers])), "|", flush=True
             )
+            if row.get("curve"):
+                print(f"AP of {row['model']} after epochs:", ", ".join(row["curve"]), flush=True)
 
 
 if __name__ == "__main__":

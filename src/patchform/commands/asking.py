@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--window`, `--stride`, `--margin`, `--scales`, `--mirrored`."""
+    """`--window`, `--stride`, `--margin`, `--scales`, `--mirrored`, `--clips`, `--crops`."""
     window = "for large pictures: window by window of N x N pixels, averaged or merged where they overlap"
     parser.add_argument("--window", type=int, metavar="N", help=window)
     parser.add_argument("--stride", type=int, metavar="N", help="pixels from a window to the next (default: 2/3 of it)")
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scales", type=float, nargs="+", metavar="X", help="average over sizes of the picture")
     parser.add_argument("--mirrored", action="store_true", help="average with the mirror image")
+    parser.add_argument("--clips", type=int, metavar="N", help="of videos: average over N clips of each (default: 1)")
+    parser.add_argument("--crops", type=int, metavar="N", help="of videos: and N crops of each clip (default: 1)")
 
 
 def way(arguments: argparse.Namespace) -> Ask | None:
@@ -34,11 +36,18 @@ def way(arguments: argparse.Namespace) -> Ask | None:
     input (`Sliding`).
 
     Raises:
-        UsageError: windows and scales at once, or a number that is none.
+        UsageError: windows, scales and views at once, or a number that is none.
         ModelFileError: windows, and no intact model that says what they are for.
     """
-    from patchform.inference import Scaled, Sliced, Sliding
+    from patchform.inference import Scaled, Sliced, Sliding, Views
 
+    if arguments.clips is not None or arguments.crops is not None:
+        clips, crops = (1 if number is None else number for number in (arguments.clips, arguments.crops))
+        if min(clips, crops) < 1:
+            raise UsageError(f"{clips} clips and {crops} crops", remedy="give numbers of at least 1")
+        if arguments.window or arguments.scales or arguments.mirrored:
+            raise UsageError("views of videos beside windows or scales", remedy="choose one of them")
+        return Views(clips, crops)
     for name in ("stride", "margin"):
         if getattr(arguments, name) is not None and arguments.window is None:
             raise UsageError(f"--{name} without --window")

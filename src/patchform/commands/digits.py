@@ -1,4 +1,4 @@
-"""Scanned digits, and scenes of them on textured ground: what the demos learn from."""
+"""Scanned digits, scenes of them on textured ground, clips in which one moves: what the demos learn from."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ OVERLAP = 0.1
 """Largest share of a digit's square that an earlier one may cover."""
 TRIES = 20
 """Places that are tried for each digit."""
+FRAMES, TRAVEL = 16, (12, 24)
+"""Of a clip: how many, and shortest and longest way of the digit in it, pixels."""
+MOTIONS = {"down": (1, 0), "left": (0, -1), "right": (0, 1), "still": (0, 0), "up": (-1, 0)}
+"""Rows and columns that a digit goes."""
 
 
 class Digits(NamedTuple):
@@ -87,7 +91,6 @@ def split(digits: Digits, share: float, seed: int) -> tuple[Digits, Digits]:
 def scene(digits: Digits, numbers: np.random.Generator) -> Scene:
     """A scene: `NUMBER` digits of random size and place, dark or bright on a ground of random texture."""
     import numpy as np
-    from PIL import Image
 
     image, owners = _ground(numbers), np.zeros((SIDE, SIDE), np.uint8)
     taken = np.zeros((SIDE, SIDE), bool)
@@ -100,23 +103,57 @@ def scene(digits: Digits, numbers: np.random.Generator) -> Scene:
                 break
         else:
             continue
-        scan = Image.fromarray(digits.images[which]).resize((side, side), Image.Resampling.BICUBIC)
-        ink = np.asarray(scan, np.float32) / 255
+        ink = _ink(digits.images[which], side)
         here = owners[place].copy()
         here[ink >= INK] = len(classes) + 1
         after = owners.copy()
         after[place] = here
         if len(np.unique(after[after > 0])) <= len(classes):  # nothing would be left of an earlier one
             continue
-        owners, level = after, image[place].mean()
-        sign = 1 if level < 100 or (level < 155 and numbers.random() < 0.5) else -1
-        shown = np.clip(level + sign * numbers.uniform(*CONTRAST), 0, 255)
-        cover = np.clip(ink * 1.5, 0, 1)
-        image[place] = image[place] * (1 - cover) + shown * cover
+        owners = after
+        _write(image[place], ink, _shade(image[place], numbers))
         taken[place] = True
         classes.append(int(digits.classes[which]))
     image += numbers.normal(0, numbers.uniform(1, 5), image.shape)
     return Scene(np.clip(image, 0, 255).astype(np.uint8), np.array(classes, np.int64), owners)
+
+
+def motion(digits: Digits, numbers: np.random.Generator, name: str) -> np.ndarray:
+    """(FRAMES, SIDE, SIDE) uint8: a digit that moves over a textured ground. The middle of its way tells nothing."""
+    import numpy as np
+
+    ground = _ground(numbers)
+    which, side = int(numbers.integers(len(digits.images))), int(numbers.integers(SIZES[0], SIZES[1] + 1))
+    ink, travel = _ink(digits.images[which], side), numbers.uniform(*TRAVEL)
+    middle = numbers.uniform(travel / 2, SIDE - side - travel / 2, 2)
+    shade = _shade(ground, numbers)
+    frames = np.repeat(ground[None], FRAMES, 0)
+    for frame, share in zip(frames, np.linspace(-0.5, 0.5, FRAMES)):
+        top, left = np.rint(middle + share * travel * np.array(MOTIONS[name])).astype(int)
+        _write(frame[top : top + side, left : left + side], ink, shade)
+    frames += numbers.normal(0, numbers.uniform(1, 5), frames.shape)
+    return np.clip(frames, 0, 255).astype(np.uint8)
+
+
+def _ink(scan: np.ndarray, side: int) -> np.ndarray:
+    """(side, side) float32 in about 0..1."""
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(scan).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
+
+
+def _shade(ground: np.ndarray, numbers: np.random.Generator) -> float:
+    """A grey level that stands out from the ground."""
+    level = ground.mean()
+    sign = 1 if level < 100 or (level < 155 and numbers.random() < 0.5) else -1
+    return float(min(max(level + sign * numbers.uniform(*CONTRAST), 0), 255))
+
+
+def _write(place: np.ndarray, ink: np.ndarray, shade: float) -> None:
+    """Cover a place with ink, in place."""
+    cover = (ink * 1.5).clip(0, 1)
+    place[:] = place * (1 - cover) + shade * cover
 
 
 def _ground(numbers: np.random.Generator) -> np.ndarray:
