@@ -137,3 +137,18 @@ def test_curves_of_precision():
     rows = [[1.0] * 101, [None] * 101, [0.5] * 101]
     assert drawing.precision_recall(rows, ("$x^2$", "b", "猫")).startswith(b"\x89PNG")
     assert drawing.precision_recall([[None] * 101], ("a",)).startswith(b"\x89PNG")
+
+
+def test_frames_of_a_clip_stand_row_by_row():
+    clip = pixels(8, 3, 5, 7)
+    sheet = drawing.contact_sheet(clip)
+    assert sheet.shape == (3, 10, 28)
+    for number, frame in enumerate(clip):
+        row, column = divmod(number, 4)
+        assert torch.equal(sheet[:, 5 * row : 5 * row + 5, 7 * column : 7 * column + 7], frame)
+    assert torch.equal(drawing.contact_sheet(clip[:1]), clip[0])
+    few = drawing.contact_sheet(clip[:6].float() / 255)
+    assert few.shape == (3, 10, 28)
+    assert few[:, 5:, 14:].abs().max() == 0
+    long = drawing.contact_sheet(torch.arange(100.0)[:, None, None, None].expand(-1, 1, 2, 2))
+    assert long[0, ::2, ::2].flatten().tolist() == [0, 14, 28, 42, 57, 71, 85, 99]

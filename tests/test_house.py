@@ -19,9 +19,11 @@ FLOORS = (
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data"),
     ("published",),
-    ("model", "tasks", "pretraining"),
+    ("model", "tasks"),
+    ("pretraining",),
     ("loading",),
     ("inference",),
+    ("timeline",),
     ("evaluation", "prediction", "probing", "doctor"),
     ("training", "inspect", "export", "serving"),
     ("report",),
@@ -30,7 +32,7 @@ FLOORS = (
     ("__main__", "__init__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-APART = ("backbones", "heads", "tasks", "data/formats")
+APART = ("backbones", "heads", "pretraining", "tasks", "data/formats")
 PAPERS_SAY_SO = {
     "backbones/hybrid": {"backbones/resnet", "backbones/vit"},
     "backbones/botnet": {"backbones/resnet"},

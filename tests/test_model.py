@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import patchform as pf
 from patchform import lookup
 from patchform.errors import ModelFileError, UsageError
-from patchform.published import detr, faster_rcnn, retinanet
+from patchform.published import detr, faster_rcnn, mae, retinanet
 from patchform.records import Batch, Label, Preprocessing
 from patchform.weights.rules import Rules
 
@@ -86,10 +86,16 @@ OF_ITS_OWN = {
     **{f"{of}_v2{part}": "swin/v2_nano" for of in ("torchvision", "transformers", "mm") for part in ("", "_trunk")},
     **{f"transformers_v1{part}": "pvt/nano_v1" for part in ("", "_trunk")},
     **dict.fromkeys(("meituan_dense", "mmseg_svt"), "twins/nano_dense"),
+    **{f"scenic{model}": f"vivit/nano{model}" for model in ("_fe", "_fsa")},
 }
 """Layouts of a version that the nano row is not."""
-OF_DETECTORS = {*retinanet.layouts(Rules()), *faster_rcnn.layouts(Rules()), *detr.layouts(Rules(), Rules())}
-"""Layouts with heads of their own; tests/heads loads them."""
+OF_DETECTORS = {
+    *retinanet.layouts(Rules()),
+    *faster_rcnn.layouts(Rules()),
+    *detr.layouts(Rules(), Rules()),
+    *mae.layouts(Rules(), Rules(), Rules()),
+}
+"""Layouts with heads of their own; tests/heads and tests/pretraining load them."""
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,7 @@ def test_published_weights_load_into_models_and_bare_backbones(family, layout, t
     name = OF_ITS_OWN.get(layout, "cross_vit/9" if family == "cross_vit" else f"{family}/nano")
     built = randomise(model(name, **options))
     sizes = {"patch": 2 if family == "swin" else 8, "channels": 3, "heads": 3}
+    sizes |= {"frames": 2} if family == "vivit" else {}
     written = lookup.published(family).layouts[layout].dump(built.state_dict(), sizes=sizes)
     published = {name: tensor.contiguous().clone() for name, tensor in written.items()}
     fresh = randomise(model(name, **options), seed=1)

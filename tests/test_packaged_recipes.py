@@ -17,17 +17,20 @@ from patchform.data.instances import training_objects
 from patchform.data.order import generator
 from patchform.data.scenes import training_scene
 from patchform.data.transforms import Mixing, training_transform
+from patchform.data.views import Views
 from patchform.model import build_model
 from patchform.records import Bitmaps, Instances, Label, Regions, Sample
 from patchform.training import optimizer, preparation, schedule
 from patchform.training.loop import gradients
 
-SIDE, IMAGES = 64, 2
+SIDE, IMAGES, FRAMES = 64, 2, 5
 CLASSES = {
     "semantic_segmentation": {"cityscapes": 19, "pascal_context": 60, "ade20k": 150},
     "classification": {"imagenet": 1000},
     "detection": {"coco": 80},
     "instance_segmentation": {"coco": 80},
+    "video_classification": {"k400": 400},
+    "pretraining": {},
 }
 """Of the data that the last word of a name, or two, tells."""
 PUBLISHED = {
@@ -63,6 +66,7 @@ PUBLISHED = {
         **{"region_vit/b": 92.2, "region_vit/b_w14": 93.2, "region_vit/b_w14_peg": 93.2},
     },
     "mask_rcnn_vit_det": {"vit_det/b": 111, "vit_det/l": 331},
+    "timesformer_b": {"timesformer/b": 121.4, "timesformer/b_space": 85.9, "timesformer/b_joint": 85.9},
 }
 """Millions of parameters of the whole model as the papers have them; Twins counts a classifier of 1000 classes too."""
 NANO_HEADS = {
@@ -70,6 +74,8 @@ NANO_HEADS = {
     "retinanet": {"channels_inside": 16},
     "faster_rcnn": {"channels_inside": 16, "boxes": {"width": 16}},
     "mask_rcnn": {"channels_inside": 16, "boxes": {"width": 16}, "masks": {"channels": 16}},
+    "mae": {"width": 16, "depth": 1, "heads": 4},
+    "dino": {"outputs": 64, "hidden": 32, "bottleneck": 16},
 }
 
 
@@ -85,7 +91,7 @@ OFFERED = [(name, flags) for name in recipes.packaged() for flags in offers(name
 
 
 def stem_of(name):
-    return re.sub("_(ade20k|coco)$", "", name.partition("/")[2])
+    return re.sub("_(ade20k|coco|k400)$", "", name.partition("/")[2])
 
 
 def classes_of(recipe, name):
@@ -141,7 +147,7 @@ def test_what_papers_count_is_offered():
 
 
 def nano(recipe):
-    """The recipe with the backbone of the same class that has "nano" in its name, at no more than SIDE pixels.
+    """The recipe with the backbone of the same class that has "nano" in its name, of at most SIDE pixels and FRAMES.
 
     Maps from blocks by number become those of as many blocks. Heads have no more than 16 channels. Lengths of the
     shorter side keep their share of the longest.
@@ -161,7 +167,7 @@ def nano(recipe):
     side, sizes = min(SIDE, *full), tuple(size * SIDE // max(full) for size in recipe.augmentation.sizes)
     return dataclasses.replace(
         recipe,
-        data=dataclasses.replace(recipe.data, image_size=side),
+        data=dataclasses.replace(recipe.data, image_size=side, frames=min(FRAMES, recipe.data.frames)),
         augmentation=dataclasses.replace(recipe.augmentation, sizes=sizes),
         model=dataclasses.replace(recipe.model, backbone=f"{family}/{small}", options=options, head_options=top),
     )
@@ -170,8 +176,10 @@ def nano(recipe):
 def a_target(task, classes):
     """What a picture shows; one pixel, or a corner, of which nothing is known."""
     draw = torch.Generator().manual_seed(0)
-    if task == "classification":
+    if task in ("classification", "video_classification"):
         return Label(torch.tensor([classes - 1]))
+    if task == "pretraining":
+        return Label(torch.empty(0, dtype=torch.int64))
     if task == "semantic_segmentation":
         mask = torch.randint(classes, (8, 8), generator=draw).repeat_interleave(8, 0).repeat_interleave(8, 1)
         mask[0, 0] = 255
@@ -193,14 +201,18 @@ def a_batch(recipe, preprocessing, classes):
     target, samples = a_target(recipe.task, classes), []
     torch.manual_seed(0)
     for _ in range(IMAGES):
-        image, shown = torch.randint(256, (3, SIDE, SIDE), generator=draw).byte()[: recipe.data.channels], target
-        if recipe.task == "classification":
+        clip = (preprocessing.frames,) if preprocessing.frames else ()
+        image = torch.randint(256, (*clip, 3, SIDE, SIDE), generator=draw).byte()
+        image, shown, views = image[..., : recipe.data.channels, :, :], target, None
+        if recipe.augmentation.views > 1:
+            image, views = Views(preprocessing, recipe.augmentation)(image)
+        elif recipe.task in ("classification", "video_classification", "pretraining"):
             image = training_transform(preprocessing, recipe.augmentation)(image)
         elif recipe.task == "semantic_segmentation":
             image, shown = training_scene(preprocessing, recipe.augmentation)(image, target)
         else:
             image, shown = training_objects(preprocessing, recipe.augmentation)(image, target, no_other)
-        samples.append(Sample(image, shown, "", (SIDE, SIDE)))
+        samples.append(Sample(image, shown, "", (SIDE, SIDE), views))
     return Mixing(recipe.augmentation, classes).mix(collate(samples), generator(0, "mix", 0))
 
 
@@ -225,8 +237,11 @@ def test_a_recipe_takes_a_step_as_a_nano(name):
     assert 0 < loss < 1000
     assert 0 < norm < float("inf")
     mover.step()
+    model.after_step(0)
     moved = {key for key, tensor in model.named_parameters() if not torch.equal(tensor, before[key])}
     assert {"backbone", "head"} == {key.partition(".")[0] for key in moved}
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    if recipe.augmentation.views > 1:
+        batch = batch._replace(images=batch.images[:, 0], views=None)
     found = model.eval().predict(batch._replace(targets=()))
     assert len(found) == IMAGES

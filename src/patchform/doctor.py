@@ -28,11 +28,13 @@ from patchform.records import Preprocessing, Sample
 from patchform.settings import DataSettings
 from patchform.tasks.base import Task
 
+FRAMES = 8
+"""Of a clip, where nothing is said."""
 SHOWN = 5
 """Faults of a kind that are told and drawn."""
 CELL, MARGIN = 480, 8
 """Pixels of a picture's side in a sheet, and between two."""
-_GUESSED = ("detection", "semantic_segmentation", "classification")
+_GUESSED = ("detection", "semantic_segmentation", "video_classification", "classification")
 """Tasks whose layouts tell them apart."""
 _RED, _WHITE, _GREY = (230, 20, 20), (255, 255, 255), (150, 150, 150)
 
@@ -125,7 +127,7 @@ def task_of(path: str | Path) -> str:
         DataError: nothing there, or nothing that is known.
         UsageError: a layout that serves several.
     """
-    found = [task for task in _GUESSED if serves(path, task)]
+    found = [task for task in _GUESSED if serves(path, task, sure=True)]
     if len(found) > 1 and found[-1] == "classification":  # to which any folder of folders is known
         found.pop()
     if len(found) > 1:
@@ -163,7 +165,7 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
     task_named(chosen)
     if not serves(path, chosen):
         open_training(settings, task=chosen)  # says what was looked for
-    preprocessing = Preprocessing(resize="native", channels=settings.channels, bits=settings.bits)
+    preprocessing = whole(settings, chosen)
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
         chosen = refined(chosen, listing)
@@ -181,6 +183,18 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
             for one, other in overlap(parts[0].usable, parts[1].usable):
                 faults.add("picture-shared", other, f"as {one} of train")
     return Diagnosis(path=path, task=chosen, parts=tuple(parts), preprocessing=preprocessing)
+
+
+def whole(settings: DataSettings, task: str) -> Preprocessing:
+    """How pictures, or clips, are looked at in their own size."""
+    return Preprocessing(
+        resize="native",
+        channels=settings.channels,
+        bits=settings.bits,
+        frames=settings.frames or (FRAMES if task == "video_classification" else 0),
+        frame_step=settings.frame_step,
+        sampling=settings.sampling,
+    )
 
 
 def _opened(settings: DataSettings, task: str, faults: Faults) -> tuple[Listing | None, Path | None]:
@@ -205,7 +219,7 @@ def _examined(
     """Every picture decoded, and hints on what is annotated."""
     if listing is None or not listing.items:
         if listing is not None and not faults.fatal:
-            faults.add("layout", str(listing.root), "no picture")
+            faults.add("layout", str(listing.root), f"no {listing.thing}")
         return Part(name=name, listing=None, faults=faults, notes=())
     report = examine(
         listing, preprocessing, progress=None if progress is None else lambda done, every: progress(name, done, every)

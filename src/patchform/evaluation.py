@@ -17,7 +17,7 @@ from patchform.data.dataset import evaluation_pictures, open_evaluation
 from patchform.data.order import evaluation_loader
 from patchform.device import pick_device
 from patchform.errors import ResourceError
-from patchform.inference import Ask, preparation
+from patchform.inference import Ask, preparation, views_of
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
 from patchform.records import Batch
@@ -147,7 +147,11 @@ def evaluate_run(
     where = pick_device(device)
     scores = evaluate(
         model.to(where),
-        evaluation_loader(evaluation_pictures(listing, preparation(ask, model.preprocessing)), batch_size, workers),
+        evaluation_loader(
+            evaluation_pictures(listing, preparation(ask, model.preprocessing), views=views_of(ask)),
+            batch_size,
+            workers,
+        ),
         task,
         ask=ask,
         metric=task.full_metric(model.classes, thresholds=model.thresholds),

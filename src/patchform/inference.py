@@ -254,6 +254,11 @@ def preparation(ask: Ask, preprocessing: Preprocessing) -> Preprocessing:
     return replace(preprocessing, resize="native") if isinstance(ask, Sliced) else preprocessing
 
 
+def views_of(ask: Ask) -> tuple[int, int]:
+    """Of a video: how many clips, and crops of each, are prepared for a way to ask (`data.clips.looks`)."""
+    return (ask.clips, ask.crops) if isinstance(ask, Views) else (1, 1)
+
+
 def starts(length: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows that cover a length, the last one ending with it."""
     return [*range(0, length - window, stride), length - window]

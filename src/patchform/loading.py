@@ -15,7 +15,7 @@ from patchform.backbones.base import Backbone
 from patchform.errors import ModelFileError, UsageError
 from patchform.layers import fitting
 from patchform.layers.fitting import Fits, Fitted, How
-from patchform.layers.patches import Patches
+from patchform.layers.patches import Patches, Tubelets
 from patchform.model import Model, build_model, load
 from patchform.settings import Transfer
 from patchform.weights import sources
@@ -42,13 +42,13 @@ def load_weights(
     prefix: str | None = None,
     transfer: Transfer | None = None,
 ) -> Report:
-    """Fill a model, or a backbone alone, with weights of its family.
+    """Fill a model, or a backbone alone, with weights of its family, or of one that it may start from.
 
     Args:
         target: gets the weights in place. A backbone alone leaves the head of the source aside and the report says so.
         source: a state dict in a published layout; or a file of tensors or a run folder (`weights.sources.read`); or a
             name of published weights, which are fetched (`weights.hub.locate`).
-        layout: one of the family's layouts, or "patchform"; recognised from the names if None.
+        layout: one of the family's layouts or starts, or "patchform"; recognised from the names if None.
         prefix: only what begins so is meant, without it: "backbone." of a whole segmenter. None: what programs put in
             front of all names is taken off.
         transfer: what may differ between the two; default: `Transfer()`.
@@ -64,7 +64,7 @@ def load_weights(
     transfer = transfer or Transfer()
     found = _read(locate(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
     trunk, level = (target.backbone, "") if isinstance(target, Model) else (target, "backbone.")
-    layouts = layouts_of(trunk)
+    layouts = _layouts_for(trunk, found, layout)
     if layout is not None:
         if layout not in layouts:
             raise lookup.no_such("layout", layout, layouts)
@@ -76,7 +76,7 @@ def load_weights(
         own,
         sizes=lambda place: sizes_of(target, place.removeprefix(level)),
         spare=spare,
-        adapt=_Fit(target, level, How(transfer, layouts[name].corners), transfer.classes or found.classes),
+        adapt=_Fit(target, level, _how(layouts[name], transfer), transfer.classes or found.classes),
     )
     fresh = {entry.note.startswith(FRESH) for entry in report.entries if entry.name.startswith(CLASSIFIERS)}
     if len(fresh) > 1:
@@ -139,8 +139,30 @@ def class_names(labels: str) -> tuple[str, ...]:
 
 def layouts_of(trunk: Backbone) -> dict[str, Rules]:
     """Every layout that weights of a backbone's family are known to come in, ours last."""
-    family = type(trunk).__module__.rpartition(".")[2]
-    return {**lookup.published(family).layouts, OWN: _OWN}
+    return {**lookup.published(_family(trunk)).layouts, OWN: _OWN}
+
+
+def _family(trunk: Backbone) -> str:
+    return type(trunk).__module__.rpartition(".")[2]
+
+
+def _layouts_for(trunk: Backbone, found: sources.Source, named: str | None) -> dict[str, Rules]:
+    """Every layout that weights may come in.
+
+    A model folder says its family: it is of that one's start alone, or of none. In a plain file our own names could be
+    of either family, so they are the own one's unless the start is named.
+    """
+    starts = lookup.published(_family(trunk)).starts
+    ours = f"{found.family}_{OWN}"
+    if found.own and found.family != _family(trunk) and ours in starts:
+        return {ours: starts[ours]}
+    return layouts_of(trunk) | {
+        name: rules for name, rules in starts.items() if name == named or not (found.own or name.endswith(OWN))
+    }
+
+
+def _how(rules: Rules, transfer: Transfer) -> How:
+    return How(transfer, rules.corners, rules.kin.still)
 
 
 def export_weights(model: Model, layout: str) -> dict[str, Tensor]:
@@ -158,7 +180,10 @@ def export_weights(model: Model, layout: str) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> sources.Source:
-    """`sources.read`, with the kernels of patches of a model folder as (D, C, p, p): flat, they do not tell C and p."""
+    """`sources.read`, with the kernels of patches of a model folder as (D, C, p, p): flat, they do not tell C and p.
+
+    Those of tubelets are (D, C, f, p, p).
+    """
     found = sources.read(path)
     if not found.own:
         return found
@@ -166,18 +191,21 @@ def _read(path: Path) -> sources.Source:
         made = load(path, weights=False)
     tensors = dict(found.tensors)
     for name, layer in made.named_modules():
-        if isinstance(layer, Patches):
-            shape = (layer.in_channels, layer.size, layer.size)
+        if isinstance(layer, Patches | Tubelets):
+            length = (layer.frames,) if isinstance(layer, Tubelets) else ()
+            shape = (layer.in_channels, *length, layer.size, layer.size)
             tensors[f"{name}.proj.weight"] = tensors[f"{name}.proj.weight"].unflatten(1, shape)
     return found._replace(tensors=tensors)
 
 
 def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
-    """Lengths that the shape of a tensor does not tell, from the layers that hold it: patch, channels, heads."""
+    """Lengths that a tensor's shape does not tell, from the layers that hold it: patch, channels, frames, heads."""
     sizes: dict[str, int] = {}
     for layer, _ in _holders(model, name):
-        if isinstance(layer, Patches):
+        if isinstance(layer, Patches | Tubelets):
             sizes |= {"patch": layer.size, "channels": layer.in_channels}
+        if isinstance(layer, Tubelets):
+            sizes |= {"frames": layer.frames}
         if isinstance(heads := getattr(layer, "heads", None), int):
             sizes.setdefault("heads", heads)
     return sizes
@@ -185,12 +213,17 @@ def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
 
 # ------------------------------------------------------------------------------------------------------ own layout
 
-_kernels = reshape(-1, "channels", "patch", "patch")
+_KERNELS = {
+    4: reshape(-1, "channels", "patch", "patch"),
+    5: reshape(-1, "channels", "frames", "patch", "patch"),
+}
+"""Of patches and of tubelets, by their number of axes."""
 
 
 def _own_shape(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
-    patches = len(shape) == 2 and tensors[0].dim() == 4 and "patch" in sizes
-    return _kernels.forward(tensors, shape, sizes) if patches else tensors[0]
+    (tensor,) = tensors
+    patches = len(shape) == 2 and tensor.dim() in _KERNELS and "patch" in sizes
+    return _KERNELS[tensor.dim()].forward(tensors, shape, sizes) if patches else tensor
 
 
 _OWN = Rules(("*", "*", Operation(_own_shape, lambda tensor, count, sizes: (tensor,))))

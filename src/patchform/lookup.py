@@ -21,7 +21,7 @@ from typing import Any
 from patchform.errors import UsageError
 from patchform.records import Published, Variant, WeightsFile
 
-KINDS = ("backbones", "published", "heads", "tasks", "data/formats", "inspect")
+KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect")
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []
 
@@ -125,6 +125,7 @@ def published(family: str) -> Published:
         layouts=getattr(found, "LAYOUTS", {}),
         scores=getattr(found, "SCORES", ()),
         weights=getattr(found, "WEIGHTS", ()),
+        starts=getattr(found, "STARTS", {}),
     )
 
 

@@ -22,6 +22,10 @@ from patchform.weights import files
 from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
 
 R = TypeVar("R", Architecture, Preprocessing)
+UNLABELLED = "pretraining"
+"""The task without classes, whose models are a folder of their own."""
+VIDEO, FRAMES = "video_classification", 8
+"""The task of clips, and how many frames they have where nobody says."""
 
 
 class Model(nn.Module):
@@ -96,8 +100,22 @@ class Model(nn.Module):
         """() float: the weight of these targets in the loss of a larger batch."""
         return self.head.count(targets)
 
+    @property
+    def trained(self) -> Backbone:
+        """The trunk that gradients move: the backbone, but for models whose backbone is a teacher."""
+        return self.backbone
+
+    def begin(self, *, step: int, steps: int, epoch: int) -> None:
+        """Called once before the first step that a run takes; for models whose course follows its length.
+
+        Args:
+            step: optimizer steps taken before; 0 unless it was resumed.
+            steps: in all.
+            epoch: steps of an epoch.
+        """
+
     def after_step(self, step: int) -> None:
-        """Called after each optimizer step; for models that keep a teacher or a queue."""
+        """Called after each optimizer step, counted from 0; for models that keep a teacher or a queue."""
 
 
 def build_backbone(name: str, **options: Any) -> Backbone:
@@ -131,8 +149,8 @@ def build_model(
     Args:
         task: "classification", ...
         backbone: family/size.
-        head: name of a head that serves the task.
-        classes: class names, at least one.
+        head: name of a head that serves the task; for "pretraining" of a method of that folder.
+        classes: class names, at least one; not looked at for "pretraining", which has none.
         preprocessing: default: the variant's published input size and ImageNet's statistics.
         backbone_options: arguments of the backbone that override its row.
         head_options: arguments of the head.
@@ -141,11 +159,14 @@ def build_model(
         UsageError: an unknown name or option, a head of another task, no classes, or statistics of another number of
             channels.
     """
-    if not classes:
+    if not classes and task != UNLABELLED:
         raise UsageError("a model needs at least one class")
     _, variant = lookup.backbone(backbone)
     if preprocessing is None:
-        preprocessing = Preprocessing(size=(variant.image_size, variant.image_size))
+        native = variant.options.get("frames", FRAMES if task == VIDEO else 0)
+        preprocessing = Preprocessing(size=(variant.image_size, variant.image_size), frames=native)
+    if task == VIDEO and not preprocessing.frames:
+        raise UsageError("clips of 0 frames", remedy="set data.frames")
     for name in ("mean", "std"):
         if len(getattr(preprocessing, name)) not in (1, preprocessing.channels):
             raise UsageError(
@@ -153,9 +174,19 @@ def build_model(
             )
     options = dict(backbone_options or {})
     arguments: dict[str, Any] = {"in_channels": preprocessing.channels}
-    if "image_size" in inspect.signature(variant.build).parameters:
-        arguments["image_size"] = preprocessing.size
+    for name, value in (("image_size", preprocessing.size), ("frames", preprocessing.frames)):
+        if value and name in inspect.signature(variant.build).parameters:
+            arguments[name] = value
     trunk = build_backbone(backbone, **(arguments | options))
+    made_of = Architecture(
+        task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
+    )
+    if task == UNLABELLED:
+        method = lookup.the_class("pretraining", head, Model)
+        lookup.check_options(method, head_options or {}, of=f"method {head}")
+        learner: Model = method(trunk, preprocessing, **(head_options or {}))
+        learner.architecture = made_of
+        return learner
     kind = lookup.the_class("heads", head, Head)
     if task not in kind.tasks:  # type: ignore[attr-defined]
         raise UsageError(f'head "{head}" does not serve {task}', remedy=f"it serves {', '.join(kind.tasks)}")  # type: ignore[attr-defined]
@@ -166,9 +197,6 @@ def build_model(
         width=trunk.width,
         classes=len(classes),
         **(head_options or {}),
-    )
-    made_of = Architecture(
-        task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
     )
     return Model(trunk, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,39 +15,31 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import model as models
+from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
 from patchform.data.images import decode, to_image
 from patchform.data.instances import take
-from patchform.data.listing import SUFFIXES, walk
 from patchform.data.results import coco_results, yolo_lines
+from patchform.data.sources import LARGEST_BYTES, WRITTEN, Source, expand
 from patchform.data.transforms import evaluation_transform
+from patchform.data.videos import open_video
 from patchform.device import pick_device
 from patchform.drawing import save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
-from patchform.inference import Ask, preparation
+from patchform.inference import Ask, preparation, views_of
 from patchform.model import Model
 from patchform.records import Instances, Sample, Target
 from patchform.tasks.base import Task, task_of
+from patchform.timeline import Along, Moment, annotated, moments
 
-LINES = "predictions.jsonl"
-"""A folder that holds this file was written by `write`; its pictures are not sources of a later prediction."""
 RESULTS, LABELS = "results.json", "labels"
 """What `write` adds in COCO's and in YOLO's format."""
-LARGEST_BYTES = 200_000_000
-"""Of a picture that is given as bytes or comes from standard input."""
 SURE = 0.5
 """Score from which a prediction of an object counts, for a model without thresholds of its own."""
+DIGITS = 3
+"""Of written seconds."""
 THREADS = 4
 """Decoding releases Python's lock."""
-
-
-class Source(NamedTuple):
-    """One picture to look at."""
-
-    name: str
-    """The path as it was given or found, "-" for standard input, "image-3" for the fourth of those in memory."""
-    content: Any
-    """A path, bytes, PIL image, array or tensor."""
 
 
 class Prediction(NamedTuple):
@@ -61,7 +50,7 @@ class Prediction(NamedTuple):
     """With scores; None where there is an error."""
     error: str | None = None
     image: Tensor | None = None
-    """(C, H, W) decoded pixels, if they were asked for."""
+    """(C, H, W) decoded pixels, if they were asked for; of a video (T, C, H, W), the frames that were looked at."""
 
 
 class Written(NamedTuple):
@@ -72,7 +61,7 @@ class Written(NamedTuple):
 
 
 class Predictor:
-    """A model ready for pictures of any size: each is prepared as at evaluation.
+    """A model ready for pictures of any size, or for videos: each is prepared as at evaluation.
 
     Args:
         model: taken over: moved to the device and set to evaluation mode.
@@ -85,6 +74,7 @@ class Predictor:
 
     Attributes:
         classes: names in the order of the scores.
+        videos: whether it looks at videos.
     """
 
     def __init__(
@@ -101,11 +91,16 @@ class Predictor:
             raise UsageError(f"a threshold of {threshold}", remedy="give a score, 0 or more")
         self.device = pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
-        self.model, self.precision, self.classes = model.to(self.device).eval(), precision, model.classes
+        self.model, self.classes = model.to(self.device).eval(), model.classes
+        self._coarse = precision == "bfloat16"
         self.ask = ask
         single = (SURE if threshold is None else threshold,) * len(self.classes)
         self.thresholds = model.thresholds if threshold is None and model.thresholds is not None else single
-        self._fit = evaluation_transform(preparation(ask, model.preprocessing))
+        self.videos = model.preprocessing.frames > 0
+        if self.videos:
+            self._pick, self._fit = looks(model.preprocessing, views_of(ask))
+        else:
+            self._fit = evaluation_transform(preparation(ask, model.preprocessing))
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
         """Predictions in the order of the sources, made as they are asked for.
@@ -115,7 +110,8 @@ class Predictor:
         Args:
             sources: a path, folder, pattern (`photos/**/*.jpg`), "-" for standard input, the bytes of a file, a PIL
                 image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or a list of such. Arrays hold RGB,
-                uint8 or floating point in 0..1.
+                uint8 or floating point in 0..1. For a model of clips paths are those of videos or of folders of
+                frames, and arrays and tensors have the frames as their first axis.
             batch_size: pictures that go through the model at once.
             keep_images: give the decoded pictures back, for drawing.
 
@@ -124,7 +120,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", remedy="it is at least 1")
-        found = expand(sources)
+        found = expand(sources, videos=self.videos)
         parts = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
         return self._predict(parts, keep_images)
 
@@ -133,6 +129,18 @@ class Predictor:
         if prediction.target is None:
             return {"file": prediction.name, "error": prediction.error}
         return {"file": prediction.name, **self.task.record(prediction.target, self.classes)}
+
+    def moment(self, moment: Moment) -> dict[str, Any]:
+        """What is said of a part of a video as plain JSON values: `start`, `end` in seconds, what the task says."""
+        said = self.task.record(moment.target, self.classes)
+        return {"start": round(moment.start, DIGITS), "end": round(moment.end, DIGITS), **said}
+
+    def along(self, path: str | Path, along: Along) -> list[Moment]:
+        """What the model says along a video. Raises DataError, and UsageError for a model of pictures."""
+        if not self.videos:
+            raise UsageError("a model of pictures has nothing to say along a video", remedy="give it pictures")
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
+            return list(moments(self.model, Path(path), along, device=self.device))
 
     def draw(self, prediction: Prediction) -> Image.Image:
         """The prediction on its picture, which must have been kept."""
@@ -160,6 +168,8 @@ class Predictor:
 
     def _read(self, source: Source) -> Tensor | DataError:
         try:
+            if self.videos:
+                return self._frames(source)
             if not isinstance(source.content, Path | bytes):
                 return to_image(source.content, self.model.preprocessing)
             if isinstance(source.content, bytes) and len(source.content) > LARGEST_BYTES:
@@ -168,11 +178,21 @@ class Predictor:
         except DataError as error:
             return error
 
+    def _frames(self, source: Source) -> Tensor:
+        """(T, C, H, W): the frames of a video that are looked at. Raises DataError."""
+        content, preprocessing = source.content, self.model.preprocessing
+        if isinstance(content, Path):
+            video = open_video(content)
+            return video.frames(self._pick(len(video)), preprocessing)
+        if getattr(content, "ndim", 0) != 4:
+            raise DataError("no video", where=source.name, remedy="give a path, or frames as one array or tensor")
+        return torch.stack([to_image(content[index], preprocessing) for index in self._pick(len(content))])
+
     def _decide(self, images: Sequence[Tensor]) -> list[Target]:
         if not images:
             return []
         samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
             return [self._sure(found) for found in self.ask(self.model, to_device(collate(samples), self.device))]
 
     def _sure(self, found: Target) -> Target:
@@ -195,58 +215,6 @@ def load(
     return Predictor(models.load(run), device=device, precision=precision, ask=ask, threshold=threshold)
 
 
-# ----------------------------------------------------------------------------------------------------------- sources
-
-
-def expand(sources: Any) -> list[Source]:
-    """The pictures that are meant: folders and patterns become their files, in natural order (2 before 10).
-
-    In folders and patterns only names that end like a picture's count, hidden files and what `write` made do not, and
-    links that lead back to a folder above are not followed. A file that is named stays, whatever it is.
-
-    Raises:
-        DataError: a folder or pattern without a picture, or nothing that exists at all.
-    """
-    given = (
-        list(sources) if isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source) else [sources]
-    )
-    found: list[Source] = []
-    for source in given:
-        if isinstance(source, Source):
-            found.append(source)
-        elif isinstance(source, str | Path):
-            found += _named(str(source))
-        else:
-            found.append(Source(f"image-{len(found)}", source))
-    if not found:
-        raise DataError("no picture was given")
-    if not any(not isinstance(content, Path) or os.path.lexists(content) for _, content in found):
-        raise DataError("no such file or folder", where=found[0].name)
-    return found
-
-
-def _named(text: str) -> list[Source]:
-    if text == "-":
-        return [Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1))]
-    text = os.path.expanduser(text)
-    if os.path.isdir(text):
-        files = list(walk(Path(text)))
-    elif glob.has_magic(text) and not os.path.lexists(text):
-        files = [Path(match) for match in glob.glob(text, recursive=True) if not os.path.isdir(match)]
-    else:
-        return [Source(text, Path(text))]
-    ours = {folder for folder in {file.parent for file in files} if (folder / LINES).exists()}
-    pictures = [file for file in files if file.suffix.lower() in SUFFIXES and file.parent not in ours]
-    if not pictures:
-        raise DataError("no picture", where=text, remedy=f"known file names end in {', '.join(SUFFIXES)}")
-    return [Source(str(file), file) for file in sorted(pictures, key=_natural)]
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.as_posix())  # text and digits in turn
-    return [int(part) if place % 2 else part.casefold() for place, part in enumerate(parts)], path.as_posix()
-
-
 # ------------------------------------------------------------------------------------------------------------ output
 
 
@@ -259,6 +227,7 @@ def write(
     overwrite: bool = False,
     batch_size: int = 16,
     format: Literal["coco", "yolo"] | None = None,
+    along: Along | None = None,
 ) -> Written:
     """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
 
@@ -274,6 +243,8 @@ def write(
         format: objects in the format of another tool too, in `out`. "coco": results.json, when all are done; a picture
             has the number that is its name, as COCO's have, or else its name; categories have the ids of the data that
             the model learnt from, or else count from 1. "yolo": labels/a.txt, lines "class x y width height score".
+        along: of videos: what the model says of their parts too, in the lines as `moments`, each with `start` and `end`
+            in seconds, and in `out` as a video for each: `a.mp4` becomes `a.mp4.mp4`.
 
     Returns:
         How many pictures there were, and how many could not be used.
@@ -284,11 +255,11 @@ def write(
         FolderError: a file to be written exists; nothing is written then.
         ResourceError: the disk is full or `out` is not writable.
     """
-    found = expand(sources)
+    found = expand(sources, videos=predictor.videos)
     folder = None if out is None else Path(out)
     if format is not None and (folder is None or predictor.task.target is not Instances):
         raise UsageError(f"nothing to write in the format {format}", remedy="it is for objects, and needs a folder")
-    places = [None] * len(found) if folder is None else _places(found, folder, overwrite)
+    places = [None] * len(found) if folder is None else _places(found, folder, overwrite, videos=bool(along))
     labels = _labels(places, overwrite) if format == "yolo" else {}
     rows: list[dict[str, Any]] = []
     ids = predictor.model.ids or range(1, len(predictor.classes) + 1)
@@ -296,9 +267,9 @@ def write(
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]
         if folder is not None:
-            streams.append(stack.enter_context(_open(folder / LINES, overwrite)))
+            streams.append(stack.enter_context(_open(folder / WRITTEN, overwrite)))
         predictions = predictor.predict(found, batch_size=batch_size, keep_images=folder is not None)
-        for prediction, place in zip(predictions, places):
+        for source, prediction, place in zip(found, predictions, places):
             failed += prediction.error is not None
             if place is not None and prediction.target is not None:
                 save(to_png_bytes(predictor.draw(prediction)), place)
@@ -311,7 +282,13 @@ def write(
                         height, width = prediction.image.shape[-2:]
                         lines = yolo_lines(prediction.target, (height, width))
                         save("".join(f"{line}\n" for line in lines).encode(), labels[place])
-            line = json.dumps(predictor.record(prediction), allow_nan=False) + "\n"
+            record = predictor.record(prediction)
+            if along is not None and isinstance(source.content, Path) and prediction.target is not None:
+                said = predictor.along(source.content, along)
+                record["moments"] = [predictor.moment(one) for one in said]
+                if place is not None:
+                    annotated(source.content, said, predictor.task, predictor.classes, place.with_suffix(".mp4"))
+            line = json.dumps(record, allow_nan=False) + "\n"
             for each in streams:
                 each.write(line)
                 each.flush()
@@ -342,7 +319,7 @@ def _labels(places: Sequence[Path | None], overwrite: bool) -> dict[Path, Path]:
     return found
 
 
-def _places(sources: Sequence[Source], folder: Path, overwrite: bool) -> list[Path]:
+def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, videos: bool = False) -> list[Path]:
     """A distinct file for each source, on file systems that ignore case too."""
     home = os.path.realpath(folder)
     if any(isinstance(content, Path) and os.path.realpath(content.parent) == home for _, content in sources):
@@ -357,7 +334,8 @@ def _places(sources: Sequence[Source], folder: Path, overwrite: bool) -> list[Pa
             name, number = f"{stem}-{number}", number + 1
         taken.add(name.casefold())
         places.append(folder / f"{name}.png")
-    exists = [place for place in (folder / LINES, folder / RESULTS, *places) if os.path.lexists(place)]
+    beside = [place.with_suffix(".mp4") for place in places if videos]
+    exists = [place for place in (folder / WRITTEN, folder / RESULTS, *places, *beside) if os.path.lexists(place)]
     if exists and not overwrite:
         raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
     return places

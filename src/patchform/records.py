@@ -93,7 +93,21 @@ class Instances(NamedTuple):
     """(N,) float32 of a truth: pixels as annotated, for scores by size; None: those of the masks, else of the boxes."""
 
 
-Target: TypeAlias = Label | Regions | Instances
+class Embedding(NamedTuple):
+    """Where a model that learnt without labels puts an image. Never a truth: beside it stands a `Label`, of no class
+    where none is known.
+    """
+
+    scores: Tensor
+    """(D,) float32, of any sign."""
+
+    @property
+    def classes(self) -> Tensor:
+        """(0,) int64: it decides for none."""
+        return self.scores.new_empty(0).long()
+
+
+Target: TypeAlias = Label | Regions | Instances | Embedding
 
 
 class Sample(NamedTuple):
@@ -107,6 +121,8 @@ class Sample(NamedTuple):
     """Where it came from: the path relative to the data set."""
     size: tuple[int, int] = (0, 0)
     """(height, width) in pixels before any resizing: what predictions are given in."""
+    views: Tensor | None = None
+    """(V, C, h, w): small crops beside those of `image`, which then is (views, C, H, W)."""
 
 
 class Batch(NamedTuple):
@@ -121,6 +137,8 @@ class Batch(NamedTuple):
     """(height, width) of each image before it was resized to the model's input: predictions are given in it."""
     padding: Tensor | None = None
     """(B, H, W) bool, True on padding."""
+    views: Tensor | None = None
+    """(B, V, C, h, w): small crops of each picture, for methods that compare views; `images` then has crops for T."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +164,14 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Per channel (or one for all), of values scaled to 0..1."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    frames: int = 0
+    """Of a clip; 0: pictures."""
+    frame_step: int = 1
+    """For dense: frames of the video from one of the clip to the next."""
+    sampling: Literal["dense", "uniform"] = "uniform"
+    """uniform: the middle frame of each of `frames` equal parts of the video, in training any frame of the part. dense:
+    frames `frame_step` apart from the middle of the video, in training from any start. A video with fewer frames than
+    that repeats its last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,3 +253,5 @@ class Published:
     """`SCORES`."""
     weights: tuple[WeightsFile, ...] = ()
     """`WEIGHTS`."""
+    starts: dict[str, Any] = field(default_factory=dict)
+    """`STARTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""

@@ -39,6 +39,13 @@ class DataSettings:
     """Per channel, of values in 0..1; default: ImageNet's for 3 channels, 0.5 otherwise."""
     std: tuple[float, ...] | None = None
     """Per channel, of values in 0..1; default: ImageNet's for 3 channels, 0.5 otherwise."""
+    frames: int = 0
+    """Of videos: frames of a clip; 0: the data are pictures."""
+    frame_step: int = 1
+    """Of dense sampling: frames of the video from one of the clip to the next."""
+    sampling: Literal["dense", "uniform"] = "uniform"
+    """uniform: a frame of each of as many equal parts of the video as the clip has frames, at random in training, the
+    middle one elsewhere; dense: frames frame_step apart, from a random start in training, of the middle elsewhere."""
     workers: int = 0
     """Processes that decode and augment; results do not depend on it."""
     balanced: bool = False
@@ -134,7 +141,8 @@ class AugmentationSettings:
     operations: int = 2
     """Operations an image of rand_augment."""
     color_jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter; with masks and objects of hue too, where 0.5 is usual."""
+    """Strength of brightness, contrast and saturation jitter; with masks and objects of hue too, where 0.5 is usual,
+    and with views."""
     erasing: float = 0.0
     """Probability of random erasing."""
     mixup: float = 0.0
@@ -143,6 +151,20 @@ class AugmentationSettings:
     """Alpha of cutmix; 0 turns it off."""
     mix_probability: float = 1.0
     """Share of batches that are mixed."""
+    views: int = 1
+    """Crops of a picture that are learnt from together, each changed by itself: dino takes 2."""
+    local_views: int = 0
+    """Small crops beside them."""
+    local_size: int = 96
+    """Side of the small crops, pixels."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Area share of the small crops."""
+    grey: float = 0.0
+    """With views: probability that a crop is grey."""
+    blur: tuple[float, ...] = ()
+    """With views: probability of a blur, one number a crop, and one more for the small ones."""
+    solarise: tuple[float, ...] = ()
+    """With views: probability that bright pixels are inverted, numbers likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,9 +271,9 @@ class Recipe:
         "classification",
         "detection",
         "instance_segmentation",
+        "pretraining",
         "semantic_segmentation",
         "video_classification",
-        "pretraining",
     ] = "classification"
     """What is learnt."""
     name: str | None = None

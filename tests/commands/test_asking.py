@@ -6,7 +6,7 @@ import pytest
 
 from patchform.commands import asking
 from patchform.errors import UsageError
-from patchform.inference import Scaled, Sliced, Sliding
+from patchform.inference import Scaled, Sliced, Sliding, Views
 from patchform.model import build_model, save
 
 
@@ -34,6 +34,8 @@ def test_words_become_ways_to_ask(tmp_path):
         way("--window", "64", "--margin", "8", "--run", objects)
     assert way("--mirrored") == Scaled((1.0,), True)
     assert way("--scales", "0.5", "1") == Scaled((0.5, 1.0), False)
+    assert way("--clips", "4", "--crops", "3") == Views(4, 3)
+    assert way("--crops", "3") == Views(1, 3)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,8 @@ def test_words_become_ways_to_ask(tmp_path):
         (("--window", "0"), "do not cover"),
         (("--window", "8", "--mirrored"), "at once"),
         (("--scales", "0"), "a scale of 0"),
+        (("--clips", "0"), "at least 1"),
+        (("--clips", "2", "--mirrored"), "choose one"),
     ],
 )
 def test_words_that_make_no_sense_are_refused(words, said):

@@ -13,11 +13,14 @@ SHORT = {"training": {"epochs": 1, "tensorboard": False, "batch_size": 64, "thre
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(demo, "SCENES", {"train": 64, "val": 12})
+    monkeypatch.setattr(demo, "CLIPS", {"train": 64, "val": 10})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", list(demo.KINDS))
 def test_a_demo_goes_the_whole_way(task, few, tmp_path, capsys):
+    if task == "video":
+        pytest.importorskip("av")
     made = demo.demo(tmp_path, task=task, progress=False, **SHORT)
     assert made.folder == tmp_path / demo.KINDS[task].folder
     assert made.run == made.folder / "digits"
@@ -26,7 +29,7 @@ def test_a_demo_goes_the_whole_way(task, few, tmp_path, capsys):
     answers = [
         json.loads(line) for line in (made.folder / "predictions" / "predictions.jsonl").read_text().splitlines()
     ]
-    assert len(answers) == 10
+    assert len(answers) == (5 if task == "video" else 10)
     assert all(demo._said(answer) for answer in answers)
     assert made.scores.best is not None
     assert 0 <= made.scores.best <= 1

@@ -51,3 +51,29 @@ def test_scenes_depend_on_their_numbers_alone(scans):
     assert np.array_equal(first.image, second.image)
     assert np.array_equal(first.owners, second.owners)
     assert not np.array_equal(first.image, other.image)  # control
+
+
+def test_a_digit_goes_where_its_class_says(scans):
+    for seed in range(20):
+        for name, way in digits.MOTIONS.items():
+            frames = digits.motion(scans, np.random.default_rng(seed), name).astype(np.float32)
+            assert frames.shape == (digits.FRAMES, digits.SIDE, digits.SIDE)
+            still = np.median(frames, 0)  # mostly the ground
+            middles = []
+            for part in (frames[:4], frames[-4:]):
+                ink = np.abs(part.mean(0) - still) > 40
+                middles.append([place.mean() if len(place) else np.nan for place in np.nonzero(ink)])
+            if name == "still":
+                assert np.isnan(middles).all()
+            elif not np.isnan(middles).any():  # what is covered half of the time looks like ground
+                moved = np.subtract(middles[1], middles[0])
+                assert moved @ way > 4
+                assert abs(moved @ way[::-1]) < abs(moved @ way)
+
+
+def test_one_frame_of_the_middle_does_not_tell_where(scans):
+    """The same draws with another name give the same frame in the middle of the way, but for one pixel."""
+    left, right = (digits.motion(scans, np.random.default_rng(5), name).astype(int) for name in ("left", "right"))
+    differ = [(np.abs(left[index] - right[digits.FRAMES - 1 - index]) > 40).mean() for index in range(digits.FRAMES)]
+    assert max(differ) < 0.02
+    assert (np.abs(left[0] - right[0]) > 40).mean() > 0.02  # control

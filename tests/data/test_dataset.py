@@ -6,7 +6,7 @@ import torch
 from bad_pictures import class_folders, mask_folders, tree_state
 from PIL import Image
 
-from patchform.data import dataset
+from patchform.data import samples
 from patchform.data.dataset import (
     Pictures,
     evaluation_pictures,
@@ -149,7 +149,7 @@ def test_the_cache_changes_nothing_and_knows_its_limit(pictures, monkeypatch):
     twice = [cached[0, index].image for index in (0, 1, 0)]
     assert len(cached._cache) == 2
     assert twice[0].equal(twice[2])
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 12 * 20 * 24 * 3 - 1)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 12 * 20 * 24 * 3 - 1)
     plain = pictures()
     assert plain[0, 0].image.equal(twice[0])
     assert plain._cache is None
@@ -193,11 +193,11 @@ def test_scenes_come_out_of_workers_unchanged(scenes, workers):
 
 
 def test_masks_count_in_the_cache(scenes, monkeypatch):
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * 20 * 24 * 4)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 6 * 20 * 24 * 4)
     cached = scenes()
     assert same(cached[0, 0], cached[0, 0])
     assert cached._cache is not None
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * 20 * 24 * 4 - 1)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 6 * 20 * 24 * 4 - 1)
     plain = scenes()
     assert same(plain[0, 0], cached[0, 0])
     assert plain._cache is None
@@ -287,11 +287,11 @@ def test_masks_of_objects_are_decoded_where_there_are_outlines_and_count_in_the_
     assert masks.areas(evaluation_pictures(mixed, FIT)[0, 2].target.masks).tolist() == [169, 96]  # their boxes
     sample = evaluation_pictures(annotated, FIT)[0, 2].target
     size = 20 * 20 * 3 + 2 * (16 + 8 + 4 + 32) + len(sample.masks.bits)
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * size)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 6 * size)
     cached = evaluation_pictures(annotated, FIT)
     assert alike(cached[0, 2], cached[0, 2])
     assert cached._cache is not None
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 6 * size - 1)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 6 * size - 1)
     uncached = evaluation_pictures(annotated, FIT)
     assert alike(uncached[0, 2], cached[0, 2])
     assert uncached._cache is None

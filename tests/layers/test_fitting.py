@@ -148,6 +148,21 @@ def test_a_still_clip_gives_what_the_picture_gave(frames):
     assert same == (frames == "central")  # only the frame in the middle is seen
 
 
+def test_tubelets_of_other_patches_and_channels():
+    kernel, own = drawn(5, 3, 2, 8, 8), Tubelets(1, 5, 16, 2)
+    with pytest.raises(ValueError, match="3 channels to 1: say how"):
+        own.fit("proj.weight", kernel, PLAIN)
+    how = How(Transfer(channels="average", patch="resample"))
+    found, note = own.fit("proj.weight", kernel, how)
+    assert note == "3 channels to 1, averaged, patches of 8 pixels to 16"
+    frames = [Patches(1, 5, 16).fit("proj.weight", kernel[:, :, frame], how)[0] for frame in range(2)]
+    torch.testing.assert_close(found.view(5, 2, 256), torch.stack(frames, 1))
+    with pytest.raises(ValueError, match="tubelets of 2 frames do not become such of 3"):
+        Tubelets(3, 5, 8, 3).fit("proj.weight", kernel, PLAIN)
+    with pytest.raises(ValueError, match="no kernel of patches or tubelets"):
+        Tubelets(3, 6, 8, 2).fit("proj.weight", kernel, PLAIN)
+
+
 def test_words_of_a_resize():
     assert fitting.resized((2, 3), (4, 5), "window") == "window 2 x 3 to 4 x 5"
     assert grids.resize(drawn(2, 2, 1), (3, 3), mode="corners")[0, 0] == drawn(2, 2, 1)[0, 0]

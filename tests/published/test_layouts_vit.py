@@ -55,6 +55,8 @@ class Case(NamedTuple):
     transfer: Transfer | None = None
     dropped: str = "nothing"
     """Expression for the names that are left out."""
+    row: str = "nano"
+    """Of the family."""
 
 
 # ------------------------------------------------------------------------------------------------------ references
@@ -330,8 +332,8 @@ def hugging_resnet(kind, layer, of=None):
     return hugging("resnet", kind, "ResNetConfig", of=of, **size, layer_type=layer)
 
 
-def hugging_times(kind, of=None):
-    size = {**VIT, "num_frames": 3, "num_labels": 10}
+def hugging_times(kind, of=None, **options):
+    size = {**VIT, "num_frames": 3, "num_labels": 10, **options}
     return hugging("timesformer", kind, "TimesformerConfig", of=of, images=pictures(3, 3, 32, 32), **size)
 
 
@@ -346,6 +348,17 @@ def deit3(name, **options):
 def vector_of_clips(name):
     made = vector(name, front="model.")
     return made._replace(images=made.images.transpose(1, 2))
+
+
+def vector_of_boxes(name):
+    made = vector(name)
+    return made._replace(images=made.images.permute(0, 1, 4, 2, 3))
+
+
+def hugging_boxes(kind, state, of=None):
+    size = {**VIT, "num_frames": 4, "tubelet_size": [2, 8, 8], "num_labels": 10}
+    del size["patch_size"]
+    return hugging("vivit", kind, "VivitConfig", state=state, of=of, images=pictures(4, 3, 32, 32), **size)
 
 
 def fused_parnet():
@@ -382,6 +395,7 @@ HUGGING_BASIC = BASIC | {"widths": (32, 64, 96, 128)}
 HUGGING_RESNET = BOTTLENECK | {"widths": (8, 16, 24, 32)}
 MM_RESNET = ((r"^(?!fc)", "backbone."), (r"^fc\.", "head.fc."))
 WIDE_TIMES = {"width": 48, "mlp_ratio": 4.0}
+JOINT, SPACE = {"row": "nano_joint"}, {"row": "nano_space"}
 BOTTLE = {"image_size": (96, 128), "depths": (1, 1, 1, 3), "widths": (4, 4, 4, 8), "stem": "imagenet"}
 CROSS = {"widths": (24, 48), "depths": ((1, 2), (1, 3)), "heads": 3, "mlp_ratio": 3.0, "patches": (12, 16)}
 WIDER = CROSS | {"image_size": 120, "scales": (1, 112 / 120)}
@@ -449,8 +463,40 @@ CASES = {
     ),
     "timesformer": (
         Case("facebook", lambda: vector_of_clips("timesformer_divided"), {"mlp_ratio": 4.0}),
+        Case("facebook", lambda: vector_of_clips("timesformer_joint"), {"mlp_ratio": 4.0}, **JOINT),
+        Case("facebook", lambda: vector_of_clips("timesformer_space"), {"mlp_ratio": 4.0}, **SPACE),
         Case("transformers", lambda: hugging_times("TimesformerForVideoClassification"), WIDE_TIMES),
+        Case(
+            "transformers",
+            lambda: hugging_times("TimesformerForVideoClassification", attention_type="joint_space_time"),
+            WIDE_TIMES,
+            **JOINT,
+        ),
         Case("transformers_trunk", lambda: hugging_times("TimesformerModel", first), WIDE_TIMES, **TRUNK),
+    ),
+    "vivit": (
+        *(
+            case
+            for version, state in (("", in_files), ("_5", nn.Module.state_dict))
+            for case in (
+                Case(
+                    f"transformers{version}",
+                    lambda state=state: hugging_boxes("VivitForVideoClassification", state),
+                    WIDE_TIMES,
+                ),
+                Case(
+                    f"transformers{version}_trunk",
+                    lambda state=state: hugging_boxes("VivitModel", state, first),
+                    WIDE_TIMES,
+                    **TRUNK,
+                    dropped="pooler.*",
+                ),
+            )
+        ),
+        Case("scenic", lambda: vector_of_boxes("vivit_spacetime"), {"heads": 4}),
+        Case("scenic", lambda: vector_of_boxes("vivit_factorized_dot_product"), row="nano_fdp"),
+        Case("scenic_fe", lambda: vector_of_boxes("vivit_factorized_encoder"), {"heads": 4}, row="nano_fe"),
+        Case("scenic_fsa", lambda: vector_of_boxes("vivit_factorized_self_attention"), {"heads": 4}, row="nano_fsa"),
     ),
     "parnet": (
         Case("authors", lambda: vector("parnet"), {"widths": (8, 16, 24, 40)}),
@@ -466,7 +512,7 @@ def ours(family, case):
     """Our model of a case, with other random weights."""
     model = pf.build_model(
         "classification",
-        backbone=f"{family}/nano",
+        backbone=f"{family}/{case.row}",
         head=case.head,
         classes=CLASSES,
         backbone_options=dict(case.options),

@@ -14,7 +14,7 @@ from torch import nn
 
 from patchform import lookup
 from patchform import model as models
-from patchform.data import dataset
+from patchform.data import samples
 from patchform.data.collate import collate, split
 from patchform.errors import DataError, DivergedError, FolderError, ResourceError, UsageError
 from patchform.evaluation import evaluate_run
@@ -393,7 +393,7 @@ def test_out_of_memory_says_what_to_lower_and_smaller_parts_resume(pictures, tmp
 
 
 def test_a_picture_that_vanishes_stops_the_run_after_it_was_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "CACHE_BYTES", 0)
+    monkeypatch.setattr(samples, "CACHE_BYTES", 0)
     few, plain = tiny.pictures(tmp_path / "few", count=64), loop.gradients
 
     def vanish(*arguments, **options):

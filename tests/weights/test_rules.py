@@ -4,7 +4,7 @@ import torch
 from patchform.errors import ModelFileError, UsageError
 from patchform.weights.operations import join, join_shares, permute, reshape, squeeze
 from patchform.weights.report import Entry
-from patchform.weights.rules import DROP, Drop, Rules, prefix, recognise
+from patchform.weights.rules import DROP, Drop, Kin, Rules, prefix, recognise
 
 WINDOWED = Rules(
     ("patch_embed.proj.weight", "backbone.patches.weight", reshape(-1, "channels", "patch", "patch")),
@@ -297,3 +297,67 @@ def test_one_tensor_parts_into_several_and_back():
         PARTED.load(source, own)
     with pytest.raises(ModelFileError, match=r"q.bias is a part of look.0.in_proj_bias as is blocks.0.kv.bias"):
         PARTED.dump(filled)
+
+
+# ------------------------------------------------------------------------------------------------------------------ kin
+
+OF_KIN = Rules(
+    ("token", "token"),
+    (("q.{b}", "k.{b}"), "blocks.{b}.look.weight", join),
+    ("norm.{p}", "norm.{p}"),
+    kin=Kin(
+        fresh={"time": "there is no time", "later.*": "there is no later"},
+        copies={"blocks.{b}.again.{p}": "blocks.{b}.look.{p}"},
+        lacks={"token": "there is no token"},
+    ),
+)
+
+
+def kin_model(*left_out):
+    names = ("token", "time", "later.weight", "blocks.0.look.weight", "blocks.0.again.weight", "norm.weight")
+    sizes = {"blocks.0.look.weight": 4, "blocks.0.again.weight": 4}
+    return {name: torch.zeros(sizes.get(name, 2)) for name in names if name not in left_out}
+
+
+def kin_source():
+    return {name: torch.randn(2) for name in ("token", "q.0", "k.0", "norm.weight")}
+
+
+def test_a_kindred_model_may_lack_and_have_beside_and_copy():
+    source = kin_source()
+    filled, report = OF_KIN.load(source, kin_model())
+    assert torch.equal(filled["blocks.0.again.weight"], torch.cat([source["q.0"], source["k.0"]]))
+    assert torch.equal(filled["blocks.0.again.weight"], filled["blocks.0.look.weight"])
+    assert {entry.name: entry.note for entry in report.of("new")} == {
+        "time": "there is no time",
+        "later.weight": "there is no later",
+    }
+    assert {entry.name: entry.note for entry in report.of("joined")} == {
+        "blocks.0.look.weight": "",
+        "blocks.0.again.weight": "as blocks.{b}.look.{p}",
+    }
+    assert not report.dropped
+    filled, report = OF_KIN.load(source, kin_model("token"))
+    assert [(entry.name, entry.note) for entry in report.dropped] == [("token", "there is no token")]
+    assert "token" not in filled
+
+
+def test_a_kindred_model_is_filled_whole_or_not_at_all():
+    for spoil in (
+        lambda source, own: source.pop("k.0"),
+        lambda source, own: source.pop("token"),  # the model has one
+        lambda source, own: own.pop("norm.weight"),  # may not be missing
+        lambda source, own: own.update(more=torch.zeros(2)),
+        lambda source, own: source.update(time=torch.zeros(2)),  # the layout knows none
+    ):
+        source, own = kin_source(), kin_model()
+        spoil(source, own)
+        with pytest.raises(ModelFileError, match="do not fit"):
+            OF_KIN.load(source, own)
+    with pytest.raises(ModelFileError, match="no rule for time"):
+        OF_KIN.dump(kin_model())
+    deeper = prefix(OF_KIN, "a.", "b.")
+    source, own = (
+        {front + name: t for name, t in of.items()} for front, of in (("a.", kin_source()), ("b.", kin_model()))
+    )
+    assert len(deeper.load(source, own)[1].of("new")) == 2

@@ -4,12 +4,16 @@
                                                                              |                   p     -> tokens
                                                                              +--mean over time--> map
 
-A block with divided attention (section 3) has three parts, each after a norm and beside a shortcut: every place attends
-over its frames; every frame over its places and the class token, which takes the mean of its answers; and every token
-goes through a perceptron.
+Three of the paper's schemes of attention (section 3, figure 2). Divided space-time: a block has three parts, each after
+a norm and beside a shortcut: every place attends over its frames; every frame over its places and the class token,
+which takes the mean of its answers; and every token goes through a perceptron. Joint space-time: plain blocks over all
+tokens of the clip. Space only: plain blocks over every frame by itself, which has a class token of its own and no time;
+the mean over the frames comes before the last norm.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +22,7 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention
-from patchform.layers.blocks import MLP
+from patchform.layers.blocks import MLP, Block
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.fitting import Fitted, How, fit_line
 from patchform.layers.patches import Patches
@@ -26,88 +30,6 @@ from patchform.layers.positions import Learned1D
 from patchform.records import Features, Variant
 
 EPS = 1e-6  # of every layer norm
-
-
-class TimeSformer(Backbone):
-    """Video transformer with divided space-time attention.
-
-    Args:
-        in_channels: C of the frames.
-        image_size: native input, pixels; at other sizes positions are resized (nearest, as in the authors' code).
-        frames: native length T of a clip; at other lengths the time embedding is resized (nearest).
-        patch: side of a patch, pixels.
-        width, depth, heads: D, number of blocks, attention heads.
-        mlp_ratio: hidden width of the perceptrons over D.
-        drop_path: stochastic depth of the last block, rising linearly from 0.
-    """
-
-    def __init__(
-        self,
-        *,
-        in_channels: int = 3,
-        image_size: int | tuple[int, int] = 224,
-        frames: int = 8,
-        patch: int = 16,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.width, self.patch, self.frames = width, patch, frames
-        self.channels, self.strides = (width,), (patch,)
-
-        self.patches = Patches(in_channels, width, patch)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.position = Learned1D(width, grids.cells(image_size, patch), prefix=1, mode="nearest")
-        self.time = nn.Parameter(torch.zeros(1, frames, width))
-        self.blocks = nn.ModuleList(
-            DividedBlock(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rising(drop_path, depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=EPS)
-
-        blocks.start(self.blocks)
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        for block in self.blocks[1:]:  # but for the first, they start as a plain ViT (the authors' code)
-            nn.init.zeros_(block.temporal_proj.weight)  # type: ignore[arg-type, union-attr]
-
-    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, T, C, H, W) -> a map (B, D, H/p, W/p), tokens (B, T*N, D), frame by frame, and summary (B, D).
-
-        padding is that of all frames.
-        """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None, None], 0)
-        first, places, grid = self.embed(images)
-        hidden = None if padding is None else grids.shrink_mask(padding, self.patch)
-        allowed = None if hidden is None else ~nn.functional.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
-        for block in self.blocks:
-            first, places = block(first, places, allowed)
-        scene = places.mean(2).transpose(1, 2).unflatten(2, grid)
-        tokens = self.norm(places.transpose(1, 2)).flatten(1, 2)
-        return Features((scene,), self.strides, grids.size_of(images), tokens, self.norm(first)[:, 0], hidden)
-
-    def embed(self, clips: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """(B, T, C, H, W) -> class token (B, 1, D), patches by place (B, N, T, D), and the grid of the N places."""
-        batch, frames = clips.shape[:2]
-        cells = self.patches(clips.flatten(0, 1))  # (B*T, H/p, W/p, D)
-        grid = (cells.shape[1], cells.shape[2])
-        tokens = torch.cat([self.class_token.expand(len(cells), -1, -1), cells.flatten(1, 2)], 1)
-        placed = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
-        time = grids.resize(self.time, (1, frames), mode="nearest")
-        return placed[:, 0, :1], placed[:, :, 1:].transpose(1, 2) + time.to(placed.dtype), grid
-
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
-        """Times (1, T, D) of another number of frames."""
-        if name != "time" or tensor.dim() != 3:
-            raise ValueError("it does not depend on the number of frames")
-        table, said = fit_line(tensor[0], self.time[0], how, "nearest")
-        return table[None], said
-
-    def layers(self) -> list[nn.Module]:
-        """The blocks."""
-        return list(self.blocks)
 
 
 class DividedBlock(nn.Module):
@@ -162,13 +84,171 @@ class DividedBlock(nn.Module):
         return self.mlp(self.norm2(tokens))
 
 
+class TimeSformer(Backbone):
+    """Video transformer with divided space-time attention.
+
+    Args:
+        in_channels: C of the frames.
+        image_size: native input, pixels; at other sizes positions are resized (nearest, as in the authors' code).
+        frames: native length T of a clip; at other lengths the time embedding is resized (nearest).
+        patch: side of a patch, pixels.
+        width, depth, heads: D, number of blocks, attention heads.
+        mlp_ratio: hidden width of the perceptrons over D.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    block: ClassVar[type[DividedBlock] | type[Block]] = DividedBlock
+    by_frame: ClassVar[bool] = False  # whether every frame keeps a class token of its own
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        frames: int = 8,
+        patch: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width, self.patch, self.frames = width, patch, frames
+        self.channels, self.strides = (width,), (patch,)
+
+        self.patches = Patches(in_channels, width, patch)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.position = Learned1D(width, grids.cells(image_size, patch), prefix=1, mode="nearest")
+        self.time = self.times(frames)
+        self.blocks = nn.ModuleList(
+            self.block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rising(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+        blocks.start(self.blocks)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        for block in self.blocks:
+            if isinstance(block, DividedBlock):  # at the start every frame goes through a plain ViT (the authors' code)
+                nn.init.zeros_(block.temporal_proj.weight)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, T, C, H, W) -> a map (B, D, H/p, W/p), tokens (B, T*N, D), frame by frame, and summary (B, D).
+
+        padding is that of all frames.
+        """
+        if padding is not None:
+            images = images.masked_fill(padding[:, None, None], 0)
+        first, places, grid = self.embed(images)
+        hidden = None if padding is None else grids.shrink_mask(padding, self.patch)
+        first, places = self.mix(first, places, hidden)
+        scene = places.mean(2).transpose(1, 2).unflatten(2, grid)
+        tokens = self.norm(places.transpose(1, 2)).flatten(1, 2)
+        return Features(
+            (scene,),
+            self.strides,
+            grids.size_of(images),
+            tokens,
+            summary=self.norm(first.mean(1)),
+            padding=hidden,
+            frames=self.norm(first) if self.by_frame else None,
+        )
+
+    def times(self, frames: int) -> nn.Parameter | None:
+        """What stands for the time of a frame, (1, T, D), zero at the start."""
+        return nn.Parameter(torch.zeros(1, frames, self.width))
+
+    def embed(self, clips: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """(B, T, C, H, W) -> class token of every frame, (B, T, D), its patches, (B, N, T, D), and the grid of the N.
+
+        Class tokens stand at no time.
+        """
+        batch, frames = clips.shape[:2]
+        cells = self.patches(clips.flatten(0, 1))  # (B*T, H/p, W/p, D)
+        grid = (cells.shape[1], cells.shape[2])
+        tokens = torch.cat([self.class_token.expand(len(cells), -1, -1), cells.flatten(1, 2)], 1)
+        placed = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
+        places = placed[:, :, 1:].transpose(1, 2)
+        if self.time is not None:
+            places = places + grids.resize(self.time, (1, frames), mode="nearest").to(placed.dtype)
+        return placed[:, :, 0], places, grid
+
+    def mix(self, first: Tensor, places: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All blocks: (B, T, D) and (B, N, T, D), padding (B, H/p, W/p) -> class tokens (B, 1 or T, D), patches."""
+        first = first[:, :1]
+        allowed = None if hidden is None else ~nn.functional.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
+        for block in self.blocks:
+            first, places = block(first, places, allowed)
+        return first, places
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """Times (1, T, D) of another number of frames."""
+        if name != "time" or self.time is None or tensor.dim() != 3:
+            raise ValueError("it does not depend on the number of frames")
+        table, said = fit_line(tensor[0], self.time[0], how, "nearest")
+        return table[None], said
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+
+class JointTimeSformer(TimeSformer):
+    """Video transformer whose tokens attend to all others of the clip; arguments as `TimeSformer`."""
+
+    block = Block
+
+    def mix(self, first: Tensor, places: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As in `TimeSformer`; the clip has one class token."""
+        frames = places.shape[2]
+        tokens = torch.cat([first[:, :1], places.transpose(1, 2).flatten(1, 2)], 1)  # (B, 1 + T*N, D)
+        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1).repeat(1, frames), (1, 0))
+        for block in self.blocks:
+            tokens = block(tokens, padding=masked)
+        return tokens[:, :1], tokens[:, 1:].unflatten(1, (frames, -1)).transpose(1, 2)
+
+
+class SpaceTimeSformer(TimeSformer):
+    """Video transformer that sees every frame by itself; arguments as `TimeSformer`, none of which is about time.
+
+    `Features.frames` holds the class tokens of the frames, normalised.
+    """
+
+    block = Block
+    by_frame = True
+
+    def times(self, frames: int) -> None:
+        """Nothing tells the frames apart."""
+
+    def mix(self, first: Tensor, places: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As in `TimeSformer`; every frame has a class token. Stochastic depth draws for each frame."""
+        batch, frames = first.shape[:2]
+        tokens = torch.cat([first[:, :, None], places.transpose(1, 2)], 2).flatten(0, 1)  # (B*T, 1 + N, D)
+        masked = None
+        if hidden is not None:
+            masked = nn.functional.pad(hidden.flatten(1), (1, 0)).repeat_interleave(frames, 0)
+        for block in self.blocks:
+            tokens = block(tokens, padding=masked)
+        tokens = tokens.unflatten(0, (batch, frames))
+        return tokens[:, :, 0], tokens[:, :, 1:].transpose(1, 2)
+
+
 VARIANTS = {
-    "nano": Variant(
-        build=TimeSformer,
-        image_size=32,
-        options={"frames": 3, "patch": 8, "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0},
-    ),
+    **{
+        name: Variant(
+            build=build,
+            image_size=32,
+            options={"frames": 3, "patch": 8, "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0},
+        )
+        for name, build in (
+            ("nano", TimeSformer),
+            ("nano_joint", JointTimeSformer),
+            ("nano_space", SpaceTimeSformer),
+        )
+    },
     "b": Variant(build=TimeSformer, image_size=224, options={"frames": 8}),
     "hr": Variant(build=TimeSformer, image_size=448, options={"frames": 16}),
     "l": Variant(build=TimeSformer, image_size=224, options={"frames": 96}),
+    "b_joint": Variant(build=JointTimeSformer, image_size=224, options={"frames": 8}),
+    "b_space": Variant(build=SpaceTimeSformer, image_size=224, options={"frames": 8}),
 }

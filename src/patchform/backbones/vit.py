@@ -92,14 +92,22 @@ class ViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        hidden = masked = None
+        hidden = None
         if padding is not None:
             images = images.masked_fill(padding[:, None], 0)
             hidden = grids.shrink_mask(padding, self.patch)
-            masked = nn.functional.pad(hidden.flatten(1), (self.prefix, 0))
-        cells = self.patches(images)  # (B, H/p, W/p, D)
-        grid = (cells.shape[1], cells.shape[2])
+        return self.through(self.patches(images), grids.size_of(images), hidden)
 
+    def through(self, cells: Tensor, size: tuple[int, int], hidden: Tensor | None = None) -> Features:
+        """All that follows the projection of the patches.
+
+        Args:
+            cells: (B, H/p, W/p, D) projected patches.
+            size: of the input, pixels.
+            hidden: (B, H/p, W/p) bool, True on padding.
+        """
+        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1), (self.prefix, 0))
+        grid = (cells.shape[1], cells.shape[2])
         x = self.embed(cells.flatten(1, 2), grid)
         maps = []
         for number, block in enumerate(self.blocks, start=1):
@@ -109,7 +117,27 @@ class ViT(Backbone):
         x = self.norm(x)
         tokens = x[:, self.prefix :]
         summary = grids.masked_mean(tokens, hidden) if self.class_token is None else x[:, 0]
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        return Features(tuple(maps), self.strides, size, tokens, summary, hidden)
+
+    def seen(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Normalised tokens of some of the patches: the others are placed, then left out (He et al. 2022, section 3).
+
+        Only for positions outside attention: those inside it know whole grids.
+
+        Args:
+            images: (B, C, H, W).
+            visible: (B, K) int64 numbers of patches in raster order.
+
+        Returns:
+            (B, P + K, D): class token and registers, then the patches in the order of `visible`.
+        """
+        cells = self.patches(images)
+        x = self.embed(cells.flatten(1, 2), (cells.shape[1], cells.shape[2]))
+        patches = x[:, self.prefix :].gather(1, visible[..., None].expand(-1, -1, self.width))
+        x = torch.cat([x[:, : self.prefix], patches], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
 
     def embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, placed."""

@@ -132,7 +132,7 @@ def _told(found: Diagnosis) -> Iterator[str]:
     from patchform.data.faults import KINDS
 
     listings = {part.name: part.listing for part in found.parts}
-    counts = ", ".join(f"{len(listing)} pictures in {name}" for name, listing in listings.items() if listing)
+    counts = ", ".join(f"{len(listing)} {listing.thing}s in {name}" for name, listing in listings.items() if listing)
     classes = next((listing.classes for listing in listings.values() if listing), ())
     yield f"{found.task}: {counts or 'nothing could be listed'}, {len(classes)} classes"
     yield from (f"note: {part.name}: {note}" for part in found.parts for note in part.notes)
@@ -236,7 +236,6 @@ def show_data(
 
     from patchform import doctor, drawing
     from patchform.data.dataset import evaluation_pictures, training_pictures
-    from patchform.records import Preprocessing
     from patchform.training.preparation import preprocessing_of
 
     recipe = None if augmented is None else recipes.resolve(augmented, {"data": settings})
@@ -249,8 +248,7 @@ def show_data(
         seed = recipe.training.seed
         pictures = training_pictures(listing, preprocessing_of(recipe.data), recipe.augmentation, seed)
     else:
-        native = Preprocessing(resize="native", channels=reading.channels, bits=reading.bits)
-        pictures = evaluation_pictures(listing, native)
+        pictures = evaluation_pictures(listing, doctor.whole(reading, chosen))
     number = min(count, len(listing))
     indices = [index * len(listing) // number for index in range(number)]
     kind = doctor.task_named(chosen)

@@ -25,6 +25,7 @@ MARK = "demo.txt"
 HELD_OUT = 0.2
 SEED = 0
 SCENES = {"train": 1600, "val": 160}
+CLIPS = {"train": 800, "val": 100}
 SHOWN = 3
 
 
@@ -79,12 +80,13 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
 
     Args:
         runs: folder of run folders; `runs/demo` (`runs/demo-segmentation`, ...) is replaced if an earlier demo made it.
-        task: "classification" of single digits; "segmentation" of scenes, or "detection" in them.
+        task: "classification" of single digits; "segmentation" of scenes, or "detection" in them; "video": clips in
+            which one moves.
         progress: show how it goes, on stderr.
         settings: over those of the task's recipe "digits", as in `train`.
 
     Raises:
-        UsageError: no such task, or scikit-learn is not installed.
+        UsageError: no such task, or scikit-learn, or for videos PyAV, is not installed.
         FolderError: the folder is not of a demo, or another demo is at work in it.
     """
     if task not in KINDS:
@@ -183,6 +185,22 @@ def write_objects(folder: Path) -> list[Path]:
     return sorted((folder / "val").iterdir())[:10]
 
 
+def write_clips(folder: Path) -> list[Path]:
+    """Write train/ and val/ with a folder of MP4 files a motion; returns a held-out clip of each."""
+    import numpy as np
+
+    from patchform.data.encoded import write
+
+    for number, (part, scans) in enumerate(_parts()):
+        draw = np.random.default_rng([SEED, number])
+        for index in range(CLIPS[part]):
+            name = list(digits.MOTIONS)[index % len(digits.MOTIONS)]
+            place = folder / part / name / f"{index:04d}.mp4"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write(place, digits.motion(scans, draw, name))
+    return [min((folder / "val" / name).iterdir()) for name in digits.MOTIONS]
+
+
 def _parts() -> Iterator[tuple[str, digits.Digits]]:
     """Scans to learn from, and the same fifth of each class every time."""
     yield from zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))
@@ -203,6 +221,12 @@ KINDS = {
         "detection/digits",
         write_objects,
         "average precision {best:.1%} (COCO's) on {samples} held-out scenes",
+    ),
+    "video": Kind(
+        "demo-video",
+        "video_classification/digits",
+        write_clips,
+        "of {best:.1%} of {samples} held-out clips it is known where the digit goes",
     ),
 }
 """The first is the default."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchform.commands import asking
+from patchform.errors import UsageError
 
 if TYPE_CHECKING:
     from patchform.prediction import Predictor
@@ -19,13 +20,15 @@ SOME_FAILED = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `prediction.write` takes."""
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, pattern, or - for stdin")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, video, folder, pattern, or - for stdin")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
     parser.add_argument("--format", choices=("coco", "yolo"), help="objects in this format too, in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument(
         "--threshold", type=float, metavar="SCORE", help="objects that count (default: as validation chose, by class)"
     )
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="of videos: an answer for every so many seconds")
+    parser.add_argument("--span", type=float, metavar="SECONDS", help="with --every: how much each answer looks at")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     asking.add_arguments(parser)
@@ -34,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Lines on stdout; exit code 8 when some pictures could not be used."""
     from patchform.prediction import write
+    from patchform.timeline import Along
 
+    if arguments.span is not None and arguments.every is None:
+        raise UsageError("--span without --every")
+    along = None if arguments.every is None else Along(arguments.every, arguments.span)
     way = asking.way(arguments)
     written = write(
         load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"ask": way} if way else {})),
@@ -44,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         batch_size=arguments.batch_size,
         format=arguments.format,
+        along=along,
     )
     if written.failed:
         print(f"{written.failed} of {written.images} pictures could not be used", file=sys.stderr)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from patchform.data import earlier
+from patchform.data.clips import span
 from patchform.data.faults import Fault
 from patchform.data.images import decode, facts, is_turned, read
-from patchform.data.listing import Drawn, Item, Listing, quoted, relative_name
+from patchform.data.listing import Drawn, Item, Listing, files_of, quoted, relative_name
 from patchform.data.masks import decode_mask
+from patchform.data.videos import open_video
 from patchform.errors import DataError
 from patchform.records import IGNORED, Preprocessing
 
@@ -54,7 +56,7 @@ def check(
     skip_bad: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Listing, Report]:
-    """Decode every picture, and mask, once.
+    """Decode every picture, and mask, once; of a video, read all packets and decode the first and the last frame.
 
     Args:
         listing: what to check.
@@ -70,20 +72,21 @@ def check(
             its last picture.
     """
     if not listing.items:
-        raise DataError("no picture", where=listing.root)
+        raise DataError(f"no {listing.thing}", where=listing.root)
     report = examine(listing, preprocessing, progress=progress)
     bad = {fault.where for fault in report.faults}
     if len(bad) > skip_bad * len(listing):
         listed = "; ".join(f"{fault.where}: {fault.what}" for fault in report.faults[:5])
         raise DataError(
-            f"{len(bad)} of {len(listing)} pictures cannot be used: {listed}{'; ...' * (len(bad) > 5)}",
+            f"{len(bad)} of {len(listing)} {listing.thing}s cannot be used: {listed}{'; ...' * (len(bad) > 5)}",
             where=listing.root,
             remedy="mend or remove them, or set data.skip_bad",
         )
     kept = replace(listing, items=tuple(item for item in listing.items if _name(item, listing) not in bad))
     lost = [name for name, had, has in zip(listing.classes, listing.counts(), kept.counts()) if had and not has]
     if lost:
-        raise DataError(f"no usable picture is left of class {quoted(lost)}", where=listing.root)
+        thing = listing.thing
+        raise DataError(f"no usable {thing} is left of class {quoted(lost)}", where=listing.root)
     return kept, report
 
 
@@ -93,7 +96,7 @@ def examine(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Decode every picture, and mask, once and report all faults; never stops at one. Arguments as in `check`.
+    """Look at everything as `check` does and report all faults; never stops at one. Arguments as there.
 
     When nothing has changed since an earlier time, what was found then is given again (`data.earlier`).
     """
@@ -151,11 +154,11 @@ def overlap(first: Listing, second: Listing) -> tuple[tuple[str, str], ...]:
     """
     by_size: dict[int, list[Item]] = defaultdict(list)
     for item in first.items:
-        by_size[item.path.stat().st_size].append(item)
+        by_size[_bytes(item.path)].append(item)
     digests: dict[int, dict[bytes, Item]] = {}
     pairs = []
     for item in second.items:
-        size = item.path.stat().st_size
+        size = _bytes(item.path)
         if size in by_size:
             if size not in digests:
                 digests[size] = {_digest(candidate): candidate for candidate in reversed(by_size[size])}
@@ -171,7 +174,7 @@ def copies(listing: Listing) -> tuple[tuple[int, int], ...]:
     Only files of equal size and middle are read as a whole.
     """
     paths = [item.path for item in listing.items]
-    sizes = {index: path.stat().st_size for index, path in enumerate(paths)}
+    sizes = {index: _bytes(path) for index, path in enumerate(paths)}
     middles = {index: (sizes[index], _middle(paths[index])) for index in _alike(sizes)}
     first: dict[bytes, int] = {}
     twins = []
@@ -188,15 +191,27 @@ def _alike(values: Mapping[int, object]) -> list[int]:
     return [index for index, value in values.items() if times[value] > 1]
 
 
+def _bytes(path: Path) -> int:
+    """Of a file, or of all frames in a folder."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def _middle(path: Path) -> bytes:
-    """A few thousand bytes: beginnings of pictures are alike."""
+    """A few thousand bytes: beginnings of pictures are alike. Of a folder, of the frame in the middle."""
+    files = files_of(path)
+    path = files[len(files) // 2]
     with path.open("rb") as file:
         file.seek(path.stat().st_size // 2)
         return file.read(4096)
 
 
 def _digest(item: Item) -> bytes:
-    return hashlib.blake2b(read(item.path), digest_size=16).digest()
+    found = hashlib.blake2b(digest_size=16)
+    for path in files_of(item.path):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    return found.digest()
 
 
 def _name(item: Item, listing: Listing) -> str:
@@ -207,6 +222,8 @@ def _examine(
     item: Item, listing: Listing, preprocessing: Preprocessing
 ) -> tuple[tuple[str, str] | None, tuple[str, ...], Tensor | None]:
     """Why a picture cannot be used, if so: (kind, reason); remarks, and how many pixels of its mask have each class."""
+    if listing.videos:
+        return *_examine_video(item, preprocessing), None
     try:
         data = read(item.path)
         height, width = decode(data, preprocessing).shape[-2:]
@@ -240,3 +257,15 @@ def _examine(
         ("pictures are turned by an orientation tag that their masks do not have", turned),
     )
     return None, tuple(text for text, holds in remarks if holds), counts
+
+
+def _examine_video(item: Item, preprocessing: Preprocessing) -> tuple[tuple[str, str] | None, tuple[str, ...]]:
+    """The same of a video: all packets, or the names of the frames, and the first and last frame are looked at."""
+    try:
+        video = open_video(item.path)
+        video.frames([0, len(video) - 1], preprocessing)
+    except DataError as error:
+        return ("video-bad", error.what), ()
+    needed = span(preprocessing)
+    short = preprocessing.frames > 0 and len(video) < needed
+    return None, (f"videos have less than {needed} frames, and repeat the last one",) * short

@@ -8,18 +8,20 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from patchform.records import Batch, Bitmaps, Instances, Label, Regions, Sample, Target
+from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Regions, Sample, Target
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples.
 
     Returns:
-        A batch of images (B, C, H, W) of the samples' type. Images of unequal sizes are padded with zeros at the bottom
-        and the right, and `padding` (B, H, W) says where. `targets` is empty unless every sample has one.
+        A batch of images (B, C, H, W), of clips (B, T, C, H, W), of the samples' type. Images of unequal sizes are
+        padded with zeros at the bottom and the right, and `padding` (B, H, W) says where. `targets` is empty unless
+        every sample has one.
     """
     images = [sample.image for sample in samples]
     targets = tuple(sample.target for sample in samples if sample.target is not None)
+    views = [sample.views for sample in samples if sample.views is not None]
     padding = None
     if len({image.shape for image in images}) == 1:
         stacked = torch.stack(images)
@@ -36,6 +38,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         names=tuple(sample.name for sample in samples),
         sizes=tuple(sample.size for sample in samples),
         padding=padding,
+        views=torch.stack(views) if len(views) == len(samples) else None,
     )
 
 
@@ -45,14 +48,15 @@ def split(batch: Batch, size: int, pixels: int = 0) -> Iterator[Batch]:
     Args:
         batch: images (B, ..., H, W).
         size: images of a part at most; 0: all.
-        pixels: of a part at most, padding included, 0: no bound. An image that has more is a part of its own. With a
-            bound, parts go without the padding that none of their images needs; a model whose positions follow the size
-            of its input, or that looks at padding, notices.
+        pixels: of a part at most, padding and all frames included, 0: no bound. An image that has more is a part of its
+            own. With a bound, parts go without the padding that none of their images needs; a model whose positions
+            follow the size of its input, or that looks at padding, notices.
     """
     count = len(batch.images)
     whole = (batch.images.shape[-2], batch.images.shape[-1])
     sizes = _real_sizes(batch) if pixels else [whole] * count
-    for start, stop, tall, wide in parts(sizes, size or count, pixels):
+    frames = batch.images.shape[1] if batch.images.dim() == 5 else 1
+    for start, stop, tall, wide in parts(sizes, size or count, pixels and max(1, pixels // frames)):
         part = slice(start, stop)
         padding = batch.padding
         if padding is not None:
@@ -65,6 +69,7 @@ def split(batch: Batch, size: int, pixels: int = 0) -> Iterator[Batch]:
             names=batch.names[part],
             sizes=batch.sizes[part],
             padding=padding,
+            views=None if batch.views is None else batch.views[part],
         )
 
 
@@ -98,7 +103,8 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return batch._replace(
         images=batch.images.to(device, non_blocking=True),
         targets=_targets_to(batch.targets, device),
-        padding=None if batch.padding is None else batch.padding.to(device, non_blocking=True),
+        padding=_move(batch.padding, device),
+        views=_move(batch.views, device),
     )
 
 
@@ -116,6 +122,8 @@ def _alone_to(target: Target, device: torch.device | str) -> Target:
         return Regions(target.classes.to(device, non_blocking=True).long(), _move(target.scores, device))
     if isinstance(target, Label):
         return Label(target.classes.to(device), _move(target.scores, device))
+    if isinstance(target, Embedding):
+        return Embedding(target.scores.to(device))
     return unpack(_pack_objects([target]), device)[0]
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
 
 from patchform import lookup
+from patchform.data.clips import evaluation_clips, training_clips
 from patchform.data.faults import Faults
 from patchform.data.images import decode
 from patchform.data.instances import Transform as ObjectTransform
@@ -20,15 +20,14 @@ from patchform.data.instances import evaluation_objects, instances, training_obj
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
 from patchform.data.masks import decode_mask
 from patchform.data.objects import missing_outlines
-from patchform.data.order import Key, derive
+from patchform.data.order import derive
+from patchform.data.samples import Samples
 from patchform.data.scenes import Scene, evaluation_scene, training_scene
 from patchform.data.transforms import Transform, evaluation_transform, training_transform
+from patchform.data.views import Views
 from patchform.errors import DataError, UsageError
 from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target
 from patchform.settings import AugmentationSettings, DataSettings
-
-CACHE_BYTES = 1 << 30
-"""Decoded pictures are kept in memory, all workers together, if the whole set fits."""
 
 
 class Splits(NamedTuple):
@@ -69,8 +68,9 @@ def open_data(
             raise UsageError(f"data.validation_share {settings.validation_share} is not between 0 and 1")
         first, second = split_listing(listing, settings.validation_share, seed)
         single = [name for name, number in zip(listing.classes, listing.counts()) if number == 1]
-        notes += (f"no validation set: {len(second)} of {len(listing)} pictures are held out",)
-        notes += (f"classes of one picture, which is trained on: {quoted(single)}",) if single else ()
+        thing = listing.thing
+        notes += (f"no validation set: {len(second)} of {len(listing)} {thing}s are held out",)
+        notes += (f"classes of one {thing}, which is trained on: {quoted(single)}",) if single else ()
         return Splits(first, second, notes)
     held_out = open_evaluation(validation, settings, listing.classes, task, faults=faults)
     if settings.validation is None and validation.stem.lower() == "test":
@@ -102,12 +102,15 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
     return Training(_read(root, settings, None, task, faults), validation)
 
 
-def serves(path: str | Path, task: str) -> bool:
-    """Whether a folder, or a file, has a layout that serves a task."""
+def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
+    """Whether a folder, or a file, has a layout that serves a task; `sure`: and is meant for it, where layouts tell."""
     place = Path(path).expanduser()
     _must_exist(place, task)
     place = _parts(place, task)[0] or place
-    return any(format_.recognises(place) for format_ in _formats(task))
+    return any(
+        format_.recognises(place) and not (sure and hasattr(format_, "tells") and not format_.tells(place, task))
+        for format_ in _formats(task)
+    )
 
 
 def open_evaluation(
@@ -132,21 +135,50 @@ def open_evaluation(
 
 def training_pictures(
     listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
-) -> Pictures:
-    """The samples of a training set, changed at random; with masks or objects if the listing has them.
+) -> Samples[Any]:
+    """The samples of a training set, changed at random; with masks or objects if the listing has them, or clips.
 
     Raises UsageError.
     """
+    _refuse_frames(listing, preprocessing)
+    if listing.videos:
+        return training_clips(listing, preprocessing, augmentation, seed)
     if listing.objects and augmentation.copy_paste and not outlined(listing):
         raise UsageError("augmentation.copy_paste needs outlines, and the data have boxes alone", remedy="set it to 0")
     make: Any = training_objects if listing.objects else training_scene if listing.coding else training_transform
+    if augmentation.views > 1:
+        if listing.objects or listing.coding:
+            raise UsageError("augmentation.views is not for masks and objects", remedy="set it to 1")
+        make = Views
     return Pictures(listing, make(preprocessing, augmentation), preprocessing, seed)
 
 
-def evaluation_pictures(listing: Listing, preprocessing: Preprocessing, seed: int = 0) -> Pictures:
-    """The samples as the model is judged on them; with masks or objects if the listing has them. Raises UsageError."""
+def evaluation_pictures(
+    listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
+) -> Samples[Any]:
+    """The samples as the model is judged on them; with masks or objects if the listing has them, or clips.
+
+    Args:
+        listing: what there is.
+        preprocessing: of the model.
+        seed: changes nothing that is not drawn.
+        views: of videos, the number of clips and of crops of each: see `clips.evaluation_clips`.
+
+    Raises:
+        UsageError: settings that are not for these data.
+    """
+    _refuse_frames(listing, preprocessing)
+    if listing.videos:
+        return evaluation_clips(listing, preprocessing, seed, views=views)
     make: Any = evaluation_objects if listing.objects else evaluation_scene if listing.coding else evaluation_transform
     return Pictures(listing, make(preprocessing), preprocessing, seed)
+
+
+def _refuse_frames(listing: Listing, preprocessing: Preprocessing) -> None:
+    if listing.videos and not preprocessing.frames:
+        raise UsageError("the data are videos, and data.frames is 0", remedy="set it to the frames of a clip")
+    if preprocessing.frames and not listing.videos:
+        raise UsageError(f"the data are pictures, and data.frames is {preprocessing.frames}", remedy="set it to 0")
 
 
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
@@ -267,11 +299,8 @@ def outlined(listing: Listing) -> bool:
     return any(item.objects is not None and item.objects.outlines is not None for item in listing.items)
 
 
-class Pictures(Dataset[Sample]):
-    """The pictures of a listing as samples, asked for by (epoch, index).
-
-    Random transforms see numbers that depend on (seed, epoch, index) alone, so results are equal for any order of
-    access and any number of workers; the global random state is left as it was.
+class Pictures(Samples[_Decoded]):
+    """The pictures of a listing as samples.
 
     Args:
         listing: what there is.
@@ -284,40 +313,33 @@ class Pictures(Dataset[Sample]):
     def __init__(
         self,
         listing: Listing,
-        transform: Transform | Scene | ObjectTransform,
+        transform: Transform | Scene | ObjectTransform | Views,
         preprocessing: Preprocessing,
         seed: int = 0,
     ) -> None:
-        self.listing, self.transform, self.preprocessing, self.seed = listing, transform, preprocessing, seed
-        self.outlined = outlined(listing)
-        self._cache: dict[int, _Decoded] | None = {}
-        self._cached_bytes = 0
+        super().__init__(listing, preprocessing, seed)
+        self.transform, self.outlined = transform, outlined(listing)
 
-    def __len__(self) -> int:
-        return len(self.listing)
-
-    def __getitem__(self, key: Key) -> Sample:
-        """The sample; its size is the (height, width) of the picture, upright, before the transform.
-
-        Raises DataError when a file cannot be decoded.
-        """
-        epoch, index = key
+    def _sample(self, index: int) -> Sample:
         pixels, truth = self._decoded(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive(self.seed, "transform", epoch, index))
-            target: Target
-            if isinstance(truth, Instances):
-                image, target = cast("ObjectTransform", self.transform)(pixels, truth, self._another)
-            elif truth is not None:
-                image, target = cast("Scene", self.transform)(pixels, truth)
+        target: Target
+        views = None
+        if isinstance(truth, Instances):
+            image, target = cast("ObjectTransform", self.transform)(pixels, truth, self._another)
+        elif truth is not None:
+            image, target = cast("Scene", self.transform)(pixels, truth)
+        else:
+            if isinstance(self.transform, Views):
+                image, views = self.transform(pixels)
             else:
                 image = cast("Transform", self.transform)(pixels)
-                target = Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64))
+            target = Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64))
         return Sample(
             image=image,
             target=target,
             name=self.listing.name(index),
             size=(pixels.shape[-2], pixels.shape[-1]),
+            views=views,
         )
 
     def _another(self) -> tuple[Tensor, Instances]:
@@ -326,19 +348,15 @@ class Pictures(Dataset[Sample]):
         return pixels, cast("Instances", truth)
 
     def _decoded(self, index: int) -> _Decoded:
-        """Decoded pixels, from memory when the set is small. The guess at its size gets better with each picture."""
-        if self._cache is not None and index in self._cache:
-            return self._cache[index]
+        """Decoded pixels, from memory when the set is small."""
+        kept = self._kept(index)
+        if kept is not None:
+            return kept
         item = self.listing.items[index]
         pixels = decode(item.path, self.preprocessing)
         found = _Decoded(pixels, self._truth(item, (pixels.shape[-2], pixels.shape[-1])))
-        if self._cache is not None:
-            self._cached_bytes += pixels.nbytes + _bytes(found.truth)
-            worker = get_worker_info()
-            budget = CACHE_BYTES / (worker.num_workers if worker else 1)
-            self._cache[index] = found
-            if self._cached_bytes / len(self._cache) * len(self) > budget:
-                self._cache = None
+        if self._fits(pixels.nbytes + _bytes(found.truth)):
+            self._keep(index, found)
         return found
 
     def _truth(self, item: Item, size: tuple[int, int]) -> Regions | Instances | None:

@@ -18,31 +18,39 @@ from typing import Any
 import PIL
 
 from patchform import __version__
+from patchform.data import encoded
 from patchform.data.images import read
-from patchform.data.listing import Listing
+from patchform.data.listing import Listing, files_of
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.weights.hub import cache
 
 KEPT = 200
 """Files that stay; the oldest go first."""
-_CODE = ("checks.py", "earlier.py", "images.py", "listing.py", "masks.py", "../geometry/masks.py")
+_CODE = (
+    *("checks.py", "clips.py", "earlier.py", "encoded.py", "images.py", "listing.py", "masks.py", "videos.py"),
+    "../geometry/masks.py",
+)
 
 
 def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
     """The digest; None where a file cannot be looked at."""
     found = hashlib.blake2b(digest_size=20)
-    how = (preprocessing.channels, preprocessing.bits, preprocessing.background)
+    p = preprocessing
+    how: tuple[Any, ...] = (p.channels, p.bits, p.background)
+    if listing.videos:
+        how += (encoded.version(), p.frames, p.frame_step, p.sampling)
     try:
         for name in _CODE:
             found.update(_sum((Path(__file__).parent / name).read_bytes()))
         found.update(repr((__version__, PIL.__version__, how, listing.classes, listing.objects)).encode())
         found.update(_sum(listing.as_bytes()))
         for item in listing.items:
-            status = item.path.stat()
             size = None if item.objects is None else item.objects.size
-            state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode, size)
-            found.update(repr(state).encode())
+            for file in files_of(item.path):
+                status = file.stat()
+                state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode, size)
+                found.update(repr(state).encode())
             if isinstance(item.mask, Path):
                 found.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
     except (OSError, DataError):

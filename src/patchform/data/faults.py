@@ -59,6 +59,7 @@ KINDS: dict[str, Kind] = {
         "pictures annotated as they lie, not as their orientation tag turns them",
         "turn the pixels and remove the tag, or annotate the upright pictures",
     ),
+    "video-bad": Kind("videos that cannot be used", "mend or remove them, or set data.skip_bad"),
     "mask-bad": Kind("masks that cannot be used", "mend or remove them, or set data.skip_bad"),
     # annotation files
     "labels-missing": Kind("pictures without a file of annotations", "add it, or unlist them"),

@@ -28,7 +28,7 @@ import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from patchform.errors import DataError
+from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 
 MAX_PIXELS = 180_000_000
@@ -68,6 +68,7 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftyp", "an MP4 or QuickTime video"),
     (0, b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
     (8, b"AVI ", "an AVI video"),
+    (8, b"WEBP", "a WebP picture"),
     (0, b"\0\0\1\xba", "an MPEG video"),
     (0, b"FLV", "a Flash video"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file it stands for"),
@@ -107,16 +108,18 @@ def decode(
 
 
 @contextmanager
-def faults_of(where: object) -> Iterator[None]:
-    """Whatever a decoder raises becomes a DataError that names the file."""
+def faults_of(where: object, kind: str = "picture") -> Iterator[None]:
+    """Whatever a decoder raises becomes a DataError that names the file; a UsageError stays one."""
     try:
         yield
+    except UsageError:
+        raise
     except DataError as error:
         raise DataError(error.what, where=where, remedy=error.remedy) from None
     except MemoryError:
-        raise DataError("the picture is too large for the memory that is left", where=where) from None
+        raise DataError(f"the {kind} is too large for the memory that is left", where=where) from None
     except Exception as error:  # decoders raise a dozen kinds on hostile bytes; all mean the same to the user
-        raise DataError(f"the picture is damaged or cut short ({_first_line(error)})", where=where) from None
+        raise DataError(f"the {kind} is damaged or cut short ({_first_line(error)})", where=where) from None
 
 
 def to_image(source: Any, preprocessing: Preprocessing) -> Tensor:
@@ -277,7 +280,7 @@ def _open(data: bytes) -> tuple[str, Any]:
     for magic, format_, reader in _READERS:
         if data.startswith(magic) and (format_ != "WebP" or data[8:12] == b"WEBP"):
             return format_, reader(io.BytesIO(data))
-    raise DataError(f"not a picture but {_kind(data)}", remedy="JPEG, PNG, WebP, BMP, TIFF and GIF can be read")
+    raise DataError(f"not a picture but {kind_of(data)}", remedy="JPEG, PNG, WebP, BMP, TIFF and GIF can be read")
 
 
 def _from_pil(image: Image.Image) -> Tensor:
@@ -409,8 +412,11 @@ def _silence_tag_warnings() -> None:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def _kind(data: bytes) -> str:
-    """What bytes that are no picture are, in words."""
+def kind_of(data: bytes) -> str:
+    """What a file is that begins with these bytes, in words."""
+    picture = next((format_ for magic, format_, _ in _READERS if data.startswith(magic) and magic != b"RIFF"), None)
+    if picture:
+        return f"a {picture} picture"
     for offset, magic, kind in _FOREIGN:
         if data.startswith(magic, offset):
             return kind
@@ -427,5 +433,5 @@ def _kind(data: bytes) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
+    text = str(getattr(error, "strerror", None) or error).strip().split("\n")[0]
     return text[:120] if text else type(error).__name__

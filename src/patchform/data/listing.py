@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from patchform.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 """Names that are taken for pictures in a folder; what they really are is decided by their content."""
-
-
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
+"""Names that are taken for videos where videos are looked for."""
 TRAIN, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
 """Names of the parts of a data set."""
 
@@ -65,9 +66,10 @@ class Drawn(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A picture and what is known of it."""
+    """A picture, or a video, and what is known of it."""
 
     path: Path
+    """A file; or a folder, whose pictures are the frames of a video."""
     classes: tuple[int, ...]
     """Indices into the listing's classes: one for single labels, any number for multiple ones, none with a mask, those
     that occur in rising order with objects."""
@@ -102,6 +104,8 @@ class Listing:
     """Of the masks; None without any."""
     ids: tuple[int | str, ...] | None = None
     """Of objects: the raw category ids in the order of the classes; None where a format has none of its own."""
+    videos: bool = False
+    """Whether the items are videos."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -109,6 +113,11 @@ class Listing:
     def name(self, index: int) -> str:
         """Path of an item relative to the root, with forward slashes."""
         return relative_name(self.items[index].path, self.root)
+
+    @property
+    def thing(self) -> str:
+        """What an item is, in a word."""
+        return "video" if self.videos else "picture"
 
     @property
     def objects(self) -> bool:
@@ -153,6 +162,31 @@ def _add_outlines(found: hashlib.blake2b, outlines: Iterable[Outline | None]) ->
     for outline in outlines:
         for part in (outline,) if outline is None or isinstance(outline, Runs) else outline:
             found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file of an item; or of a folder the pictures in it, in their natural order. Raises DataError."""
+    if not path.is_dir():
+        return (path,)
+    try:
+        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file.name)]
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=path) from None
+    return tuple(sorted(found, key=natural))
+
+
+def videos_among(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Video files, and folders of pictures without any beside them."""
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    known = {folder, *(file.parent for file in videos)}
+    frames = {file.parent for file in files if file.suffix.lower() in SUFFIXES} - known
+    return sorted([*videos, *frames])
+
+
+def natural(path: Path) -> tuple[list[str | int], str]:
+    """A key to sort by: 2 comes before 10."""
+    parts = re.split(r"(\d+)", path.as_posix())  # text and digits in turn
+    return [int(part) if place % 2 else part.casefold() for place, part in enumerate(parts)], path.as_posix()
 
 
 def relative_name(path: Path, root: Path) -> str:

@@ -1,6 +1,7 @@
 """Pixels to pixels: resizing and cropping, random changes, and the mixing of whole batches.
 
 A transform is a callable from (C, H, W) to (C, H', W'), uint8 in 0..255 or float32 in 0..1, of the type it was given.
+A clip (T, C, H, W) goes the same way: what is drawn is drawn once, and every frame is changed alike.
 It never writes into its input. Random ones draw from torch's global numbers, which the data set seeds for each sample.
 """
 
@@ -144,14 +145,18 @@ class Fit:
         p = self.preprocessing
         if p.resize != "crop":
             return resize(image, whole_size(p, image.shape[-2], image.shape[-1]), p.interpolation)
-        image = self._trim(image)
+        return _center(self.covering(image), p.size)
+
+    def covering(self, image: Tensor) -> Tensor:
+        """For crop: the whole picture, resized to just cover `size / crop_share`."""
+        p, image = self.preprocessing, self._trim(image)
         height, width = image.shape[-2:]
         tall, wide = (math.floor(side / p.crop_share) for side in p.size)
         if width * tall > height * wide:  # wider than wanted
             wide = width * tall // height
         else:
             tall = height * wide // width
-        return _center(resize(image, (tall, wide), p.interpolation), p.size)
+        return resize(image, (tall, wide), p.interpolation)
 
     def _trim(self, image: Tensor) -> Tensor:
         """Cut far ends off: a 1 x 5000 picture, resized as a whole, would need a gigabyte to give the same centre."""
@@ -236,8 +241,9 @@ class Erase:
         h, w = min(height, round(math.sqrt(area / stretch))), min(width, round(math.sqrt(area * stretch)))
         top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
         image = image.clone()
-        box = image[:, top : top + h, left : left + w]
-        box.copy_(torch.rand(box.shape) if image.is_floating_point() else torch.randint(256, box.shape))
+        box = image[..., top : top + h, left : left + w]
+        shape = box.shape[-3:]  # of a clip, the same in every frame
+        box.copy_(torch.rand(shape) if image.is_floating_point() else torch.randint(256, shape))
         return image
 
 
@@ -286,12 +292,14 @@ class Jitter:
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """(C, H, W) -> (C, *size), antialiased, of the type it has."""
+    """(..., C, H, W) -> (..., C, *size), antialiased, of the type it has."""
     if image.shape[-2:] == size:
         return image
     # the bits of torchvision's resize, whose checks take as long again for a picture of 32 pixels
-    resized = functional.interpolate(image[None], size, mode=interpolation, antialias=interpolation != "nearest")[0]
-    return resized.clamp_(0, 1) if image.is_floating_point() else resized  # bicubic overshoots
+    batch = image if image.dim() == 4 else image[None]
+    resized = functional.interpolate(batch, size, mode=interpolation, antialias=interpolation != "nearest")
+    resized = resized.clamp_(0, 1) if image.is_floating_point() else resized  # bicubic overshoots
+    return resized.view(*image.shape[:-2], *size)
 
 
 def window(have: int, scaled: float, wanted: int) -> tuple[int, int]:
@@ -299,6 +307,22 @@ def window(have: int, scaled: float, wanted: int) -> tuple[int, int]:
     if scaled <= wanted:
         return have, max(1, round(scaled))
     return min(have, max(1, round(wanted * have / scaled))), wanted
+
+
+def along(image: Tensor, size: tuple[int, int], number: int) -> list[Tensor]:
+    """Crops of `size` from end to end of the side that has more to spare, in the middle of the other; 1: the centre."""
+    if number == 1:
+        return [_center(image, size)]
+    spare = [have - want for have, want in zip(image.shape[-2:], size)]
+    top, left = (round(side / 2) for side in spare)
+    crops = []
+    for place in range(number):
+        if spare[0] > spare[1]:
+            top = round(place * spare[0] / (number - 1))
+        else:
+            left = round(place * spare[1] / (number - 1))
+        crops.append(image[..., top : top + size[0], left : left + size[1]])
+    return crops
 
 
 def _center(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -25,6 +25,8 @@ class How(NamedTuple):
     transfer: Transfer
     corners: bool = False
     """Position tables are resized with the corners aligned (`weights.rules.Rules`)."""
+    still: bool = False
+    """They are of single pictures, for a model of clips."""
 
     def grid_of(self, cells: int) -> tuple[int, int]:
         """Rows and columns of a table of so many cells: `transfer.grid` or a halving of it, else a square."""

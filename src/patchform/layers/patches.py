@@ -52,17 +52,8 @@ class Patches(nn.Module):
         own: Tensor = self.proj.weight.unflatten(1, (-1, self.size, self.size))
         if name != "proj.weight" or tensor.dim() != 4 or len(tensor) != len(own):
             raise ValueError("it is no kernel of patches of this width")
-        done = []
-        if tensor.shape[1] != own.shape[1]:
-            tensor, said = fitting.channels(tensor, own, how)
-            done.append(said)
-        if tensor.shape[-2:] != own.shape[-2:]:
-            before, after = tensor.shape[-1], self.size
-            if how.transfer.patch == "refuse":
-                raise ValueError(f"patches of {before} pixels to {after}: say that this is meant (patch: resample)")
-            tensor = fitting.resample(tensor, after)
-            done.append(f"patches of {before} pixels to {after}")
-        return tensor.flatten(1), ", ".join(done)
+        tensor, said = to_size(tensor, own, how)
+        return tensor.flatten(1), ", ".join(said)
 
 
 class OverlappingPatches(nn.Module):
@@ -110,6 +101,8 @@ class ConvolutionalStem(nn.Module):
 class Tubelets(nn.Module):
     """Cut a clip into boxes of a few frames and project each (Arnab et al. 2021, ViViT, section 3.2).
 
+    Where the last box is not full, the last frame is repeated.
+
     Args:
         in_channels: C.
         width: D.
@@ -126,8 +119,10 @@ class Tubelets(nn.Module):
         """(B, T, C, H, W) -> (B, ceil(T / f), ceil(H / p), ceil(W / p), D)."""
         p, f = self.size, self.frames
         rows, columns = grids.cells((clips.shape[-2], clips.shape[-1]), p)
+        clips = pad_to(clips, (rows * p, columns * p))
         steps = -(-clips.shape[1] // f)
-        clips = F.pad(pad_to(clips, (rows * p, columns * p)), (0, 0) * 3 + (0, steps * f - clips.shape[1]))
+        if missing := steps * f - clips.shape[1]:
+            clips = torch.cat([clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
         boxes = clips.unflatten(4, (columns, p)).unflatten(3, (rows, p)).unflatten(1, (steps, f))
         return self.proj(boxes.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4))  # C, f, p, p joined
 
@@ -137,18 +132,46 @@ class Tubelets(nn.Module):
         return self.proj.in_features // (self.frames * self.size**2)
 
     def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
-        """Kernels (D, C, p, p) of single frames as (D, C * f * p * p) (Arnab et al. 2021, section 3.4)."""
-        shape = (self.proj.out_features, self.in_channels, self.size, self.size)
-        if name != "proj.weight" or tensor.shape != shape:
-            raise ValueError(f"it is no kernel of shape {shape}")
+        """Kernels (D, C', p', p') of single frames, or (D, C', f, p', p') of other patches or channels, flat.
+
+        Single frames go into a box as section 3.4 of the paper has it.
+        """
+        own: Tensor = self.proj.weight.unflatten(1, (-1, self.frames, self.size, self.size))
+        if name != "proj.weight" or tensor.dim() not in (4, 5) or len(tensor) != len(own):
+            raise ValueError("it is no kernel of patches or tubelets of this width")
+        if tensor.dim() == 5 and tensor.shape[2] != self.frames:
+            raise ValueError(f"tubelets of {tensor.shape[2]} frames do not become such of {self.frames}")
+        done = []
+        if tensor.dim() == 4:
+            tensor = self._box(tensor, how)
+            done.append(f"1 frame to {self.frames}, {how.transfer.frames}")
+        tensor, said = to_size(tensor, own, how)
+        return tensor.flatten(1), ", ".join(done + said)
+
+    def _box(self, kernel: Tensor, how: How) -> Tensor:
+        """(D, C, p, p) -> (D, C, f, p, p)."""
         if how.transfer.frames == "refuse":
             raise ValueError(f"single frames to tubelets of {self.frames}: say how (frames: central or average)")
         if how.transfer.frames == "average":
-            box = (tensor / self.frames).unsqueeze(2).expand(-1, -1, self.frames, -1, -1)
-        else:
-            box = tensor.new_zeros(*shape[:2], self.frames, *shape[2:])
-            box[:, :, self.frames // 2] = tensor
-        return box.flatten(1), f"1 frame to {self.frames}, {how.transfer.frames}"
+            return (kernel / self.frames).unsqueeze(2).expand(-1, -1, self.frames, -1, -1)
+        box = kernel.new_zeros(*kernel.shape[:2], self.frames, *kernel.shape[2:])
+        box[:, :, self.frames // 2] = kernel
+        return box
+
+
+def to_size(kernel: Tensor, own: Tensor, how: How) -> tuple[Tensor, list[str]]:
+    """A kernel (D, C', ..., p', p') with the channels and pixels of our own (D, C, ..., p, p), and what was done."""
+    said = []
+    if kernel.shape[1] != own.shape[1]:
+        kernel, done = fitting.channels(kernel, own, how)
+        said.append(done)
+    before, after = kernel.shape[-1], own.shape[-1]
+    if kernel.shape[-2:] != own.shape[-2:]:
+        if how.transfer.patch == "refuse":
+            raise ValueError(f"patches of {before} pixels to {after}: say that this is meant (patch: resample)")
+        kernel = fitting.resample(kernel, after)
+        said.append(f"patches of {before} pixels to {after}")
+    return kernel, said
 
 
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:

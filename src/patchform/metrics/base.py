@@ -40,6 +40,8 @@ class Scores(NamedTuple):
     """One line of metrics.csv. Shares are in 0..1."""
     tables: dict[str, Table]
     """Such as "classes" (one row a class) and "confusion" (rows: truth, columns: prediction)."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, a sentence each."""
 
     @property
     def best(self) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from patchform.backbones.timesformer import VARIANTS
+from patchform.published import vit
 from patchform.records import Score
 from patchform.weights.operations import reshape
-from patchform.weights.rules import Rules, prefix
+from patchform.weights.rules import Kin, Rules, prefix
 
 _patches = reshape(-1, "channels", "patch", "patch")
 
@@ -54,16 +55,42 @@ LAYOUTS = {
         for name, root in {"transformers": "timesformer.", "transformers_trunk": ""}.items()
     },
 }
-"""facebook: facebookresearch/TimeSformer, divided attention. transformers: TimesformerForVideoClassification; _trunk:
-TimesformerModel. Joint and space-only attention are refused."""
+"""facebook: facebookresearch/TimeSformer. transformers: TimesformerForVideoClassification; _trunk: TimesformerModel.
+All three schemes of attention; that of transformers does not run space-only attention on more than one clip."""
+
+STARTS = vit.starts(
+    Kin(
+        fresh={
+            "backbone.time": "a picture has no time",
+            "backbone.blocks.{b}.temporal_proj.{p}": "a picture has no time",
+        },
+        copies={
+            "backbone.blocks.{b}.temporal_norm.{p}": "backbone.blocks.{b}.norm1.{p}",
+            "backbone.blocks.{b}.temporal_attention.{l}.{p}": "backbone.blocks.{b}.attention.{l}.{p}",
+        },
+        lacks={},
+        still=True,
+    )
+)
+"""As the authors' code starts from a ViT: attention over time is a copy of that over space, and the layer behind it,
+zero at the start, keeps it out at first."""
 
 SCORES = tuple(
     Score(
         variant=variant,
-        scores={"kinetics-400 top-1": top1, "kinetics-400 top-5": top5},
+        scores={f"{data} top-1": top1, f"{data} top-5": top5},
         source="authors' repository, model zoo",
         image_size=VARIANTS[variant].image_size,
-        training="imagenet-21k, kinetics-400",
+        training=f"imagenet-21k, {data}",
     )
-    for variant, top1, top5 in (("b", 77.9, 93.2), ("hr", 79.6, 94.0), ("l", 80.6, 94.7))
+    for data, variant, top1, top5 in (
+        ("kinetics-400", "b", 77.9, 93.2),
+        ("kinetics-400", "hr", 79.6, 94.0),
+        ("kinetics-400", "l", 80.6, 94.7),
+        ("kinetics-600", "b", 79.1, 94.4),
+        ("kinetics-600", "hr", 81.8, 95.8),
+        ("kinetics-600", "l", 82.2, 95.6),
+        ("something-something-v2", "b", 59.1, 85.6),
+        ("something-something-v2", "hr", 61.8, 86.9),
+    )
 )

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from patchform.published import mae
 from patchform.published.base import HALF, timm, torchvision
 from patchform.records import Preprocessing, Score, WeightsFile
 from patchform.weights import flax
-from patchform.weights.operations import join, reshape
-from patchform.weights.rules import Drop, Rule, Rules, prefix
+from patchform.weights.operations import Operation, join, reshape
+from patchform.weights.rules import Drop, Kin, Rule, Rules, prefix
 
 _QKV = ("query", "key", "value")
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -158,34 +159,18 @@ _MM_HEAD = Rules(("head.layers.pre_logits.{p}", "head.pre_logits.{p}"), ("head.l
 
 def _google(names: str, positions: str, counters: tuple[int, int, int]) -> Rules:
     """Names of flax; the counters of attention, second norm and perceptron inside a block differ with its version."""
-    block = names + "Transformer/encoderblock_{b}/"
-    look = f"{block}MultiHeadDotProductAttention_{counters[0]}/"
-    dense = {
-        f"{block}MlpBlock_{counters[2]}/Dense_0": "backbone.blocks.{b}.mlp.fc1",
-        f"{block}MlpBlock_{counters[2]}/Dense_1": "backbone.blocks.{b}.mlp.fc2",
-        f"{names}pre_logits": "head.pre_logits",
-        f"{names}head": "head.classifier",
-    }
-    norms = {
-        f"{block}LayerNorm_0": "backbone.blocks.{b}.norm1",
-        f"{block}LayerNorm_{counters[1]}": "backbone.blocks.{b}.norm2",
-        f"{names}Transformer/encoder_norm": "backbone.norm",
-    }
+    block, own = names + "Transformer/encoderblock_{b}/", "backbone.blocks.{b}."
     return Rules(
         (f"{names}cls", "backbone.class_token"),
         (names + positions, "backbone.position.table"),
-        (f"{names}embedding/kernel", "backbone.patches.proj.weight", flax.patches),
-        (f"{names}embedding/bias", "backbone.patches.proj.bias"),
-        *(
-            (tuple(f"{look}{part}/{theirs}" for part in _QKV), f"backbone.blocks.{{b}}.attention.qkv.{ours}", flax.qkv)
-            for theirs, ours in (("kernel", "weight"), ("bias", "bias"))
-        ),
-        (f"{look}out/kernel", "backbone.blocks.{b}.attention.proj.weight", flax.out),
-        (f"{look}out/bias", "backbone.blocks.{b}.attention.proj.bias"),
-        *((f"{theirs}/kernel", f"{ours}.weight", flax.dense) for theirs, ours in dense.items()),
-        *((f"{theirs}/bias", f"{ours}.bias") for theirs, ours in dense.items()),
-        *((f"{theirs}/scale", f"{ours}.weight") for theirs, ours in norms.items()),
-        *((f"{theirs}/bias", f"{ours}.bias") for theirs, ours in norms.items()),
+        *flax.embedding(f"{names}embedding", "backbone.patches.proj"),
+        *flax.norm(f"{block}LayerNorm_0", f"{own}norm1"),
+        *flax.attention(f"{block}MultiHeadDotProductAttention_{counters[0]}", f"{own}attention"),
+        *flax.norm(f"{block}LayerNorm_{counters[1]}", f"{own}norm2"),
+        *flax.mlp(f"{block}MlpBlock_{counters[2]}", f"{own}mlp"),
+        *flax.norm(f"{names}Transformer/encoder_norm", "backbone.norm"),
+        *flax.linear(f"{names}pre_logits", "head.pre_logits"),
+        *flax.linear(f"{names}head", "head.classifier"),
     )
 
 
@@ -196,6 +181,7 @@ LAYOUTS = {
     "big_vision": _google("params/", "pos_embedding", (0, 1, 0)),
     **_TRANSFORMERS,
     "mae": Rules(*_TIMM, ("mask_token", _MASK), ("decoder_*", _DECODER)),
+    **mae.layouts(Rules(*_TIMM), _TRANSFORMERS["transformers"], _TRANSFORMERS["transformers_5"]),
     "dinov2": Rules(*_timm("register_tokens", _block("blocks.{b}.", _TIMM_BLOCK)), ("mask_token", _MASK)),
     **{
         f"dinov2_4x{size}": Rules(*_timm("register_tokens", _chunks(4, size)), ("mask_token", _MASK)) for size in (3, 6)
@@ -210,7 +196,8 @@ google-research/vision_transformer (they want gelu="tanh"). big_vision: those of
 learned positions and the mean of the patches (summary="mean"). transformers: ViT and ViT-MAE as files have
 them; _5: as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _trunk: a bare model,
 whose pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours have 1e-6. mae: files of
-pre-training by facebookresearch/mae. dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks.
+pre-training by facebookresearch/mae, without their decoder; with it, and for trunks of fixed positions: see
+`published.mae`. dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks.
 mm: classifiers of mmpretrain; _trunk: their backbone. mmseg: its VisionTransformer with a final norm. The names of
 mae, dinov2 and mm are from their source.
 
@@ -218,6 +205,33 @@ Refused, as no option of ours computes the same: distilled DeiT (a second token 
 row for the class token (timm's no_embed_class, so its DINOv2 with registers); a norm behind the mean (timm's fc_norm,
 MAE fine-tuned); the SwiGLU of DINOv2's g14; the classifier of Dinov2ForImageClassification, which reads the mean
 beside the class token."""
+
+_KERNEL = Operation(  # flat, but for model folders, whose kernels are told apart (`loading`)
+    lambda tensors, shape, sizes: _PATCHES.forward(tensors, shape, sizes) if tensors[0].dim() == 4 else tensors[0],
+    lambda tensor, count, sizes: (tensor,),
+)
+_OWN = Rules(
+    ("backbone.patches.proj.weight", "backbone.patches.proj.weight", _KERNEL),
+    *((f"backbone.{name}", f"backbone.{name}") for name in ("class_token", "position.table", "patches.proj.bias")),
+    *_block("backbone.blocks.{b}.", {part: part for part in _TIMM_BLOCK.values()}),
+    ("backbone.norm.{p}", "backbone.norm.{p}"),
+    ("head.*", "head.*"),
+)
+"""Our own names, whatever the head."""
+
+
+def starts(kin: Kin) -> dict[str, Rules]:
+    """The layouts of ViT for a family that starts from it and names its parts alike; "vit_" in front of their names.
+
+    Weights of DINOv2 have factors on the branches, which no such family has, and some have no learned positions.
+    """
+    layouts = {
+        name: rules
+        for name, rules in {**LAYOUTS, "patchform": _OWN}.items()
+        if "dinov2" not in name and any(rule[1] == "backbone.position.table" for rule in rules)
+    }
+    return {f"vit_{name}": Rules(*rules, corners=rules.corners, kin=kin) for name, rules in layouts.items()}
+
 
 SCORES = (
     Score(

@@ -121,7 +121,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         if recipe.model.checkpointing:
             recompute_activations(model)
         if recipe.model.compile:
-            model.backbone.compile()
+            model.trained.compile()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         mover = optimizer.build(model, recipe.optimizer)
         counters = checkpoint.Counters()
@@ -142,6 +142,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                 saved = counters.step
             for note in notes:
                 reporter.note(note)
+        model.begin(step=counters.step, steps=steps, epoch=epoch)
         resolved = dataclasses.replace(recipe, name=folder.name)
         replace_text(folder / run.RECIPE, yaml.safe_dump(plain(dataclasses.asdict(resolved)), sort_keys=False))
         _warn_of_little_room(folder, parts, reporter)
@@ -194,6 +195,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                                 progress=lambda done: stop.check(),
                             )
                             numbers |= scores.numbers
+                            for note in scores.notes:
+                                reporter.note(note)
                             counters.without_better += 1
                             if scores.best is not None and (counters.best is None or scores.best > counters.best):
                                 failpoint("before-best")
@@ -292,7 +295,7 @@ def recompute_activations(model: Model) -> None:
     Chen et al. 2016, "Training deep nets with sublinear memory cost". The gradients are the same; random numbers are
     drawn alike both times.
     """
-    for layer in model.backbone.layers():
+    for layer in model.trained.layers():
         layer.forward = functools.partial(_recomputed, layer.forward)
 
 

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import torch
 
 from patchform import lookup
-from patchform.data.dataset import CACHE_BYTES, open_data
+from patchform.data.dataset import open_data
 from patchform.data.instances import Whole
 from patchform.data.listing import Listing
 from patchform.data.order import TrainingBatches, aspects, balance
+from patchform.data.samples import CACHE_BYTES
 from patchform.data.transforms import whole_size
 from patchform.device import pick_device
 from patchform.errors import ResourceError

@@ -18,7 +18,7 @@ from patchform.data.listing import Listing
 from patchform.errors import UsageError
 from patchform.heads.base import DenseHead
 from patchform.loading import load_weights
-from patchform.model import Model, build_model, describe
+from patchform.model import UNLABELLED, Model, build_model, describe
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings, Recipe
 from patchform.training.progress import Reporter
@@ -28,15 +28,31 @@ from patchform.training.run import Stop
 def refuse_nonsense(recipe: Recipe) -> None:
     """Raise UsageError for a setting out of its range, before anything is read."""
     data, model, moves, shape, course = recipe.data, recipe.model, recipe.optimizer, recipe.schedule, recipe.training
-    change = recipe.augmentation
+    change, unlabelled = recipe.augmentation, recipe.task == UNLABELLED
     sides = (data.image_size,) if isinstance(data.image_size, int) else data.image_size
     ranges = {
         "data.image_size": (min(sides) >= 1, "at least 1"),
         "data.channels": (data.channels >= 1, "at least 1"),
+        "data.frames": (
+            data.frames >= (recipe.task == "video_classification"),
+            "at least 1 for videos, 0 for pictures",
+        ),
+        "data.frame_step": (data.frame_step >= 1, "at least 1"),
+        "data.sampling": (data.sampling in ("dense", "uniform"), "dense or uniform"),
         "data.crop_share": (0 < data.crop_share <= 1, "in (0, 1]"),
         "data.workers": (data.workers >= 0, "at least 0"),
         "data.skip_bad": (0 <= data.skip_bad < 1, "in [0, 1)"),
         "model.drop_path": (model.drop_path is None or 0 <= model.drop_path < 1, "in [0, 1)"),
+        "augmentation.views": (change.views == 1 or (change.views > 1 and unlabelled), "1, or more for pretraining"),
+        **{
+            f"augmentation.{name}": (change.views > 1 or not getattr(change, name), "left out without views")
+            for name in ("local_views", "grey", "blur", "solarise")
+        },
+        **{
+            f"augmentation.{name}": (not (unlabelled and getattr(change, name)), "0: there are no labels to mix")
+            for name in ("mixup", "cutmix")
+        },
+        "training.patience": (not (unlabelled and course.patience), "0: no number tells which model is better"),
         "augmentation.sizes": (min(change.sizes, default=1) >= 1, "of lengths of at least 1"),
         "augmentation.mosaic": (0 <= change.mosaic <= 1, "in [0, 1]"),
         "augmentation.copy_paste": (0 <= change.copy_paste <= 1, "in [0, 1]"),
@@ -80,6 +96,9 @@ def preprocessing_of(data: DataSettings) -> Preprocessing:
         bits=data.bits,
         mean=tuple(data.mean) if data.mean else known.mean if data.channels == 3 else (0.5,),
         std=tuple(data.std) if data.std else known.std if data.channels == 3 else (0.5,),
+        frames=data.frames,
+        frame_step=data.frame_step,
+        sampling=data.sampling,
     )
 
 
@@ -102,9 +121,10 @@ def checked(
             reporter.note(note)
         if report.faults:
             bad = report.faults[0]
-            reporter.note(f"left out {len(report.faults)} of {report.checked} pictures, first {bad.where}: {bad.what}")
+            counted = f"{len(report.faults)} of {report.checked} {train.thing}s"
+            reporter.note(f"left out {counted}, first {bad.where}: {bad.what}")
     if twins := overlap(train, validation):
-        reporter.note(f"{len(twins)} pictures are in training and in validation, first {twins[0][0]}")
+        reporter.note(f"{len(twins)} {train.thing}s are in training and in validation, first {twins[0][0]}")
     return splits._replace(train=train, validation=validation), first.pixels or train.counts()
 
 

@@ -6,23 +6,27 @@ import torch
 from torch import Tensor
 
 from patchform.weights.operations import Operation, Sizes, permute
+from patchform.weights.rules import Rule
 
 dense = permute(1, 0)
 """Linear: (in, out) -> (out, in)."""
 
 
 def _patches(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
-    kernel = tensors[0].permute(3, 2, 0, 1)
+    kernel = tensors[0].permute(-1, -2, *range(tensors[0].dim() - 2))
     return kernel.reshape(shape) if kernel.numel() == shape.numel() else kernel
 
 
 def _patches_back(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
-    p = sizes["patch"]
-    return (tensor.reshape(len(tensor), -1, p, p).permute(2, 3, 1, 0),)
+    box = (*((sizes["frames"],) if "frames" in sizes else ()), sizes["patch"], sizes["patch"])
+    kernel = tensor.reshape(len(tensor), -1, *box)
+    return (kernel.permute(*range(2, kernel.dim()), 1, 0),)
 
 
 patches = Operation(_patches, _patches_back)
-"""Convolution (p, p, C, D) -> linear weights of patches (D, C * p * p). The way back needs the size "patch"."""
+"""Convolution (p, p, C, D) -> linear weights of patches (D, C * p * p). The way back needs the size "patch".
+
+In front of p, p there may be the length of a tubelet; the way back needs the size "frames" then."""
 
 
 def _qkv(tensors: tuple[Tensor, ...], shape: torch.Size, sizes: Sizes) -> Tensor:
@@ -46,3 +50,37 @@ out = Operation(
     lambda tensor, count, sizes: (tensor.t().unflatten(0, (sizes["heads"], -1)),),
 )
 """Output projection (h, d, D) -> (D, D). The way back needs the size "heads"."""
+
+# ------------------------------------------------------------------------------------------------- rules for layers
+
+
+def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A layer norm."""
+    return (f"{theirs}/scale", f"{ours}.weight"), (f"{theirs}/bias", f"{ours}.bias")
+
+
+def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A linear layer."""
+    return (f"{theirs}/kernel", f"{ours}.weight", dense), (f"{theirs}/bias", f"{ours}.bias")
+
+
+def embedding(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A convolution that cuts patches or tubelets."""
+    return (f"{theirs}/kernel", f"{ours}.weight", patches), (f"{theirs}/bias", f"{ours}.bias")
+
+
+def mlp(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A perceptron with one hidden layer."""
+    return *linear(f"{theirs}/Dense_0", f"{ours}.fc1"), *linear(f"{theirs}/Dense_1", f"{ours}.fc2")
+
+
+def attention(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Queries, keys and values into one matrix, and the projection behind them."""
+    return (
+        *(
+            (tuple(f"{theirs}/{part}/{kind}" for part in ("query", "key", "value")), f"{ours}.qkv.{own}", qkv)
+            for kind, own in (("kernel", "weight"), ("bias", "bias"))
+        ),
+        (f"{theirs}/out/kernel", f"{ours}.proj.weight", out),
+        (f"{theirs}/out/bias", f"{ours}.proj.bias"),
+    )

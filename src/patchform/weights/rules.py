@@ -19,7 +19,6 @@ or nothing is loaded and the error names them.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import NamedTuple, TypeAlias
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from patchform.errors import ModelFileError, UsageError
 from patchform.weights.operations import Operation, Sizes, copy
+from patchform.weights.patterns import Binding, Pattern
 from patchform.weights.report import Entry, Fate, Report, shorten
 
 SizesOf: TypeAlias = Sizes | Callable[[str], Sizes]
@@ -48,73 +48,43 @@ class Drop(NamedTuple):
     why: str
 
 
+class Kin(NamedTuple):
+    """What a model has beside, or lacks of, the family that a layout was written for; patterns are of own names."""
+
+    fresh: Mapping[str, str]
+    """Pattern -> why the layout has nothing for it: it stays as it was."""
+    copies: Mapping[str, str]
+    """Pattern -> the one whose sources it is made from too, with the same placeholders."""
+    lacks: Mapping[str, str]
+    """Pattern -> why the model may do without it: what the source has for it is dropped."""
+    still: bool = False
+    """The layout is of single pictures, the model of clips."""
+
+    def twin(self, own: str) -> tuple[str, str]:
+        """The own tensor that this one is a copy of, itself else, and the pattern of a copy, "" else."""
+        for copied, original in self.copies.items():
+            binding = Pattern(copied).match(own)
+            if binding is not None:
+                return Pattern(original).render(binding) or own, original
+        return own, ""
+
+    def below(self, front: str) -> Kin:
+        """The same one level deeper."""
+        fresh, lacks = ({front + name: why for name, why in of.items()} for of in (self.fresh, self.lacks))
+        return Kin(fresh, {front + to: front + of for to, of in self.copies.items()}, lacks, self.still)
+
+
+ALIKE = Kin({}, {}, {})
 DROP = Drop("follows from the architecture")
 Names: TypeAlias = str | tuple[str, ...]
 Rule: TypeAlias = tuple[Names, Names | Drop] | tuple[Names, Names | Drop, Operation]
-
-# ------------------------------------------------------------------------------------------------------ patterns
-
-_PLACEHOLDER = re.compile(r"\{(\w+)([+-]\d+)?\}|(\*)")
-Binding: TypeAlias = dict[str, str]
-"""What each placeholder stands for; numbers that carry an offset on this side are already without it."""
-
-
-class _Pattern:
-    """One side of a rule."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.holes: list[tuple[str, int]] = []  # (name, offset), in the order of the text
-        self.literals: list[str] = []  # one more than holes
-        expression, start, stars = "", 0, 0
-        for found in _PLACEHOLDER.finditer(text):
-            name, offset, star = found.groups()
-            if star:
-                name, stars = f"*{stars}", stars + 1
-            self.literals.append(text[start : found.start()])
-            self.holes.append((name, int(offset or 0)))
-            run = "(.*)" if star else r"(0|[1-9]\d*)" if offset else r"([^.]+)"
-            expression += re.escape(self.literals[-1]) + run
-            start = found.end()
-        self.literals.append(text[start:])
-        self.expression = re.compile(expression + re.escape(self.literals[-1]))
-        if set("{}") & set("".join(self.literals)):
-            raise UsageError(f'pattern "{text}" has a brace that belongs to no placeholder')
-
-    @property
-    def names(self) -> set[str]:
-        return {name for name, _ in self.holes}
-
-    def match(self, name: str) -> Binding | None:
-        """What the placeholders stand for, or None."""
-        found = self.expression.fullmatch(name)
-        if found is None:
-            return None
-        binding: Binding = {}
-        for (hole, offset), run in zip(self.holes, found.groups()):
-            value = str(int(run) - offset) if offset else run
-            if value.startswith("-") or binding.setdefault(hole, value) != value:
-                return None
-        return binding
-
-    def render(self, binding: Binding) -> str | None:
-        """The name, or None where a number would be no number or below 0."""
-        name = self.literals[0]
-        for (hole, offset), literal in zip(self.holes, self.literals[1:]):
-            value = binding[hole]
-            if offset:
-                if not value.isdecimal() or int(value) + offset < 0:
-                    return None
-                value = str(int(value) + offset)
-            name += value + literal
-        return name
 
 
 class _Rule(NamedTuple):
     """A rule, read."""
 
-    sources: tuple[_Pattern, ...]
-    own: tuple[_Pattern, ...] | Drop
+    sources: tuple[Pattern, ...]
+    own: tuple[Pattern, ...] | Drop
     operation: Operation
 
     def own_names(self, source: str) -> list[str] | Drop | None:
@@ -150,12 +120,12 @@ class _Rule(NamedTuple):
         return (self.operation.forward(tensors, torch.Size(), sizes),)
 
 
-def _match(patterns: tuple[_Pattern, ...], name: str) -> Binding | None:
+def _match(patterns: tuple[Pattern, ...], name: str) -> Binding | None:
     """What the placeholders of the first pattern that fits stand for."""
     return next((binding for pattern in patterns if (binding := pattern.match(name)) is not None), None)
 
 
-def _render(patterns: tuple[_Pattern, ...], binding: Binding) -> list[str] | None:
+def _render(patterns: tuple[Pattern, ...], binding: Binding) -> list[str] | None:
     """All names, or None where one cannot be."""
     names = [name for pattern in patterns if (name := pattern.render(binding)) is not None]
     return names if len(names) == len(patterns) else None
@@ -178,8 +148,8 @@ def _read(rule: Rule) -> _Rule:
     return _Rule(sources, own, operation)
 
 
-def _patterns(names: Names) -> tuple[_Pattern, ...]:
-    return tuple(_Pattern(text) for text in ((names,) if isinstance(names, str) else names))
+def _patterns(names: Names) -> tuple[Pattern, ...]:
+    return tuple(Pattern(text) for text in ((names,) if isinstance(names, str) else names))
 
 
 # --------------------------------------------------------------------------------------------------------- rules
@@ -204,13 +174,14 @@ class Rules:
             (source pattern, Drop("why")).
         corners: its home resizes position tables bilinearly with the corners aligned, as scipy.ndimage.zoom of order 1
             does, and not bicubically.
+        kin: for models of another family: how they differ. Such a layout is not written, only read.
 
     Raises:
         UsageError: a rule that cannot be run both ways.
     """
 
-    def __init__(self, *rules: Rule, corners: bool = False) -> None:
-        self.rules, self.corners = rules, corners
+    def __init__(self, *rules: Rule, corners: bool = False, kin: Kin = ALIKE) -> None:
+        self.rules, self.corners, self.kin = rules, corners, kin
         self._rules = [_read(rule) for rule in rules]
 
     def __iter__(self) -> Iterator[Rule]:
@@ -257,7 +228,8 @@ class Rules:
             filled[name], note = _convert(rule, taken, name, own[name], _of(sizes, name), adapt)
             as_it_was = filled[name] is taken[names[0]]
             kept: Fate = "matched" if as_it_was else "joined" if len(names) > 1 else "converted"
-            entries.append(Entry("resized" if note else kept, name, tuple(names), note))
+            copied = f"as {twin}" if (twin := self.kin.twin(name)[1]) else ""
+            entries.append(Entry("resized" if note else kept, name, tuple(names), note or copied))
         return filled, Report((*entries, *plan.aside))
 
     def knows(self, source: Iterable[str]) -> bool:
@@ -284,15 +256,18 @@ class Rules:
             elif isinstance(to, Drop) or spared(to[0]):
                 aside.append(Entry("dropped", name, (name,), to.why if isinstance(to, Drop) else spared(to[0])))
             elif missing := [place for place in to if place not in own]:
+                if why := _why(self.kin.lacks, missing[0]):
+                    aside.append(Entry("dropped", name, (name,), why))
+                    continue
                 faults.append(f"{name} has no place: the model has no {missing[0]}{near(missing[0], own)}")
             else:
                 goes |= dict.fromkeys((name, place) for place in to)
         made: dict[str, tuple[_Rule, list[str]]] = {}
         for name in own:
-            if why := spared(name):
+            if why := spared(name) or _why(self.kin.fresh, name):
                 aside.append(Entry("new", name, (), why))
                 continue
-            makes = self._made_from(name)
+            makes = self._made_from(self.kin.twin(name)[0])
             if makes is None:
                 faults.append(f"no rule fills {name}{near(name, self._own_patterns())}")
                 continue
@@ -301,6 +276,8 @@ class Rules:
                 continue
             made[name] = makes
             for other in makes[1]:
+                if self.kin.twin(name)[1] and other in source:
+                    continue  # it goes to the one that is copied
                 if (other, name) in goes:
                     del goes[other, name]
                 else:
@@ -364,7 +341,7 @@ def prefix(rules: Rules, source_prefix: str, own_prefix: str) -> Rules:
         sources = _deeper(source_prefix, rule[0])
         place = rule[1] if isinstance(rule[1], Drop) else _deeper(own_prefix, rule[1])
         deeper.append((sources, place, rule[2]) if len(rule) == 3 else (sources, place))
-    return Rules(*deeper, corners=rules.corners)
+    return Rules(*deeper, corners=rules.corners, kin=rules.kin.below(own_prefix))
 
 
 def _deeper(front: str, names: Names) -> Names:
@@ -411,6 +388,11 @@ def _near(name: str, known: Iterable[str]) -> str:
     """The nearest of the names, as a remark, if one is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (nearest: {near[0]})" if near else ""
+
+
+def _why(reasons: Mapping[str, str], own: str) -> str:
+    """The reason of the first pattern that fits, or ""."""
+    return next((why for pattern, why in reasons.items() if Pattern(pattern).match(own) is not None), "")
 
 
 def _of(sizes: SizesOf | None, name: str) -> Sizes:

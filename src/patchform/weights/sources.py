@@ -57,6 +57,8 @@ class Source(NamedTuple):
     """A model folder of patchform: the names are our own, and every bit is as it was written."""
     head: str = ""
     """Name of the head of a model folder."""
+    family: str = ""
+    """Of the backbone of a model folder."""
 
 
 def read(path: Path) -> Source:
@@ -159,8 +161,9 @@ def _folder(folder: Path) -> Source:
     if os.path.exists(folder / DESCRIPTION):
         description = read_description(folder)
         tensors, notes = files.read_safetensors(folder / WEIGHTS)
-        classes, head = tuple(description["classes"]), description["architecture"]["head"]
-        return Source(tensors, classes, notes, own=True, head=head)
+        classes, made_of = tuple(description["classes"]), description["architecture"]
+        family = str(made_of.get("backbone", "")).partition("/")[0]
+        return Source(tensors, classes, notes, own=True, head=made_of["head"], family=family)
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -181,8 +184,8 @@ def _folder(folder: Path) -> Source:
 def read_description(folder: Path) -> dict[str, Any]:
     """What `model.json` says of the model in a folder, once each bit of the folder is what its manifest says.
 
-    The format is one that is known, `classes` are 1..MOST_CLASSES names and `architecture` has a `head`; the rest is as
-    it was found.
+    The format is one that is known, `classes` are 1..MOST_CLASSES names (or none, without labels) and `architecture`
+    has a `head`; the rest is as it was found.
 
     Raises:
         ModelFileError: a file is missing or damaged, the format is newer, or one of these is not so.
@@ -195,11 +198,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise ModelFileError(f"format {version!a} is not 1..{FORMAT}", where=source, remedy="use a newer patchform")
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or not 0 < len(description["classes"]) <= MOST_CLASSES:
-        raise ModelFileError(f"classes are not 1..{MOST_CLASSES} names", where=source)
     made_of = description.get("architecture")
     if not isinstance(made_of, dict) or not isinstance(made_of.get("head"), str):
         raise ModelFileError("the architecture has no head", where=source)
+    least = 0 if made_of.get("task") == "pretraining" else 1  # learns without
+    if not named or not least <= len(description["classes"]) <= MOST_CLASSES:
+        raise ModelFileError(f"classes are not 1..{MOST_CLASSES} names", where=source)
     return description
 
 

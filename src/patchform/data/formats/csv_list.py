@@ -1,6 +1,7 @@
-"""A CSV list of pictures and their classes.
+"""A CSV list of pictures, or of videos, and their classes.
 
-The first line names the columns. One of them holds paths, relative to the list: `image`, `file`, `path` or `filename`.
+The first line names the columns. One of them holds paths, relative to the list: `image`, `file`, `path`, `filename` or
+`video`; the path of a video may be a folder of its frames.
 Classes are given in one of two ways:
 
 * a column `label`, `class` or `labels`: one name, or in multi-label work names separated by `|` or `;`;
@@ -15,15 +16,25 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchform.data.listing import Item, Listing, by_name, check_names, mapping_note, ordered, quoted
+from patchform.data.listing import (
+    SUFFIXES,
+    VIDEO_SUFFIXES,
+    Item,
+    Listing,
+    by_name,
+    check_names,
+    mapping_note,
+    ordered,
+    quoted,
+)
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
-TASKS = ("classification",)
+TASKS = ("classification", "video_classification")
 LAYOUT = "a CSV list"
 """What is looked for, in words."""
 
-_IMAGE, _LABEL = ("image", "file", "path", "filename"), ("label", "class", "labels")
+_IMAGE, _LABEL = ("image", "file", "path", "filename", "video"), ("label", "class", "labels")
 
 
 def recognises(path: Path) -> bool:
@@ -31,12 +42,24 @@ def recognises(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in (".csv", ".tsv")
 
 
+def tells(path: Path, task: str) -> bool:
+    """Whether the first row names a video, if that is the task, or else a picture."""
+    try:
+        header, rows, _ = _table(path)
+    except DataError:
+        return task != "video_classification"
+    image = _column(header, _IMAGE)
+    video = image is not None and _is_video(path.parent / rows[0][1][image])
+    return video == (task == "video_classification")
+
+
 def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) -> Listing:
     """Read the list.
 
     Args:
         path: the CSV file.
-        settings: `labels` says whether an image may have none or several classes.
+        settings: `labels` says whether an image may have none or several classes; `frames`, that they are videos, as
+            the first path may say too.
         classes: names that give the indices (training's, or the model's); None: those that occur, or the columns.
 
     Raises:
@@ -74,7 +97,14 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) ->
         *((f"ignored columns: {quoted(extra)}",) if extra else ()),
         *(mapping_note(order) if classes is None else ()),
     )
-    return Listing(classes=order, items=items, root=path.parent, notes=notes)
+    videos = settings.frames > 0 or _is_video(files[0])
+    return Listing(classes=order, items=items, root=path.parent, notes=notes, videos=videos)
+
+
+def _is_video(path: Path) -> bool:
+    """By its name; an animated GIF may be meant as a picture."""
+    suffix = path.suffix.lower()
+    return suffix not in SUFFIXES and (suffix in VIDEO_SUFFIXES or path.is_dir())
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:

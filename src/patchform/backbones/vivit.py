@@ -1,0 +1,444 @@
+"""ViViT: a video vision transformer (Arnab et al., ICCV 2021, arXiv:2103.15691).
+
+    clip --tubelets--> [class | p .. p] + position --> block x depth --norm--> class -> summary
+                                                            |                   p    -> tokens
+                                                            +--mean over time--> map
+
+The paper's four models (section 3.3): 1. spatio-temporal attention: plain blocks over all tokens. 2. factorised
+encoder: a spatial transformer sees the tokens of one moment, a temporal one the class tokens of all moments.
+3. factorised self-attention: a block attends over time, then over space. 4. factorised dot product: half of the heads
+of a block look along time, half along space. Models 3 and 4 have no class token; their summary is the mean of the
+tokens.
+
+A moment is a slice of the clip that is one tubelet deep. The order in model 3 and all else that the paper leaves open
+is as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.layers import blocks
+from patchform.layers.attention import Attention, attend
+from patchform.layers.blocks import GELU, Block
+from patchform.layers.drop import rising
+from patchform.layers.fitting import Fitted, How, resized
+from patchform.layers.patches import Tubelets
+from patchform.layers.patterns import Global, Grid, Groups
+from patchform.layers.positions import Learned1D, Position
+from patchform.records import Features, Variant
+
+EPS = 1e-6  # of every layer norm
+
+
+class ViViT(Backbone):
+    """Video transformer whose tokens attend to all others of the clip (model 1).
+
+    Args:
+        in_channels: C of the frames.
+        image_size: native input, pixels; at other sizes positions are resized.
+        frames: native length T of a clip; at other lengths positions are resized along time. Where it is no multiple of
+            `tube`, the last frame is repeated.
+        patch: side of a tubelet, pixels.
+        tube: its length, frames.
+        width, depth, heads: D, number of blocks, attention heads.
+        mlp_ratio: hidden width of the perceptrons over D.
+        gelu: "tanh" is what the authors compute; "none", the error function, suits weights of pictures from elsewhere.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    prefix: ClassVar[int] = 1  # class tokens
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        frames: int = 32,
+        patch: int = 16,
+        tube: int = 2,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        gelu: GELU = "tanh",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width, self.patch, self.frames = width, patch, frames
+        self.channels, self.strides = (width,), (patch,)
+
+        self.patches = Tubelets(in_channels, width, patch, tube)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if self.prefix else None
+        self.position = self.places(grids.cells(image_size, patch), -(-frames // tube))
+        self.blocks = nn.ModuleList(
+            self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
+            for rate in rising(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        blocks.start(self.blocks)
+        for block in self.blocks:
+            if isinstance(block, TimeThenSpace):
+                nn.init.zeros_(block.temporal_attention.proj.weight)
+
+    def places(self, grid: Grid, moments: int) -> Position:
+        """Position of the tokens."""
+        return Places(self.width, grid, moments, prefix=self.prefix)
+
+    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+        """One block."""
+        return Block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+
+    def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
+        """(B, T, C, H, W) -> a map (B, D, H/p, W/p), tokens (B, T/f * N, D), moment by moment, and summary (B, D).
+
+        padding is that of all frames.
+        """
+        if padding is not None:
+            images = images.masked_fill(padding[:, None, None], 0)
+        hidden = None if padding is None else grids.shrink_mask(padding, self.patch)
+        return self.see(self.patches(images), grids.size_of(images), hidden)
+
+    def see(self, boxes: Tensor, size: Grid, hidden: Tensor | None) -> Features:
+        """Features of projected tubelets (B, T/f, H/p, W/p, D); padding (B, H/p, W/p)."""
+        _, moments, *grid, _ = boxes.shape
+        assert self.class_token is not None
+        x = torch.cat([self.class_token.expand(len(boxes), -1, -1), boxes.flatten(1, 3)], 1)
+        x = self.position(x, (grid[0], grid[1]))
+        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1).repeat(1, moments), (1, 0))
+        for block in self.blocks:
+            x = block(x, padding=masked)
+        places = x[:, 1:].unflatten(1, (moments, *grid))
+        return self.found(places, size, hidden, self.norm(x[:, 0]))
+
+    def found(self, places: Tensor, size: Grid, hidden: Tensor | None, summary: Tensor | None = None) -> Features:
+        """Features from the last tokens (B, T/f, H/p, W/p, D); a summary that is not given is their mean."""
+        scene = places.mean(1).permute(0, 3, 1, 2)
+        tokens = self.norm(places.flatten(1, 3))
+        if summary is None:
+            everywhere = None if hidden is None else hidden.flatten(1).repeat(1, places.shape[1])
+            summary = grids.masked_mean(tokens, everywhere)
+        return Features((scene,), self.strides, size, tokens, summary, hidden)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+
+class FactorisedEncoder(ViViT):
+    """Video transformer with a transformer over space, then one over time (model 2); other arguments as `ViViT`.
+
+    `Features.frames` holds what the temporal transformer is given: the class token of every moment, normalised. Maps
+    and tokens are those of the spatial one.
+
+    Args:
+        in_channels, image_size, frames, patch, tube, width, depth, heads, mlp_ratio, gelu, drop_path: as in `ViViT`;
+            `depth` is that of the spatial transformer, stochastic depth rises from 0 in each.
+        temporal_depth: blocks of the temporal transformer: 4 in the paper; the released L/16x2 has 24.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int | tuple[int, int] = 224,
+        frames: int = 32,
+        patch: int = 16,
+        tube: int = 2,
+        width: int = 768,
+        depth: int = 12,
+        temporal_depth: int = 4,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        gelu: GELU = "tanh",
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            image_size=image_size,
+            frames=frames,
+            patch=patch,
+            tube=tube,
+            width=width,
+            depth=depth,
+            heads=heads,
+            mlp_ratio=mlp_ratio,
+            gelu=gelu,
+            drop_path=drop_path,
+        )
+        temporal = [
+            self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
+            for rate in rising(drop_path, temporal_depth)
+        ]
+        self.temporal = Temporal(width, -(-frames // tube), temporal)
+
+    def places(self, grid: Grid, moments: int) -> Position:
+        """Every moment has the same."""
+        return Learned1D(self.width, grid, prefix=1)
+
+    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+        """One block, which takes (B, T/f, N, D)."""
+        return Block(width, heads, pattern=Apart(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+
+    def see(self, boxes: Tensor, size: Grid, hidden: Tensor | None) -> Features:
+        """As in `ViViT`."""
+        batch, moments, *grid, _ = boxes.shape
+        assert self.class_token is not None
+        cells = boxes.flatten(2, 3).flatten(0, 1)
+        x = self.position(torch.cat([self.class_token.expand(len(cells), -1, -1), cells], 1), (grid[0], grid[1]))
+        x = x.unflatten(0, (batch, moments))  # (B, T/f, 1 + N, D)
+        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1), (1, 0))[:, None]
+        for block in self.blocks:
+            x = block(x, padding=masked)
+        frames = self.norm(x[:, :, 0])
+        places = x[:, :, 1:].unflatten(2, (grid[0], grid[1]))
+        return self.found(places, size, hidden, self.temporal(frames))._replace(frames=frames)
+
+    def layers(self) -> list[nn.Module]:
+        """The blocks of the spatial transformer, then those of the temporal one."""
+        return [*self.blocks, *self.temporal.blocks]
+
+
+class FactorisedSelfAttention(ViViT):
+    """Video transformer whose blocks attend over time, then over space (model 3); arguments as `ViViT`."""
+
+    prefix = 0
+
+    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+        """One block, which takes (B, T/f, N, D)."""
+        return TimeThenSpace(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+
+    def see(self, boxes: Tensor, size: Grid, hidden: Tensor | None) -> Features:
+        """As in `ViViT`."""
+        _, moments, *grid, _ = boxes.shape
+        x = self.position(boxes.flatten(1, 3), (grid[0], grid[1])).unflatten(1, (moments, -1))
+        masked = None if hidden is None else hidden.flatten(1)[:, None]
+        for block in self.blocks:
+            x = block(x, padding=masked)
+        return self.found(x.unflatten(2, (grid[0], grid[1])), size, hidden)
+
+
+class FactorisedDotProduct(FactorisedSelfAttention):
+    """Video transformer whose heads look along time or along space (model 4); arguments as `ViViT`, 2 divides heads."""
+
+    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+        """One block, which takes (B, T/f, N, D)."""
+        block = Block(width, heads, pattern=Apart(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        block.attention = TimeBesideSpace(width, heads)
+        return block
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+@dataclass(frozen=True)
+class Apart(Global):
+    """Tokens (B, T/f, N, D): every query sees the tokens of its own moment; nothing is copied."""
+
+    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
+        """A group a moment; padding (B, 1, N)."""
+        return Groups(x, None, None if padding is None else ~padding[:, :, None, None])
+
+    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """As it is."""
+        return groups
+
+
+class Places(Position):
+    """One learned vector a tubelet, in raster order, moment by moment (Arnab et al. 2021, section 3.2).
+
+    At other grids or numbers of moments the table is resized, bicubically in space and linearly in time.
+
+    Args:
+        width: D.
+        grid: native rows and columns.
+        moments: native length, tubelets.
+        prefix: rows for tokens in front.
+    """
+
+    def __init__(self, width: int, grid: Grid, moments: int, *, prefix: int = 0) -> None:
+        super().__init__()
+        self.grid, self.moments, self.prefix = grid, moments, prefix
+        self.table = nn.Parameter(torch.empty(1, prefix + moments * grid[0] * grid[1], width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """(B, P + M * H*W, D) -> the same, for any number M of moments."""
+        moments = (tokens.shape[1] - self.prefix) // (grid[0] * grid[1])
+        table: Tensor = self.table
+        if (moments, grid) != (self.moments, self.grid):
+            table = _spread(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
+        return tokens + table.to(tokens.dtype)
+
+    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+        """A table (1, P + M * N, D) of another grid or length; one of pictures serves every moment (section 3.4)."""
+        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
+            raise ValueError("it is no table of this width")
+        prefix = self.prefix
+        try:
+            shape = self._shape(tensor.shape[1] - prefix, how)
+        except ValueError:
+            if prefix or not how.still:
+                raise
+            prefix = 1  # the row of a class token, which we do not have
+            shape = self._shape(tensor.shape[1] - prefix, how)
+        table = _spread(tensor, prefix, shape, (self.moments, *self.grid), how.resize)
+        said = f"{resized(shape[1:], self.grid)}, {shape[0]} in time to {self.moments}"
+        return table[:, prefix - self.prefix :], said
+
+    def _shape(self, cells: int, how: How) -> tuple[int, int, int]:
+        """Moments, rows and columns of so many cells: our grid, or as many moments in a square or `transfer.grid`."""
+        own = self.grid[0] * self.grid[1]
+        if how.still:
+            return 1, *how.grid_of(cells)
+        if own == 1:
+            return cells, 1, 1
+        if how.transfer.grid is not None:
+            rows, columns = how.transfer.grid
+            if cells % (rows * columns):
+                raise ValueError(f"its {cells} cells are no multiple of {rows} x {columns}")
+            return cells // (rows * columns), rows, columns
+        ways = {(cells // own, *self.grid)} if cells % own == 0 else set()
+        side = math.isqrt(cells // self.moments)
+        if side * side * self.moments == cells:
+            ways.add((self.moments, side, side))
+        if len(ways) != 1:
+            raise ValueError(
+                f"its {cells} cells could be of {len(ways)} grids and lengths: name the grid of the source"
+            )
+        return ways.pop()
+
+
+def _spread(
+    table: Tensor,
+    prefix: int,
+    native: tuple[int, int, int],
+    to: tuple[int, int, int],
+    resize: Callable[..., Tensor],
+) -> Tensor:
+    """(1, P + M*H*W, D) -> (1, P + M'*H'*W', D), P as they are."""
+    boxes = table[0, prefix:].unflatten(0, native)  # (M, H, W, D)
+    boxes = resize(boxes.permute(1, 2, 0, 3).flatten(2), to[1:], mode="bicubic")  # (H', W', M * D)
+    line = boxes.unflatten(2, (native[0], -1)).permute(2, 0, 1, 3).flatten(1)  # (M, H' * W' * D)
+    line = resize(line[:, None], (to[0], 1), mode="bilinear")
+    return torch.cat([table[:, :prefix], line.reshape(1, -1, table.shape[2])], 1)
+
+
+class TimeThenSpace(Block):
+    """x + attention over time, then over space, then a perceptron, each behind a norm (equations 4 to 6).
+
+    At the start of a `FactorisedSelfAttention` the attention over time adds nothing (section 3.4): its last layer is
+    zero. The authors' code can have all of its kernels zero, but then none of them ever gets a gradient.
+
+    Args:
+        width: D.
+        heads: attention heads; divides D.
+        mlp_ratio: hidden width of the perceptron over D.
+        gelu: form of the activation.
+        drop_path: rate of stochastic depth of all branches.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, mlp_ratio: float = 4.0, gelu: GELU = "tanh", drop_path: float = 0.0
+    ) -> None:
+        super().__init__(width, heads, pattern=Apart(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        self.temporal_norm = nn.LayerNorm(width, eps=EPS)
+        self.temporal_attention = Attention(width, heads)
+
+    def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
+        """(B, T/f, N, D) -> the same; padding (B, 1, N)."""
+        return super().forward(self.residual(x, self.over_time), padding=padding)
+
+    def over_time(self, x: Tensor) -> Tensor:
+        """(B, T/f, N, D) -> the same."""
+        return self.temporal_attention(self.temporal_norm(x).transpose(1, 2)).transpose(1, 2)
+
+
+class TimeBesideSpace(Attention):
+    """Attention whose first half of the heads looks along time, the second along space (section 3.3, model 4)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        if heads % 2:
+            raise UsageError(f"half of the heads look along time: 2 has to divide them, not {heads}")
+        super().__init__(width, heads)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        grid: Grid | None = None,
+        allowed: Tensor | None = None,
+        widen: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """(B, T/f, N, D) -> the same; allowed (B, 1, 1, 1, N) is of those that look along space."""
+        parts = self.qkv(tokens).unflatten(-1, (3, 2, self.heads // 2, -1))  # (B, T/f, N, 3, 2, h/2, d)
+        q, k, v = parts[..., 0, :, :].permute(3, 0, 2, 4, 1, 5)  # (B, N, h/2, T/f, d)
+        along_time = attend(q, k, v).permute(0, 3, 1, 2, 4)
+        q, k, v = parts[..., 1, :, :].permute(3, 0, 1, 4, 2, 5)  # (B, T/f, h/2, N, d)
+        along_space = attend(q, k, v, allowed=allowed).transpose(2, 3)
+        return self.proj(torch.cat([along_time, along_space], 3).flatten(3))
+
+
+class Temporal(nn.Module):
+    """The transformer over time of the factorised encoder: a class token and the moments.
+
+    Args:
+        width: D.
+        moments: native length; at others positions are resized.
+        made_of: the blocks.
+    """
+
+    def __init__(self, width: int, moments: int, made_of: list[Block]) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = Places(width, (1, 1), moments, prefix=1)
+        self.blocks = nn.ModuleList(made_of)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        blocks.start(self.blocks)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, T/f, D) -> (B, D)."""
+        x = self.position(torch.cat([self.class_token.expand(len(frames), -1, -1), frames], 1), (1, 1))[:, None]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, 0, 0])
+
+
+# ----------------------------------------------------------------------------------------------------------------- rows
+
+_MODELS: dict[str, type[ViViT]] = {
+    "": ViViT,
+    "_fe": FactorisedEncoder,
+    "_fsa": FactorisedSelfAttention,
+    "_fdp": FactorisedDotProduct,
+}
+_SIZES = {"b": (768, 12, 12), "l": (1024, 24, 16), "h": (1280, 32, 16)}  # width, depth, heads
+
+
+def _row(kind: str, size: str) -> Variant:
+    width, depth, heads = _SIZES[size]
+    options = {"patch": 16, "tube": 2, "width": width, "depth": depth, "heads": heads}
+    if (size, kind) == ("l", "_fe"):
+        options["temporal_depth"] = depth
+    return Variant(build=_MODELS[kind], image_size=224, options=options)
+
+
+def _nano(kind: str) -> Variant:
+    options = {"frames": 4, "patch": 8, "tube": 2, "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0}
+    options |= {"_fe": {"temporal_depth": 1}, "_fdp": {"heads": 4}}.get(kind, {})
+    return Variant(build=_MODELS[kind], image_size=32, options=options)
+
+
+VARIANTS = {
+    **{f"nano{kind}": _nano(kind) for kind in _MODELS},
+    **{f"{size}16x2{kind}": _row(kind, size) for kind in _MODELS for size in _SIZES},
+}

@@ -1,0 +1,303 @@
+"""Encoded videos by way of PyAV: which frames a file has, some of them, all of them; and a small writer.
+
+* Containers are told by their first bytes and read by the demuxer of that kind and no other: MP4 and QuickTime,
+  Matroska and WebM, AVI. A playlist that names other files or addresses is none of them.
+* A frame is found by the time at which it is shown. Times come from the packets, which are read without being decoded,
+  so frames at varying distances and frames that are stored in another order are found as well. To get there the decoder
+  starts at the key frame before. AVI has no such times: its frames are counted from the first.
+* Quarter turns that the file asks for are made. Sound is left alone. Pixels that are not square stay as they are.
+* Decoding takes one thread. Nothing stays open between two calls, so processes may share what they know of a file.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from patchform.data.images import MAX_PIXELS, kind_of, to_image
+from patchform.errors import DataError, ResourceError, UsageError
+from patchform.records import Preprocessing
+
+RATE = 25.0
+"""Frames a second where nothing is said."""
+_HEAD = 4096
+_CONTAINERS: tuple[tuple[int, bytes, str], ...] = (
+    *((4, kind, "mov") for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
+    (0, b"\x1aE\xdf\xa3", "matroska"),
+    (8, b"AVI ", "avi"),
+)
+"""Where in the file, which bytes, and the demuxer."""
+_SEGMENT = b"\x18S\x80g"
+"""What frames and tables of Matroska lie in."""
+_STILL = (b"avif", b"avis", b"heic", b"heix", b"mif1")
+"""Brands of pictures in a container of videos."""
+
+
+class Table(NamedTuple):
+    """Which frames a file has."""
+
+    pts: Sequence[int]
+    """When each is shown, in units of `unit`, rising; for AVI their numbers."""
+    keys: tuple[int, ...]
+    """Positions in `pts` where decoding can start, rising; the first is 0."""
+    unit: float
+    """Seconds."""
+    rate: float
+    """Frames a second, on average."""
+    size: tuple[int, int]
+    """(height, width) of the frames, turned as they are shown."""
+
+
+def library() -> Any:
+    """PyAV. Raises UsageError when it is missing."""
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError("videos need PyAV", remedy='pip install "patchform[video]"') from error
+    return av
+
+
+def version() -> str:
+    """Of PyAV; empty when it is missing."""
+    try:
+        return str(library().__version__)
+    except UsageError:
+        return ""
+
+
+def look(path: Path) -> Table:
+    """The frames of a file. Its packets are read, and the first frame is decoded.
+
+    Raises:
+        DataError: not a video, cut short, or without a frame. UsageError: PyAV is missing. Or what PyAV raises.
+    """
+    with _opened(path) as (container, stream):
+        counted = container.format.name == "avi"
+        cut, shown = _announced(path) > path.stat().st_size, list[tuple[int | None, bool]]()
+        for packet in container.demux(stream):
+            cut = cut or packet.is_corrupt
+            if packet.size and not packet.is_discard:
+                shown.append((packet.pts, packet.is_keyframe))
+        if cut:
+            raise DataError("the video is cut short")
+        if not shown:
+            raise DataError("the video has no frame")
+        if counted:
+            pts, keys = list(range(len(shown))), {0}
+        else:
+            pts = sorted({time for time, _ in shown if time is not None})
+            if len(pts) < len(shown):
+                raise DataError("the video does not say when each frame is shown")
+            places = {time: place for place, time in enumerate(pts)}
+            keys = {0, *(places[time] for time, key in shown if key and time is not None)}
+        unit = float(1 / (stream.average_rate or RATE) if counted else stream.time_base)
+        rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * unit) if len(pts) > 1 else float(stream.average_rate or RATE)
+    first = next(everything(path), None)
+    if first is None:
+        raise DataError("the video has no frame that can be decoded")
+    return Table(_short(pts), tuple(sorted(keys)), unit, rate, first[1].shape[:2])
+
+
+def some(path: Path, table: Table, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames of the given numbers, which rise.
+
+    A frame that the file lists and the decoder leaves out is as the one before, or after where there is none.
+
+    Yields:
+        (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        DataError: frames are missing at the end. Or what PyAV raises.
+    """
+    with _opened(path) as (container, stream):
+        frames = _placed(container, stream)
+        before: Any = None
+        current: Any = None
+        for index in indices:
+            wanted = table.pts[index]
+            key = bisect_right(table.keys, index) - 1
+            if key > 0 and (current is None or current[0] < table.pts[table.keys[key]]):
+                before, (current, frames) = None, _seek(container, stream, table, key)
+            while current is None or current[0] < wanted:
+                before, current = current, next(frames, None)
+                if current is None:
+                    raise DataError(f"frame {index} of {len(table.pts)} cannot be decoded")
+            yield _upright(current[1] if current[0] == wanted or before is None else before[1])
+
+
+def everything(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """All frames in order, one at a time: seconds since the first, and (H, W, 3) uint8 RGB, upright."""
+    with _opened(path) as (container, stream):
+        counted = container.format.name == "avi"
+        unit = float(1 / (stream.average_rate or RATE) if counted else stream.time_base)
+        start: int | None = None
+        for place, frame in _placed(container, stream):
+            start = place if start is None else start
+            yield (place - start) * unit, _upright(frame)
+
+
+def write(path: Path, frames: Iterable[Any], rate: float = RATE) -> None:
+    """Write an MP4 file that players know: H.264 where PyAV has libx264, else MPEG-4.
+
+    The file appears whole or not at all. A side of an odd number of pixels is made even by repeating the last ones.
+
+    Args:
+        path: of the file, whatever its ending.
+        frames: pictures of one size, anything that `images.to_image` takes; one at a time.
+        rate: frames a second.
+
+    Raises:
+        UsageError: PyAV is missing, no frame, or a rate that is none.
+        DataError: frames of several sizes.
+        ResourceError: it cannot be written.
+    """
+    av = library()
+    if not 0.01 <= rate <= 1000:
+        raise UsageError(f"{rate} frames a second", remedy="give a rate in 0.01..1000")
+    unfinished = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with av.open(os.fspath(unfinished), "w", format="mp4") as container:
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            stream: Any = None
+            size: tuple[int, int] | None = None
+            for number, frame in enumerate(frames):
+                pixels = to_image(frame, Preprocessing()).permute(1, 2, 0).numpy()
+                if stream is None:
+                    size = pixels.shape[:2]
+                    stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+                    stream.height, stream.width = (side + side % 2 for side in size)
+                    stream.pix_fmt = "yuv420p"
+                if pixels.shape[:2] != size:
+                    raise DataError(f"frame {number} is of another size than the first", where=path)
+                margins = [(0, side % 2) for side in size] + [(0, 0)]
+                made = av.VideoFrame.from_ndarray(np.pad(pixels, margins, mode="edge"), format="rgb24")
+                made.pts, made.time_base = number, 1 / stream.codec_context.framerate
+                container.mux(stream.encode(made))
+            if stream is None:
+                raise UsageError("no frame to write", where=path)
+            container.mux(stream.encode())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ResourceError(f"cannot be written ({error.strerror})", where=path) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------- small print
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its stream of pictures. A file object, not a name: names can be addresses."""
+    av = library()
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from None
+    with file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        with av.open(file, format=_demuxer(head), metadata_errors="replace") as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                sound = len(container.streams) > 0
+                raise DataError("there are no pictures in it, sound alone" if sound else "the video is cut short")
+            if stream.codec_context is None:
+                raise DataError("its codec is not known to PyAV", remedy="write it anew, as H.264")
+            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+                raise DataError(f"frames of more than {MAX_PIXELS / 1e6:.0f} million pixels")
+            stream.codec_context.thread_count = 1
+            yield container, stream
+
+
+def _demuxer(head: bytes) -> str:
+    """Its name. Raises DataError, which says what the bytes are, for no video."""
+    if not head:
+        raise DataError("the file is empty")
+    still = head[4:8] == b"ftyp" and head[8:12] in _STILL
+    for offset, magic, demuxer in _CONTAINERS:
+        if head.startswith(magic, offset) and not still:
+            return demuxer
+    raise DataError(
+        f"not a video but {kind_of(head)}", remedy="MP4, MOV, MKV, WebM, AVI, GIF and folders of frames can be read"
+    )
+
+
+def _announced(path: Path) -> int:
+    """Bytes that a video has by its own account; 0 where it gives none.
+
+    Of an AVI the length of its RIFF chunk, of Matroska that of its segment (RFC 8794, section 4), of an MP4 the end of
+    its last box of frames or tables (ISO/IEC 14496-12, section 4.2).
+    """
+    size, place, found = path.stat().st_size, 0, 0
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        if _demuxer(head) == "avi":
+            length = int.from_bytes(head[4:8], "little")
+            return length if length < 0xFFFFFFFF else 0
+        if _demuxer(head) == "matroska":
+            length, place = _matroska_length(head, 4)
+            if head[place + length : place + length + 4] != _SEGMENT:
+                return 0
+            length, place = _matroska_length(head, place + length + 4)
+            return place + length if length else 0
+        while place + 16 <= size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:], "big") if length == 1 else length
+            if length < 8:  # 0: up to the end
+                break
+            place += length
+            if head[4:8] in (b"mdat", b"moov", b"moof"):
+                found = place
+    return found
+
+
+def _matroska_length(data: bytes, place: int) -> tuple[int, int]:
+    """A length that is written in one to eight bytes, 0 where it is left open, and the place behind it."""
+    bits = 7 * (9 - data[place].bit_length())
+    end = place + bits // 7
+    length = int.from_bytes(data[place:end], "big") & ((1 << bits) - 1)
+    return (0 if length == (1 << bits) - 1 else length), end
+
+
+def _short(pts: list[int]) -> Sequence[int]:
+    """The same numbers; as a range where they are one."""
+    same = range(pts[0], pts[-1] + 1, max(1, (pts[-1] - pts[0]) // max(1, len(pts) - 1)))
+    return same if list(same) == pts else array("q", pts)
+
+
+def _placed(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+    """Frames as they are decoded, each with its time as in a `Table`."""
+    for number, frame in enumerate(container.decode(stream)):
+        if container.format.name == "avi":
+            yield number, frame
+        elif frame.pts is not None:
+            yield frame.pts, frame
+
+
+def _seek(container: Any, stream: Any, table: Table, key: int) -> tuple[tuple[int, Any] | None, Iterator[Any]]:
+    """The first frame from a key frame on, or from an earlier one where containers err; and those after it."""
+    wanted = table.pts[table.keys[key]]
+    for place in range(key, -1, -1):
+        container.seek(int(table.pts[table.keys[place]]), stream=stream)
+        frames = _placed(container, stream)
+        current = next(frames, None)
+        if current is not None and current[0] <= wanted:
+            break
+    return current, frames
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    pixels: np.ndarray = frame.reformat(format="rgb24", threads=1).to_ndarray()  # unasked, it starts threads: slower
+    return np.rot90(pixels, round(frame.rotation / 90) % 4) if frame.rotation else pixels

@@ -1,0 +1,33 @@
+"""A folder of class folders of videos: `clips/waving/1.mp4`. The name of a folder is the name of its class.
+
+A folder of pictures inside a class folder is a video too, and they are its frames: `clips/waving/1/frame-001.jpg`.
+Pictures in the class folder itself, and beside videos, are ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchform.data.class_folders import has_folders, read_folders
+from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, Listing, first_suffix, videos_among
+from patchform.settings import DataSettings
+
+TASKS = ("video_classification",)
+LAYOUT = "a folder of class folders of videos"
+"""What is looked for, in words."""
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` is a folder with at least one folder that could be a class."""
+    return has_folders(path)
+
+
+def tells(path: Path, task: str) -> bool:
+    """Whether a folder holds videos for certain: GIFs, and folders of pictures, may be meant otherwise."""
+    first = first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES))
+    return first is not None and first not in SUFFIXES
+
+
+def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) -> Listing:
+    """List the videos of all class folders, in deeper folders too. Arguments and errors as of `read_folders`."""
+    return read_folders(path, settings, classes, choose=videos_among, suffixes=VIDEO_SUFFIXES, videos=True)

@@ -1,0 +1,85 @@
+"""What is meant by the words of someone who wants predictions: files, folders, patterns, or pixels in memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, natural, videos_among, walk
+from patchform.errors import DataError
+
+WRITTEN = "predictions.jsonl"
+"""A folder that holds this file was written by a prediction; what is in it are not sources of a later one."""
+LARGEST_BYTES = 200_000_000
+"""Of a picture that is given as bytes or comes from standard input."""
+
+
+class Source(NamedTuple):
+    """One picture, or one video, to look at."""
+
+    name: str
+    """The path as it was given or found, "-" for standard input, "image-3" for the fourth of those in memory."""
+    content: Any
+    """A path, bytes, PIL image, array or tensor."""
+
+
+def expand(sources: Any, *, videos: bool = False) -> list[Source]:
+    """The pictures that are meant: folders and patterns become their files, in natural order (2 before 10).
+
+    In folders and patterns only names that end like a picture's count, hidden files and what a prediction wrote do not,
+    and links that lead back to a folder above are not followed. A file that is named stays, whatever it is.
+
+    Args:
+        sources: a path, folder, pattern, "-" for standard input, something that holds pixels, or a list of such.
+        videos: names of videos count instead, and folders of pictures, which are the frames of one.
+
+    Raises:
+        DataError: a folder or pattern without a picture, or nothing that exists at all.
+    """
+    given = (
+        list(sources) if isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source) else [sources]
+    )
+    found: list[Source] = []
+    for source in given:
+        if isinstance(source, Source):
+            found.append(source)
+        elif isinstance(source, str | Path):
+            found += _named(str(source), videos)
+        else:
+            found.append(Source(f"{'video' if videos else 'image'}-{len(found)}", source))
+    thing = "video" if videos else "picture"
+    if not found:
+        raise DataError(f"no {thing} was given")
+    if not any(not isinstance(content, Path) or os.path.lexists(content) for _, content in found):
+        raise DataError("no such file or folder", where=found[0].name)
+    return found
+
+
+def _named(text: str, videos: bool) -> list[Source]:
+    if text == "-" and not videos:
+        return [Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1))]
+    text = os.path.expanduser(text)
+    if os.path.isdir(text):
+        files = list(walk(Path(text)))
+    elif glob.has_magic(text) and not os.path.lexists(text):
+        files = [Path(match) for match in glob.glob(text, recursive=True) if not os.path.isdir(match)]
+    else:
+        return [Source(text, Path(text))]
+    ours = {folder for folder in {file.parent for file in files} if (folder / WRITTEN).exists()}
+    files = [file for file in files if file.parent not in ours]
+    suffixes = VIDEO_SUFFIXES if videos else SUFFIXES
+    chosen = [file for file in files if file.suffix.lower() in suffixes]
+    if videos:
+        chosen = videos_among(Path(text), files) or [Path(text)] * (os.path.isdir(text) and _has_frames(text, files))
+    if not chosen:
+        what = "video" if videos else "picture"
+        raise DataError(f"no {what}", where=text, remedy=f"known file names end in {', '.join(suffixes)}")
+    return [Source(str(file), file) for file in sorted(chosen, key=natural)]
+
+
+def _has_frames(folder: str, files: list[Path]) -> bool:
+    return any(file.parent == Path(folder) and file.suffix.lower() in SUFFIXES for file in files)

@@ -1,0 +1,159 @@
+"""Masked patch prediction, the ViT paper's own experiment (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929, appendix
+B.1.2).
+
+    image --> patches --> half of them corrupted --> trunk --> linear --> colours of the corrupted patches
+                            8 in 10: a learned vector; 1 in 10: another patch; 1 in 10: as it is
+
+A ViT has its projected patches corrupted, before they are placed. Trunks of other kinds have the pixels of their
+coarsest cells corrupted, the learned vector being a colour, and are read from their coarsest map.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchform.backbones.base import Backbone
+from patchform.errors import UsageError
+from patchform.geometry import grids
+from patchform.lookup import no_such
+from patchform.pretraining.base import (
+    Beside,
+    Method,
+    check_ratio,
+    coarsest,
+    hide,
+    is_vit,
+    patchify,
+    side_of,
+    unpatchify,
+)
+from patchform.records import Batch, Preprocessing
+
+Goal = Literal["mean_colour", "small_patch", "pixels"]
+LEVELS = 8
+"""Of a channel: 3 bits."""
+SMALL = 4
+"""Rows and columns of a patch made small."""
+MASKED, SWAPPED = 0.8, 0.9
+"""Of the corrupted patches the first 80 % are masked, the next 10 % another patch; the rest stay."""
+
+
+class MaskedPatches(Method):
+    """Learns to say what corrupted patches were.
+
+    Args:
+        backbone: any.
+        preprocessing: of the pictures.
+        ratio: share of the patches that is corrupted, between 0 and 1.
+        target: "mean_colour", of 3 bits a channel, so one class in 512; "small_patch", 4x4 such colours of the patch
+            made small, side by side; "pixels", all of the patch, with the squared error. In the paper all work, the
+            last a little worse, and the first is taken.
+
+    Raises:
+        UsageError: an option out of its range, or more than 3 channels for a target of colours.
+    """
+
+    head: Guess
+
+    def __init__(
+        self, backbone: Backbone, preprocessing: Preprocessing, *, ratio: float = 0.5, target: Goal = "mean_colour"
+    ) -> None:
+        check_ratio(ratio)
+        if target not in get_args(Goal):
+            raise no_such("target", target, get_args(Goal))
+        channels, side = preprocessing.channels, side_of(backbone)
+        if target != "pixels" and channels > 3:
+            raise UsageError(f"{LEVELS**channels} colours of {channels} channels", remedy="set target to pixels")
+        colours = LEVELS**channels
+        outputs = {"mean_colour": colours, "small_patch": SMALL**2 * colours, "pixels": side**2 * channels}[target]
+        whole = not is_vit(backbone)
+        inside = backbone.channels[-1] if whole else backbone.width
+        super().__init__(backbone, Guess(inside, channels if whole else inside, outputs, norm=whole), preprocessing)
+        self.ratio, self.target, self.colours = ratio, target, colours
+
+    def forward(self, batch: Batch, noise: Tensor | None = None, fate: Tensor | None = None) -> dict[str, Tensor]:
+        """{"loss": ()}: the mean over the corrupted patches.
+
+        Args:
+            batch: one crop an image; targets are not looked at.
+            noise: (B, N) numbers; the patches of the highest are corrupted. Default: drawn.
+            fate: (B, N) numbers in 0..1, which say how. Default: drawn.
+
+        Raises:
+            UsageError: pictures of several sizes, or of too few patches.
+        """
+        images, side = self.pictures(batch), side_of(self.backbone)
+        size = grids.size_of(images)
+        grid = grids.cells(size, side)
+        shape, device = (len(images), grid[0] * grid[1]), images.device
+        noise = torch.rand(shape, device=device) if noise is None else noise
+        fate = torch.rand(shape, device=device) if fate is None else fate
+        mask = hide(noise, self.ratio).mask
+        if is_vit(self.backbone):
+            cells = self.backbone.patches(images).flatten(1, 2)
+            spoilt = corrupted(cells, mask, fate, self.head.mask_token[0])
+            tokens = self.backbone.through(spoilt.unflatten(1, grid), size).tokens
+            assert tokens is not None
+        else:
+            spoilt = corrupted(patchify(images, side), mask, fate, self.head.mask_token[0].repeat(1, side * side))
+            tokens = coarsest(self.backbone(unpatchify(spoilt, side, size)).maps, grid)
+        says = self.head.say(tokens[mask])
+        if self.target == "pixels":
+            return {"loss": F.mse_loss(says, patchify(images, side)[mask].float())}
+        wanted = self.wanted(batch.images)[mask]  # (M, K)
+        return {"loss": F.cross_entropy(says.unflatten(1, (-1, self.colours)).flatten(0, 1), wanted.flatten())}
+
+    def wanted(self, images: Tensor) -> Tensor:
+        """(B, N, K) int64 colours of (B, C, H, W) uint8 in 0..255 or float in 0..1: K is 1, or 16 row by row."""
+        pixels = images.float() if images.is_floating_point() else images.float() / 255
+        side = side_of(self.backbone)
+        patches = patchify(pixels, side).unflatten(2, (side, side, -1)).permute(0, 1, 4, 2, 3)  # (B, N, C, p, p)
+        cells = SMALL if self.target == "small_patch" else 1
+        small = F.adaptive_avg_pool2d(patches.flatten(0, 1), cells).flatten(2)  # (B * N, C, K)
+        levels = (small * LEVELS).long().clamp(0, LEVELS - 1)
+        weights = LEVELS ** torch.arange(levels.shape[1] - 1, -1, -1, device=levels.device)
+        return (levels * weights[:, None]).sum(1).unflatten(0, patches.shape[:2])
+
+
+class Guess(Beside):
+    """The learned vector that stands for a patch, and the layer that says what was there.
+
+    Args:
+        inside: D of the trunk's tokens.
+        vector: length of what is corrupted: D, or the channels of a colour.
+        outputs: numbers said of a patch.
+        norm: for tokens that are not normalised.
+    """
+
+    def __init__(self, inside: int, vector: int, outputs: int, *, norm: bool) -> None:
+        super().__init__()
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, vector))
+        self.before = nn.LayerNorm(inside, eps=1e-6) if norm else nn.Identity()
+        self.outputs = nn.Linear(inside, outputs)
+        nn.init.trunc_normal_(self.outputs.weight, std=0.02)
+        nn.init.zeros_(self.outputs.bias)
+
+    def say(self, tokens: Tensor) -> Tensor:
+        """(M, D) -> (M, outputs) float32."""
+        return self.outputs(self.before(tokens)).float()
+
+
+def corrupted(patches: Tensor, mask: Tensor, fate: Tensor, stand_in: Tensor) -> Tensor:
+    """Patches of which those of `mask` are replaced, or not, as `fate` says.
+
+    Args:
+        patches: (B, N, K).
+        mask: (B, N) bool, True on what is corrupted.
+        fate: (B, N) in 0..1: below 0.8 the stand-in, below 0.9 another patch of the picture, else nothing.
+        stand_in: (K,) or (1, K).
+    """
+    count = patches.shape[1]
+    step = torch.randint(1, count, mask.shape, device=mask.device)
+    other = (torch.arange(count, device=mask.device) + step) % count
+    swapped = patches.gather(1, other[..., None].expand_as(patches))
+    found = torch.where((mask & (fate < SWAPPED))[..., None], swapped, patches)
+    return torch.where((mask & (fate < MASKED))[..., None], stand_in.to(patches.dtype), found)

@@ -1,0 +1,80 @@
+"""MAE: layouts of weights of whole pre-trainings, trunk and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from patchform.weights.operations import join
+from patchform.weights.rules import Drop, Rule, Rules
+
+_FIXED = Drop("sines and cosines, which follow from the grid")
+_POSITIONS = "backbone.position.table"
+
+
+def _blocks(layer: str, parts: Mapping[str, str], joined: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+    """Blocks of the decoder; `joined` are the names of q, k and v where they are apart."""
+    ours = "head.blocks.{b}."
+    found: list[Rule] = [(layer + theirs, ours + own) for theirs, own in parts.items()]
+    if joined:
+        found.append((tuple(layer + name for name in joined), ours + "attention.qkv.{p}", join))
+    return tuple(found)
+
+
+def _decoder(root: str, blocks: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    return (
+        *blocks,
+        (f"{root}decoder_embed.{{p}}", "head.embed.{p}"),
+        (f"{root}decoder_norm.{{p}}", "head.norm.{p}"),
+        (f"{root}decoder_pred.{{p}}", "head.pred.{p}"),
+        (f"{root}decoder_pos_embed", _FIXED),
+    )
+
+
+def _trunk(rules: Rules) -> tuple[Rule, ...]:
+    """Without what is no part of pre-training: classifiers, mask tokens, decoders that are dropped; positions fixed."""
+    found: list[Rule] = []
+    for names, own, *operation in rules:
+        if isinstance(own, Drop) or any(one.startswith("head.") for one in ((own,) if isinstance(own, str) else own)):
+            continue
+        rule: Any = (names, _FIXED) if own == _POSITIONS else (names, own, *operation)
+        found.append(rule)
+    return tuple(found)
+
+
+def layouts(authors: Rules, files: Rules, memory: Rules) -> dict[str, Rules]:
+    """Layouts of a trunk with fixed positions ("sincos_2d") and its decoder.
+
+    mae_whole: facebookresearch/mae. transformers_mae: the files of transformers' ViTMAEForPreTraining; _5: what its
+    version 5 has in memory.
+
+    Args:
+        authors: of the trunk, as facebookresearch/mae names it.
+        files, memory: the same, as transformers does.
+    """
+    plain = {"attn.{m}.{p}": "attention.{m}.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}", "norm{n}.{p}": "norm{n}.{p}"}
+    norms = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
+    in_files = {
+        **norms,
+        "attention.output.dense.{p}": "attention.proj.{p}",
+        "intermediate.dense.{p}": "mlp.fc1.{p}",
+        "output.dense.{p}": "mlp.fc2.{p}",
+    }
+    in_memory = {**norms, "attention.o_proj.{p}": "attention.proj.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}"}
+    apart = tuple(f"attention.attention.{name}.{{p}}" for name in ("query", "key", "value"))
+    apart_5 = tuple(f"attention.{name}_proj.{{p}}" for name in "qkv")
+    theirs, layers = "decoder.", "decoder.decoder_layers.{b}."
+    token: Rule = ("mask_token", "head.mask_token")
+    return {
+        "mae_whole": Rules(*_trunk(authors), token, *_decoder("", _blocks("decoder_blocks.{b}.", plain))),
+        "transformers_mae": Rules(
+            *_trunk(files),
+            (theirs + "mask_token", "head.mask_token"),
+            *_decoder(theirs, _blocks(layers, in_files, apart)),
+        ),
+        "transformers_5_mae": Rules(
+            *_trunk(memory),
+            (theirs + "mask_token", "head.mask_token"),
+            *_decoder(theirs, _blocks(layers, in_memory, apart_5)),
+        ),
+    }

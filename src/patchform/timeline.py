@@ -1,0 +1,151 @@
+"""What a model of clips says along a video: one answer after the other, and the video with them written below."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchform.data.clips import evaluation_frames
+from patchform.data.clips import span as frames_of_a_clip
+from patchform.data.collate import collate, to_device
+from patchform.data.encoded import write
+from patchform.data.transforms import evaluation_transform
+from patchform.data.videos import open_video, stream
+from patchform.errors import UsageError
+from patchform.inference import Ask
+from patchform.model import Model
+from patchform.records import Preprocessing, Sample, Target
+from patchform.tasks.base import Task
+
+AT_ONCE = 8
+"""Clips that go through the model together."""
+
+
+class Moment(NamedTuple):
+    """What is said of a part of a video. Those of a video lie one after the other, from its first to its last frame."""
+
+    start: float
+    end: float
+    """Seconds."""
+    target: Target
+
+
+@dataclass(frozen=True)
+class Along:
+    """How a video is gone along: the model looks at the frames of `span` seconds, every so many seconds."""
+
+    every: float
+    """Seconds from one clip to the next."""
+    span: float | None = None
+    """Seconds that a clip spans. None: as many frames as the model learnt from, if it was taught by dense sampling;
+    one that was taught by uniform sampling has seen whole videos, and does not know."""
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("every", self.every), ("span", self.span)):
+            if seconds is not None and not 0 < seconds < float("inf"):
+                raise UsageError(f"{name} is {seconds} seconds", remedy="give a number above 0")
+
+    def seconds(self, preprocessing: Preprocessing, rate: float) -> float:
+        """Of a clip, at so many frames a second. Raises UsageError where it is not known."""
+        if self.span is not None:
+            return self.span
+        if preprocessing.sampling == "uniform":
+            raise UsageError("the model was taught by whole videos", remedy="say how many seconds a clip spans (span)")
+        return frames_of_a_clip(preprocessing) / rate
+
+
+def moments(
+    model: Model,
+    path: Path,
+    along: Along,
+    *,
+    device: torch.device | str = "cpu",
+    ask: Ask = Model.predict,
+) -> Iterator[Moment]:
+    """Answers along a video. Memory grows with the frames of a clip, not with those of the video.
+
+    What is said of a clip counts for the `every` seconds around its middle; the first answer from the beginning on, the
+    last one to the end. A video that is shorter than a clip gets one answer.
+
+    Args:
+        model: of clips, in evaluation mode, on `device`.
+        path: of the video.
+        along: which clips.
+        device: where it runs.
+        ask: the way the model is asked of a batch of clips.
+
+    Raises:
+        DataError: a video that cannot be read.
+        UsageError: the span of a clip is not known.
+    """
+    video = open_video(path)
+    seconds = along.seconds(model.preprocessing, video.rate)
+    clips = _clips(path, model.preprocessing, seconds, along.every, 1 / video.rate)
+    begun, before = 0.0, None
+    for middle, target in _asked(model, clips, device, ask):
+        if before is not None:
+            turn = middle - along.every / 2
+            yield Moment(begun, turn, before)
+            begun = turn
+        before = target
+    if before is not None:
+        yield Moment(begun, video.time(len(video) - 1) + 1 / video.rate, before)
+
+
+def annotated(path: Path, said: Sequence[Moment], task: Task, classes: Sequence[str], out: Path) -> None:
+    """Write a video with what is said of each frame below it.
+
+    Raises:
+        DataError: a video that cannot be read.
+        ResourceError: `out` cannot be written.
+    """
+    write(out, _drawn(path, said, task, classes), open_video(path).rate)
+
+
+def _drawn(path: Path, said: Sequence[Moment], task: Task, classes: Sequence[str]) -> Iterator[Any]:
+    left = list(reversed(said))
+    for frame in stream(path):
+        while len(left) > 1 and frame.time >= left[-1].end:
+            left.pop()
+        yield task.draw(frame.pixels[None], left[-1].target, classes)
+
+
+def _clips(
+    path: Path, preprocessing: Preprocessing, seconds: float, every: float, shown: float
+) -> Iterator[tuple[float, Tensor]]:
+    """The middle of each clip in seconds, and its frames (T, C, H, W). `shown`: seconds that a frame lasts."""
+    fit = evaluation_transform(preprocessing)
+    held: deque[tuple[float, Tensor]] = deque()
+    end, none = seconds, True
+    for time, pixels in stream(path, preprocessing):
+        if time < end - seconds - shown / 2:
+            continue
+        held.append((time, fit(pixels)))
+        while held[0][0] < end - seconds - shown / 2:
+            held.popleft()
+        if time + shown >= end - shown / 2:
+            yield end - seconds / 2, _picked(held, preprocessing)
+            end, none = end + every, False
+    if none:
+        yield seconds / 2, _picked(held, preprocessing)
+
+
+def _picked(held: Sequence[tuple[float, Tensor]], preprocessing: Preprocessing) -> Tensor:
+    return torch.stack([held[index][1] for index in evaluation_frames(preprocessing, 1, len(held))])
+
+
+def _asked(
+    model: Model, clips: Iterator[tuple[float, Tensor]], device: torch.device | str, ask: Ask
+) -> Iterator[tuple[float, Target]]:
+    """Middles and answers, several clips at once."""
+    while part := list(islice(clips, AT_ONCE)):
+        samples = [Sample(frames, None, "", (frames.shape[-2], frames.shape[-1])) for _, frames in part]
+        answers = ask(model, to_device(collate(samples), device))
+        yield from zip((middle for middle, _ in part), answers)
