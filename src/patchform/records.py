@@ -114,7 +114,7 @@ class Sample(NamedTuple):
     """One item of a data set, before it meets others."""
 
     image: Tensor
-    """(C, H, W) uint8 in 0..255, or float32 in 0..1 for deep images."""
+    """(C, H, W), of a clip (T, C, H, W); uint8 in 0..255, or float32 in 0..1 for deep images."""
     target: Target | None
     """None where the truth is not known (prediction)."""
     name: str

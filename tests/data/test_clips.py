@@ -1,5 +1,6 @@
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import moving
@@ -24,7 +25,8 @@ from patchform.data.order import TrainingBatches, evaluation_loader, generator, 
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
 from patchform.errors import DataError, UsageError
 from patchform.records import Batch, Label, Preprocessing, Sample
-from patchform.settings import AugmentationSettings, DataSettings
+from patchform.settings import AugmentationSettings, DataSettings, Recipe
+from patchform.training.preparation import preprocessing_of, refuse_nonsense
 
 TASK = "video_classification"
 STILL = AugmentationSettings(crop_scale=(1, 1), flip=0)
@@ -275,6 +277,22 @@ def test_settings_that_do_not_go_with_the_data_are_refused(root, tmp_path):
         evaluation_pictures(pictures, NATIVE)
     with pytest.raises(UsageError, match="mosaic is for objects"):
         training_pictures(listing, NATIVE, AugmentationSettings(mosaic=0.5), 0)
+
+
+def test_settings_of_clips_go_into_the_model_and_nonsense_is_refused():
+    data = DataSettings(frames=6, frame_step=3, sampling="dense")
+    recipe = Recipe(task=TASK, data=data)
+    refuse_nonsense(recipe)
+    found = preprocessing_of(data)
+    assert (found.frames, found.frame_step, found.sampling) == (6, 3, "dense")
+    for change, said in (
+        ({"frames": 0}, "frames is 0; it must be at least 1 for videos"),
+        ({"frames": -1}, "frames is -1"),
+        ({"frame_step": 0}, "frame_step is 0; it must be at least 1"),
+        ({"sampling": "sparse"}, "sampling is sparse; it must be dense or uniform"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            refuse_nonsense(replace(recipe, data=replace(data, **change)))
 
 
 def test_clips_of_several_sizes_are_padded_and_parts_count_their_frames():

@@ -204,6 +204,14 @@ def test_what_is_no_video_says_what_it_is(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_frames_beyond_the_limit_are_not_decoded(made, monkeypatch):
+    monkeypatch.setattr(encoded, "LARGEST", SIZE[0] * SIZE[1])
+    assert len(open_video(made("h264.mp4"))) == COUNT
+    monkeypatch.setattr(encoded, "LARGEST", SIZE[0] * SIZE[1] - 1)
+    with pytest.raises(DataError, match="million pixels"):
+        open_video(made("h264.mp4"))
+
+
 def test_damaged_bytes_raise_one_kind_of_error(made, tmp_path, capfd):
     chance, kinds = random.Random(0), {}
     for name in ("h264.mp4", "h264.mkv", "motion_jpeg.avi", "vp9.webm", "animated.gif"):

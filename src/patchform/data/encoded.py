@@ -22,12 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchform.data.images import MAX_PIXELS, kind_of, to_image
+from patchform.data.images import kind_of, to_image
 from patchform.errors import DataError, ResourceError, UsageError
 from patchform.records import Preprocessing
 
+STEADY = {"x264-params": "mbtree=0"}
+"""With it x264 looks at memory that it never wrote, in pictures of 64 pixels: each writing gives another file."""
 RATE = 25.0
 """Frames a second where nothing is said."""
+LARGEST = 1 << 26
+"""Pixels of a frame: twice those of 8K."""
 _HEAD = 4096
 _CONTAINERS: tuple[tuple[int, bytes, str], ...] = (
     *((4, kind, "mov") for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
@@ -77,7 +81,8 @@ def look(path: Path) -> Table:
     """The frames of a file. Its packets are read, and the first frame is decoded.
 
     Raises:
-        DataError: not a video, cut short, or without a frame. UsageError: PyAV is missing. Or what PyAV raises.
+        DataError: not a video, cut short, or without a frame. Or what PyAV raises.
+        UsageError: PyAV is missing.
     """
     with _opened(path) as (container, stream):
         counted = container.format.name == "avi"
@@ -172,7 +177,8 @@ def write(path: Path, frames: Iterable[Any], rate: float = RATE) -> None:
                 pixels = to_image(frame, Preprocessing()).permute(1, 2, 0).numpy()
                 if stream is None:
                     size = pixels.shape[:2]
-                    stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+                    options = STEADY if codec == "libx264" else {}
+                    stream = container.add_stream(codec, Fraction(rate).limit_denominator(1001), options=options)
                     stream.height, stream.width = (side + side % 2 for side in size)
                     stream.pix_fmt = "yuv420p"
                 if pixels.shape[:2] != size:
@@ -212,8 +218,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 raise DataError("there are no pictures in it, sound alone" if sound else "the video is cut short")
             if stream.codec_context is None:
                 raise DataError("its codec is not known to PyAV", remedy="write it anew, as H.264")
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                raise DataError(f"frames of more than {MAX_PIXELS / 1e6:.0f} million pixels")
+            if stream.codec_context.width * stream.codec_context.height > LARGEST:
+                raise DataError(f"frames of more than {LARGEST / 1e6:.0f} million pixels")
             stream.codec_context.thread_count = 1
             yield container, stream
 
@@ -232,7 +238,7 @@ def _demuxer(head: bytes) -> str:
 
 
 def _announced(path: Path) -> int:
-    """Bytes that a video has by its own account; 0 where it gives none.
+    """Bytes that a video has at least, by its own account; 0 where it gives none.
 
     Of an AVI the length of its RIFF chunk, of Matroska that of its segment (RFC 8794, section 4), of an MP4 the end of
     its last box of frames or tables (ISO/IEC 14496-12, section 4.2).

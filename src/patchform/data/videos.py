@@ -69,7 +69,8 @@ class Video(ABC):
             (T, C, H, W) uint8 in 0..255 when bits is 8, float32 in 0..1 when bits is 16.
 
         Raises:
-            DataError: frames that cannot be decoded, or of several sizes. Nothing else.
+            DataError: frames that cannot be decoded, or of several sizes.
+            UsageError: PyAV is missing.
         """
         wanted = sorted(set(indices))
         with faults_of(self.path, "video"):

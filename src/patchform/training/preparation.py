@@ -34,7 +34,7 @@ def refuse_nonsense(recipe: Recipe) -> None:
         "data.image_size": (min(sides) >= 1, "at least 1"),
         "data.channels": (data.channels >= 1, "at least 1"),
         "data.frames": (
-            data.frames >= (recipe.task == "video_classification"),
+            data.frames >= (1 if recipe.task == "video_classification" else 0),
             "at least 1 for videos, 0 for pictures",
         ),
         "data.frame_step": (data.frame_step >= 1, "at least 1"),
