@@ -175,4 +175,9 @@ def evaluate_run(
 def settings_for(model: Model, settings: DataSettings | None = None) -> DataSettings:
     """How data are read for a model: its own kind of labels, classes that may be absent, and no names but its own."""
     multi = getattr(model.head, "labels", "single") == "multi"
-    return replace(settings or DataSettings(), labels="multi" if multi else "single", allow_empty_class=True)
+    return replace(
+        settings or DataSettings(),
+        labels="multi" if multi else "single",
+        allow_empty_class=True,
+        frames=model.preprocessing.frames,
+    )

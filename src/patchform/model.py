@@ -279,8 +279,9 @@ def _build(description: dict[str, Any], source: Path) -> Model:
         raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
     made_of = _record(Architecture, description["architecture"], source)
     preprocessing = _record(Preprocessing, description["preprocessing"], source)
-    if not all(0 < side <= LARGEST_SIDE for side in (*preprocessing.size, preprocessing.channels)):
-        raise ModelFileError(f"size and channels are not in 1..{LARGEST_SIDE}", where=source)
+    p = preprocessing
+    if not all(0 < number <= LARGEST_SIDE for number in (*p.size, p.channels, p.frame_step, p.frames + 1)):
+        raise ModelFileError(f"size, channels, frames and frame_step are not in 1..{LARGEST_SIDE}", where=source)
     thresholds = _thresholds(description["thresholds"], len(description["classes"]), source)
     ids = _ids(description["ids"], len(description["classes"]), source)
     try:

@@ -294,7 +294,8 @@ SPOILED = {
     "infinity": (with_number(-float("inf")), r"1 of 2 tensors hold NaN or infinity: bad \(2 of 3 numbers\)"),
     # model folders
     "flipped bit": (damaged_run, r"not an intact model \(model.safetensors: .*SHA-256"),
-    "newer format": (described(format=2), "format 2 is not 1..1 in .*; use a newer patchform"),
+    "newer format": (described(format=3), "format 3 is not 2 in .*; use a newer patchform"),
+    "older format": (described(format=1), "format 1 is not 2 in .*; use the patchform that wrote it"),
     "format of another kind": (described(format=True), "format True"),
     "no classes": (described(classes=[]), "classes are not 1.."),
     "classes of numbers": (described(classes=[1, 2, 3]), "classes are not 1.."),

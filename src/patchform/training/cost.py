@@ -48,7 +48,7 @@ class Held(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """Bytes of a picture in the forward and backward pass, by its number of pixels."""
+    """Bytes of a picture in the forward and backward pass, by its number of pixels; of a clip by that of one frame."""
 
     constant: float
     linear: float
@@ -212,7 +212,7 @@ class Meter:
         """Noise with targets; with padding, all pictures but the first lack a column."""
         p, (height, width) = self.preprocessing, size
         numbers = generator(self.recipe.training.seed, "plan")
-        shape = (images, p.channels, height, width)
+        shape = (images, *(p.frames,) * (p.frames > 0), p.channels, height, width)
         if p.bits == 16:
             pixels = torch.rand(shape, generator=numbers)
         else:

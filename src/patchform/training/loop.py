@@ -167,7 +167,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         order = TrainingBatches(len(listing), settings.batch_size, settings.seed, counters.step, steps, weights, groups)
         incoming = iter(training_loader(pictures, order, recipe.data.workers, pin=pin))
         reporter.note(
-            f"{len(listing)} pictures to learn from, {len(splits.validation)} to validate on; batches of"
+            f"{len(listing)} {listing.thing}s to learn from, {len(splits.validation)} to validate on; batches of"
             f" {min(settings.batch_size, len(listing))}, {part} at once; {epoch} steps an epoch, {steps} in all"
         )
         reporter.begin(counters.step, steps)

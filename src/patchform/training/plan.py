@@ -42,9 +42,9 @@ MARGIN = 1.2
 """What is predicted fits if there is room for so many times as much. What CPU processes took at most beyond their
 imports, over what was predicted: ViT-S/16 of 128 pixels with 4, 32 and 64 pictures, and 32 in parts of 8, 1.00, 1.02,
 1.02 and 0.99; with 32 ResNet-18 1.06, PVT v2 b0 1.19. The rest is fragments, scratch space of kernels and libraries."""
-CLASSES = {"classification": 1000, "semantic_segmentation": 150}
+CLASSES = {"classification": 1000, "semantic_segmentation": 150, "video_classification": 400}
 OTHER_CLASSES = 80
-"""Made up where there are no data: those of ImageNet, ADE20K and COCO."""
+"""Made up where there are no data: those of ImageNet, ADE20K, Kinetics-400 and COCO."""
 LOOKED_AT = 200_000
 """Pictures of which batches are looked at; those of later epochs are left out."""
 WINDOW = 14
@@ -193,10 +193,10 @@ def _ways(
     recipe: Recipe, batches: Sequence[Sequence[Size]], cost: Cost, room: int, changed: dict[str, Any]
 ) -> Iterator[Way]:
     """As the recipe says; with the largest parts that fit; and, for pictures of several sizes, the most pixels."""
-    settings = recipe.training
+    settings, frames = recipe.training, max(1, recipe.data.frames)
 
     def way(part: int, pixels: int, **more: int) -> Way:
-        load = max(loads(batches, part, pixels), key=cost.peak)
+        load = max(loads(batches, part, pixels and max(1, pixels // frames)), key=cost.peak)
         peak = cost.peak(load)
         news = changed | {f"training.{name}": value for name, value in more.items()}
         return Way(news, load.images, load.size, peak, peak * MARGIN <= room)

@@ -34,8 +34,8 @@ from patchform.errors import ModelFileError
 from patchform.weights import files
 from patchform.weights.report import shorten
 
-FORMAT = 1
-"""Version of model.json; a reader refuses a newer one."""
+FORMAT = 2
+"""Version of model.json; a reader refuses all others."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """The files of a model in its folder."""
 MOST_CLASSES = 100_000
@@ -195,8 +195,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     source = folder / DESCRIPTION
     description = files.read_json(source)
     version, classes = description.get("format"), description.get("classes")
-    if type(version) is not int or not 1 <= version <= FORMAT:
-        raise ModelFileError(f"format {version!a} is not 1..{FORMAT}", where=source, remedy="use a newer patchform")
+    if type(version) is not int or version != FORMAT:
+        remedy = "use the patchform that wrote it" if version == 1 else "use a newer patchform"
+        raise ModelFileError(f"format {version!a} is not {FORMAT}", where=source, remedy=remedy)
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     made_of = description.get("architecture")
     if not isinstance(made_of, dict) or not isinstance(made_of.get("head"), str):
