@@ -17,7 +17,7 @@ from patchform.data.dataset import evaluation_pictures, open_evaluation
 from patchform.data.order import evaluation_loader
 from patchform.device import pick_device
 from patchform.errors import ResourceError
-from patchform.inference import Ask, preparation, views_of
+from patchform.inference import Ask, Views, preparation, views_of
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
 from patchform.records import Batch
@@ -123,7 +123,8 @@ def evaluate_run(
         say: called with each remark on the data, a sentence.
 
     Returns:
-        The scores, as in `evaluation.json`.
+        The scores, as in `evaluation.json`. With several views of videos those of the one in the middle are there too:
+        "clip_top1" beside "top1".
 
     Raises:
         ModelFileError: the run folder holds no intact model.
@@ -145,20 +146,18 @@ def evaluate_run(
         for note in notes:
             say(note)
     where = pick_device(device)
-    scores = evaluate(
-        model.to(where),
-        evaluation_loader(
-            evaluation_pictures(listing, preparation(ask, model.preprocessing), views=views_of(ask)),
-            batch_size,
-            workers,
-        ),
-        task,
-        ask=ask,
-        metric=task.full_metric(model.classes, thresholds=model.thresholds),
-        device=where,
-        precision=precision,
-        progress=(lambda done: progress(done, len(listing))) if progress else None,
-    )
+    model.to(where)
+
+    def judged(ask: Ask, metric: Metric, tell: Callable[[int], None] | None) -> Scores:
+        samples = evaluation_pictures(listing, preparation(ask, model.preprocessing), views=views_of(ask))
+        loader = evaluation_loader(samples, batch_size, workers)
+        return evaluate(model, loader, task, ask=ask, metric=metric, device=where, precision=precision, progress=tell)
+
+    metric = task.full_metric(model.classes, thresholds=model.thresholds)
+    scores = judged(ask, metric, (lambda done: progress(done, len(listing))) if progress else None)
+    if isinstance(ask, Views):
+        clips = judged(Model.predict, task.metric(model.classes), None).numbers
+        scores = scores._replace(numbers=scores.numbers | {f"clip_{name}": value for name, value in clips.items()})
     if skip_bad:
         scores = scores._replace(numbers={**scores.numbers, "skipped": before - len(listing)})
     report = {"data": str(data), "notes": notes, **scores.as_json()}

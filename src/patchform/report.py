@@ -25,7 +25,7 @@ from patchform.inspect.base import Picture, to_png
 from patchform.metrics.overlap import RIGHT, WRONG, judged, overlaps, pair
 from patchform.model import Model
 from patchform.prediction import Predictor, load
-from patchform.records import Instances, Label, Target
+from patchform.records import Embedding, Instances, Label, Target
 from patchform.settings import DataSettings
 from patchform.tasks.base import ObjectTask
 from patchform.training.metrics_log import METRICS
@@ -33,6 +33,8 @@ from patchform.training.metrics_log import METRICS
 PAGE = "report.html"
 LOOKED_AT, SHOWN, EXAMPLES = 400, 12, 6
 """Pictures that are searched for mistakes; of right and of wrong ones that are shown; that are looked into."""
+NEAREST = 5
+"""Neighbours of a picture that are shown."""
 LARGEST = 256
 """Pixels of the longer side of a picture in the page."""
 
@@ -77,6 +79,8 @@ def write_report(
     shown: Iterable[str]
     if isinstance(predictor.task, ObjectTask):
         shown = objects(predictor, predictor.task, listing, evaluation, place)
+    elif predictor.task.target is Embedding:
+        shown = embedded(predictor, listing)
     else:
         shown = labelled(predictor, listing) if predictor.task.target is Label else scenes(predictor, listing)
     sections = [
@@ -150,6 +154,26 @@ def scenes(predictor: Predictor, listing: Listing) -> Iterable[str]:
     """A section of pictures with the true classes of their pixels above what the model says."""
     chosen = _evenly(range(len(listing)), EXAMPLES)
     yield _section("Pictures", beside(predictor, listing, chosen), "The truth above, what the model says below.")
+
+
+def embedded(predictor: Predictor, listing: Listing) -> Iterable[str]:
+    """A section of pictures, each with those of which the model thinks most alike."""
+    items = _evenly(listing.items, LOOKED_AT)
+    predictions = predictor.predict([item.path for item in items], keep_images=True)
+    known = [one for one in predictions if one.target is not None and one.image is not None]
+    rows = []
+    if len(known) > 1:
+        directions = torch.stack([one.target.scores for one in known if one.target and one.target.scores is not None])
+        directions = torch.nn.functional.normalize(directions, dim=1)
+        for first in _evenly(range(len(known)), EXAMPLES):
+            nearest = (directions @ directions[first]).topk(min(NEAREST + 1, len(known))).indices.tolist()
+            shown = [known[index] for index in (first, *(one for one in nearest if one != first))][: NEAREST + 1]
+            pictures = [(one.image, Path(one.name).name) for one in shown if one.image is not None]
+            figures = (_image(_small(image), name, kind="picture") for image, name in pictures)
+            rows.append("".join(f"<figure>{figure}</figure>" for figure in figures))
+    galleries = "".join(f'<div class="gallery">{row}</div><br>' for row in rows) or "<p>None.</p>"
+    said = f"The first of each row, and the {NEAREST} pictures whose embeddings are most similar, the nearest first."
+    yield _section("Neighbours", galleries, said)
 
 
 def objects(

@@ -96,9 +96,9 @@ class ModelSettings:
     head: str = "linear"
     """Name of the head."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the backbone that override its row."""
+    """Arguments of the backbone that override its row. Those of a recipe go when its family is replaced."""
     head_options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the head."""
+    """Arguments of the head. Those of a recipe go when its head is replaced."""
     drop_path: float | None = None
     """Highest rate of stochastic depth, in [0, 1); default: the row's."""
     init_from: str | None = None

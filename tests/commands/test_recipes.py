@@ -65,3 +65,17 @@ def test_a_large_file_is_not_read(tmp_path):
     file.write_text("#" * 200_000)
     with pytest.raises(UsageError, match="bytes"):
         recipes.resolve(file)
+
+
+def test_options_go_with_the_backbone_and_the_head_that_they_were_made_for(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "model: {backbone: vit/s16, options: {patch: 8}, head: linear, head_options: {dropout: 0.1}, drop_path: 0.2}\n"
+    )
+    other = recipes.resolve(file, {"model": {"backbone": "swin/t"}}).model
+    assert (other.options, other.head_options, other.drop_path) == ({}, {"dropout": 0.1}, 0.2)
+    larger = recipes.resolve(file, {"model": {"backbone": "vit/b16", "options": {"depth": 3}}}).model
+    assert larger.options == {"patch": 8, "depth": 3}
+    headed = recipes.resolve(recipes.resolve(file), {"model": {"head": "token_label", "head_options": {"dense": 1}}}).model
+    assert (headed.options, headed.head_options) == ({"patch": 8}, {"dense": 1})
+    assert recipes.resolve(file, {"model": {"head": "linear"}}).model.head_options == {"dropout": 0.1}

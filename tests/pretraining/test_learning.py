@@ -17,6 +17,7 @@ from patchform.evaluation import evaluate_run
 from patchform.model import load
 from patchform.prediction import Predictor
 from patchform.records import Preprocessing
+from patchform.report import write_report
 from patchform.settings import (
     AugmentationSettings,
     DataSettings,
@@ -27,6 +28,7 @@ from patchform.settings import (
     TrainingSettings,
 )
 from patchform.training import loop
+from patchform.training.plan import plan
 
 SMALL = {
     "mae": {"width": 16, "depth": 1, "heads": 4},
@@ -157,6 +159,22 @@ def test_the_result_starts_a_classifier_is_probed_and_predicts(finished, picture
     assert found.scores.numbers["top1"] is not None
     answer = next(Predictor(load(finished)).predict(pictures / "train/000.png"))
     assert answer.target.scores.shape == (48,)
+
+
+def test_a_page_shows_neighbours_and_reconstructions(pictures, tmp_path):
+    folder = loop.train(recipe("mae", pictures, tmp_path), progress=False).folder
+    evaluate_run(folder, pictures)
+    page = write_report(folder, pictures).read_text()
+    assert "Neighbours" in page
+    assert page.count("<figure>") == 36  # 6 pictures, each with 5 neighbours
+    assert "Reconstructions" in page
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_what_a_run_takes_is_planned(method, pictures, tmp_path):
+    found = plan(recipe(method, pictures, tmp_path), room=1 << 40)
+    assert found.best is not None
+    assert found.best.peak > sum(found.held)
 
 
 def test_a_pretraining_goes_on_from_another(finished, pictures, tmp_path):

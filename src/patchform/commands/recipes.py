@@ -48,13 +48,13 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
     above = dict(settings or {})
     _refuse_unknown(above, None)
     if isinstance(recipe, Recipe):
-        return _typed(_merged(dataclasses.asdict(recipe), above), {})
+        return _typed(_merged(_of_others_left_out(dataclasses.asdict(recipe), above), above), {})
     path = find(recipe)
     values = read(path)
     _refuse_unknown(values, path)
     in_file = dict.fromkeys((name for name, _ in _flat(values)), path)
     on_top = dict.fromkeys(name for name, _ in _flat(above))
-    return _typed(_merged(values, above), {**in_file, **on_top})
+    return _typed(_merged(_of_others_left_out(values, above), above), {**in_file, **on_top})
 
 
 def nested(flags: Mapping[str, str]) -> dict[str, Any]:
@@ -195,6 +195,19 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     both = [key for key in above if isinstance(below.get(key), dict) and isinstance(above[key], Mapping)]
     return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
+
+
+def _of_others_left_out(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the options of a backbone whose family, or of a head whose name, is replaced: they are no one else's."""
+    before, after = below.get("model"), above.get("model")
+    if not isinstance(before, dict) or not isinstance(after, Mapping):
+        return below
+    left = dict(before)
+    for part, options in (("backbone", "options"), ("head", "head_options")):
+        names = [str(model.get(part, "")).partition("/")[0] for model in (before, after)]
+        if part in after and part in before and names[0] != names[1]:
+            left.pop(options, None)
+    return {**below, "model": left}
 
 
 def _typed(values: dict[str, Any], where: Mapping[str, Path | None]) -> Recipe:

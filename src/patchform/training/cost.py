@@ -18,7 +18,7 @@ from patchform.data.listing import Listing
 from patchform.data.order import generator
 from patchform.data.transforms import Mixing
 from patchform.layers.drop import DropPath
-from patchform.records import Batch, Bitmaps, Instances, Label, Preprocessing, Regions, Target
+from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Preprocessing, Regions, Target
 from patchform.settings import Recipe
 from patchform.tasks.base import Task
 from patchform.training import ema, optimizer, peaks
@@ -212,23 +212,31 @@ class Meter:
         """Noise with targets; with padding, all pictures but the first lack a column."""
         p, (height, width) = self.preprocessing, size
         numbers = generator(self.recipe.training.seed, "plan")
-        shape = (images, *(p.frames,) * (p.frames > 0), p.channels, height, width)
-        if p.bits == 16:
-            pixels = torch.rand(shape, generator=numbers)
-        else:
-            pixels = torch.randint(256, shape, dtype=torch.uint8, generator=numbers)
+
+        def pixels_of(*shape: int) -> Tensor:
+            if p.bits == 16:
+                return torch.rand(shape, generator=numbers)
+            return torch.randint(256, shape, dtype=torch.uint8, generator=numbers)
+
+        change, crops = self.recipe.augmentation, (p.frames,) * (p.frames > 0)
+        if change.views > 1:
+            crops = (change.views,)
+        pixels, small = pixels_of(images, *crops, p.channels, height, width), (change.local_size,) * 2
+        views = pixels_of(images, change.local_views, p.channels, *small) if change.local_views else None
         padding = None
         if padded:
             padding = torch.zeros(images, height, width, dtype=torch.bool)
             padding[1:, :, -1] = True
         targets = tuple(self._target(size, numbers) for _ in range(images))
-        return Batch(pixels, targets, ("",) * images, (size,) * images, padding)
+        return Batch(pixels, targets, ("",) * images, (size,) * images, padding, views)
 
     def _target(self, size: Size, numbers: torch.Generator) -> Target:
         classes = len(self.listing.classes)
         kind = lookup.the_class("tasks", self.recipe.task, Task).target  # type: ignore[attr-defined]
         if kind is Label:
             return Label(torch.randint(classes, (1,), generator=numbers))
+        if kind is Embedding:
+            return Label(torch.empty(0, dtype=torch.int64))
         if kind is Regions:
             return Regions(torch.randint(classes, size, dtype=torch.uint8, generator=numbers))
         change, known = (
