@@ -50,7 +50,8 @@ def layouts(authors: Rules, files: Rules, memory: Rules) -> dict[str, Rules]:
 
     Args:
         authors: of the trunk, as facebookresearch/mae names it.
-        files, memory: the same, as transformers does.
+        files: the same, as files of transformers do.
+        memory: the same, as transformers has them in memory.
     """
     plain = {"attn.{m}.{p}": "attention.{m}.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}", "norm{n}.{p}": "norm{n}.{p}"}
     norms = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
