@@ -76,6 +76,8 @@ def test_options_go_with_the_backbone_and_the_head_that_they_were_made_for(tmp_p
     assert (other.options, other.head_options, other.drop_path) == ({}, {"dropout": 0.1}, 0.2)
     larger = recipes.resolve(file, {"model": {"backbone": "vit/b16", "options": {"depth": 3}}}).model
     assert larger.options == {"patch": 8, "depth": 3}
-    headed = recipes.resolve(recipes.resolve(file), {"model": {"head": "token_label", "head_options": {"dense": 1}}}).model
+    headed = recipes.resolve(
+        recipes.resolve(file), {"model": {"head": "token_label", "head_options": {"dense": 1}}}
+    ).model
     assert (headed.options, headed.head_options) == ({"patch": 8}, {"dense": 1})
     assert recipes.resolve(file, {"model": {"head": "linear"}}).model.head_options == {"dropout": 0.1}
