@@ -49,6 +49,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, CrossAttention, attend, join_heads, split_heads
 from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
+from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.norms import LayerScale
 from patchform.records import Features, Variant
@@ -293,7 +294,7 @@ class Halve(nn.Module):
 
     def __init__(self, fine: int, coarse: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
+        self.proj = Strided(fine, coarse, 3, stride=2, padding=1)
         self.norm = nn.LayerNorm(coarse)
 
     def forward(self, cells: Tensor) -> Tensor:

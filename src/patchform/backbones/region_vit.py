@@ -31,6 +31,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention
 from patchform.layers.blocks import MLP
+from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Grid, RelativeBias
@@ -254,7 +255,7 @@ class Halving(nn.Module):
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(before)
-        self.convolution = nn.Conv2d(before, width, 3, stride=2, padding=1, groups=before)
+        self.convolution = Strided(before, width, 3, stride=2, padding=1, groups=before)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), D')."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
+from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, rising
 from patchform.records import Features, Variant
 
@@ -223,7 +224,8 @@ class AttendingResNet(Backbone):
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias and batch normalisation; the map has ceil(H / stride) rows."""
     padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+    kind = Strided if stride > 1 and kernel > 1 else nn.Conv2d
+    conv = kind(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
 
 

@@ -21,6 +21,24 @@ class CellNorm(nn.LayerNorm):
         return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Strided(nn.Conv2d):
+    """A convolution that makes the grid coarser, right on the narrowest maps too.
+
+    Where columns of the kernel meet nothing but padding (3 wide at stride 2 on a map of one column), torch 2.15 leaves
+    their gradient unset in bfloat16 on a CPU: it is whatever lay in memory, at times infinite. The map is made so wide
+    here, with the zeros that padding stands for, that every column meets it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        width, kernel, padding = x.shape[-1], self.kernel_size[1], int(self.padding[1])
+        lacking = kernel - padding - width
+        if lacking <= 0 or self.dilation[1] > 1:
+            return super().forward(x)
+        columns = (width + 2 * padding - kernel) // self.stride[1] + 1
+        return super().forward(F.pad(x, (0, lacking)))[..., :columns]
+
+
 class ConvNorm(nn.Module):
     """Convolution, batch norm, ReLU; the grid stays as it is.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patchform.geometry import grids
 from patchform.layers import fitting
+from patchform.layers.convolutions import Strided
 from patchform.layers.fitting import Fitted, How
 
 
@@ -68,7 +69,7 @@ class OverlappingPatches(nn.Module):
 
     def __init__(self, in_channels: int, width: int, size: int, stride: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, size, stride=stride, padding=size // 2)
+        self.proj = Strided(in_channels, width, size, stride=stride, padding=size // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / stride), ceil(W / stride), D), channels innermost in memory too."""

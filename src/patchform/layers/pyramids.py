@@ -9,6 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.layers.convolutions import Strided
+
 MADE_STRIDES = (4, 8, 16, 32)
 """Strides of a hierarchical backbone, which dense heads were designed for."""
 
@@ -79,7 +81,7 @@ class Coarser(nn.Module):
         super().__init__()
         self.between = between
         self.outputs = nn.ModuleList(
-            nn.Conv2d(width if level else in_channels, width, 3, stride=2, padding=1) for level in range(number)
+            Strided(width if level else in_channels, width, 3, stride=2, padding=1) for level in range(number)
         )
         for conv in (*self.outputs,):
             nn.init.kaiming_uniform_(conv.weight, a=1)
