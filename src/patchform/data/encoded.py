@@ -27,7 +27,8 @@ from patchform.errors import DataError, ResourceError, UsageError
 from patchform.records import Preprocessing
 
 STEADY = {"x264-params": "mbtree=0"}
-"""With it x264 looks at memory that it never wrote, in pictures of 64 pixels: each writing gives another file."""
+"""Macroblock trees, on by default, look at memory that was never written in pictures of 64 pixels: each writing would
+give another file."""
 RATE = 25.0
 """Frames a second where nothing is said."""
 LARGEST = 1 << 26
