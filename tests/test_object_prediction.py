@@ -202,3 +202,51 @@ def test_slices_that_make_no_sense_are_refused():
         Sliced((64, 64), (32, 32))(detector(), collate([Sample(pixels, None, "", (50, 50))]))
     with pytest.raises(UsageError, match="every pixel a class"):
         sliced(pixels, Scaled((1.0,)))
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A square that goes right, two pixels a frame, ten frames a second."""
+    pytest.importorskip("av")
+    from patchform.data.encoded import write as write_film
+
+    (tmp_path / "in").mkdir()
+    write_film(tmp_path / "in" / "a.mp4", [picture((64, 64), (1, 8 + 2 * n, 24, 16, 250)) for n in range(12)], rate=10)
+    return tmp_path / "in" / "a.mp4"
+
+
+def test_films_are_looked_at_frame_by_frame(film, tmp_path):
+    Image.fromarray(picture((64, 64), *SQUARES).permute(1, 2, 0).numpy()).save(film.parent / "b.png")
+    stream, out = io.StringIO(), tmp_path / "out"
+    done = write(asked(detector(), threshold=0.5), film.parent, stream=stream, out=out, batch_size=5)
+    assert done == (2, 0)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.get("frame") for line in lines] == [*range(12), None]
+    assert [line["time"] for line in lines[:-1]] == pytest.approx([n / 10 for n in range(12)])
+    for number, line in enumerate(lines[:-1]):
+        (one,) = line["objects"]
+        assert one["class_id"] == 1
+        assert np.abs(np.subtract(one["box"], [8 + 2 * number, 24, 16, 16])).max() <= 4
+    from patchform.data.videos import open_video
+
+    shown = open_video(out / "a.mp4.mp4")
+    assert (len(shown), round(shown.rate)) == (12, 10)
+    assert (out / "b.png.png").is_file()
+    assert not (out / "a.mp4.png").exists()
+    with pytest.raises(FolderError, match="exists"):
+        write(asked(detector()), film, out=out)
+    with pytest.raises(UsageError, match="for pictures"):
+        write(asked(detector()), film, out=tmp_path / "other", format="coco")
+
+
+def test_a_film_that_is_cut_says_so_and_the_others_go_on(film, tmp_path):
+    cut = film.with_name("z.mp4")
+    cut.write_bytes(film.read_bytes()[:-200])
+    stream = io.StringIO()
+    done = write(asked(detector()), [cut, film], stream=stream, out=tmp_path / "out")
+    assert done == (2, 1)
+    first, *others = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert "z.mp4" in first["file"]
+    assert first["error"]
+    assert len(others) == 12
+    assert not (tmp_path / "out" / "z.mp4.mp4").exists()

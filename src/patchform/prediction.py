@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -17,14 +19,16 @@ from torch import Tensor
 from patchform import model as models
 from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
+from patchform.data.encoded import write as write_film
 from patchform.data.images import decode, to_image
 from patchform.data.instances import take
 from patchform.data.results import coco_results, yolo_lines
-from patchform.data.sources import LARGEST_BYTES, WRITTEN, Source, expand
+from patchform.data.sources import LARGEST_BYTES, WRITTEN, Source, expand, is_film
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
+from patchform.data.videos import stream as all_frames
 from patchform.device import pick_device
-from patchform.drawing import save, to_png_bytes
+from patchform.drawing import PAPER, save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.inference import Ask, preparation, views_of
 from patchform.model import Model
@@ -130,6 +134,20 @@ class Predictor:
             return {"file": prediction.name, "error": prediction.error}
         return {"file": prediction.name, **self.task.record(prediction.target, self.classes)}
 
+    def frames(self, path: str | Path, *, batch_size: int = 16) -> Iterator[tuple[float, Prediction]]:
+        """What a model of pictures says of every frame of a film: seconds from its beginning, and the prediction.
+
+        Raises:
+            DataError: while iterating; what comes before the fault is given.
+            UsageError: for a model of clips, or PyAV is missing.
+        """
+        if self.videos:
+            raise UsageError("a model of clips does not look at single frames", remedy="use `along`")
+        film = all_frames(Path(path), self.model.preprocessing)
+        while part := list(islice(film, batch_size)):
+            for frame, target in zip(part, self._decide([frame.pixels for frame in part])):
+                yield frame.time, Prediction(str(path), target, None, frame.pixels)
+
     def moment(self, moment: Moment) -> dict[str, Any]:
         """What is said of a part of a video as plain JSON values: `start`, `end` in seconds, what the task says."""
         said = self.task.record(moment.target, self.classes)
@@ -231,13 +249,17 @@ def write(
 ) -> Written:
     """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
 
+    A model of pictures looks at films frame by frame: a line for each, with its number and the time in seconds, and an
+    annotated film.
+
     An interrupt leaves complete lines, and whole pictures for all of them.
 
     Args:
         predictor: what to ask.
         sources: as in `Predictor.predict`.
         stream: where the lines go.
-        out: a folder, made if need be, for `predictions.jsonl` and a picture for each: `a.jpg` becomes `a.jpg.png`.
+        out: a folder, made if need be, for `predictions.jsonl` and a picture for each: `a.jpg` becomes `a.jpg.png`,
+            a film `a.mp4.mp4`.
         overwrite: replace what an earlier prediction left there.
         batch_size: as in `Predictor.predict`.
         format: objects in the format of another tool too, in `out`. "coco": results.json, when all are done; a picture
@@ -259,7 +281,11 @@ def write(
     folder = None if out is None else Path(out)
     if format is not None and (folder is None or predictor.task.target is not Instances):
         raise UsageError(f"nothing to write in the format {format}", remedy="it is for objects, and needs a folder")
-    places = [None] * len(found) if folder is None else _places(found, folder, overwrite, videos=bool(along))
+    films = [is_film(source) and not predictor.videos for source in found]
+    if format is not None and any(films):
+        raise UsageError(f"the format {format} is for pictures", where=found[films.index(True)].name)
+    moving = [True] * len(found) if along else films
+    places = [None] * len(found) if folder is None else _places(found, folder, overwrite, moving=moving)
     labels = _labels(places, overwrite) if format == "yolo" else {}
     rows: list[dict[str, Any]] = []
     ids = predictor.model.ids or range(1, len(predictor.classes) + 1)
@@ -268,8 +294,15 @@ def write(
         streams = [] if stream is None else [stream]
         if folder is not None:
             streams.append(stack.enter_context(_open(folder / WRITTEN, overwrite)))
-        predictions = predictor.predict(found, batch_size=batch_size, keep_images=folder is not None)
-        for source, prediction, place in zip(found, predictions, places):
+        still = [source for source, film in zip(found, films) if not film]
+        predictions = (
+            predictor.predict(still, batch_size=batch_size, keep_images=folder is not None) if still else iter(())
+        )
+        for source, film, place in zip(found, films, places):
+            if film:
+                failed += not _write_film(predictor, source, place, streams, batch_size)
+                continue
+            prediction = next(predictions)
             failed += prediction.error is not None
             if place is not None and prediction.target is not None:
                 save(to_png_bytes(predictor.draw(prediction)), place)
@@ -288,13 +321,50 @@ def write(
                 record["moments"] = [predictor.moment(one) for one in said]
                 if place is not None:
                     annotated(source.content, said, predictor.task, predictor.classes, place.with_suffix(".mp4"))
-            line = json.dumps(record, allow_nan=False) + "\n"
-            for each in streams:
-                each.write(line)
-                each.flush()
+            _write_line(record, streams)
     if format == "coco" and folder is not None:
         save(json.dumps(rows, allow_nan=False).encode(), folder / RESULTS)
     return Written(len(found), failed)
+
+
+def _write_line(record: dict[str, Any], streams: Sequence[TextIO]) -> None:
+    line = json.dumps(record, allow_nan=False) + "\n"
+    for each in streams:
+        each.write(line)
+        each.flush()
+
+
+def _write_film(
+    predictor: Predictor, source: Source, place: Path | None, streams: Sequence[TextIO], batch_size: int
+) -> bool:
+    """Lines of all frames, and with a place the annotated film; whether it could be read to its end."""
+
+    def drawn() -> Iterator[Image.Image]:
+        for number, (time, prediction) in enumerate(predictor.frames(source.content, batch_size=batch_size)):
+            what = {"file": source.name, "frame": number, "time": round(time, DIGITS)}
+            _write_line(predictor.record(prediction) | what, streams)
+            if place is not None:
+                yield predictor.draw(prediction)
+
+    try:
+        if place is None:
+            deque(drawn(), maxlen=0)
+        else:
+            write_film(place.with_suffix(".mp4"), _of_one_size(drawn()), open_video(source.content).rate)
+    except DataError as error:
+        _write_line({"file": source.name, "error": str(error)}, streams)
+        return False
+    return True
+
+
+def _of_one_size(pages: Iterator[Image.Image]) -> Iterator[Image.Image]:
+    """Pages on paper a third higher than the first, as what is written below a picture differs in length."""
+    paper: Image.Image | None = None
+    for page in pages:
+        paper = paper or Image.new("RGB", (page.width, page.height * 4 // 3), PAPER)
+        sheet = paper.copy()
+        sheet.paste(page)
+        yield sheet
 
 
 def _number(place: Path) -> int | str:
@@ -319,8 +389,8 @@ def _labels(places: Sequence[Path | None], overwrite: bool) -> dict[Path, Path]:
     return found
 
 
-def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, videos: bool = False) -> list[Path]:
-    """A distinct file for each source, on file systems that ignore case too."""
+def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, moving: Sequence[bool]) -> list[Path]:
+    """A distinct file for each source, on file systems that ignore case too; `moving`: a film is written as well."""
     home = os.path.realpath(folder)
     if any(isinstance(content, Path) and os.path.realpath(content.parent) == home for _, content in sources):
         raise UsageError("the folder for the pictures holds the sources", where=folder, remedy="name another one")
@@ -334,7 +404,7 @@ def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, videos:
             name, number = f"{stem}-{number}", number + 1
         taken.add(name.casefold())
         places.append(folder / f"{name}.png")
-    beside = [place.with_suffix(".mp4") for place in places if videos]
+    beside = [place.with_suffix(".mp4") for place, film in zip(places, moving) if film]
     exists = [place for place in (folder / WRITTEN, folder / RESULTS, *places, *beside) if os.path.lexists(place)]
     if exists and not overwrite:
         raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")

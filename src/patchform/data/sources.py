@@ -14,6 +14,8 @@ from patchform.errors import DataError
 
 WRITTEN = "predictions.jsonl"
 """A folder that holds this file was written by a prediction; what is in it are not sources of a later one."""
+FILMS = tuple(suffix for suffix in VIDEO_SUFFIXES if suffix not in SUFFIXES)
+"""What a model of pictures looks at frame by frame. Of a GIF it sees the first one."""
 LARGEST_BYTES = 200_000_000
 """Of a picture that is given as bytes or comes from standard input."""
 
@@ -30,8 +32,9 @@ class Source(NamedTuple):
 def expand(sources: Any, *, videos: bool = False) -> list[Source]:
     """The pictures that are meant: folders and patterns become their files, in natural order (2 before 10).
 
-    In folders and patterns only names that end like a picture's count, hidden files and what a prediction wrote do not,
-    and links that lead back to a folder above are not followed. A file that is named stays, whatever it is.
+    In folders and patterns only names that end like a picture's or a film's count, hidden files and what a prediction
+    wrote do not, and links that lead back to a folder above are not followed. A file that is named stays, whatever it
+    is.
 
     Args:
         sources: a path, folder, pattern, "-" for standard input, something that holds pixels, or a list of such.
@@ -59,6 +62,11 @@ def expand(sources: Any, *, videos: bool = False) -> list[Source]:
     return found
 
 
+def is_film(source: Source) -> bool:
+    """Whether it is a file of many pictures, by its name."""
+    return isinstance(source.content, Path) and source.content.suffix.lower() in FILMS and not source.content.is_dir()
+
+
 def _named(text: str, videos: bool) -> list[Source]:
     if text == "-" and not videos:
         return [Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1))]
@@ -71,7 +79,7 @@ def _named(text: str, videos: bool) -> list[Source]:
         return [Source(text, Path(text))]
     ours = {folder for folder in {file.parent for file in files} if (folder / WRITTEN).exists()}
     files = [file for file in files if file.parent not in ours]
-    suffixes = VIDEO_SUFFIXES if videos else SUFFIXES
+    suffixes = VIDEO_SUFFIXES if videos else (*SUFFIXES, *FILMS)
     chosen = [file for file in files if file.suffix.lower() in suffixes]
     if videos:
         chosen = videos_among(Path(text), files) or [Path(text)] * (os.path.isdir(text) and _has_frames(text, files))
