@@ -1,6 +1,6 @@
 """Semantic segmentation from scratch in so many seconds of one core: ours, and torchvision's LR-ASPP, side by side.
 
-* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of two short runs before.
+* ours: `patchform.train` with a recipe; as many epochs as fit into the time, by the speed of short runs before.
 * torchvision: a plain loop around lraspp_mobilenet_v3_large with random initial values: AdamW 2e-3, polynomial decay
   over the time, crops of 192 x 256 at 0.75 to 1.5 times the size, flips, batches of 8; the same masks and transforms as
   ours, without our loop.

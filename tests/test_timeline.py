@@ -67,6 +67,15 @@ def test_clips_may_overlap_or_leave_gaps(film):
     assert [one.target.classes.tolist() for one in apart] == [[start + n for n in range(4)] for start in (0, 20, 40)]
 
 
+def test_clips_closer_than_frames_do_not_fall_behind(film):
+    found = seen(film, Along(every=0.25 / RATE, span=4 / RATE))
+    assert 4 * (COUNT - 4) + 1 <= len(found) <= 4 * (COUNT + 0.5 - 4) + 1  # an end counts from half a frame before on
+    for one in found[1:-1]:
+        middle = (one.start + one.end) / 2 * RATE
+        assert abs(sum(one.target.classes.tolist()) / FRAMES + 0.5 - middle) <= 1
+    assert found[-1].target.classes.tolist() == [COUNT - 4, COUNT - 3, COUNT - 2, COUNT - 1]
+
+
 def test_dense_sampling_knows_its_span_and_uniform_does_not(film):
     found = seen(film, Along(every=1.0), sampling="dense", frame_step=3)
     assert found[0].target.classes.tolist() == [0, 3, 6, 9]
@@ -135,3 +144,11 @@ def test_a_model_of_pictures_says_nothing_along_a_video(film):
     predictor = Predictor(build_model("classification", **usual), device="cpu")
     with pytest.raises(UsageError, match="model of pictures"):
         predictor.along(film, Along(every=1.0))
+    with pytest.raises(UsageError, match="model of pictures"):
+        write(predictor, film, along=Along(every=1.0))
+
+
+def test_nothing_is_written_where_the_span_is_not_known(film, tmp_path):
+    with pytest.raises(UsageError, match="how many seconds"):
+        write(Predictor(a_model(), device="cpu"), film, out=tmp_path / "out", along=Along(every=1.0))
+    assert not (tmp_path / "out").exists()

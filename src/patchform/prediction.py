@@ -138,7 +138,7 @@ class Predictor:
         """What a model of pictures says of every frame of a film: seconds from its beginning, and the prediction.
 
         Raises:
-            DataError: while iterating; what comes before the fault is given.
+            DataError: while iterating, scores that are not finite too; what comes before the fault is given.
             UsageError: for a model of clips, or PyAV is missing.
         """
         if self.videos:
@@ -146,6 +146,8 @@ class Predictor:
         film = all_frames(Path(path), self.model.preprocessing)
         while part := list(islice(film, batch_size)):
             for frame, target in zip(part, self._decide([frame.pixels for frame in part])):
+                if target.scores is not None and not target.scores.isfinite().all():
+                    raise DataError("the model's scores are not finite", where=path)
                 yield frame.time, Prediction(str(path), target, None, frame.pixels)
 
     def moment(self, moment: Moment) -> dict[str, Any]:
@@ -153,10 +155,15 @@ class Predictor:
         said = self.task.record(moment.target, self.classes)
         return {"start": round(moment.start, DIGITS), "end": round(moment.end, DIGITS), **said}
 
-    def along(self, path: str | Path, along: Along) -> list[Moment]:
-        """What the model says along a video. Raises DataError, and UsageError for a model of pictures."""
+    def check(self, along: Along) -> None:
+        """Raise UsageError for a model of pictures, or one that does not know what its clips span."""
         if not self.videos:
             raise UsageError("a model of pictures has nothing to say along a video", remedy="give it pictures")
+        along.seconds(self.model.preprocessing, 1.0)
+
+    def along(self, path: str | Path, along: Along) -> list[Moment]:
+        """What the model says along a video. Raises DataError, and UsageError as `check`."""
+        self.check(along)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
             return list(moments(self.model, Path(path), along, device=self.device))
 
@@ -277,6 +284,8 @@ def write(
         FolderError: a file to be written exists; nothing is written then.
         ResourceError: the disk is full or `out` is not writable.
     """
+    if along is not None:
+        predictor.check(along)
     found = expand(sources, videos=predictor.videos)
     folder = None if out is None else Path(out)
     if format is not None and (folder is None or predictor.task.target is not Instances):
@@ -317,10 +326,13 @@ def write(
                         save("".join(f"{line}\n" for line in lines).encode(), labels[place])
             record = predictor.record(prediction)
             if along is not None and isinstance(source.content, Path) and prediction.target is not None:
-                said = predictor.along(source.content, along)
-                record["moments"] = [predictor.moment(one) for one in said]
-                if place is not None:
-                    annotated(source.content, said, predictor.task, predictor.classes, place.with_suffix(".mp4"))
+                try:
+                    said = predictor.along(source.content, along)
+                    if place is not None:
+                        annotated(source.content, said, predictor.task, predictor.classes, place.with_suffix(".mp4"))
+                    record["moments"] = [predictor.moment(one) for one in said]
+                except DataError as error:  # beyond the frames that were looked at before
+                    record["error"], failed = str(error), failed + 1
             _write_line(record, streams)
     if format == "coco" and folder is not None:
         save(json.dumps(rows, allow_nan=False).encode(), folder / RESULTS)

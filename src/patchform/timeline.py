@@ -123,17 +123,18 @@ def _clips(
     """The middle of each clip in seconds, and its frames (T, C, H, W). `shown`: seconds that a frame lasts."""
     fit = evaluation_transform(preprocessing)
     held: deque[tuple[float, Tensor]] = deque()
-    end, none = seconds, True
+    end, number = seconds, 0
     for time, pixels in stream(path, preprocessing):
         if time < end - seconds - shown / 2:
             continue
         held.append((time, fit(pixels)))
-        while held[0][0] < end - seconds - shown / 2:
-            held.popleft()
-        if time + shown >= end - shown / 2:
+        while time + shown >= end - shown / 2:  # several clips, where frames lie further apart than clips
+            while len(held) > 1 and held[0][0] < end - seconds - shown / 2:
+                held.popleft()
             yield end - seconds / 2, _picked(held, preprocessing)
-            end, none = end + every, False
-    if none:
+            number += 1
+            end = seconds + number * every
+    if not number:
         yield seconds / 2, _picked(held, preprocessing)
 
 

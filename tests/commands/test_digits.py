@@ -54,6 +54,7 @@ def test_scenes_depend_on_their_numbers_alone(scans):
 
 
 def test_a_digit_goes_where_its_class_says(scans):
+    seen = 0
     for seed in range(20):
         for name, way in digits.MOTIONS.items():
             frames = digits.motion(scans, np.random.default_rng(seed), name).astype(np.float32)
@@ -69,6 +70,8 @@ def test_a_digit_goes_where_its_class_says(scans):
                 moved = np.subtract(middles[1], middles[0])
                 assert moved @ way > 4
                 assert abs(moved @ way[::-1]) < abs(moved @ way)
+                seen += 1
+    assert seen > 20  # control: of 80
 
 
 def test_one_frame_of_the_middle_does_not_tell_where(scans):
