@@ -66,3 +66,13 @@ class Interrupted(PatchformError):
     def __init__(self, exit_code: int, *, where: object = None) -> None:
         self.exit_code = exit_code
         super().__init__("stopped as asked", where=where, remedy="resume the run to go on")
+
+
+class Elsewhere(PatchformError):
+    """Another process of several that train together failed; its own message says why. It has that one's exit code."""
+
+    kind = "elsewhere"
+
+    def __init__(self, exit_code: int = 1) -> None:
+        self.exit_code = exit_code
+        super().__init__("another process of this run failed", remedy="see what it says")

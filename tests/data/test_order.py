@@ -23,6 +23,7 @@ from patchform.data.order import (
 )
 from patchform.data.transforms import evaluation_transform, training_transform
 from patchform.errors import DataError, ResourceError, UsageError
+from patchform.processes import Place
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings
 
@@ -72,6 +73,23 @@ def test_any_step_can_be_the_first():
         assert list(rest) == whole[start:]
         assert len(rest) == 20 - start
     assert list(TrainingBatches(23, 4, 6, 0, 20)) != whole
+
+
+@pytest.mark.parametrize(("count", "size", "number"), [(23, 4, 2), (9, 4, 4), (64, 7, 3)])
+def test_processes_share_each_batch(count, size, number):
+    steps = 2 * -(-count // size)
+    alone = list(TrainingBatches(count, size, 5, 0, steps))
+    orders = [TrainingBatches(count, size, 5, 0, steps, share=Place(rank, number)) for rank in range(number)]
+    borrowed = 0
+    for step, parts in enumerate(zip(*orders, strict=True)):
+        own = [part for part, order in zip(parts, orders, strict=True) if not order.borrowed(step)]
+        assert sorted(key for part in own for key in part) == sorted(alone[step])
+        assert max(map(len, own)) - min(map(len, own)) <= 1
+        for part, mine in zip(parts, orders, strict=True):
+            if mine.borrowed(step):
+                borrowed += 1
+                assert part == alone[step][:1]
+    assert borrowed == 2 * max(0, number - count % size)
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 3), (16, 4), (40, 4), (101, 8), (23, 32)])

@@ -1,6 +1,7 @@
 """One training run in a process of its own, to be killed: python child.py '{"path": ..., "runs": ..., ...}'.
 
-A mutant forgets one part of a run's state on resume. Each must make the comparison fail, or it compares nothing.
+A mutant forgets one part of a run's state on resume: each must make the comparison fail, or it compares nothing. Or it
+does not listen to the other processes, or cannot read a batch.
 """
 
 import json
@@ -8,7 +9,7 @@ import sys
 
 import tiny
 
-from patchform.errors import PatchformError
+from patchform.errors import DataError, PatchformError
 from patchform.training import checkpoint, loop
 
 load = checkpoint._load
@@ -29,6 +30,8 @@ MUTANTS = {
     "no_optimizer": lambda: setattr(checkpoint, "_load_optimizer", lambda *_: None),
     "no_schedule": lambda: setattr(loop.schedule, "multiplier", forgetful(loop.schedule.multiplier)),
     "restart_epoch": lambda: setattr(loop, "TrainingBatches", RestartedEpoch),
+    "deaf": lambda: setattr(loop.processes, "add_up", lambda tensors: None),
+    "unreadable": lambda: setattr(loop, "training_loader", unreadable(loop.training_loader)),
 }
 
 
@@ -40,6 +43,16 @@ def forgetful(multiplier):
         return multiplier(settings, max(step - first[0], 0), **sizes)
 
     return counted_from_here
+
+
+def unreadable(loader):
+    def up_to_the_fifth(*arguments, **named):
+        for number, batch in enumerate(loader(*arguments, **named)):
+            if number == 5:
+                raise DataError("the picture is damaged")
+            yield batch
+
+    return up_to_the_fifth
 
 
 if __name__ == "__main__":

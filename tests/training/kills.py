@@ -20,8 +20,8 @@ FAILPOINTS = (
 """Places in the code where a process may die by its own hand."""
 
 
-def start(wish, failpoint=""):
-    environment = os.environ | {"PATCHFORM_FAILPOINT": failpoint, "OMP_NUM_THREADS": "1"}
+def start(wish, failpoint="", place=None):
+    environment = os.environ | {"PATCHFORM_FAILPOINT": failpoint, "OMP_NUM_THREADS": "1"} | (place or {})
     command = [sys.executable, str(Path(__file__).with_name("child.py")), json.dumps(wish)]
     return subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
 

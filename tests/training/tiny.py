@@ -33,7 +33,7 @@ def pictures(folder, count=200):
 
 
 def recipe(path, runs, name="run", **sections):
-    """A recipe of a few seconds; `sections` override single settings: training={"ema": 0.9}."""
+    """A recipe of a few seconds; `sections` override single settings, training={"ema": 0.9}, or the task."""
     made = Recipe(
         name=name,
         runs=str(runs),
@@ -44,7 +44,8 @@ def recipe(path, runs, name="run", **sections):
         schedule=ScheduleSettings(warmup_epochs=0.5),
         training=TrainingSettings(epochs=2, batch_size=32, save_every=3, threads=1, device="cpu", tensorboard=False),
     )
-    return replace(made, **{key: replace(getattr(made, key), **values) for key, values in sections.items()})
+    task = sections.pop("task", made.task)
+    return replace(made, task=task, **{key: replace(getattr(made, key), **values) for key, values in sections.items()})
 
 
 EVERYTHING = {

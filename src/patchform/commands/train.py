@@ -42,7 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: value for name, value in given.items() if value is not None} | arguments.settings
     if arguments.plan:
         return _run_plan(arguments, recipes.nested(flags))
-    finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
+    from patchform import processes
+
+    with processes.joined() as place:
+        finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
+    if not place.first:
+        return 0
     if arguments.json:
         numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
         print(json.dumps({"run": str(finished.folder), **numbers}))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from patchform.data.collate import Packed, collate, pack, unpack
 from patchform.data.listing import Listing
 from patchform.errors import PatchformError, ResourceError
+from patchform.processes import ALONE, Place
 from patchform.records import Batch, Sample
 
 Key = tuple[int, int]
@@ -108,6 +109,8 @@ class TrainingBatches(Sampler[list[Key]]):
         weights: see `order`.
         groups: (count,) bool; batches hold one group each as far as that goes, so that pictures that lie alike need
             little padding. Number of steps and what comes in an epoch are the same.
+        share: of several processes: which part of each batch comes here. A process for which a short batch has nothing
+            gets its first sample, `borrowed`.
     """
 
     def __init__(
@@ -119,25 +122,40 @@ class TrainingBatches(Sampler[list[Key]]):
         steps: int,
         weights: Tensor | None = None,
         groups: Tensor | None = None,
+        share: Place = ALONE,
     ) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
         self.start_step, self.steps, self.weights = start_step, steps, weights
         self.groups = None if groups is None else groups.tolist()
         self.steps_per_epoch = math.ceil(count / batch_size)
+        self._known: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        known, indices = -1, []
         for step in range(self.start_step, self.steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != known:
-                known, indices = epoch, order(self.count, seed=self.seed, epoch=epoch, weights=self.weights).tolist()
-                if self.groups is not None:
-                    indices = grouped(indices, self.groups, self.batch_size)
-            start = place * self.batch_size
-            yield [(epoch, index) for index in indices[start : start + self.batch_size]]
+            batch = self.whole(step)
+            yield batch[self.share.rank :: self.share.number] or batch[:1]
+
+    def whole(self, step: int) -> list[Key]:
+        """Keys of the batch of a step, of all processes together."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = place * self.batch_size
+        return [(epoch, index) for index in self._epoch(epoch)[start : start + self.batch_size]]
+
+    def borrowed(self, step: int) -> bool:
+        """Whether this process has no sample of its own in the batch of a step."""
+        return len(self.whole(step)) <= self.share.rank
+
+    def _epoch(self, epoch: int) -> list[int]:
+        known, indices = self._known
+        if epoch != known:
+            indices = order(self.count, seed=self.seed, epoch=epoch, weights=self.weights).tolist()
+            if self.groups is not None:
+                indices = grouped(indices, self.groups, self.batch_size)
+            self._known = epoch, indices
+        return indices
 
 
 def training_loader(

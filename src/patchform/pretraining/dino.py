@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform import processes
 from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -208,7 +209,8 @@ class Comparison(Beside):
         total[-1] += len(says)
 
     def recentre(self) -> None:
-        """Move the centres towards the mean of what was noted."""
+        """Move the centres towards the mean of what was noted, in all processes."""
+        processes.add_up([total for total in (self.total, self.patch_total) if total is not None])
         for centre, total in ((self.centre, self.total), (self.patch_centre, self.patch_total)):
             if centre is not None and total is not None:
                 there = (total[-1] > 0).to(centre.dtype)  # no wait for the device

@@ -9,6 +9,7 @@ right wins; older ones are deleted only after a newer one is on the disk.
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import random
 import shutil
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from patchform import processes
 from patchform.errors import ModelFileError
 from patchform.model import Model
 from patchform.weights import files
@@ -44,6 +46,15 @@ class Counters:
     best_step: int = 0
     without_better: int = 0
     """Validations since the best one."""
+
+    def told(self) -> str:
+        """As text, for other processes."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def tell(self, told: str) -> None:
+        """Take on what another one `told`."""
+        for name, value in json.loads(told).items():
+            setattr(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +121,7 @@ def machine(model: Model) -> dict[str, Any]:
     """What the last bits of a result depend on beside the recipe."""
     device = next(model.parameters()).device
     return {
+        "processes": processes.here().number,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

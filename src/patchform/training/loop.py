@@ -7,24 +7,32 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from patchform import lookup
+from patchform import lookup, processes
 from patchform.data.collate import split, to_device
 from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
-from patchform.data.order import TrainingBatches, aspects, balance, evaluation_loader, generator, training_loader
+from patchform.data.order import (
+    TrainingBatches,
+    aspects,
+    balance,
+    derive,
+    evaluation_loader,
+    generator,
+    training_loader,
+)
 from patchform.data.transforms import Mixing
 from patchform.device import pick_device
-from patchform.errors import DataError, DivergedError, Interrupted, ResourceError
+from patchform.errors import DataError, DivergedError, Elsewhere, Interrupted, ResourceError
 from patchform.evaluation import evaluate
 from patchform.model import Model, load, save
 from patchform.records import Batch, Preprocessing
@@ -66,6 +74,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
     best/ (the best model so far) and, at the end, the model itself. What lies in it is described in `patchform.model`,
     `training.checkpoint` and `training.metrics_log`.
 
+    Of several processes (`patchform.processes`) each looks at its share of every batch; gradients are added up, so all
+    take one step, that of the whole batch. The first one validates and writes.
+
     Args:
         recipe: all settings; complete in itself.
         resume: go on from the newest whole checkpoint of the folder.
@@ -79,13 +90,15 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
         ResourceError: out of memory, a full disk.
         Interrupted: SIGTERM or Ctrl-C; the run was saved.
+        Elsewhere: of several processes another one failed; the run was saved.
     """
     refuse_nonsense(recipe)
     settings = recipe.training
     stem = f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
     with (
         run.Stop() as stop,
-        Reporter(shown=progress) as reporter,
+        processes.joined() as place,
+        Reporter(shown=progress, heard=place.first) as reporter,
         run.opened(Path(recipe.runs), recipe.name, stem=stem, resume=resume) as folder,
     ):
         # ------------------------------------------------------------------------------------------------- data
@@ -144,8 +157,10 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                 reporter.note(note)
         model.begin(step=counters.step, steps=steps, epoch=epoch)
         resolved = dataclasses.replace(recipe, name=folder.name)
-        replace_text(folder / run.RECIPE, yaml.safe_dump(plain(dataclasses.asdict(resolved)), sort_keys=False))
-        _warn_of_little_room(folder, parts, reporter)
+        if place.first:
+            replace_text(folder / run.RECIPE, yaml.safe_dump(plain(dataclasses.asdict(resolved)), sort_keys=False))
+            _warn_of_little_room(folder, parts, reporter)
+        processes.as_first([*model.parameters(), *model.buffers()])
 
         def rate_at(step: int) -> float:
             return recipe.optimizer.lr * schedule.multiplier(recipe.schedule, step, steps=steps, epoch=epoch)
@@ -153,7 +168,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         def keep() -> None:
             """Write a checkpoint of this step, unless there is one."""
             nonlocal saved
-            if counters.step == saved:
+            if counters.step == saved or not place.first:
                 return
             if not all_finite(model, average):
                 raise DivergedError(f"weights are not finite after step {counters.step}", remedy="lower optimizer.lr")
@@ -161,10 +176,44 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                 checkpoint.save(parts, checkpoints, identity=identity, keep=settings.keep)
                 saved = counters.step
 
+        def end_epoch(log: MetricsLog | None) -> str:
+            """Validate, and keep the model if it is the best so far; the counters afterwards, as text."""
+            step = counters.step
+            numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / epoch}
+            if every(step, epoch * settings.validate_every) or step >= steps:
+                scores = evaluate(
+                    judged,
+                    validation,
+                    task,
+                    device=device,
+                    precision=settings.precision,
+                    pixels=settings.pixels_at_once,
+                    progress=lambda done: stop.check(),
+                )
+                numbers |= scores.numbers
+                for note in scores.notes:
+                    reporter.note(note)
+                counters.without_better += 1
+                if scores.best is not None and (counters.best is None or scores.best > counters.best):
+                    failpoint("before-best")
+                    judged.thresholds = task.thresholds(scores)
+                    with _save_errors(settings.on_save_error, reporter):
+                        save(judged, folder / run.BEST)
+                        counters.best, counters.best_step, counters.without_better = scores.best, step, 0
+            speed = reporter.speed()
+            if log is not None:
+                log.epoch(step // epoch, step, numbers | {"lr": rate_at(step - 1), "images_per_second": speed})
+            reporter.epoch(step // epoch, step, numbers)
+            counters.reported, counters.epoch_loss = step, 0.0
+            return counters.told()
+
         # ------------------------------------------------------------------------------------------------- steps
         weights = balance(listing) if recipe.data.balanced else None
         groups = None if preprocessing.resize == "squash" else aspects(listing)
-        order = TrainingBatches(len(listing), settings.batch_size, settings.seed, counters.step, steps, weights, groups)
+        order = TrainingBatches(
+            len(listing), settings.batch_size, settings.seed, counters.step, steps, weights, groups, share=place
+        )
+        statistics = running_statistics(model)
         incoming = iter(training_loader(pictures, order, recipe.data.workers, pin=pin))
         reporter.note(
             f"{len(listing)} {listing.thing}s to learn from, {len(splits.validation)} to validate on; batches of"
@@ -172,10 +221,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         )
         reporter.begin(counters.step, steps)
         model.train()
-        with (
-            memory_errors(part, preprocessing),
-            MetricsLog(folder, counters.step, counters.reported, tensorboard=settings.tensorboard) as log,
-        ):
+        kept = functools.partial(MetricsLog, folder, counters.step, counters.reported, tensorboard=settings.tensorboard)
+        with memory_errors(part, preprocessing), kept() if place.first else nullcontext() as log:
             try:
                 while True:
                     step = counters.step
@@ -183,42 +230,22 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
 
                     # -------------------------------------------------------- end of an epoch: validate, keep the best
                     if at_epoch and counters.reported < step:
-                        numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / epoch}
-                        if every(step, epoch * settings.validate_every) or last:
-                            scores = evaluate(
-                                judged,
-                                validation,
-                                task,
-                                device=device,
-                                precision=settings.precision,
-                                pixels=settings.pixels_at_once,
-                                progress=lambda done: stop.check(),
-                            )
-                            numbers |= scores.numbers
-                            for note in scores.notes:
-                                reporter.note(note)
-                            counters.without_better += 1
-                            if scores.best is not None and (counters.best is None or scores.best > counters.best):
-                                failpoint("before-best")
-                                judged.thresholds = task.thresholds(scores)
-                                with _save_errors(settings.on_save_error, reporter):
-                                    save(judged, folder / run.BEST)
-                                    counters.best, counters.best_step, counters.without_better = scores.best, step, 0
-                        speed = reporter.speed()
-                        log.epoch(step // epoch, step, numbers | {"lr": rate_at(step - 1), "images_per_second": speed})
-                        reporter.epoch(step // epoch, step, numbers)
-                        counters.reported, counters.epoch_loss = step, 0.0
+                        counters.tell(processes.of_first(lambda: end_epoch(log)))
 
                     # ---------------------------------------------------------------------------------- save, stop
                     last |= 0 < settings.patience <= counters.without_better
                     if last or (every(step, settings.save_every) if settings.save_every else at_epoch):
-                        keep()
-                    stop.check()
+                        processes.agreed(keep)
+                    processes.agreed(stop.check)
                     if last:
                         break
 
                     # ------------------------------------------------------------------------------------ one step
-                    batch = mixing.mix(to_device(next(incoming), device), generator(settings.seed, "mix", step))
+                    dice: tuple[int, ...] = () if place.alone else (place.rank,)
+                    if dice:  # of what the model draws, nothing need be remembered
+                        torch.manual_seed(derive(settings.seed, "model", step, *dice))
+                    batch = to_device(processes.agreed(lambda: next(incoming)), device)
+                    batch = mixing.mix(batch, generator(settings.seed, "mix", step, *dice))
                     rate = rate_at(step)
                     loss, norm = gradients(
                         model,
@@ -226,29 +253,34 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                         part=settings.micro_batch,
                         pixels=settings.pixels_at_once,
                         precision=settings.precision,
+                        counts=not order.borrowed(step),
                     )
                     if not math.isfinite(loss + norm):
-                        raise _diverged(folder, step + 1, batch, loss=loss, norm=norm, rate=rate)
+                        names = [listing.name(index) for _, index in order.whole(step)]
+                        raise _diverged(folder, step + 1, names, loss=loss, norm=norm, rate=rate)
                     if recipe.optimizer.clip:
                         clip_grads_with_norm_(parameters, recipe.optimizer.clip, torch.tensor(norm, device=device))
                     optimizer.set_rate(mover, rate)
                     mover.step()
                     mover.zero_grad(set_to_none=True)
+                    processes.average(statistics)
                     if average is not None:
                         ema.update(average, model, settings.ema)
                     model.after_step(step)
                     counters.step, counters.epoch_loss = step + 1, counters.epoch_loss + loss
                     failpoint("before-log")
-                    log.step(step + 1, loss=loss, norm=norm, lr=rate)
-                    reporter.step(step + 1, epoch=step // epoch + 1, loss=loss, rate=rate, images=len(batch.images))
-            except (Interrupted, DataError, DivergedError):
+                    if log is not None:
+                        log.step(step + 1, loss=loss, norm=norm, lr=rate)
+                    seen = len(order.whole(step))
+                    reporter.step(step + 1, epoch=step // epoch + 1, loss=loss, rate=rate, images=seen)
+            except (Interrupted, DataError, DivergedError, Elsewhere):
                 if all_finite(model, average):
                     keep()
                 raise
 
         # --------------------------------------------------------------------------------------------- the model
         final = judged if counters.best is None else load(folder / run.BEST)
-        save(final, folder)
+        processes.agreed(lambda: save(final, folder) if place.first else None)
         return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
 
 
@@ -260,10 +292,13 @@ def every(step: int, period: int) -> bool:
     return step > 0 and step % period == 0
 
 
-def gradients(model: Model, batch: Batch, *, part: int, precision: str, pixels: int = 0) -> tuple[float, float]:
+def gradients(
+    model: Model, batch: Batch, *, part: int, precision: str, pixels: int = 0, counts: bool = True
+) -> tuple[float, float]:
     """Add the gradients of a batch's loss, `part` images at a time; the sum is that of the whole batch at once.
 
     Each part weighs what `model.count` says of its targets: a mean of means would be another loss when parts differ.
+    So do the shares of several processes, whose gradients are added up.
 
     Args:
         model: in training mode.
@@ -271,22 +306,46 @@ def gradients(model: Model, batch: Batch, *, part: int, precision: str, pixels: 
         part: images that go through the model together; 0 for all.
         precision: "float32" or "bfloat16" (autocast).
         pixels: that go through the model together, padding included; 0: no bound. See `collate.split` on padding.
+        counts: False weighs the batch 0: this process has none of its own.
 
     Returns:
-        The loss and the norm of the gradient.
+        The loss and the norm of the gradient, of all processes.
     """
     device = batch.images.device.type
-    everything = model.count(batch.targets).clamp(min=1e-6)  # 0 where all pixels are ignored: nothing to learn
+    everything = model.count(batch.targets) * counts
+    processes.add_up([everything])
+    everything = everything.clamp(min=1e-6)  # 0 where all pixels are ignored: nothing to learn
     losses = []
     for piece in split(batch, part, pixels):
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = torch.stack(list(model(piece).values())).sum()
-        loss = loss * (model.count(piece.targets) / everything).to(loss.device)
+        loss = loss * (model.count(piece.targets) * counts / everything).to(loss.device)
         loss.backward()
         losses.append(loss.detach())
+    total = torch.stack(losses).sum()
+    if not processes.here().alone:
+        _add_up(model, total)
     norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
-    total, length = torch.stack([torch.stack(losses).sum(), norm]).tolist()  # one wait for the device a step
-    return total, length
+    loss_and_norm = torch.stack([total, norm]).tolist()  # one wait for the device a step
+    return loss_and_norm[0], loss_and_norm[1]
+
+
+def _add_up(model: Model, loss: Tensor) -> None:
+    """Put the sums over all processes into the gradients and the loss; what was used in one process was used in all."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    processes.add_up([used])
+    for parameter, times in zip(parameters, used.tolist()):
+        if times and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    processes.add_up([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+
+
+def running_statistics(model: Model) -> list[Tensor]:
+    """What batch normalisation has seen so far, which several processes see each in their own share of a batch."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    found = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
+    return [value for value in found if value is not None]
 
 
 def recompute_activations(model: Model) -> None:
@@ -314,12 +373,13 @@ def all_finite(*models: nn.Module | None) -> bool:
     return bool(torch.stack([norm.float() for norm in largest]).isfinite().all())
 
 
-def _diverged(folder: Path, step: int, batch: Batch, *, loss: float, norm: float, rate: float) -> DivergedError:
+def _diverged(folder: Path, step: int, names: Sequence[str], *, loss: float, norm: float, rate: float) -> DivergedError:
     """The error, after all file names of the batch were written beside the log."""
-    replace_text(folder / "diverged.json", json.dumps({"step": step, "files": batch.names}, indent=1))
+    if processes.here().first:
+        replace_text(folder / "diverged.json", json.dumps({"step": step, "files": list(names)}, indent=1))
     return DivergedError(
         f"the loss is {loss:g} and its gradient's norm {norm:g} at step {step} (learning rate {rate:g})",
-        where=", ".join(batch.names[:5]) + (f" and {len(batch.names) - 5} more" if len(batch.names) > 5 else ""),
+        where=", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
         remedy="look at these pictures, lower optimizer.lr, or set optimizer.clip",
     )
 

@@ -15,13 +15,14 @@ class Reporter:
 
     Args:
         shown: False says nothing but notes.
+        heard: False says nothing at all.
     """
 
-    def __init__(self, *, shown: bool) -> None:
-        self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
-        self._shown, self._steps = shown, 0
+    def __init__(self, *, shown: bool, heard: bool = True) -> None:
+        self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False, quiet=not heard)
+        self._shown, self._steps = shown and heard, 0
         self._live: Progress | None = None
-        if shown and self._console.is_terminal:
+        if self._shown and self._console.is_terminal:
             self._live = Progress(
                 TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=self._console
             )

@@ -11,11 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from patchform import processes
 from patchform.errors import FolderError, Interrupted, ResourceError
 from patchform.weights import files
 
@@ -115,7 +116,7 @@ _FACTS = ("pid", "host", "start")
 
 @contextmanager
 def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator[Path]:
-    """The locked folder of a new run, or of one that goes on.
+    """The locked folder of a new run, or of one that goes on; of several processes the first one makes and locks it.
 
     A new folder in which nothing was begun (no recipe was written) is removed again on an error.
 
@@ -129,16 +130,22 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
         FolderError: nothing to resume, or the folder exists or is in use.
         ResourceError: the place is not writable.
     """
-    if resume and not (name and (runs / name).is_dir()):
-        raise FolderError("no run to resume", where=runs / (name or ""), remedy="name a run folder that exists")
-    folder = runs / name if name and resume else new_folder(runs, name, stem=stem)
-    with lock(folder):
-        for place in (folder, folder / CHECKPOINTS):
-            files.clear_temporaries(place)
+    with ExitStack() as held:
+
+        def own() -> str:
+            if resume and not (name and (runs / name).is_dir()):
+                raise FolderError("no run to resume", where=runs / (name or ""), remedy="name a run folder that exists")
+            folder = runs / name if name and resume else new_folder(runs, name, stem=stem)
+            held.enter_context(lock(folder))
+            for place in (folder, folder / CHECKPOINTS):
+                files.clear_temporaries(place)
+            return str(folder)
+
+        folder = Path(processes.of_first(own))
         try:
             yield folder
         except BaseException:
-            if not resume and not (folder / RECIPE).exists():
+            if processes.here().first and not resume and not (folder / RECIPE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 

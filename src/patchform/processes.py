@@ -1,0 +1,173 @@
+"""Several processes that do one work: `torchrun --nproc-per-node 2 -m patchform train ...`, on one machine or many.
+
+All of them read the same recipe and run the same lines; the first alone writes. Alone, a process finds nothing here to
+wait for. Only numbers and text go from one to another, never pickles.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from patchform.errors import Elsewhere, Interrupted, ResourceError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""Longest wait for another process: all wait for the first one's validation. One that ended is noticed at once."""
+BUCKET = 1 << 24
+"""Numbers that are added up in one go, so that the room for them does not grow with the model."""
+
+
+class Place(NamedTuple):
+    """Where a process stands among those that work together."""
+
+    rank: int
+    number: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other."""
+        return self.number == 1
+
+
+ALONE = Place(0, 1)
+
+
+@contextmanager
+def joined() -> Iterator[Place]:
+    """Work with the processes that torchrun started beside this one, if it did; the place of this one.
+
+    On GPUs each process takes the one of its number on its machine.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield here()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield here()
+    finally:
+        dist.destroy_process_group()
+
+
+def here() -> Place:
+    """The place of this process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return ALONE
+    return Place(dist.get_rank(), dist.get_world_size())
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What `work` gives; where it fails in one process, all of them fail.
+
+    Raises:
+        PatchformError: what `work` raised here.
+        Interrupted: it was interrupted elsewhere.
+        Elsewhere: it failed in another process.
+    """
+    if here().alone:
+        return work()
+    found, error = None, None
+    try:
+        found = work()
+    except Exception as fault:
+        error = fault
+    code = torch.tensor(0 if error is None else getattr(error, "exit_code", 1))
+    with _lost():
+        dist.all_reduce(code, dist.ReduceOp.MAX)
+    if error is not None:
+        raise error
+    if worst := int(code):
+        raise Interrupted(worst) if worst > 128 else Elsewhere(worst)
+    return found  # type: ignore[return-value]
+
+
+def of_first(work: Callable[[], str]) -> str:
+    """The text that `work` gives in the first process, in all of them; errors as `agreed`."""
+    place = here()
+    text = agreed(lambda: work() if place.first else "")
+    if place.alone:
+        return text
+    data = text.encode(errors="surrogateescape")
+    length = torch.tensor(len(data))
+    with _lost():
+        dist.broadcast(length, 0)
+        letters = torch.zeros(int(length), dtype=torch.uint8)
+        if place.first:
+            letters.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(letters, 0)
+    return bytes(letters.tolist()).decode(errors="surrogateescape")
+
+
+@torch.no_grad()
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Put into each tensor its sum over all processes; they have the same shapes, types and devices in each."""
+    if here().alone:
+        return
+    for part in _buckets(tensors):
+        together = torch.cat([tensor.reshape(-1) for tensor in part])
+        with _lost():
+            dist.all_reduce(together)
+        _spread(together, part)
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Put into each tensor its mean over all processes, likewise."""
+    if not here().alone and tensors:
+        add_up(tensors)
+        torch._foreach_div_(list(tensors), here().number)
+
+
+@torch.no_grad()
+def as_first(tensors: Sequence[Tensor]) -> None:
+    """Put into each tensor what it holds in the first process."""
+    if here().alone:
+        return
+    for part in _buckets(tensors):
+        together = torch.cat([tensor.reshape(-1) for tensor in part])
+        with _lost():
+            dist.broadcast(together, 0)
+        _spread(together, part)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one type and device, of about `BUCKET` numbers."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        cuts, size = [0], 0
+        for number, tensor in enumerate(alike):
+            if size and size + tensor.numel() > BUCKET:
+                cuts.append(number)
+                size = 0
+            size += tensor.numel()
+        yield from (alike[start:end] for start, end in pairwise([*cuts, len(alike)]))
+
+
+def _spread(together: Tensor, tensors: Sequence[Tensor]) -> None:
+    for tensor, part in zip(tensors, together.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view(tensor.shape))
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """A process that ended in the middle of things is missed by all."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ResourceError("another process of this run ended", remedy="resume the run") from error
