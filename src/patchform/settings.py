@@ -15,7 +15,7 @@ class DataSettings:
     """Where the pictures are and how they are read."""
 
     path: str | None = None
-    """Folder of class folders, of images/ beside masks/, with train/ and val/; or a CSV list."""
+    """Folder of class folders, of images/ beside masks/, of tar shards, with train/ and val/; or a CSV list."""
     validation: str | None = None
     """Folder or CSV to validate on; default: val/ beside train/, else a share of `path`."""
     validation_share: float = 0.2

@@ -16,9 +16,10 @@ from torch import Tensor
 from patchform.data import earlier
 from patchform.data.clips import span
 from patchform.data.faults import Fault
-from patchform.data.images import decode, facts, is_turned, read
+from patchform.data.images import MAX_BYTES, decode, facts, is_turned, read
 from patchform.data.listing import Drawn, Item, Listing, files_of, quoted, relative_name
 from patchform.data.masks import decode_mask
+from patchform.data.shards import open_file, status
 from patchform.data.videos import open_video
 from patchform.errors import DataError
 from patchform.records import IGNORED, Preprocessing
@@ -193,22 +194,22 @@ def _alike(values: Mapping[int, object]) -> list[int]:
 
 def _bytes(path: Path) -> int:
     """Of a file, or of all frames in a folder."""
-    return sum(file.stat().st_size for file in files_of(path))
+    return sum(status(file).size for file in files_of(path))
 
 
 def _middle(path: Path) -> bytes:
     """A few thousand bytes: beginnings of pictures are alike. Of a folder, of the frame in the middle."""
     files = files_of(path)
     path = files[len(files) // 2]
-    with path.open("rb") as file:
-        file.seek(path.stat().st_size // 2)
+    with open_file(path, MAX_BYTES) as file:
+        file.seek(status(path).size // 2)
         return file.read(4096)
 
 
 def _digest(item: Item) -> bytes:
     found = hashlib.blake2b(digest_size=16)
     for path in files_of(item.path):
-        with path.open("rb") as file:
+        with open_file(path, MAX_BYTES) as file:
             while block := file.read(1 << 20):
                 found.update(block)
     return found.digest()

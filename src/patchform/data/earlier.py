@@ -21,6 +21,7 @@ from patchform import __version__
 from patchform.data import encoded
 from patchform.data.images import read
 from patchform.data.listing import Listing, files_of
+from patchform.data.shards import status
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.weights.hub import cache
@@ -29,7 +30,7 @@ KEPT = 200
 """Files that stay; the oldest go first."""
 _CODE = (
     *("checks.py", "clips.py", "earlier.py", "encoded.py", "images.py", "listing.py", "masks.py", "videos.py"),
-    "../geometry/masks.py",
+    *("shards.py", "../geometry/masks.py"),
 )
 
 
@@ -48,9 +49,7 @@ def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
         for item in listing.items:
             size = None if item.objects is None else item.objects.size
             for file in files_of(item.path):
-                status = file.stat()
-                state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_mode, size)
-                found.update(repr(state).encode())
+                found.update(repr((*status(file), size)).encode())
             if isinstance(item.mask, Path):
                 found.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
     except (OSError, DataError):

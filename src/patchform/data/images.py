@@ -28,6 +28,7 @@ import torch
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
 
+from patchform.data import shards
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 
@@ -199,7 +200,10 @@ def _upright_size(data: bytes) -> tuple[int, int]:
 
 
 def read(source: Path | bytes) -> bytes:
-    """The bytes of a regular file. Raises DataError for anything that could block or is none, and for no permission."""
+    """The bytes of a regular file, or of a member of a tar shard (`data.shards`).
+
+    Raises DataError for anything that could block or is none, and for no permission.
+    """
     if isinstance(source, bytes):
         return source
     try:
@@ -209,6 +213,8 @@ def read(source: Path | bytes) -> bytes:
         if status.st_size > MAX_BYTES:
             raise DataError(f"{status.st_size} bytes is more than a picture has", where=source)
         return source.read_bytes()
+    except NotADirectoryError:
+        return shards.read(source, MAX_BYTES)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=source) from None
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from patchform.data import shards
 from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, natural, videos_among, walk
 from patchform.errors import DataError
 
@@ -30,7 +31,7 @@ class Source(NamedTuple):
 
 
 def expand(sources: Any, *, videos: bool = False) -> list[Source]:
-    """The pictures that are meant: folders and patterns become their files, in natural order (2 before 10).
+    """The pictures that are meant: folders, patterns and tar shards become their files, in natural order (2 before 10).
 
     In folders and patterns only names that end like a picture's or a film's count, hidden files and what a prediction
     wrote do not, and links that lead back to a folder above are not followed. A file that is named stays, whatever it
@@ -41,7 +42,7 @@ def expand(sources: Any, *, videos: bool = False) -> list[Source]:
         videos: names of videos count instead, and folders of pictures, which are the frames of one.
 
     Raises:
-        DataError: a folder or pattern without a picture, or nothing that exists at all.
+        DataError: a folder, pattern or shard without a picture, or nothing that exists at all.
     """
     given = (
         list(sources) if isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source) else [sources]
@@ -57,7 +58,7 @@ def expand(sources: Any, *, videos: bool = False) -> list[Source]:
     thing = "video" if videos else "picture"
     if not found:
         raise DataError(f"no {thing} was given")
-    if not any(not isinstance(content, Path) or os.path.lexists(content) for _, content in found):
+    if not any(not isinstance(content, Path) or shards.exists(content) for _, content in found):
         raise DataError("no such file or folder", where=found[0].name)
     return found
 
@@ -73,6 +74,8 @@ def _named(text: str, videos: bool) -> list[Source]:
     text = os.path.expanduser(text)
     if os.path.isdir(text):
         files = list(walk(Path(text)))
+    elif text.lower().endswith(shards.ENDING) and os.path.isfile(text) and not videos:
+        files = [Path(text) / name for name in shards.pictures(shards.index(Path(text)))]
     elif glob.has_magic(text) and not os.path.lexists(text):
         files = [Path(match) for match in glob.glob(text, recursive=True) if not os.path.isdir(match)]
     else:

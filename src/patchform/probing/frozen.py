@@ -22,6 +22,7 @@ from patchform.data.collate import to_device
 from patchform.data.dataset import Pictures
 from patchform.data.listing import Listing
 from patchform.data.order import evaluation_loader
+from patchform.data.shards import status
 from patchform.data.transforms import evaluation_transform
 from patchform.device import pick_device
 from patchform.errors import DataError, DivergedError, ModelFileError, ResourceError, UsageError
@@ -208,10 +209,10 @@ def _digest_of_data(listing: Listing) -> str:
     digest = hashlib.sha256(listing.as_bytes())
     for index, item in enumerate(listing.items):
         try:
-            status = item.path.stat()
+            state = status(item.path)
         except OSError as error:
             raise DataError(f"cannot be read ({error.strerror})", where=listing.name(index)) from error
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{state.size} {state.mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchform.data.class_folders import has_folders, read_folders
 from patchform.data.listing import SUFFIXES, Listing
+from patchform.data.shards import hold_data
 from patchform.settings import DataSettings
 
 TASKS = ("classification",)
@@ -15,8 +16,8 @@ LAYOUT = "a folder of class folders"
 
 
 def recognises(path: Path) -> bool:
-    """Whether `path` is a folder with at least one folder that could be a class."""
-    return has_folders(path)
+    """Whether `path` is a folder with at least one folder that could be a class, and not of tar shards."""
+    return has_folders(path) and not hold_data(path)
 
 
 def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) -> Listing:
