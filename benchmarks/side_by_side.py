@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -61,12 +62,34 @@ def fitted(run: Callable[[str, int], object], seconds: float):
 
 def together(script: str, sides: Sequence[Sequence[str]]):
     """What each run of a script with such words printed last, as JSON; all run at once, each on a core of its own."""
-    running = []
-    for core, words in enumerate(sides):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running.append(
-            subprocess.Popen([sys.executable, script, *words], env=environment, stdout=subprocess.PIPE, text=True)
-        )
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(running[-1].pid, {core % os.cpu_count()})
-    return [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    running = [_started(script, words, core) for core, words in enumerate(sides)]
+    return [_last(process) for process in running]
+
+
+def in_turn(script: str, sides: Sequence[Sequence[str]]):
+    """The same of more runs than there are cores: each core takes the next one when it is done with one."""
+    waiting, found = list(enumerate(sides)), {}
+
+    def work(core):
+        while waiting:
+            number, words = waiting.pop(0)
+            found[number] = _last(_started(script, words, core))
+
+    cores = [threading.Thread(target=work, args=(core,)) for core in range(os.cpu_count() or 1)]
+    for core in cores:
+        core.start()
+    for core in cores:
+        core.join()
+    return [found[number] for number in range(len(sides))]
+
+
+def _started(script: str, words: Sequence[str], core: int):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, script, *words], env=environment, stdout=subprocess.PIPE, text=True)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, {core % os.cpu_count()})
+    return process
+
+
+def _last(process):
+    return json.loads(process.communicate()[0].splitlines()[-1])

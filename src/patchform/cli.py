@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patchform import __version__
-from patchform.commands import data, demo, evaluate, models, predict, probe, train, weights
+from patchform.commands import data, demo, evaluate, features, models, predict, probe, train, weights
 from patchform.errors import PatchformError, UsageError
 
 VERBS = {
@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": evaluate,
     "predict": predict,
     "probe": probe,
+    "features": features,
     "weights": weights,
 }
 BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141

@@ -346,12 +346,7 @@ def convert(
         raise lookup.no_such("layout", to, layouts)
     own = {name: tensor for name, tensor in made.state_dict().items() if name not in new}
     written = layouts[to].dump(own, sizes=lambda place: sizes_of(made, place))
-    temporary = out.with_name(f"{files.TEMPORARY}{os.getpid()}-{out.name}")
-    try:
-        files.write_tensors(temporary, written, {"format": "pt"})  # without it transformers reads nothing
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.replace_tensors(out, written, {"format": "pt"})  # without it transformers reads nothing
     return report
 
 

@@ -133,6 +133,11 @@ def open_evaluation(
     return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
 
 
+def open_pictures(path: str | Path) -> Listing:
+    """List all pictures of a folder or tar shard, without labels and whatever its folders mean. Raises DataError."""
+    return _read(Path(path).expanduser(), DataSettings(), None, "pretraining", None)
+
+
 def training_pictures(
     listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
 ) -> Samples[Any]:

@@ -85,7 +85,44 @@ def features(
         say: called with a sentence when kept features are damaged, and so computed anew, or cannot be kept.
 
     Raises:
-        DataError: no picture, one that cannot be read, or one without exactly one class.
+        DataError: a picture without exactly one class.
+        PatchformError: whatever `outputs` raises.
+    """
+    if odd := [listing.name(index) for index, item in enumerate(listing.items) if len(item.classes) != 1]:
+        raise DataError("an image without exactly one class", where=odd[0], remedy="a probe needs single labels")
+    kept = outputs(
+        model,
+        listing,
+        output=output,
+        cache=cache,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+        progress=progress,
+        say=say,
+    )
+    labels = torch.tensor([item.classes[0] for item in listing.items])
+    return Frozen(kept, labels, tuple(map(listing.name, range(len(listing)))), output)
+
+
+def outputs(
+    model: Model,
+    listing: Listing,
+    *,
+    output: Output = "summary",
+    cache: str | Path | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    device: torch.device | str = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Tensor:
+    """(N, D) float32 on the CPU: the features alone, of pictures with or without classes. Arguments as of `features`.
+
+    Raises:
+        DataError: no picture, or one that cannot be read.
         UsageError: the trunk does not give this output or looks at clips; or a cache, and a model that was put together
             by hand.
         DivergedError: features that are not finite.
@@ -93,10 +130,8 @@ def features(
     """
     if not len(listing):
         raise DataError("no picture", where=listing.root)
-    if odd := [listing.name(index) for index, item in enumerate(listing.items) if len(item.classes) != 1]:
-        raise DataError("an image without exactly one class", where=odd[0], remedy="a probe needs single labels")
     if model.backbone.frames is not None:
-        raise UsageError("this backbone looks at clips, not at pictures", remedy="probe another one")
+        raise UsageError("this backbone looks at clips, not at pictures", remedy="take another one")
     place, about, kept = None, {}, None
     if cache is not None:
         about = identity(model, listing, output=output, precision=precision)
@@ -113,8 +148,7 @@ def features(
             kept = _computed(model, batches, len(listing), output, progress)
         if place is not None:
             _write(place, about, kept, say)
-    labels = torch.tensor([item.classes[0] for item in listing.items])
-    return Frozen(kept, labels, tuple(map(listing.name, range(len(listing)))), output)
+    return kept
 
 
 @torch.inference_mode()

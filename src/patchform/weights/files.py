@@ -54,6 +54,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_bytes(path, safetensors.torch.save(ready, dict(metadata or {})))
 
 
+def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of tensors that is there whole or not at all. Arguments and errors as of `write_tensors`."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        write_tensors(temporary, tensors, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Named CPU tensors of a safetensors file.
 
