@@ -47,7 +47,7 @@ class DataSettings:
     """uniform: a frame of each of as many equal parts of the video as the clip has frames, at random in training, the
     middle one elsewhere; dense: frames frame_step apart, from a random start in training, of the middle elsewhere."""
     workers: int = 0
-    """Processes that decode and augment; results do not depend on it."""
+    """Processes that decode and augment, for each that trains; results do not depend on it."""
     balanced: bool = False
     """Draw every class equally often."""
     skip_bad: float = 0.0
@@ -232,9 +232,9 @@ class TrainingSettings:
     epochs: int = 100
     """Passes over the training set."""
     batch_size: int = 64
-    """Images of one optimizer step."""
+    """Images of one optimizer step, of all processes together."""
     micro_batch: int = 0
-    """Images that go through the model at once; 0: the whole batch. Gradients are the same."""
+    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same."""
     pixels_at_once: int = 0
     """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it.
     Parts then have no more padding than their own pictures need: gradients are the same but for what a model makes of

@@ -160,7 +160,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         if place.first:
             replace_text(folder / run.RECIPE, yaml.safe_dump(plain(dataclasses.asdict(resolved)), sort_keys=False))
             _warn_of_little_room(folder, parts, reporter)
-        processes.as_first([*model.parameters(), *model.buffers()])
+        processes.as_first(list(model.state_dict().values()))
 
         def rate_at(step: int) -> float:
             return recipe.optimizer.lr * schedule.multiplier(recipe.schedule, step, steps=steps, epoch=epoch)
