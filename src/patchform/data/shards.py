@@ -256,7 +256,7 @@ def _members(file: BinaryIO, size: int, shard: Path) -> Iterator[tuple[str, tarf
                 raise ValueError(f"a size of {member.size}")
             if member.isreg() or member.islnk() or member.issym():
                 yield member.name, member
-        _check_end(file, archive.offset)
+        _check_end(file, archive.offset, size)
     except (DataError, OSError):
         raise
     except Exception as error:  # tarfile raises a dozen kinds on hostile bytes; all mean the same to the user
@@ -269,16 +269,27 @@ def _members(file: BinaryIO, size: int, shard: Path) -> Iterator[tuple[str, tarf
         raise DataError(what, where=shard, remedy="write or fetch the shard anew") from None
 
 
-def _check_end(file: BinaryIO, end: int) -> None:
+def _check_end(file: BinaryIO, end: int, size: int) -> None:
     """Whether a shard ends where `tarfile` says, which is content with anything. Raises ValueError and EOFError."""
     file.seek(end)
     mark, rest = file.read(tarfile.BLOCKSIZE), file.read(_AFTER_END)
     if len(mark) < tarfile.BLOCKSIZE:
         raise EOFError
     if any(mark):
+        if _is_left_alone(mark, size - end):
+            raise EOFError
         raise ValueError("no header")
     if any(rest):
         raise ValueError("more follows its end: were tars joined?")
+
+
+def _is_left_alone(header: bytes, left: int) -> bool:
+    """Whether a header is whole and what belongs to it is not there, which some versions of `tarfile` pass over."""
+    try:
+        content = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+    except tarfile.HeaderError:
+        return False
+    return left < tarfile.BLOCKSIZE * (2 + -(-content // tarfile.BLOCKSIZE))
 
 
 class _Headers:
