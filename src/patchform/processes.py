@@ -113,16 +113,9 @@ def of_first(work: Callable[[], str]) -> str:
     return bytes(letters.tolist()).decode(errors="surrogateescape")
 
 
-@torch.no_grad()
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Put into each tensor its sum over all processes; they have the same shapes, types and devices in each."""
-    if here().alone:
-        return
-    for part in _buckets(tensors):
-        together = torch.cat([tensor.reshape(-1) for tensor in part])
-        with _lost():
-            dist.all_reduce(together)
-        _spread(together, part)
+    _exchange(tensors, lambda together: dist.all_reduce(together))
 
 
 def average(tensors: Sequence[Tensor]) -> None:
@@ -132,16 +125,22 @@ def average(tensors: Sequence[Tensor]) -> None:
         torch._foreach_div_(list(tensors), here().number)
 
 
-@torch.no_grad()
 def as_first(tensors: Sequence[Tensor]) -> None:
     """Put into each tensor what it holds in the first process."""
+    _exchange(tensors, lambda together: dist.broadcast(together, 0))
+
+
+@torch.no_grad()
+def _exchange(tensors: Sequence[Tensor], work: Callable[[Tensor], object]) -> None:
+    """Let all processes work on the tensors together, in place and many at once."""
     if here().alone:
         return
     for part in _buckets(tensors):
         together = torch.cat([tensor.reshape(-1) for tensor in part])
         with _lost():
-            dist.broadcast(together, 0)
-        _spread(together, part)
+            work(together)
+        for tensor, found in zip(part, together.split([tensor.numel() for tensor in part])):
+            tensor.copy_(found.view(tensor.shape))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -157,11 +156,6 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
                 size = 0
             size += tensor.numel()
         yield from (alike[start:end] for start, end in pairwise([*cuts, len(alike)]))
-
-
-def _spread(together: Tensor, tensors: Sequence[Tensor]) -> None:
-    for tensor, part in zip(tensors, together.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(part.view(tensor.shape))
 
 
 @contextmanager
