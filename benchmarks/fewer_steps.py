@@ -1,12 +1,11 @@
 """Does a trunk that has looked at a set's pictures, without their masks, learn to segment them in fewer steps?
 
-A trunk is trained by MAE (or DINO) on the pictures of camvid/images/training alone. Then the recipe
+A trunk is trained by MAE on the pictures of camvid/images/training alone. Then the recipe
 `semantic_segmentation/small` starts from it, and beside it, from nothing; the same seed, order, crops and learning
 rates. Both are judged every few epochs, and the steps are counted that each takes to the mean IoU that the run from
 nothing has at its end, and to some below it.
 
-    python benchmarks/fewer_steps.py                             # three seeds: about an hour and a half on two cores
-    python benchmarks/fewer_steps.py --seeds 0 --method dino
+    python benchmarks/fewer_steps.py                             # three seeds: about an hour on two cores
     python benchmarks/fewer_steps.py --seeds 0 --pictures 1 --epochs 2 --every 1             # does it run?
 
 The data are semantic_segmentation/camvid below $PATCHFORM_DATA.
@@ -27,10 +26,7 @@ from patchform.commands import recipes
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SCENES = DATA / "semantic_segmentation" / "camvid"
-METHODS = {
-    "mae": ("pretraining/small", {"width": 96, "depth": 1, "heads": 4, "ratio": 0.6}),
-    "dino": ("pretraining/small_dino", {"outputs": 1024, "momentum": 0.99, "teacher_temperature": [0.04, 0.07]}),
-}
+DECODER = {"width": 96, "depth": 1, "heads": 4, "ratio": 0.6}
 SHARES = (0.5, 0.75, 0.9, 1.0)
 """Of the mean IoU that is reached from nothing."""
 SIDES = ("pictures", "nothing")
@@ -43,25 +39,21 @@ def course(a, epochs, every):
 
 def looked(a, runs):
     """The folder of a run on the pictures alone, with the trunk of the recipe for masks."""
-    name, options = METHODS[a.method]
-    small = a.method == "dino"
+    segments = recipes.resolve("semantic_segmentation/small").model
     settings = {
         "name": "pictures",
         "runs": runs,
         "data": {
             "path": str(SCENES / "images" / "training"),
-            "image_size": [96, 128] if small else [192, 256],
+            "image_size": [192, 256],
             "validation_share": 0.05,
         },
         "training": {**course(a, a.pictures, a.pictures), "batch_size": 16},
         "schedule": {"warmup_epochs": min(5.0, a.pictures / 10)},
         "optimizer": {"lr": a.rate},
+        "model": {"backbone": segments.backbone, "options": segments.options, "head_options": DECODER},
     }
-    if small:
-        settings["augmentation"] = {"local_size": 48}
-    segments = recipes.resolve("semantic_segmentation/small").model
-    settings["model"] = {"backbone": segments.backbone, "options": segments.options, "head_options": options}
-    return patchform.train(recipes.resolve(name, settings), progress=False).folder
+    return patchform.train(recipes.resolve("pretraining/small", settings), progress=False).folder
 
 
 def one(a):
@@ -98,7 +90,6 @@ def reached(curve, wanted):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--method", choices=METHODS, default="mae")
     parser.add_argument("--pictures", type=int, default=60, help="epochs without masks")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate without masks")
     parser.add_argument("--epochs", type=int, default=20, help="with masks")
@@ -113,7 +104,7 @@ def main():
     if not SCENES.is_dir():
         print("no data: set PATCHFORM_DATA to a folder that has semantic_segmentation/camvid")
         return
-    usual = ["--method", a.method, "--pictures", str(a.pictures), "--rate", str(a.rate)]
+    usual = ["--pictures", str(a.pictures), "--rate", str(a.rate)]
     usual += ["--epochs", str(a.epochs), "--every", str(a.every)]
     for seed in a.seeds:
         after, nothing = together(__file__, [[*usual, "--seeds", str(seed), "--here", side] for side in SIDES])

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from patchform.errors import Elsewhere, Interrupted, ResourceError
+from patchform.errors import Elsewhere, Interrupted, ResourceError, UsageError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
@@ -44,6 +44,7 @@ class Place(NamedTuple):
 
 
 ALONE = Place(0, 1)
+_PLACE = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
@@ -51,10 +52,16 @@ def joined() -> Iterator[Place]:
     """Work with the processes that torchrun started beside this one, if it did; the place of this one.
 
     On GPUs each process takes the one of its number on its machine.
+
+    Raises:
+        UsageError: there are several, and what torchrun says of each is not there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield here()
         return
+    if missing := [name for name in _PLACE if name not in os.environ]:
+        remedy = "start it with torchrun, or unset WORLD_SIZE"
+        raise UsageError(f"WORLD_SIZE is set and {missing[0]} is not", remedy=remedy)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)

@@ -82,6 +82,7 @@ def test_processes_share_each_batch(count, size, number):
     orders = [TrainingBatches(count, size, 5, 0, steps, share=Place(rank, number)) for rank in range(number)]
     borrowed = 0
     for step, parts in enumerate(zip(*orders, strict=True)):
+        assert orders[0].size(step) == len(alone[step])
         own = [part for part, order in zip(parts, orders, strict=True) if not order.borrowed(step)]
         assert sorted(key for part in own for key in part) == sorted(alone[step])
         assert max(map(len, own)) - min(map(len, own)) <= 1

@@ -127,3 +127,11 @@ def test_what_one_cannot_read_stops_all_and_is_saved(runs):
     assert json.loads((saved / checkpoint.STATE).read_text())["counters"]["step"] == 5
     codes, said = finished(pair(runs("unreadable")))  # the name is taken now
     assert codes == (5, 5), said
+
+
+def test_half_of_a_place_is_refused(runs):
+    code, said = kills.finish(kills.start(runs("lost"), place={"WORLD_SIZE": "2"}))
+    assert (code, said) == (
+        2,
+        "UsageError: WORLD_SIZE is set and RANK is not; start it with torchrun, or unset WORLD_SIZE\n",
+    )

@@ -144,9 +144,13 @@ class TrainingBatches(Sampler[list[Key]]):
         start = place * self.batch_size
         return [(epoch, index) for index in self._epoch(epoch)[start : start + self.batch_size]]
 
+    def size(self, step: int) -> int:
+        """Samples of the batch of a step, of all processes together."""
+        return min(self.batch_size, self.count - step % self.steps_per_epoch * self.batch_size)
+
     def borrowed(self, step: int) -> bool:
         """Whether this process has no sample of its own in the batch of a step."""
-        return len(self.whole(step)) <= self.share.rank
+        return self.size(step) <= self.share.rank
 
     def _epoch(self, epoch: int) -> list[int]:
         known, indices = self._known

@@ -271,7 +271,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                     failpoint("before-log")
                     if log is not None:
                         log.step(step + 1, loss=loss, norm=norm, lr=rate)
-                    seen = len(order.whole(step))
+                    seen = order.size(step)
                     reporter.step(step + 1, epoch=step // epoch + 1, loss=loss, rate=rate, images=seen)
             except (Interrupted, DataError, DivergedError, Elsewhere):
                 if all_finite(model, average):
