@@ -91,9 +91,9 @@ def within_tiles(block, x, edges, side):
 def test_every_second_block_has_its_tiles_half_a_window_further_rounded_down(side, edges, one_further):
     """As the authors' `shift_size=window_size // 2`; the published weights of version 1 have windows of 7 or 12."""
     cells = edges[-1]
-    trunk = randomise(Swin(image_size=4 * cells, width=8, depths=(2,), heads=(2,), window=side)).eval().double()
+    backbone = randomise(Swin(image_size=4 * cells, width=8, depths=(2,), heads=(2,), window=side)).eval().double()
     x = torch.randn(1, cells, cells, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    plain, shifted = trunk.stages[0]
+    plain, shifted = backbone.stages[0]
     torch.testing.assert_close(plain(x), within_tiles(plain, x, (*range(0, cells, side), cells), side))
     torch.testing.assert_close(shifted(x), within_tiles(shifted, x, edges, side))
     assert (shifted(x) - within_tiles(shifted, x, one_further, side)).abs().max() > 0.1  # control
@@ -132,22 +132,22 @@ def test_control_a_fault_is_seen(fault, timm_small, images):
 
 def test_equals_the_authors_code():
     config, tensors, parameters, rounding = golden("swin_v1")
-    trunk = Swin(
+    backbone = Swin(
         image_size=config["img_size"],
         width=config["embed_dim"],
         depths=config["depths"],
         heads=config["num_heads"],
         window=config["window_size"],
     )
-    ours = Classifier(trunk).eval()
+    ours = Classifier(backbone).eval()
     load(ours, LAYOUTS["microsoft"], parameters)
     seen = {}
     watched = {
-        "patch_embed": trunk.patches_norm,
-        "layer0.block0": trunk.stages[0][0],
-        "layer0.block1": trunk.stages[0][1],
-        **{f"layer{s}": merge for s, merge in enumerate(trunk.merges)},
-        "layer3": trunk.stages[3][1],
+        "patch_embed": backbone.patches_norm,
+        "layer0.block0": backbone.stages[0][0],
+        "layer0.block1": backbone.stages[0][1],
+        **{f"layer{s}": merge for s, merge in enumerate(backbone.merges)},
+        "layer3": backbone.stages[3][1],
     }
     for name, module in watched.items():
         module.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.flatten(1, 2)}))
