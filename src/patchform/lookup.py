@@ -64,7 +64,7 @@ def module(kind: str, name: str) -> ModuleType:
     if name not in files:
         raise no_such(kind.removesuffix("s").rpartition("/")[2], name, files)
     path = files[name]
-    dotted = f"patchform.{kind.replace('/', '.')}.{name}"
+    dotted = _dotted(kind, name)
     if path.is_relative_to(_HOME):
         return importlib.import_module(dotted)
     if dotted not in sys.modules:  # a plug-in the user named
@@ -79,6 +79,27 @@ def module(kind: str, name: str) -> ModuleType:
             del sys.modules[dotted]
             raise
     return sys.modules[dotted]
+
+
+def _dotted(kind: str, name: str) -> str:
+    return f"patchform.{kind.replace('/', '.')}.{name}"
+
+
+class Plugins:
+    """The plug-ins of this process. A process of its own that unpickles it has them, their code executed, as here."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        files = [(kind, name, path) for kind in KINDS for name, path in _files(kind).items()]
+        loaded = [(k, n) for k, n, path in files if not path.is_relative_to(_HOME) and _dotted(k, n) in sys.modules]
+        return _restored, (tuple(_plugins), tuple(loaded))
+
+
+def _restored(folders: Iterable[Path], loaded: Iterable[tuple[str, str]]) -> Plugins:
+    for folder in folders:
+        add_plugin(folder)
+    for kind, name in loaded:
+        module(kind, name)
+    return Plugins()
 
 
 def the_class(kind: str, name: str, base: type) -> type:

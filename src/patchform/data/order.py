@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from patchform import lookup
 from patchform.data.collate import Packed, collate, pack, unpack
 from patchform.data.listing import Listing
 from patchform.errors import PatchformError, ResourceError
@@ -234,6 +235,9 @@ class _Fetch(Dataset[Any]):
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fetch, (lookup.Plugins(), self.dataset)  # in this order: the data set may be of a plug-in's class
+
     def __getitem__(self, key: Key) -> Sample:
         return self.dataset[key]
 
@@ -244,6 +248,10 @@ class _Fetch(Dataset[Any]):
             return error
         packed = pack(batch.targets)
         return (batch if packed is None else batch._replace(targets=())), packed
+
+
+def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
+    return _Fetch(dataset)
 
 
 def _pass(found: Any) -> Any:
