@@ -16,12 +16,14 @@ from torch.utils.data import Dataset
 
 from patchform import lookup
 from patchform.data.dataset import evaluation_pictures, open_data, open_pictures, training_pictures
-from patchform.data.formats import coco
+from patchform.data.formats.coco import Coco
 from patchform.data.order import evaluation_loader
 from patchform.data.samples import Samples
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings
 from patchform.training import run
+
+coco = Coco()
 
 METHODS = ("fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow))
 KEPT = 4
@@ -128,7 +130,7 @@ def scenes(root):
 
 def objects(root):
     for number, part in enumerate(("train", "val")):
-        listing = random_listing(root / f"{part}-pictures", number, keeps=coco.KEEPS, outlines=True)
+        listing = random_listing(root / f"{part}-pictures", number, keeps=coco.keeps, outlines=True)
         coco.write(listing, root / "coco", part=part, pictures="copy")
     whole = Preprocessing(size=(32, 48), resize="fit")
     boxes = AugmentationSettings(sizes=[24, 32], color_jitter=0.5)
