@@ -9,6 +9,8 @@ import hashlib
 import math
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -206,7 +208,8 @@ class _Loader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        loaded = super().__iter__()
+        with _unheard() if self.num_workers else nullcontext():
+            loaded = super().__iter__()
         while True:
             try:
                 found: Any = next(loaded, None)
@@ -256,6 +259,17 @@ def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
 
 def _pass(found: Any) -> Any:
     return found
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C does not reach processes that begin meanwhile, not even while one that is started afresh still imports."""
+    resource_tracker.ensure_running()  # the queues of workers need it, and its start would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(_: int) -> None:
