@@ -44,12 +44,11 @@ def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
     try:
         for name in _CODE:
             found.update(_sum((Path(__file__).parent / name).read_bytes()))
-        found.update(repr((__version__, PIL.__version__, how, listing.classes, listing.objects)).encode())
+        found.update(repr((__version__, PIL.__version__, how, listing.classes)).encode())
         found.update(_sum(listing.as_bytes()))
         for item in listing.items:
-            size = None if item.objects is None else item.objects.size
             for file in files_of(item.path):
-                found.update(repr((*status(file), size)).encode())
+                found.update(repr(status(file)).encode())
             if isinstance(item.mask, Path):
                 found.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
     except (OSError, DataError):
