@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from patchform import drawing, lookup
 from patchform.data import hints
 from patchform.data.checks import examine, overlap
-from patchform.data.dataset import open_evaluation, open_training, serves
+from patchform.data.dataset import formats, open_evaluation, open_training, serves
 from patchform.data.faults import KINDS, Fault, Faults
 from patchform.data.images import decode
 from patchform.data.listing import Listing
@@ -131,8 +131,8 @@ def task_of(path: str | Path) -> str:
     if len(found) > 1:
         raise UsageError(f"the layout of {path} serves {' and '.join(found)}", remedy="name the task: --task")
     if not found:
-        layouts = (lookup.module("data/formats", name).LAYOUT for name in lookup.names("data/formats"))
-        raise DataError("no known layout of data", where=path, remedy=f"looked for {', '.join(layouts)}")
+        layouts = ", ".join(format_.layout for format_ in formats().values())
+        raise DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
     return found[0]
 
 

@@ -61,7 +61,7 @@ def test_every_setting_has_a_meaning():
 def test_a_task_is_any_that_there_is():
     for name in lookup.names("tasks"):
         assert recipes.resolve(Recipe(), {"task": name}).task == name
-    with pytest.raises(UsageError, match='no task "clasification".*did you mean "classification"'):
+    with pytest.raises(UsageError, match=r'no task "clasification".*did you mean "classification"'):
         recipes.resolve(Recipe(), {"task": "clasification"})
 
 

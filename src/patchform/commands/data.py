@@ -318,9 +318,10 @@ def convert_data(
         ResourceError: `out` cannot be written to.
     """
     from patchform import lookup
+    from patchform.data.dataset import formats
+    from patchform.data.formats.base import WritableFormat
 
-    writers = {name: lookup.module("data/formats", name) for name in lookup.names("data/formats")}
-    writers = {name: module for name, module in writers.items() if hasattr(module, "write")}
+    writers = {name: format_ for name, format_ in formats().items() if isinstance(format_, WritableFormat)}
     if to not in writers:
         raise lookup.no_such("format to write", to, writers)
     place = _new(out, Path(data))

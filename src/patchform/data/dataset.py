@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from patchform import lookup
 from patchform.data.faults import Faults
+from patchform.data.formats.base import Format
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
 from patchform.data.order import derive
 from patchform.errors import DataError, UsageError
@@ -95,8 +96,7 @@ def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
     _must_exist(place, task)
     place = _parts(place, task)[0] or place
     return any(
-        format_.recognises(place) and not (sure and hasattr(format_, "tells") and not format_.tells(place, task))
-        for format_ in _formats(task)
+        format_.recognises(place) and (not sure or format_.is_meant(place)) for format_ in formats(task).values()
     )
 
 
@@ -156,14 +156,19 @@ def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, L
     )
 
 
-def _formats(task: str) -> list[Any]:
-    """Modules of the layouts that serve a task."""
-    modules = (lookup.module("data/formats", name) for name in lookup.names("data/formats"))
-    return [module for module in modules if task in module.TASKS]
+def formats(task: str | None = None) -> dict[str, Format]:
+    """The formats that serve a task, or all, by name."""
+    kinds: dict[str, type[Format]] = {
+        name: lookup.the_class("data/formats", name, Format) for name in lookup.names("data/formats")
+    }
+    return {name: kind() for name, kind in kinds.items() if task is None or task in kind.tasks}
 
 
 def _layouts(task: str) -> str:
-    return ", ".join(format_.LAYOUT for format_ in reversed(_formats(task))) + "; or such parts below train/ and val/"
+    return (
+        ", ".join(format_.layout for format_ in reversed(formats(task).values()))
+        + "; or such parts below train/ and val/"
+    )
 
 
 def _must_exist(path: Path, task: str) -> None:
@@ -177,11 +182,9 @@ def _read(
     path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str, faults: Faults | None
 ) -> Listing:
     _must_exist(path, task)
-    for format_ in _formats(task):
+    for format_ in formats(task).values():
         if format_.recognises(path):
-            noted = (faults,) if faults is not None and hasattr(format_, "parts") else ()
-            listing: Listing = format_.read(path, settings, classes, *noted)
-            return listing
+            return format_.open(path, settings, classes, faults)
     raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
 
 
@@ -191,13 +194,12 @@ def has_validation(path: str | Path, task: str = "classification") -> bool:
 
 
 def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
-    """What to learn from and what to validate on: as a format of annotated objects says, else by the names of folders.
+    """What to learn from and what to validate on: as a format itself says, else by the names of folders.
 
     Without the first there is no second.
     """
-    for format_ in _formats(task):
-        found: tuple[Path, Path | None] | None = format_.parts(path) if hasattr(format_, "parts") else None
-        if found:
+    for format_ in formats(task).values():
+        if found := format_.parts(path):
             return found
     home = _home(path, task)
     train = _part(home, TRAIN)
@@ -206,7 +208,7 @@ def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
 
 def _home(path: Path, task: str) -> Path:
     """Where train/ and val/ lie: in `path`, or in a folder inside it in which a layout keeps them."""
-    inside = (path / name for format_ in _formats(task) for name in getattr(format_, "INSIDE", ()))
+    inside = (path / name for format_ in formats(task).values() for name in format_.inside)
     return next((place for place in (path, *inside) if _part(place, TRAIN)), path)
 
 

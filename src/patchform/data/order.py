@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from patchform import lookup
 from patchform.data.collate import PackedTargets, collate
 from patchform.data.listing import Listing
 from patchform.errors import PatchformError, ResourceError
@@ -233,6 +234,9 @@ class _Fetch(Dataset[Any]):
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fetch, (lookup.Plugins(), self.dataset)  # in this order: the data set may be of a plug-in's class
+
     def __getitem__(self, key: Key) -> Sample:
         return self.dataset[key]
 
@@ -242,6 +246,10 @@ class _Fetch(Dataset[Any]):
         except PatchformError as error:
             return error
         return batch._replace(targets=PackedTargets.of(batch.targets)) if batch.targets else batch
+
+
+def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
+    return _Fetch(dataset)
 
 
 def _pass(found: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
@@ -40,6 +40,10 @@ class Samples(Dataset[Sample], Generic[D]):
         self.listing, self.preprocessing, self.seed = listing, preprocessing, seed
         self._cache: dict[int, D] | None = {}
         self._seen, self._seen_bytes = 0, 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is started afresh: what was decoded stays here."""
+        return {**vars(self), "_cache": None if self._cache is None else {}, "_seen": 0, "_seen_bytes": 0}
 
     def __len__(self) -> int:
         return len(self.listing)

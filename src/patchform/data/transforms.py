@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,32 @@ from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import AugmentationSettings
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
+T = TypeVar("T")
+"""What is true of a picture, where it has to change with the pixels."""
+
+
+@dataclass(frozen=True)
+class Compose(Generic[T]):
+    """One step after the other, of pixels together with what is true of them."""
+
+    steps: tuple[Callable[..., tuple[Tensor, T]], ...]
+
+    def __call__(self, image: Tensor, truth: T, *given: Any) -> tuple[Tensor, T]:
+        """Apply all; what else is given is given to each."""
+        for step in self.steps:
+            image, truth = step(image, truth, *given)
+        return image, truth
+
+
+@dataclass(frozen=True)
+class PixelsAlone:
+    """A change of pixels that leaves what is true of them as it is."""
+
+    transform: Transform
+
+    def __call__(self, image: Tensor, truth: T, *_: Any) -> tuple[Tensor, T]:
+        """Change the pixels."""
+        return self.transform(image), truth
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
@@ -62,7 +89,7 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
     if a.color_jitter > 0:
         steps += [v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter)]
     steps += [Erase(a.erasing)] * (a.erasing > 0)
-    return Chain(steps)
+    return v2.Compose(steps)
 
 
 def refuse_for_objects(augmentation: AugmentationSettings) -> None:
@@ -96,19 +123,6 @@ def refuse_for_whole(preprocessing: Preprocessing, augmentation: AugmentationSet
         raise UsageError(f"augmentation.scale {list(a.scale)} is not a range", remedy="give [low, high], above 0")
     if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
         raise UsageError("augmentation.color_jitter needs pictures of 1 or 3 channels")
-
-
-class Chain:
-    """One transform after the other."""
-
-    def __init__(self, steps: list[Transform]) -> None:
-        self.steps = steps
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Apply all."""
-        for step in self.steps:
-            image = step(image)
-        return image
 
 
 LONGEST = 4

@@ -13,7 +13,9 @@ from PIL import Image
 from tarred import special, tar
 
 from patchform.data.dataset import open_data, open_evaluation, split_listing
-from patchform.data.formats import shards, unlabelled, unlabelled_shards
+from patchform.data.formats.shards import ClassShards
+from patchform.data.formats.unlabelled import UnlabelledFolder
+from patchform.data.formats.unlabelled_shards import UnlabelledShards
 from patchform.data.listing import Item
 from patchform.data.order import TrainingBatches, training_loader
 from patchform.doctor import diagnose, task_of
@@ -24,6 +26,10 @@ from patchform.probing.frozen import features
 from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings
 from patchform.tasks.classification import Classification
+
+shards = ClassShards()
+unlabelled = UnlabelledFolder()
+unlabelled_shards = UnlabelledShards()
 
 TINY = Preprocessing(size=(16, 16), crop_share=1.0)
 NAMES = ("ant", "bee")
@@ -68,7 +74,7 @@ def opened(path, task="classification", seed=0, **settings):
 
 
 def listed(path, classes=None, task=shards):
-    return task.read(Path(path), DataSettings(), classes)
+    return task.open(Path(path), DataSettings(), classes)
 
 
 def names(listing):
