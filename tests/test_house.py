@@ -17,9 +17,10 @@ FLOORS = (
     ("errors", "records", "settings", "lookup"),
     ("geometry", "device", "processes"),
     ("layers", "metrics", "weights", "drawing"),
-    ("backbones", "necks", "heads", "data"),
+    ("backbones", "necks", "heads", "data", "page"),
     ("published",),
-    ("model", "tasks"),
+    ("tasks",),
+    ("model",),
     ("pretraining",),
     ("loading",),
     ("inference",),
@@ -43,6 +44,7 @@ PAPERS_SAY_SO = {
     "heads/detr_masks": {"heads/detr"},
     "heads/temporal_encoder": {"heads/linear"},
     "tasks/video_classification": {"tasks/classification"},
+    "tasks/instance_segmentation": {"tasks/detection"},
     "heads/mask_rcnn": {"heads/faster_rcnn"},
 }
 NOT_ROOMS = {"utils", "util", "common", "core", "misc", "engine", "helpers"}

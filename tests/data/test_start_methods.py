@@ -16,12 +16,14 @@ from tarred import tar
 from torch.utils.data import Dataset
 
 from patchform import lookup
-from patchform.data.dataset import evaluation_pictures, open_data, open_pictures, training_pictures
+from patchform.data.collate import PackedTargets
+from patchform.data.dataset import open_data, open_pictures
 from patchform.data.formats.coco import Coco
 from patchform.data.order import evaluation_loader
 from patchform.data.samples import Samples
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings
+from patchform.tasks.base import find_task
 from patchform.training import run
 
 coco = Coco()
@@ -83,8 +85,8 @@ def write(path, data):
 def both(root, task, preprocessing, *, augmentation=None, **settings):
     """The training and the validation samples of a folder."""
     splits = open_data(DataSettings(path=str(root), **settings), seed=0, preprocessing=preprocessing, task=task)
-    training = training_pictures(splits.train, preprocessing, augmentation or AugmentationSettings(), 0)
-    return [training, evaluation_pictures(splits.validation, preprocessing)]
+    training = find_task(task).training_samples(splits.train, preprocessing, augmentation or AugmentationSettings(), 0)
+    return [training, find_task(task).evaluation_samples(splits.validation, preprocessing)]
 
 
 def labels(root):
@@ -104,7 +106,7 @@ def labels(root):
     crops = AugmentationSettings(
         views=2, local_views=2, local_size=16, blur=[1, 0.5, 0.5], solarise=[0, 0.5, 0], grey=0.5, color_jitter=0.4
     )
-    return [*found, training_pictures(open_pictures(root / "folders"), small, crops, 0)]
+    return [*found, find_task("pretraining").training_samples(open_pictures(root / "folders"), small, crops, 0)]
 
 
 def scenes(root):
@@ -156,6 +158,13 @@ def sets(tmp_path_factory):
     return [*labels(root), *scenes(root), *objects(root), *videos(root)]
 
 
+def again(pictures):
+    """The samples of the same pictures, not augmented."""
+    return find_task("classification").training_samples(
+        pictures.listing, pictures.preprocessing, AugmentationSettings(), 0
+    )
+
+
 def loaded(dataset, method=None, batch_size=2):
     """All batches: of two workers that are started so, or without workers."""
     loader = evaluation_loader(dataset, batch_size, workers=2 if method else 0)
@@ -168,7 +177,7 @@ def same(first, second):
     """Whether two records of tensors, or of such records, are equal to the bit."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and first.shape == second.shape and first.equal(second)
-    if isinstance(first, tuple | list):
+    if isinstance(first, tuple | list | PackedTargets):
         return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
     return first == second
 
@@ -180,7 +189,7 @@ def test_workers_give_the_bits_that_none_gives(sets, method, tmp_path, monkeypat
     monkeypatch.setattr(lookup, "_plugins", [])
     lookup._files.cache_clear()
     lookup.add_plugin(folder)
-    inverted = training_pictures(sets[0].listing, sets[0].preprocessing, AugmentationSettings(), 0)
+    inverted = again(sets[0])
     inverted.transform = lookup.module("tasks", "inverted").Invert()
     everything = Several([*sets, inverted, Facts()])
     try:
@@ -208,7 +217,7 @@ def test_workers_give_the_bits_that_none_gives(sets, method, tmp_path, monkeypat
 @pytest.mark.filterwarnings("ignore:Got pickle error")
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_a_function_within_a_function_does_not_travel(sets, method):
-    pictures = training_pictures(sets[0].listing, sets[0].preprocessing, AugmentationSettings(), 0)
+    pictures = again(sets[0])
     pictures.transform = lambda image: image
     bad = Several([pictures])
     with pytest.raises((AttributeError, TypeError, RuntimeError), match="lambda"):

@@ -6,29 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-import torch
-from torch import Tensor
+from typing import NamedTuple
 
 from patchform import lookup
-from patchform.data.clips import evaluation_clips, training_clips
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.images import decode
-from patchform.data.instances import Transform as ObjectTransform
-from patchform.data.instances import evaluation_objects, instances, training_objects
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
-from patchform.data.masks import decode_mask
-from patchform.data.objects import missing_outlines
 from patchform.data.order import derive
-from patchform.data.samples import Samples
-from patchform.data.scenes import Scene, evaluation_scene, training_scene
-from patchform.data.transforms import Transform, evaluation_transform, training_transform
-from patchform.data.views import Views
 from patchform.errors import DataError, UsageError
-from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target
-from patchform.settings import AugmentationSettings, DataSettings
+from patchform.records import Preprocessing
+from patchform.settings import DataSettings
 
 
 class Splits(NamedTuple):
@@ -138,54 +125,6 @@ def open_pictures(path: str | Path) -> Listing:
     return _read(Path(path).expanduser(), DataSettings(), None, "pretraining", None)
 
 
-def training_pictures(
-    listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
-) -> Samples[Any]:
-    """The samples of a training set, changed at random; with masks or objects if the listing has them, or clips.
-
-    Raises UsageError.
-    """
-    _refuse_frames(listing, preprocessing)
-    if listing.videos:
-        return training_clips(listing, preprocessing, augmentation, seed)
-    if listing.objects and augmentation.copy_paste and not outlined(listing):
-        raise UsageError("augmentation.copy_paste needs outlines, and the data have boxes alone", remedy="set it to 0")
-    make: Any = training_objects if listing.objects else training_scene if listing.coding else training_transform
-    if augmentation.views > 1:
-        if listing.objects or listing.coding:
-            raise UsageError("augmentation.views is not for masks and objects", remedy="set it to 1")
-        make = Views
-    return Pictures(listing, make(preprocessing, augmentation), preprocessing, seed)
-
-
-def evaluation_pictures(
-    listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
-) -> Samples[Any]:
-    """The samples as the model is judged on them; with masks or objects if the listing has them, or clips.
-
-    Args:
-        listing: what there is.
-        preprocessing: of the model.
-        seed: changes nothing that is not drawn.
-        views: of videos, the number of clips and of crops of each: see `clips.evaluation_clips`.
-
-    Raises:
-        UsageError: settings that are not for these data.
-    """
-    _refuse_frames(listing, preprocessing)
-    if listing.videos:
-        return evaluation_clips(listing, preprocessing, seed, views=views)
-    make: Any = evaluation_objects if listing.objects else evaluation_scene if listing.coding else evaluation_transform
-    return Pictures(listing, make(preprocessing), preprocessing, seed)
-
-
-def _refuse_frames(listing: Listing, preprocessing: Preprocessing) -> None:
-    if listing.videos and not preprocessing.frames:
-        raise UsageError("the data are videos, and data.frames is 0", remedy="set it to the frames of a clip")
-    if preprocessing.frames and not listing.videos:
-        raise UsageError(f"the data are pictures, and data.frames is {preprocessing.frames}", remedy="set it to 0")
-
-
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
     """Two parts, the second of about `share` of each class; depends on the seed and the relative names alone.
 
@@ -245,13 +184,7 @@ def _read(
     _must_exist(path, task)
     for format_ in formats(task).values():
         if format_.recognises(path):
-            listing = format_.open(path, settings, classes, faults)
-            if task == "instance_segmentation":
-                found = Faults() if faults is None else faults
-                missing_outlines(listing, found)
-                if faults is None:
-                    found.refuse(path)
-            return listing
+            return format_.open(path, settings, classes, faults)
     raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
 
 
@@ -291,97 +224,3 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
 def _only(train: Path) -> bool:
     """Whether there is no other folder beside."""
     return not any(entry != train and entry.is_dir() and not is_hidden(entry.name) for entry in train.parent.iterdir())
-
-
-class _Decoded(NamedTuple):
-    """A picture and what is known of its parts."""
-
-    pixels: Tensor
-    """(C, H, W)."""
-    truth: Regions | Instances | None
-    """In the picture's own pixels, classes of regions as uint8; None where there is a label alone."""
-
-
-def outlined(listing: Listing) -> bool:
-    """Whether any object has an outline."""
-    return any(item.objects is not None and item.objects.outlines is not None for item in listing.items)
-
-
-class Pictures(Samples[_Decoded]):
-    """The pictures of a listing as samples.
-
-    Args:
-        listing: what there is.
-        transform: from decoded pixels to the model's input; for a listing with masks, from pixels and `Regions` to both
-            (see `data.scenes`); for one with objects, from pixels and `Instances` (see `data.instances`).
-        preprocessing: how files are decoded.
-        seed: of the random transforms.
-    """
-
-    def __init__(
-        self,
-        listing: Listing,
-        transform: Transform | Scene | ObjectTransform | Views,
-        preprocessing: Preprocessing,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(listing, preprocessing, seed)
-        self.transform, self.outlined = transform, outlined(listing)
-
-    def _sample(self, index: int) -> Sample:
-        pixels, truth = self._decoded(index)
-        target: Target
-        views = None
-        if isinstance(truth, Instances):
-            image, target = cast("ObjectTransform", self.transform)(pixels, truth, self._another)
-        elif truth is not None:
-            image, target = cast("Scene", self.transform)(pixels, truth)
-        else:
-            if isinstance(self.transform, Views):
-                image, views = self.transform(pixels)
-            else:
-                image = cast("Transform", self.transform)(pixels)
-            target = Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64))
-        return Sample(
-            image=image,
-            target=target,
-            name=self.listing.name(index),
-            size=(pixels.shape[-2], pixels.shape[-1]),
-            views=views,
-        )
-
-    def _another(self) -> tuple[Tensor, Instances]:
-        """A picture drawn at random, for transforms that put several together, and its objects."""
-        pixels, truth = self._decoded(int(torch.randint(len(self), ())))
-        return pixels, cast("Instances", truth)
-
-    def _decoded(self, index: int) -> _Decoded:
-        """Decoded pixels, from memory when the set is small."""
-        kept = self._kept(index)
-        if kept is not None:
-            return kept
-        item = self.listing.items[index]
-        pixels = decode(item.path, self.preprocessing)
-        found = _Decoded(pixels, self._truth(item, (pixels.shape[-2], pixels.shape[-1])))
-        if self._fits(pixels.nbytes + _bytes(found.truth)):
-            self._keep(index, found)
-        return found
-
-    def _truth(self, item: Item, size: tuple[int, int]) -> Regions | Instances | None:
-        if item.mask is not None and self.listing.coding is not None:
-            return Regions(decode_mask(item.mask, self.listing.coding, size))
-        if item.objects is None:
-            return None
-        if tuple(item.objects.size) != size:
-            (tall, wide), (height, width) = item.objects.size, size
-            what = f"objects of a picture of {wide} x {tall} pixels for one of {width} x {height}"
-            turned = "; its orientation tag is followed: annotate what is seen" * ((wide, tall) == size)
-            raise DataError(what, where=item.path, remedy="mend the annotation" + turned)
-        return instances(item.objects, outlined=self.outlined)
-
-
-def _bytes(value: Any) -> int:
-    """Of the tensors in a record of records."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_bytes, value)) if isinstance(value, tuple) else 0

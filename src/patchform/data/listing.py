@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -77,6 +77,8 @@ class Item(NamedTuple):
     """A class for every pixel: as a picture, or as regions."""
     objects: Objects | None = None
     """Boxes, and outlines; not None, but of none, for a picture without objects in a set that has them."""
+    truth: Any = None
+    """What a data format of a plug-in knows, for the task of that plug-in: a plain value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ class Listing:
     def as_bytes(self) -> bytes:
         """Names and classes of all items, and what stands for objects and regions, for a digest of what is listed."""
         lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
+        lines += [repr(item.truth) for item in self.items if item.truth is not None]
         lines += [repr(self.coding)] * (self.coding is not None)
         lines += (
             [_digest(self.items)] if self.objects or any(isinstance(item.mask, Drawn) for item in self.items) else []

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchform import lookup
-from patchform.data.collate import Packed, collate, pack, unpack
+from patchform.data.collate import PackedTargets, collate
 from patchform.data.listing import Listing
 from patchform.errors import PatchformError, ResourceError
 from patchform.processes import ALONE, Place
@@ -228,8 +228,7 @@ class _Loader(DataLoader[Batch]):
                 finally:  # the traceback holds this frame: nothing in it may keep the workers alive
                     self._iterator = None
                     del found, loaded
-            batch, packed = found
-            yield batch if packed is None else batch._replace(targets=unpack(packed))
+            yield found
 
 
 class _Fetch(Dataset[Any]):
@@ -244,13 +243,12 @@ class _Fetch(Dataset[Any]):
     def __getitem__(self, key: Key) -> Sample:
         return self.dataset[key]
 
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, Packed | None] | PatchformError:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | PatchformError:
         try:
             batch = collate([self.dataset[key] for key in keys])
         except PatchformError as error:
             return error
-        packed = pack(batch.targets)
-        return (batch if packed is None else batch._replace(targets=())), packed
+        return batch._replace(targets=PackedTargets.of(batch.targets)) if batch.targets else batch
 
 
 def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:

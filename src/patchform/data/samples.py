@@ -8,15 +8,20 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from patchform.data.listing import Listing
+from patchform.data.listing import Item, Listing
 from patchform.data.order import Key, derive
-from patchform.records import Preprocessing, Sample
+from patchform.records import Label, Preprocessing, Sample
 
 CACHE_BYTES = 1 << 30
 """What was decoded is kept in memory, all workers together, if the whole set fits."""
 
 D = TypeVar("D")
 """What is decoded of an item."""
+
+
+def labels_of(item: Item) -> Label:
+    """The classes of an item as a truth."""
+    return Label(torch.tensor(item.classes, dtype=torch.int64))
 
 
 class Samples(Dataset[Sample], Generic[D]):

@@ -8,9 +8,9 @@ It never writes into its input. Random ones draw from torch's global numbers, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from patchform.errors import UsageError
-from patchform.records import Batch, Label, Preprocessing, Target
+from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import AugmentationSettings
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -373,21 +373,14 @@ class Mixing:
         Returns:
             When active: float32 images in 0..1 and labels whose `scores` (C,) are the mixed truth, with the classes of
             the image that was mixed into; also for batches left unmixed by chance. Else the batch as it is.
-
-        Raises:
-            UsageError: active, and the targets are no labels.
         """
         if not self.active:
             return batch
-        if not all(isinstance(target, Label) for target in batch.targets):
-            raise UsageError(
-                "mixup and cutmix mix labels of whole images",
-                remedy="set augmentation.mixup and augmentation.cutmix to 0",
-            )
+        labels = cast("Sequence[Label]", batch.targets)
         # the Beta distribution of torch takes no generator
         numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         images = batch.images.float() if batch.images.is_floating_point() else batch.images.float() / 255
-        scores = torch.stack([self._scores(target) for target in batch.targets])
+        scores = torch.stack([self._scores(label) for label in labels])
         padding = batch.padding
         if numbers.random() < self.probability:
             by_box = self.cutmix > 0 and (self.mixup <= 0 or numbers.random() < 0.5)
@@ -399,13 +392,13 @@ class Mixing:
                 images = torch.lerp(images.roll(1, 0), images, share)
             scores = torch.lerp(scores.roll(1, 0), scores, share)
             padding = None if padding is None else padding & padding.roll(1, 0)
-        targets = tuple(Label(target.classes, row) for target, row in zip(batch.targets, scores.unbind()))
+        targets = tuple(Label(label.classes, row) for label, row in zip(labels, scores.unbind()))
         return batch._replace(images=images, targets=targets, padding=padding)
 
-    def _scores(self, target: Target) -> Tensor:
-        if target.scores is not None:
-            return target.scores.float()
-        return torch.zeros(self.classes, device=target.classes.device).index_fill_(0, target.classes, 1)
+    def _scores(self, label: Label) -> Tensor:
+        if label.scores is not None:
+            return label.scores.float()
+        return torch.zeros(self.classes, device=label.classes.device).index_fill_(0, label.classes, 1)
 
 
 def _paste(images: Tensor, share: float, numbers: np.random.Generator) -> tuple[Tensor, float]:

@@ -7,9 +7,10 @@ from faster_coco_eval import mask as coco
 from PIL import Image
 
 from patchform.data.checks import check
-from patchform.data.dataset import Pictures, open_data
+from patchform.data.dataset import open_data
 from patchform.data.formats.coco_stuff import CocoStuff
 from patchform.data.masks import decode_mask
+from patchform.data.pictures import MaskedPictures
 from patchform.data.scenes import evaluation_scene
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
@@ -74,7 +75,7 @@ def test_regions_are_drawn_in_their_order(tmp_path):
     assert train.classes == validation.classes == ("banner", "other", "bridge")
     assert "pixels of no region are ignored" in notes
     for number, listing in enumerate((train, validation)):
-        pictures = Pictures(listing, evaluation_scene(NATIVE), NATIVE)
+        pictures = MaskedPictures(listing, evaluation_scene(NATIVE), NATIVE)
         for index in range(2):
             sample = pictures[0, index]
             wanted = painted((number, index), {92: 0, 183: 1, 95: 2})

@@ -10,9 +10,10 @@ from PIL import Image
 from torchvision.datasets import Cityscapes
 
 from patchform.data.checks import check
-from patchform.data.dataset import Pictures, open_data, open_evaluation
+from patchform.data.dataset import open_data, open_evaluation
 from patchform.data.formats.masks import _LABEL_IDS, _TRAIN_IDS, CITYSCAPES, MaskFolders
 from patchform.data.masks import decode_mask
+from patchform.data.pictures import MaskedPictures
 from patchform.data.scenes import evaluation_scene
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
@@ -272,7 +273,7 @@ def test_camvid():
     assert len(kept) == 11
     assert min(report.pixels) > 0
     assert report.notes == ()
-    sample = Pictures(kept, evaluation_scene(KEEP), KEEP)[0, 3]
+    sample = MaskedPictures(kept, evaluation_scene(KEEP), KEEP)[0, 3]
     assert sample.target.classes.shape == sample.size == (240, 320)
     assert sample.image.shape == (3, 16, 21)
 

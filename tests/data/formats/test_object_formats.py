@@ -16,6 +16,7 @@ from patchform.data.formats.base import WritableFormat
 from patchform.errors import DataError, FolderError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+from patchform.tasks.base import find_task
 
 TASKS = ("detection", "instance_segmentation")
 FORMATS = {name: format_ for name, format_ in formats().items() if set(format_.tasks) & set(TASKS)}
@@ -136,11 +137,12 @@ def test_classes_by_name_missing_pictures_and_digest(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in FORMATS if "outlines" in FORMATS[name].keeps])
 def test_outlines_are_needed_for_instance_segmentation(name, tmp_path):
     FORMATS[name].write(random_listing(tmp_path / "source", 1), tmp_path / "target", pictures="copy")
-    assert open_evaluation(tmp_path / "target", DataSettings(), random_listing(tmp_path / "s", 1).classes, "detection")
+    find_task("detection").refuse(opened(tmp_path / "target", "detection").train)
+    listing, task = opened(tmp_path / "target", "instance_segmentation").train, find_task("instance_segmentation")
     with pytest.raises(DataError, match=r"objects with a box but no outline: .*object 1 of"):
-        opened(tmp_path / "target", "instance_segmentation")
+        task.refuse(listing)
     faults = Faults()
-    opened(tmp_path / "target", "instance_segmentation", faults)
+    task.faults(listing, faults)
     assert set(faults.counts) == {"outline-missing"}
 
 

@@ -12,7 +12,7 @@ from bad_pictures import encode
 from PIL import Image
 from tarred import special, tar
 
-from patchform.data.dataset import open_data, open_evaluation, split_listing, training_pictures
+from patchform.data.dataset import open_data, open_evaluation, split_listing
 from patchform.data.formats.shards import ClassShards
 from patchform.data.formats.unlabelled import UnlabelledFolder
 from patchform.data.formats.unlabelled_shards import UnlabelledShards
@@ -25,6 +25,7 @@ from patchform.prediction import Predictor
 from patchform.probing.frozen import features
 from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings
+from patchform.tasks.classification import Classification
 
 shards = ClassShards()
 unlabelled = UnlabelledFolder()
@@ -111,7 +112,11 @@ def test_batches_equal_those_of_files_bit_for_bit_from_any_step_on(folder, tmp_p
 
     def run(listing, start=0, workers=0, seed=3):
         order = TrainingBatches(12, 5, seed, start, 7)
-        return list(training_loader(training_pictures(listing, TINY, AugmentationSettings(), seed), order, workers))
+        return list(
+            training_loader(
+                Classification().training_samples(listing, TINY, AugmentationSettings(), seed), order, workers
+            )
+        )
 
     whole = run(files)
     assert all(alike(one, other) for one, other in zip(run(found, 0, workers), whole, strict=True))
