@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from patchform import drawing, lookup
-from patchform.data import hints
+from patchform.data import warnings
 from patchform.data.checks import examine, overlap
 from patchform.data.dataset import formats, open_evaluation, open_training, serves
 from patchform.data.faults import KINDS, Fault, Faults
@@ -226,8 +226,8 @@ def _examined(
         listing, items=tuple(item for index, item in enumerate(listing.items) if listing.name(index) not in bad)
     )
     faults.extend(report.faults)
-    hints.on_boxes(listing, faults)
-    hints.on_copies(usable, faults)
+    warnings.on_boxes(listing, faults)
+    warnings.on_copies(usable, faults)
     numbers = report.pixels or task.numbers(listing)
     notes = listing.notes + report.notes
     return Part(name=name, listing=listing, faults=faults, notes=notes, numbers=numbers, usable=usable)
@@ -260,7 +260,7 @@ def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
                     picture = _drawn(fault, task, part.listing, pictures, index, diagnosis.preprocessing)
                 except DataError:
                     continue  # it cannot be read, which is its fault
-                lines = [drawing.Bar(f"{part.name}: {fault.where}"), drawing.Bar(f"{kind}: {fault.what}")]
+                lines = [drawing.Line(f"{part.name}: {fault.where}"), drawing.Line(f"{kind}: {fault.what}")]
                 found.append((part.name, fault, drawing.caption(_tensor(picture), lines)))
     return found
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from patchform.data.collate import PackedTargets, collate, split, to_device
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.geometry import masks
 from patchform.records import Instances, Label, Regions, Sample, tensors_of
 

@@ -18,7 +18,7 @@ from patchform import lookup
 from patchform.data.collate import PackedTargets
 from patchform.data.dataset import open_data, open_pictures
 from patchform.data.formats.coco import Coco
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.data.samples import Samples
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings
@@ -132,7 +132,7 @@ def scenes(root):
 
 def objects(root):
     for number, part in enumerate(("train", "val")):
-        listing = random_listing(root / f"{part}-pictures", number, keeps=coco.keeps, outlines=True)
+        listing = random_listing(root / f"{part}-pictures", number, keeps=coco.keeps, segmentations=True)
         coco.write(listing, root / "coco", part=part, pictures="copy")
     whole = Preprocessing(size=(32, 48), resize="fit")
     boxes = AugmentationSettings(sizes=[24, 32], color_jitter=0.5)

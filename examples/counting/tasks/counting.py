@@ -99,7 +99,7 @@ class Counting(Task):
 
     def draw(self, image, target, classes):
         """The picture above its number."""
-        return drawing.caption(image, [drawing.Bar(f"{float(target.number):.1f} {classes[0]}")])
+        return drawing.caption(image, [drawing.Line(f"{float(target.number):.1f} {classes[0]}")])
 
     def record(self, target, classes):
         """{"count": number}."""

@@ -12,15 +12,15 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from patchform.data.detection_transforms import Transform as ObjectTransform
+from patchform.data.detection_transforms import instances
 from patchform.data.images import decode
-from patchform.data.instances import Transform as ObjectTransform
-from patchform.data.instances import instances
 from patchform.data.listing import Item, Listing
-from patchform.data.masks import decode_mask
+from patchform.data.mask_files import decode_mask
+from patchform.data.multi_crop import MultiCrop
 from patchform.data.samples import Samples, labels_of
-from patchform.data.scenes import Scene
+from patchform.data.segmentation_transforms import Scene
 from patchform.data.transforms import Transform
-from patchform.data.views import Views
 from patchform.errors import DataError, UsageError
 from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target, tensors_of
 
@@ -101,7 +101,7 @@ class LabelledPictures(Pictures[Label, Transform]):
         return Changed(self.transform(pixels), truth)
 
 
-class ViewedPictures(Pictures[Label, Views]):
+class ViewedPictures(Pictures[Label, MultiCrop]):
     """Several crops of each picture (views, C, H, W), and small ones, with the classes of their items."""
 
     def truth(self, item: Item, size: tuple[int, int]) -> Label:
@@ -119,7 +119,7 @@ class MaskedPictures(Pictures[Regions, Scene]):
 
     def truth(self, item: Item, size: tuple[int, int]) -> Regions:
         """The mask, decoded."""
-        coding = self.listing.coding
+        coding = self.listing.mask_codes
         if item.mask is None or coding is None:
             raise DataError("a picture without a mask", where=item.path)
         return Regions(decode_mask(item.mask, coding, size))
@@ -156,4 +156,4 @@ class ObjectPictures(Pictures[Instances, ObjectTransform]):
 
 def outlined(listing: Listing) -> bool:
     """Whether any object has an outline."""
-    return any(item.objects is not None and item.objects.outlines is not None for item in listing.items)
+    return any(item.objects is not None and item.objects.segmentations is not None for item in listing.items)

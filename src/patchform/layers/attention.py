@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.layers.linear import Linear
-from patchform.layers.positions import InsidePosition
+from patchform.layers.positions import RelativePosition
 
 _EXPLICIT_KEYS = (
     1024  # above it the weights of a training step would cost more memory than the explicit route saves time
@@ -112,7 +112,7 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, position: InsidePosition | None = None, qkv_bias: bool = True
+        self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: bool = True
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -168,9 +168,9 @@ class CrossAttention(nn.Module):
         self.kv = Linear(width, 2 * width, bias=qkv_bias)
         self.proj = Linear(width, width) if project else nn.Identity()
 
-    def forward(self, asking: Tensor, asked: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, context: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, N, D) and (B, K, D) -> (B, N, D); allowed broadcasts to (B, 1, h, N, K)."""
-        (q,), (k, v) = split_heads(self.q(asking), self.heads), split_heads(self.kv(asked), self.heads, parts=2)
+        (q,), (k, v) = split_heads(self.q(queries), self.heads), split_heads(self.kv(context), self.heads, parts=2)
         return self.proj(join_heads(attend(q, k, v, allowed=allowed)))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, lookup, page
-from patchform.data import hints
+from patchform.data import warnings
 from patchform.data.faults import Faults
 from patchform.data.listing import Listing
 from patchform.data.results import Writer
@@ -108,8 +108,8 @@ class Task(ABC):
     """How data are known to be for it. last: if their layout is of no other task, as many things look like it. named:
     only if somebody says so, as its layouts serve another task too."""
     windows: ClassVar[Literal["none", "input", "picture"]] = "none"
-    """Of what predictions are put together window by window: of the model's input (`inference.Sliding`), or of the
-    picture itself (`inference.Sliced`)."""
+    """Of what predictions are put together window by window: of the model's input (`inference.SlidingWindow`), or of
+    the picture itself (`inference.SlicedObjects`)."""
 
     better: str
     """Name of the number, higher is better, that selects the best checkpoint."""
@@ -176,7 +176,7 @@ class Task(ABC):
 
     def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
         """Note what is odd about what is learnt from. `numbers`: of each class, the pictures, objects or pixels."""
-        hints.on_classes(listing, numbers, faults)
+        warnings.on_classes(listing, numbers, faults)
 
     def refuse(self, *listings: Listing) -> None:
         """Raise DataError for the first listing with `faults`."""

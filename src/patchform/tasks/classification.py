@@ -86,8 +86,8 @@ class Classification(Task):
         """The image above the best classes with bars, or above the names of the true ones."""
         label = cast("Label", target)
         if label.scores is None:
-            return drawing.caption(image, [drawing.Bar(_names(label, classes) or "no class")])
-        return drawing.caption(image, [drawing.Bar(classes[index], score) for index, score in _best(label)])
+            return drawing.caption(image, [drawing.Line(_names(label, classes) or "no class")])
+        return drawing.caption(image, [drawing.Line(classes[index], score) for index, score in _best(label)])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """Names and scores.

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, page
-from patchform.data import hints
-from patchform.data.instances import evaluation_objects, take, training_objects
+from patchform.data import warnings
+from patchform.data.detection_transforms import evaluation_objects, take, training_objects
 from patchform.data.listing import Listing
 from patchform.data.pictures import ObjectPictures, outlined
 from patchform.data.results import CocoResults, Writer, YoloLines
@@ -86,12 +86,12 @@ class Detection(Task):
     def refined(self, listing: Listing) -> str:
         """Instance segmentation where every object has an outline."""
         every = [item.objects for item in listing.items if item.objects is not None and len(item.objects.boxes)]
-        outlines = bool(every) and all(objects.outlines and None not in objects.outlines for objects in every)
+        outlines = bool(every) and all(objects.segmentations and None not in objects.segmentations for objects in every)
         return "instance_segmentation" if outlines else self.name
 
     def numbers(self, listing: Listing) -> tuple[int, ...]:
         """Objects."""
-        return hints.objects_of(listing)
+        return warnings.objects_of(listing)
 
     def metric(self, classes: Sequence[str]) -> Metric:
         """Average precision as COCO defines it, and the thresholds with the best F1."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from patchform.data.annotations import missing_outlines
 from patchform.data.faults import Faults
 from patchform.data.listing import Listing
-from patchform.data.objects import missing_outlines
 from patchform.metrics.overlap import Kind
 from patchform.tasks.detection import Detection
 

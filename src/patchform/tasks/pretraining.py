@@ -12,10 +12,10 @@ from torch import Tensor
 
 from patchform import drawing, page
 from patchform.data.listing import Listing
+from patchform.data.multi_crop import MultiCrop
 from patchform.data.pictures import LabelledPictures, ViewedPictures
 from patchform.data.samples import Samples
 from patchform.data.transforms import evaluation_transform, training_transform
-from patchform.data.views import Views
 from patchform.metrics.base import Metric
 from patchform.metrics.representation import Representation
 from patchform.records import Embedding, Label, Preprocessing, Target
@@ -42,7 +42,7 @@ class Pretraining(Task):
     ) -> Samples[Any]:
         """Pictures, or several crops of each; with labels where classes are known, which nothing learns from."""
         if augmentation.views > 1:
-            return ViewedPictures(listing, Views(preprocessing, augmentation), preprocessing, seed)
+            return ViewedPictures(listing, MultiCrop(preprocessing, augmentation), preprocessing, seed)
         return LabelledPictures(listing, training_transform(preprocessing, augmentation), preprocessing, seed)
 
     def evaluation_samples(
@@ -64,7 +64,7 @@ class Pretraining(Task):
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """The image above the size of its embedding."""
         scores = cast("Embedding", target).scores
-        return drawing.caption(image, [drawing.Bar(f"{len(scores)} numbers, length {float(scores.norm()):.3g}")])
+        return drawing.caption(image, [drawing.Line(f"{len(scores)} numbers, length {float(scores.norm()):.3g}")])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"embedding": [...]}."""

@@ -16,7 +16,7 @@ from patchform.data.faults import Faults
 from patchform.data.listing import Listing
 from patchform.data.pictures import MaskedPictures
 from patchform.data.samples import Samples
-from patchform.data.scenes import evaluation_scene, training_scene
+from patchform.data.segmentation_transforms import evaluation_scene, training_scene
 from patchform.errors import UsageError
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import PixelCalibration
@@ -77,10 +77,10 @@ class SemanticSegmentation(Task):
         regions = cast("Regions", target)
         colors = drawing.palette()
         shares = _shares(regions)
-        legend = [drawing.Bar(classes[index], share, colors[index]) for index, share in shares[:LEGEND]]
+        legend = [drawing.Line(classes[index], share, colors[index]) for index, share in shares[:LEGEND]]
         if len(shares) > LEGEND:
-            legend.append(drawing.Bar(f"and {len(shares) - LEGEND} more"))
-        return drawing.caption(drawing.overlay(image, regions.classes), legend or [drawing.Bar("nothing is labelled")])
+            legend.append(drawing.Line(f"and {len(shares) - LEGEND} more"))
+        return drawing.caption(drawing.overlay(image, regions.classes), legend or [drawing.Line("nothing is labelled")])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"shares": {name: share}} of the labelled pixels, the largest first, without classes that do not occur."""

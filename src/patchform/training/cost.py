@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from patchform.data.collate import parts, to_device
 from patchform.data.listing import Listing
-from patchform.data.order import generator
+from patchform.data.loader import generator
 from patchform.layers.drop import DropPath
 from patchform.records import Batch, Preprocessing
 from patchform.settings import Recipe

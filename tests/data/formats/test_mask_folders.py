@@ -11,10 +11,10 @@ from torchvision.datasets import Cityscapes
 
 from patchform.data.checks import check
 from patchform.data.dataset import open_data, open_evaluation
-from patchform.data.formats.masks import _LABEL_IDS, _TRAIN_IDS, CITYSCAPES, MaskFolders
-from patchform.data.masks import decode_mask
+from patchform.data.formats.mask_folder import _LABEL_IDS, _TRAIN_IDS, CITYSCAPES, MaskFolders
+from patchform.data.mask_files import decode_mask
 from patchform.data.pictures import MaskedPictures
-from patchform.data.scenes import evaluation_scene
+from patchform.data.segmentation_transforms import evaluation_scene
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
@@ -47,7 +47,7 @@ def test_pictures_and_masks_pair_by_name(tmp_path):
     listing = masks.open(tmp_path, PLAIN, None)
     assert pairs(listing) == [("a.png", "a.png"), ("b.png", "b.png"), ("deep/c.x.png", "c.x.png")]
     assert listing.classes == ("sky", "road", "tree")
-    assert listing.coding.ids == ((0, 0), (1, 1), (2, 2), (255, 255))
+    assert listing.mask_codes.ids == ((0, 0), (1, 1), (2, 2), (255, 255))
     assert 'in masks 0 is class "sky"; 255 is ignored' in listing.notes
     assert tree_state(tmp_path) == before
 
@@ -78,8 +78,8 @@ def test_parts_may_lie_above_or_below(tmp_path, pictures, others, parts):
 def test_one_folder_is_split(tmp_path):
     splits = opened(named(mask_folders(tmp_path, map(str, range(10)))))
     assert [len(splits.train), len(splits.validation)] == [8, 2]
-    assert splits.train.coding is not None
-    assert splits.train.coding == splits.validation.coding
+    assert splits.train.mask_codes is not None
+    assert splits.train.mask_codes == splits.validation.mask_codes
 
 
 CITY = ("aachen/aachen_000000_000019", "ulm/ulm_000001_000019")
@@ -104,13 +104,13 @@ def test_cityscapes_by_train_ids_or_by_its_own(tmp_path):
     for listing in (one, two):
         assert len(listing) == 2
         assert listing.classes[13] == "car"
-        assert decode_mask(listing.items[1].mask, listing.coding).unique().tolist() == [13]
+        assert decode_mask(listing.items[1].mask, listing.mask_codes).unique().tolist() == [13]
     assert one.name(0) == "train/" + CITY[0] + "_leftImg8bit.png"
     for number, class_ in ((0, 255), (7, 0), (10, 255), (33, 18), (255, 255)):
-        assert dict(two.coding.ids)[number] == class_
-    assert len(dict(two.coding.ids)) == 35
+        assert dict(two.mask_codes.ids)[number] == class_
+    assert len(dict(two.mask_codes.ids)) == 35
     cityscapes(tmp_path / "2", _TRAIN_IDS, 13)  # better when both exist
-    assert dict(masks.open(tmp_path / "2", PLAIN, None).coding.ids)[13] == 13
+    assert dict(masks.open(tmp_path / "2", PLAIN, None).mask_codes.ids)[13] == 13
     with pytest.raises(UsageError, match="Cityscapes"):
         masks.open(tmp_path / "2", DataSettings(zero="ignore"), None)
 
@@ -164,17 +164,17 @@ def test_zero_is_what_the_setting_says(tmp_path):
     with pytest.raises(DataError, match=r"mask a\.png: number 3 in \d+ pixels.*begin at 1"):
         check(masks.open(tmp_path, PLAIN, None), KEEP)
     listing = masks.open(tmp_path, DataSettings(zero="ignore"), None)
-    assert listing.coding.ids == ((1, 0), (2, 1), (3, 2), (0, 255), (255, 255))
+    assert listing.mask_codes.ids == ((1, 0), (2, 1), (3, 2), (0, 255), (255, 255))
     assert any('0 is unlabelled and ignored, 1 is class "sky"' in note for note in listing.notes)
     raw = np.array(Image.open(tmp_path / "masks" / "a.png"))
-    found = decode_mask(listing.items[0].mask, listing.coding).numpy()
+    found = decode_mask(listing.items[0].mask, listing.mask_codes).numpy()
     assert (found == np.where(raw == 0, 255, raw - 1)).all()
 
 
 def test_another_number_may_be_ignored(tmp_path):
     named(mask_folders(tmp_path, ["a"], classes=4))
     listing = masks.open(tmp_path, DataSettings(ignore=3), None)
-    assert dict(listing.coding.ids) == {0: 0, 1: 1, 2: 2, 3: 255}
+    assert dict(listing.mask_codes.ids) == {0: 0, 1: 1, 2: 2, 3: 255}
     assert any("3 is ignored" in note for note in listing.notes)
     with pytest.raises(UsageError, match='number of class "tree"'):
         masks.open(tmp_path, DataSettings(ignore=2), None)
@@ -186,12 +186,12 @@ def test_known_classes_are_matched_by_name(tmp_path):
     named(mask_folders(tmp_path, ["a"]))
     listing = masks.open(tmp_path, PLAIN, ("tree", "sea", "sky", "road"))
     assert listing.classes == ("tree", "sea", "sky", "road")
-    assert dict(listing.coding.ids) == {0: 2, 1: 3, 2: 0, 255: 255}
+    assert dict(listing.mask_codes.ids) == {0: 2, 1: 3, 2: 0, 255: 255}
     with pytest.raises(DataError, match='unknown class: "tree"'):
         masks.open(tmp_path, PLAIN, ("sky", "road"))
     (tmp_path / "classes.txt").unlink()
     listing = masks.open(tmp_path, PLAIN, ("u", "v", "w"))
-    assert dict(listing.coding.ids) == {0: 0, 1: 1, 2: 2, 255: 255}
+    assert dict(listing.mask_codes.ids) == {0: 0, 1: 1, 2: 2, 255: 255}
     assert any("no names" in note for note in listing.notes)
 
 
@@ -205,11 +205,11 @@ def test_colours(tmp_path):
     settings = DataSettings(colors=str(file), classes=("road", "blue sky"))
     listing = masks.open(tmp_path, settings, None)
     assert any('ignored: "void"' in note for note in listing.notes)
-    found = decode_mask(listing.items[0].mask, listing.coding).numpy()
+    found = decode_mask(listing.items[0].mask, listing.mask_codes).numpy()
     assert (found == np.array([1, 0, 255])[ids]).all()
     assert masks.open(tmp_path, DataSettings(colors=str(file)), None).classes == ("blue sky", "road", "void")
     judged = masks.open(tmp_path, DataSettings(colors=str(file)), ("road", "sea", "blue sky"))  # of a model
-    assert [class_ for _, class_ in judged.coding.colors] == [2, 0, 255]
+    assert [class_ for _, class_ in judged.mask_codes.colors] == [2, 0, 255]
     with pytest.raises(DataError, match='without a colour: "sea"'):
         masks.open(tmp_path, DataSettings(colors=str(file), classes=("road", "sea")), None)
     with pytest.raises(UsageError, match=r"data\.zero"):
@@ -244,8 +244,8 @@ def test_the_nearest_folders_count_and_several_are_said(tmp_path):
 def test_layouts_serve_their_tasks_only(tmp_path):
     named(mask_folders(tmp_path, ["a", "b"]))
     listing = open_evaluation(tmp_path, DataSettings(), ("images", "masks"))  # class folders, for classification
-    assert listing.coding is None
-    assert open_evaluation(tmp_path, DataSettings(), ("sky", "road", "tree"), TASK).coding is not None
+    assert listing.mask_codes is None
+    assert open_evaluation(tmp_path, DataSettings(), ("sky", "road", "tree"), TASK).mask_codes is not None
     (tmp_path / "cats").mkdir()
     with pytest.raises(DataError, match=r"images/ beside masks/"):
         open_evaluation(tmp_path / "cats", DataSettings(), ("a",), TASK)
@@ -288,7 +288,7 @@ def test_names_from_the_table_of_ade20k(tmp_path):
     (tmp_path / "objectInfo150.txt").write_text(TABLE)
     listing = masks.open(tmp_path, replace(PLAIN, zero="ignore"), None)
     assert listing.classes == ("wall", "building")
-    assert listing.coding.ids == ((1, 0), (2, 1), (0, 255), (255, 255))
+    assert listing.mask_codes.ids == ((1, 0), (2, 1), (0, 255), (255, 255))
     assert any("objectInfo150.txt" in note for note in listing.notes)
     (tmp_path / "objectInfo150.txt").write_text(TABLE + "3\t0\t1\t1\t1\tbuilding, house\n")
     assert masks.open(tmp_path, PLAIN, None).classes == ("wall", "building, edifice", "building, house")

@@ -17,7 +17,7 @@ from patchform.data.formats.shards import ClassShards
 from patchform.data.formats.unlabelled import UnlabelledFolder
 from patchform.data.formats.unlabelled_shards import UnlabelledShards
 from patchform.data.listing import Item
-from patchform.data.order import TrainingBatches, training_loader
+from patchform.data.loader import TrainingBatches, training_loader
 from patchform.doctor import diagnose, task_of
 from patchform.errors import DataError
 from patchform.model import build_model

@@ -20,6 +20,15 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from patchform.data.annotations import (
+    AnnotationRows,
+    Picture,
+    attach_annotations,
+    class_table,
+    is_inside,
+    notes_on,
+    present,
+)
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.images import read as read_bytes
@@ -35,7 +44,6 @@ from patchform.data.listing import (
     read_text,
     walk,
 )
-from patchform.data.objects import Picture, Rows, class_table, gather, is_inside, notes_on, present
 from patchform.data.writing import Pictures, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
@@ -111,14 +119,14 @@ class Voc(WritableFormat):
             raise DataError("no picture is listed", where=path)
         own = ordered(names)
         order, table, notes = class_table(own, settings, classes, folders.labels)
-        rows = Rows(
+        rows = AnnotationRows(
             boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
             classes=np.array([table[name] for name in names], np.int64),
             pictures=np.array(of_picture, np.int64),
             place=places.__getitem__,
             crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
         )
-        items = gather(present(pictures, settings, faults), rows, faults)
+        items = attach_annotations(present(pictures, settings, faults), rows, faults)
         without = len(files) - len(listed) if folders.names is None else 0
         notes += (f"{without} pictures without a file of annotations are left out",) if without > 0 else ()
         notes += notes_on(items, "objects marked difficult")
@@ -142,7 +150,7 @@ class Voc(WritableFormat):
         write_new(folder / _SETS / f"{part}.txt", [f"{name}\n" for name in names])
         place_pictures(listing, folder / "JPEGImages", pictures)
         outlined = sum(
-            sum(outline is not None for outline in item.objects.outlines or ())
+            sum(outline is not None for outline in item.objects.segmentations or ())
             for item in listing.items
             if item.objects
         )
