@@ -154,7 +154,7 @@ class Deaf(Neighborhood):
 
     def keys(self, grid):
         inner = Neighborhood(self.radius - 1, self.tile)
-        return inner.keys(grid)
+        return inner.key_index(grid)
 
 
 @pytest.mark.parametrize("broken", [Unmasked((4, 4), (2, 2)), Unshifted((4, 4), (2, 2)), Deaf(2, tile=4)], ids=str)
@@ -168,7 +168,7 @@ def test_no_mask_exactly_where_all_see_all(pattern, grid):
     seats = pattern.query_index(grid)
     cells = seats.flatten()[seats.flatten() >= 0]
     assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
-    keys = pattern.keys(grid)
+    keys = pattern.key_index(grid)
     if keys is not None:
         assert all(len(row[row >= 0].unique()) == int((row >= 0).sum()) for row in keys)
     allowed = _tables(pattern, grid, torch.device("cpu")).allowed

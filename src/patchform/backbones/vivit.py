@@ -377,7 +377,7 @@ class TimeBesideSpace(Attention):
         *,
         grid: Grid | None = None,
         allowed: Tensor | None = None,
-        widen: Callable[[Tensor], Tensor] | None = None,
+        gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """(B, T/f, N, D) -> the same; allowed (B, 1, 1, 1, N) is of those that look along space."""
         parts = self.qkv(tokens).unflatten(-1, (3, 2, self.heads // 2, -1))  # (B, T/f, N, 3, 2, h/2, d)

@@ -41,7 +41,7 @@ class Picture(NamedTuple):
     id: int | str | None = None
 
 
-class AnnotationRows(NamedTuple):
+class Annotations(NamedTuple):
     """All objects of a part, N of them, as annotated."""
 
     boxes: np.ndarray
@@ -148,7 +148,7 @@ def _entries(folder: str) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------ objects
 
 
-def attach_annotations(pictures: Sequence[Picture | None], rows: AnnotationRows, faults: Faults) -> tuple[Item, ...]:
+def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faults) -> tuple[Item, ...]:
     """The items of all pictures that are there, with their objects in the order of the rows.
 
     Boxes with a negative side are fatal faults; empty ones and those wholly outside are dropped, those partly outside
@@ -215,7 +215,7 @@ def missing_outlines(listing: Listing, faults: Faults) -> None:
 
 
 def _checked_boxes(
-    rows: AnnotationRows, limits: np.ndarray, wanted: np.ndarray, faults: Faults
+    rows: Annotations, limits: np.ndarray, wanted: np.ndarray, faults: Faults
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) float32 clipped boxes, and (N,) which are kept."""
     boxes = rows.boxes
@@ -243,7 +243,7 @@ def _checked_boxes(
     return rounded, full & ~outside & (rounded[:, 2:] > rounded[:, :2]).all(1)
 
 
-def _suspicion(rows: AnnotationRows, limits: np.ndarray, leaving: np.ndarray) -> str:
+def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:
     """What the numbers look like, when most boxes that leave their picture would then be good ones."""
     if rows.otherwise is None:
         return ""

@@ -126,7 +126,7 @@ class Attention(nn.Module):
         *,
         grid: tuple[int, int] | None = None,
         allowed: Tensor | None = None,
-        widen: Callable[[Tensor], Tensor] | None = None,
+        gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Attend within each group.
 
@@ -134,7 +134,7 @@ class Attention(nn.Module):
             tokens: (B, G, N, D).
             grid: rows and columns of the cells of a group, for positions; tokens in front of them are not cells.
             allowed: bool, broadcasts to (B, G, h, N, K).
-            widen: makes the keys, and likewise the values, of a group from those of all groups:
+            gather_keys: makes the keys, and likewise the values, of a group from those of all groups:
                 (B, G, h, N, d) -> (B, G, h, K, d). Default: the group's own.
 
         Returns:
@@ -142,8 +142,8 @@ class Attention(nn.Module):
         """
         parts = self.qkv(tokens).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in parts)  # each (B, G, h, N, d)
-        if widen is not None:
-            k, v = widen(k), widen(v)
+        if gather_keys is not None:
+            k, v = gather_keys(k), gather_keys(v)
         bias = None
         if self.position is not None:
             q, k, bias = self.position(q, k, grid)

@@ -92,8 +92,8 @@ class Pattern:
             real = ~keyed.view(batch, table.groups, 1, 1, -1) & table.key_exists
             allowed = real if allowed is None else allowed & real
             allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query with no key at all: nobody reads its answer
-        widen = None if table.key_slots is None else partial(_widen, table=table)
-        return Groups(tokens, self.group_grid(grid), allowed, widen)
+        gather_keys = None if table.key_slots is None else partial(_widen, table=table)
+        return Groups(tokens, self.group_grid(grid), allowed, gather_keys)
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D), the way back."""

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from patchform.data.annotations import (
-    AnnotationRows,
+    Annotations,
     Picture,
-    attach_annotations,
+    annotate,
     class_table,
     is_inside,
     notes_on,
@@ -84,7 +84,7 @@ class Coco(WritableFormat):
         order, table, notes = class_table(tuple(lists.categories), settings, classes, file)
         folder = _folder(file, [name for name, _, _ in lists.images])
         pictures = present(lists.pictures(folder), settings, faults)
-        items = attach_annotations(pictures, lists.rows(table), faults)
+        items = annotate(pictures, lists.rows(table), faults)
         free = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
         ids = tuple(lists.categories[name] if name in lists.categories else next(free) for name in order)
         notes += notes_on(items, "crowd regions")
@@ -272,7 +272,7 @@ class _Lists:
         """All listed pictures, None where the name was refused."""
         return [Picture(folder / name, name, size, id_) if name else None for name, size, id_ in self.images]
 
-    def rows(self, table: Mapping[str, int]) -> AnnotationRows:
+    def rows(self, table: Mapping[str, int]) -> Annotations:
         """All objects, given the index of each class. Those of unknown pictures and classes are fatal faults."""
         image, category = self._image_ids.get, self._category_ids.get
         pictures = np.array([image(id_, -1) for id_ in self._of_image], np.int64)
@@ -287,7 +287,7 @@ class _Lists:
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
         if not self.images:
             pictures, classes, boxes = pictures[:0], classes[:0], boxes[:0]
-        return AnnotationRows(
+        return Annotations(
             boxes=boxes,
             classes=classes,
             pictures=pictures.clip(min=0),
@@ -313,9 +313,7 @@ def _whole(value: object) -> int:
 
 
 def _outline(value: Any) -> Segmentation | None:
-    """Raises TypeError, ValueError or KeyError for what is none; polygons of no area are left to
-    `attach_annotations`.
-    """
+    """Raises TypeError, ValueError or KeyError for what is none; polygons of no area are left to `annotate`."""
     if not value:
         return None
     if isinstance(value, dict):

@@ -20,15 +20,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from patchform.data.annotations import (
-    AnnotationRows,
-    Picture,
-    attach_annotations,
-    class_table,
-    is_inside,
-    notes_on,
-    present,
-)
+from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.images import read as read_bytes
@@ -119,14 +111,14 @@ class Voc(WritableFormat):
             raise DataError("no picture is listed", where=path)
         own = ordered(names)
         order, table, notes = class_table(own, settings, classes, folders.labels)
-        rows = AnnotationRows(
+        rows = Annotations(
             boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
             classes=np.array([table[name] for name in names], np.int64),
             pictures=np.array(of_picture, np.int64),
             place=places.__getitem__,
             crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
         )
-        items = attach_annotations(present(pictures, settings, faults), rows, faults)
+        items = annotate(present(pictures, settings, faults), rows, faults)
         without = len(files) - len(listed) if folders.names is None else 0
         notes += (f"{without} pictures without a file of annotations are left out",) if without > 0 else ()
         notes += notes_on(items, "objects marked difficult")

@@ -21,15 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from patchform.data.annotations import (
-    AnnotationRows,
-    Picture,
-    attach_annotations,
-    class_table,
-    is_inside,
-    notes_on,
-    present,
-)
+from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.listing import (
@@ -110,7 +102,7 @@ class Yolo(WritableFormat):
                 unlabelled += 1
             elif picture is not None and picture.size is not None:
                 lines.read(file, index, picture.name, picture.size)
-        items = attach_annotations(sized, lines.rows([table[name] for name in own]), faults)
+        items = annotate(sized, lines.rows([table[name] for name in own]), faults)
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
         notes += notes_on(items, "regions")
         return Listing(classes=order, items=items, root=root, notes=notes)
@@ -372,9 +364,9 @@ class _Lines:
         self._classes.append(class_)
         self._outlines.append(outline)
 
-    def rows(self, table: Sequence[int]) -> AnnotationRows:
+    def rows(self, table: Sequence[int]) -> Annotations:
         """All objects, given the index of the class of each number."""
-        return AnnotationRows(
+        return Annotations(
             boxes=np.array(self._boxes, np.float64).reshape(-1, 4),
             classes=np.array([table[class_] for class_ in self._classes], np.int64),
             pictures=np.array(self._of_picture, np.int64),
