@@ -179,24 +179,43 @@ def build_model(
     made_of = Architecture(
         task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
     )
-    if of.models == "pretraining":
-        method = lookup.the_class("pretraining", head, Model)
-        lookup.check_options(method, head_options or {}, of=f"method {head}")
-        learner: Model = method(built, preprocessing, **(head_options or {}))
-        learner.architecture = made_of
-        return learner
-    kind = lookup.the_class("heads", head, Head)
-    if task not in kind.tasks:  # type: ignore[attr-defined]
-        raise UsageError(f'head "{head}" does not serve {task}', remedy=f"it serves {', '.join(kind.tasks)}")  # type: ignore[attr-defined]
-    lookup.check_options(kind, head_options or {}, of=f"head {head}")
-    top = kind(
-        channels=built.channels,
-        strides=built.strides,
-        width=built.width,
+    return _BUILDERS[of.models](built, tuple(classes), preprocessing, made_of)
+
+
+def _under_head(
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
+) -> Model:
+    """A backbone under a head of `heads/`."""
+    kind: type[Head] = lookup.the_class("heads", made_of.head, Head)
+    if made_of.task not in kind.tasks:
+        raise UsageError(
+            f'head "{made_of.head}" does not serve {made_of.task}', remedy=f"it serves {', '.join(kind.tasks)}"
+        )
+    lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
+    build: Any = kind  # the options are the head's own
+    head = build(
+        channels=backbone.channels,
+        strides=backbone.strides,
+        width=backbone.width,
         classes=len(classes),
-        **(head_options or {}),
+        **made_of.head_options,
     )
-    return Model(built, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
+    return Model(backbone, head, classes=classes, preprocessing=preprocessing, architecture=made_of)
+
+
+def _as_method(
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
+) -> Model:
+    """A method of `pretraining/`, which is a model itself and has no classes."""
+    kind = lookup.the_class("pretraining", made_of.head, Model)
+    lookup.check_options(kind, made_of.head_options, of=f"method {made_of.head}")
+    model: Model = kind(backbone, preprocessing, **made_of.head_options)
+    model.architecture = made_of
+    return model
+
+
+_BUILDERS = {"heads": _under_head, "pretraining": _as_method}
+"""By the folder in which a task's models are found (`Task.models`)."""
 
 
 def describe(model: Model) -> dict[str, Any]:

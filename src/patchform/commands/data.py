@@ -325,12 +325,12 @@ def convert_data(
     if to not in writers:
         raise lookup.no_such("format to write", to, writers)
     place = _new(out, Path(data))
-    _, parts = _listed(_data(data, settings), task)
+    chosen, parts = _listed(_data(data, settings), task)
+    if not any(chosen in format_.tasks for format_ in writers.values()):
+        raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
     lost: list[str] = []
     with _appearing(place) as folder:
         for part, listing in parts.items():
-            if not listing.objects:
-                raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
             name = "val" if part == "validation" else part
             lost += [f"{part}: {loss}" for loss in writers[to].write(listing, folder, part=name, pictures=pictures)]
     return tuple(lost)

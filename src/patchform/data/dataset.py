@@ -63,7 +63,7 @@ def open_data(
     held_out = open_evaluation(validation, settings, listing.classes, task, faults=faults)
     if settings.validation is None and validation.stem.lower() == "test":
         notes += ("no val/ beside train/: validated on test/",)
-    counts = () if held_out.mask_codes else held_out.counts()
+    counts = () if any(item.mask is not None for item in held_out.items) else held_out.counts()
     absent = [name for name, number in zip(held_out.classes, counts) if number == 0]
     notes += (f"classes that are not in the validation set: {quoted(absent)}",) if absent else ()
     news = tuple(f"validation: {note}" for note in held_out.notes if note not in listing.notes)
