@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -187,7 +187,7 @@ def evaluation_loader(
     dataset: Dataset[Sample], batch_size: int, workers: int = 0, *, pin: bool = False
 ) -> DataLoader[Batch]:
     """Batches of every sample once, in order, as of epoch 0. Arguments and errors as in `training_loader`."""
-    keys = [(0, index) for index in range(len(dataset))]  # type: ignore[arg-type]
+    keys = [(0, index) for index in range(len(cast("Sized", dataset)))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return _Loader(dataset, batches, workers, pin=pin, persistent=True)
 
