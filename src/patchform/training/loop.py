@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from patchform import distributed, lookup
+from patchform import distributed
 from patchform.data.collate import split, to_device
-from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
+from patchform.data.dataset import open_data
 from patchform.data.loader import (
     TrainingBatches,
     aspects,
@@ -30,14 +30,13 @@ from patchform.data.loader import (
     generator,
     training_loader,
 )
-from patchform.data.transforms import Mixing
 from patchform.device import pick_device
 from patchform.errors import DataError, DivergedError, Interrupted, PeerError, ResourceError
 from patchform.evaluation import evaluate
 from patchform.model import Model, load, save
 from patchform.records import Batch, Preprocessing
 from patchform.settings import Recipe
-from patchform.tasks.base import Task
+from patchform.tasks.base import find_task
 from patchform.training import checkpoint, ema, optimizer, run, schedule
 from patchform.training.memory import keep_freed_memory
 from patchform.training.metrics_log import MetricsLog
@@ -109,6 +108,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
             keep_freed_memory()
         preprocessing = preprocessing_of(recipe.data)
         splits = open_data(recipe.data, seed=settings.seed, preprocessing=preprocessing, task=recipe.task)
+        task = find_task(recipe.task)
+        task.refuse(splits.train, splits.validation)
         for note in splits.notes:
             reporter.note(note)
         counts = splits.train.counts()
@@ -118,9 +119,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         listing = splits.train
         epoch = math.ceil(len(listing) / settings.batch_size)
         steps = epoch * settings.epochs
-        pictures = training_pictures(listing, preprocessing, recipe.augmentation, settings.seed)
-        mixing = Mixing(recipe.augmentation, len(listing.classes))
-        held_out = evaluation_pictures(splits.validation, preprocessing, settings.seed)
+        pictures = task.training_samples(listing, preprocessing, recipe.augmentation, settings.seed)
+        mixing = task.mixing(recipe.augmentation, len(listing.classes))
+        held_out = task.evaluation_samples(splits.validation, preprocessing, settings.seed)
         part = min(settings.micro_batch or settings.batch_size, settings.batch_size)
         pin = device.type == "cuda"
         validation = evaluation_loader(held_out, part, recipe.data.workers, pin=pin)
@@ -128,7 +129,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         # ------------------------------------------------------------------------------------ model and optimizer
         seed_everything(settings.seed)
         model = model_of(recipe, listing, preprocessing, counts=counts, say=reporter.note).to(device)
-        task: Task = lookup.the_class("tasks", recipe.task, Task).of(model.head)  # type: ignore[attr-defined]
+        task = task.of(model.head)
         average = ema.average_of(model) if settings.ema else None
         judged = average or model
         if recipe.model.checkpointing:
