@@ -23,8 +23,9 @@ from patchform.data.dataset import evaluation_pictures, open_evaluation, open_tr
 from patchform.data.faults import KINDS, Fault, Faults
 from patchform.data.images import decode
 from patchform.data.listing import Listing
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
-from patchform.records import Preprocessing, Sample
+from patchform.records import Sample
 from patchform.settings import DataSettings
 from patchform.tasks.base import Task
 
@@ -145,13 +146,20 @@ def refined(task: str, listing: Listing) -> str:
     return "instance_segmentation" if task == "detection" and outlined else task
 
 
-def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progress | None = None) -> Diagnosis:
+def diagnose(
+    settings: DataSettings,
+    *,
+    task: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
     """Find all that is wrong with a data set.
 
     Args:
         settings: `path`, and how it is read.
         task: what it is for; default: as its layout says (`task_of`), and instance segmentation where every object
             has an outline.
+        preprocessing: channels, bits and frames count.
         progress: called with (part, done, all) after each picture.
 
     Raises:
@@ -165,7 +173,7 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
     task_named(chosen)
     if not serves(path, chosen):
         open_training(settings, task=chosen)  # says what was looked for
-    preprocessing = whole(settings, chosen)
+    preprocessing = whole(preprocessing or Preprocessing(), chosen)
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
         chosen = refined(chosen, listing)
@@ -185,16 +193,10 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
     return Diagnosis(path=path, task=chosen, parts=tuple(parts), preprocessing=preprocessing)
 
 
-def whole(settings: DataSettings, task: str) -> Preprocessing:
+def whole(preprocessing: Preprocessing, task: str) -> Preprocessing:
     """How pictures, or clips, are looked at in their own size."""
-    return Preprocessing(
-        resize="native",
-        channels=settings.channels,
-        bits=settings.bits,
-        frames=settings.frames or (FRAMES if task == "video_classification" else 0),
-        frame_step=settings.frame_step,
-        sampling=settings.sampling,
-    )
+    frames = preprocessing.frames or (FRAMES if task == "video_classification" else 0)
+    return replace(preprocessing, resize="native", frames=frames)
 
 
 def _opened(settings: DataSettings, task: str, faults: Faults) -> tuple[Listing | None, Path | None]:

@@ -178,5 +178,4 @@ def settings_for(model: Model, settings: DataSettings | None = None) -> DataSett
         settings or DataSettings(),
         labels="multi" if multi else "single",
         allow_empty_class=True,
-        frames=model.preprocessing.frames,
     )

@@ -12,16 +12,20 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from patchform import schema
+from patchform.descriptions import Published, Variant, WeightsFile
 from patchform.errors import UsageError
-from patchform.records import Published, Variant, WeightsFile
+from patchform.schema import Range
 
 KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect")
+NOT_OPTIONS = ("self", "architecture")
+LARGEST_OPTION = 1_000_000
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []
 
@@ -150,12 +154,31 @@ def weights_file(name: str) -> WeightsFile:
     return rows[name]
 
 
-def check_options(build: Any, options: Iterable[str], *, of: str) -> None:
-    """Raise UsageError, naming the nearest, for an option that the constructor `build` does not take."""
-    known = [name for name in inspect.signature(build).parameters if name != "self"]
-    for option in options:
-        if option not in known:
-            raise no_such(f"option of {of}", option, known)
+def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Mapping[str, Any] | None = None) -> None:
+    """Raise UsageError for an option that a constructor does not take, the nearest named, or that is of another type.
+
+    A whole number is at least 1, or as low as the option is by default.
+
+    Args:
+        build: a class.
+        options: arguments of it.
+        of: whose they are, in words.
+        usual: what it is given by default.
+    """
+    parameters = {name: one for name, one in inspect.signature(build).parameters.items() if name not in NOT_OPTIONS}
+    hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__)
+    for option, value in options.items():
+        if option not in parameters:
+            raise no_such(f"option of {of}", option, parameters)
+        hint, default = hints.get(option, Any), (usual or {}).get(option, parameters[option].default)
+        lowest = min(1, default) if type(default) is int else 1
+        bound = Range(least=lowest if type(value) is int else -LARGEST_OPTION, most=LARGEST_OPTION)
+        try:
+            if schema.plain(hint):
+                schema.read(value, Annotated[hint, bound])
+        except schema.Misfit as misfit:
+            what = schema.Misfit(misfit.value, misfit.needed, key=f"option {option} of {of}", outside=misfit.outside)
+            raise UsageError(what.what, remedy=what.remedy) from None
 
 
 def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:

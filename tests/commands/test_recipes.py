@@ -1,12 +1,16 @@
 import inspect
+import json
+from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
+import yaml
 
-from patchform import lookup
+from patchform import lookup, schema
 from patchform.commands import recipes
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.settings import Recipe
+from patchform.settings import MOVED, Recipe
 
 
 def test_a_task_names_its_default_and_settings_go_over_it():
@@ -27,7 +31,7 @@ def test_a_task_names_its_default_and_settings_go_over_it():
         ("optimiser: {lr: 1}", "did you mean optimizer"),
         ("learning_rate: 1", "no such setting: learning_rate"),
         ("optimizer: {lr: fast}", "it is a number"),
-        ("optimizer: {lr: .inf}", "cannot be inf"),
+        ("optimizer: {lr: .inf}", "is inf"),
         ("training: {epochs: 1.5}", "it is a whole number"),
         ("optimizer: {name: adan}", "one of adamw, lamb, sgd"),
         ("- a\n- b", "no settings"),
@@ -54,10 +58,10 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
 
 def test_every_setting_has_a_meaning():
     text = recipes.help_text()
-    for name, _ in recipes.names():
+    for name in recipes.names():
         assert f"--{name} " in text or f"--{name}\n" in text, name
     assert inspect.getdoc(Recipe)
-    assert lookup.names("tasks") == list(get_args(dict(recipes.names())["task"]))
+    assert lookup.names("tasks") == list(get_args(schema.hints(Recipe)["task"]))
 
 
 def test_a_large_file_is_not_read(tmp_path):
@@ -81,3 +85,43 @@ def test_options_go_with_the_backbone_and_the_head_that_they_were_made_for(tmp_p
     ).model
     assert (headed.options, headed.head_options) == ({"patch": 8}, {"dense": 1})
     assert recipes.resolve(file, {"model": {"head": "linear"}}).model.head_options == {"dropout": 0.1}
+
+
+EARLIER = (
+    "data: {path: photos, image_size: [32, 48], resize: fit, crop_share: 0.9, interpolation: bilinear, channels: 1,"
+    " bits: 16, mean: [0.4], std: [0.2], frames: 4, frame_step: 2, sampling: dense, workers: 2}\n"
+)
+
+
+def test_earlier_names_of_settings_are_read_everywhere(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(EARLIER)  # as in the folder of an earlier run
+    wanted = Preprocessing(
+        size=(32, 48), resize="fit", crop_share=0.9, interpolation="bilinear", channels=1, bits=16,
+        mean=(0.4,), std=(0.2,), frames=4, frame_step=2, sampling="dense",
+    )  # fmt: skip
+    found = recipes.resolve(tmp_path)
+    assert found.preprocessing == wanted
+    assert (found.data.path, found.data.workers) == ("photos", 2)
+    over = recipes.resolve(tmp_path, {"data": {"image_size": 64}, "preprocessing": {"channels": "3"}}).preprocessing
+    assert over == replace(wanted, size=(64, 64), channels=3)
+    flags = recipes.nested({"data.image_size": "[8, 9]", "preprocessing.std": "[1e-1]"})
+    assert recipes.resolve(Recipe(), flags).preprocessing == Preprocessing(size=(8, 9), std=(0.1,))
+    assert len(MOVED) == 11
+    for old, new in MOVED.items():
+        with pytest.raises(UsageError, match=f"{old} and {new} are the same setting; give {new} alone"):
+            recipes.resolve(Recipe(), recipes.nested({old: "1", new: "1"}))
+
+
+def test_one_size_stands_for_both_sides_and_statistics_follow_the_channels():
+    assert recipes.resolve(Recipe(), {"preprocessing": {"size": 64}}).preprocessing.size == (64, 64)
+    grey = recipes.resolve(Recipe(), {"preprocessing": {"channels": 1}}).preprocessing
+    assert (grey.mean, grey.resolved().mean, grey.resolved().std) == (None, (0.5,), (0.5,))
+    assert Preprocessing().resolved().mean == (0.485, 0.456, 0.406)
+    with pytest.raises(UsageError, match=r"size cannot be .64, 64, 64."):
+        recipes.resolve(Recipe(), {"preprocessing": {"size": "[64, 64, 64]"}})
+
+
+def test_a_recipe_that_is_written_is_read_again(tmp_path):
+    made = recipes.resolve("detection/detr_r50_coco", {"name": "012", "model": {"options": {"dilated": 1}}})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(made)))))
+    assert recipes.resolve(tmp_path) == made

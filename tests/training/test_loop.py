@@ -300,7 +300,7 @@ def test_tensorboard_events_are_written(pictures, tmp_path):
         ("augmentation", {"sizes": (480, 0)}),
         ("augmentation", {"mosaic": 1.5}),
         ("augmentation", {"copy_paste": -0.1}),
-        ("data", {"image_size": 0}),
+        ("preprocessing", {"size": (0, 0)}),
     ],
 )
 def test_settings_out_of_range_stop_before_anything_is_read(tmp_path, section, values):

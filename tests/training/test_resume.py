@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_costs_steps_and_not_bits(pictures, finished, tmp_p
         ({"training": {"ema": 0.0}}, "average"),
         ({"training": {"ema": 0.9, "seed": 1, "batch_size": 16}}, "batch_size, seed"),
         ({"training": {"ema": 0.9}, "optimizer": {"name": "lamb"}}, "optimizer"),
-        ({"training": {"ema": 0.9}, "data": {"image_size": 64}}, "preprocessing"),
+        ({"training": {"ema": 0.9}, "preprocessing": {"size": (64, 64)}}, "preprocessing"),
     ],
 )
 def test_another_run_is_not_resumed(pictures, finished, tmp_path, sections, keys):

@@ -35,7 +35,8 @@ def scenes(tmp_path_factory):
 
 def settings(scenes, runs, **training):
     return {
-        "data": {"path": str(scenes), "image_size": [32, 32]},
+        "data": {"path": str(scenes)},
+        "preprocessing": {"size": [32, 32]},
         "runs": str(runs),
         "name": "first",
         "model": {"backbone": "pvt/nano", "head_options": {"channels_pyramid": 16, "channels_inside": 16}},
@@ -114,7 +115,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(scenes, tmp_path):
 
 
 def test_settings_for_labels_are_refused(scenes, tmp_path):
-    for wrong in ({"augmentation": {"mixup": 0.2}}, {"data": {"resize": "crop"}}, {"model": {"head": "linear"}}):
+    crop = {"preprocessing": {"resize": "crop"}}
+    for wrong in ({"augmentation": {"mixup": 0.2}}, crop, {"model": {"head": "linear"}}):
         given = settings(scenes, tmp_path)
         for section, values in wrong.items():
             given[section] = {**given.get(section, {}), **values}

@@ -39,7 +39,8 @@ def films(tmp_path_factory):
 def settings(films, runs, **training):
     usual = {"epochs": 12, "batch_size": 16, "seed": 0, "threads": 1, "tensorboard": False, "device": "cpu"}
     return {
-        "data": {"path": str(films), "image_size": SIDE, "resize": "squash", "frames": 4},
+        "data": {"path": str(films)},
+        "preprocessing": {"size": SIDE, "resize": "squash", "frames": 4},
         "model": {
             "backbone": "vivit/nano",
             "options": {"patch": 6, "tube": 2, "width": 48, "depth": 2, "heads": 4},

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.resnet import AttendingResNet
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.fitting import Fitted, How, fit_line
 from patchform.layers.norms import Norm, Projection, affine
-from patchform.records import Variant
 
 
 class AxialResNet(AttendingResNet):

@@ -23,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.resnet import ResNet, conv_norm
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.fitting import Fitted, How, fit_line
 from patchform.layers.positions import Grid, InsidePosition, Relative2D
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class BoTNet(ResNet):

@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, CrossAttention, attend, join_heads, split_heads
@@ -52,7 +53,7 @@ from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.norms import LayerScale
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 EPS = 1e-6  # of LN(P), LN([P, S]), the class block and the stages' ends; the other norms have torch's 1e-5
 QUESTIONS = 8  # a side of the grid that the learned Q lies on

@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, rising
 from patchform.layers.patches import pad_to
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 Activation: TypeAlias = Literal["silu", "relu"]
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}

@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, rising
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class Convolution(NamedTuple):

@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
@@ -24,7 +25,7 @@ from patchform.layers.drop import rising
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Blocks
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class Sparse(Backbone):

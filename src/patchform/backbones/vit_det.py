@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
@@ -21,7 +22,7 @@ from patchform.layers.blocks import Block
 from patchform.layers.drop import rising
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Global, Windows
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class ViTDet(Backbone):

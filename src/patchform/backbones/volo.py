@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import MLP, Block, ClassBlock
 from patchform.layers.drop import rising
 from patchform.layers.fitting import Fitted, How, resized
 from patchform.layers.patches import pad_to
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 PATCH = 8
 """Side of a cell that outlookers see, pixels."""

@@ -18,8 +18,9 @@ from patchform.data.listing import Listing
 from patchform.data.samples import Samples
 from patchform.data.transforms import Fit, Transform, along, training_transform
 from patchform.data.videos import Video, open_video
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.records import Label, Preprocessing, Sample
+from patchform.records import Label, Sample
 from patchform.settings import AugmentationSettings
 
 KNOWN = 10_000
@@ -172,7 +173,7 @@ def looks(preprocessing: Preprocessing, views: tuple[int, int]) -> tuple[Pick, T
     if clips < 1 or crops < 1:
         raise UsageError(f"{clips} clips of {crops} crops are no view", remedy="give numbers above 0")
     if crops > 1 and preprocessing.resize != "crop":
-        raise UsageError(f"{crops} crops with data.resize {preprocessing.resize}", remedy="ask for one")
+        raise UsageError(f"{crops} crops with preprocessing.resize {preprocessing.resize}", remedy="ask for one")
     return partial(evaluation_frames, preprocessing, clips), Crops(preprocessing, crops)
 
 

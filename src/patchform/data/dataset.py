@@ -25,8 +25,9 @@ from patchform.data.samples import Samples
 from patchform.data.scenes import Scene, evaluation_scene, training_scene
 from patchform.data.transforms import Transform, evaluation_transform, training_transform
 from patchform.data.views import Views
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
-from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target
+from patchform.records import Instances, Label, Regions, Sample, Target
 from patchform.settings import AugmentationSettings, DataSettings
 
 
@@ -181,9 +182,11 @@ def evaluation_pictures(
 
 def _refuse_frames(listing: Listing, preprocessing: Preprocessing) -> None:
     if listing.videos and not preprocessing.frames:
-        raise UsageError("the data are videos, and data.frames is 0", remedy="set it to the frames of a clip")
+        raise UsageError("the data are videos, and preprocessing.frames is 0", remedy="set it to the frames of a clip")
     if preprocessing.frames and not listing.videos:
-        raise UsageError(f"the data are pictures, and data.frames is {preprocessing.frames}", remedy="set it to 0")
+        raise UsageError(
+            f"the data are pictures, and preprocessing.frames is {preprocessing.frames}", remedy="set it to 0"
+        )
 
 
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
@@ -242,6 +245,8 @@ def _read(
         if format_.recognises(path):
             noted = (faults,) if faults is not None and hasattr(format_, "parts") else ()
             listing: Listing = format_.read(path, settings, classes, *noted)
+            if task == "video_classification":
+                listing = replace(listing, videos=True)  # a list of GIFs does not say so
             if task == "instance_segmentation":
                 found = Faults() if faults is None else faults
                 missing_outlines(listing, found)

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from patchform.data.listing import Listing
 from patchform.data.order import Key, derive
-from patchform.records import Preprocessing, Sample
+from patchform.descriptions import Preprocessing
+from patchform.records import Sample
 
 CACHE_BYTES = 1 << 30
 """What was decoded is kept in memory, all workers together, if the whole set fits."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.errors import UsageError
 from patchform.layers.linear import Linear
 from patchform.layers.positions import InsidePosition
 
@@ -115,6 +116,8 @@ class Attention(nn.Module):
         self, width: int, heads: int, *, position: InsidePosition | None = None, qkv_bias: bool = True
     ) -> None:
         super().__init__()
+        if width % heads:
+            raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.position = position
@@ -163,6 +166,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, project: bool = True) -> None:
         super().__init__()
+        if width % heads:
+            raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
         self.q = Linear(width, width, bias=qkv_bias)
         self.kv = Linear(width, 2 * width, bias=qkv_bias)

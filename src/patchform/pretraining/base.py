@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
 from patchform.backbones.vit import ViT
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.heads.base import Head
 from patchform.layers.patches import pad_to
 from patchform.model import Model
-from patchform.records import Batch, Embedding, Features, Preprocessing, Target
+from patchform.records import Batch, Embedding, Features, Target
 
 
 class Beside(Head):
@@ -45,17 +46,24 @@ class Beside(Head):
 class Method(Model):
     """A trunk that learns without labels. A file of this folder holds one; its name is what a recipe calls the head.
 
-    The constructor takes the `backbone` and the `preprocessing`, then its own options, keyword-only. All that is no
+    The constructor takes the `backbone` and the `preprocessing`, then, keyword-only, its `architecture` and its own
+    options. All that is no
     part of the result lies below `head`: so `backbone`, as it is stored, fills the trunk of a model of any task.
 
     Raises:
         UsageError: a backbone of clips.
     """
 
-    def __init__(self, backbone: Backbone, head: Beside, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Beside,
+        preprocessing: Preprocessing,
+        architecture: Architecture | None = None,
+    ) -> None:
         if backbone.frames is not None:
             raise UsageError("this backbone looks at clips, not at pictures", remedy="take another one")
-        super().__init__(backbone, head, classes=(), preprocessing=preprocessing)
+        super().__init__(backbone, head, classes=(), preprocessing=preprocessing, architecture=architecture)
 
     def pictures(self, batch: Batch) -> Tensor:
         """(B, C, H, W) normalised images of a batch of one crop each.
@@ -66,7 +74,7 @@ class Method(Model):
         if batch.images.dim() != 4:
             raise UsageError("this method looks at one crop of a picture", remedy="set augmentation.views to 1")
         if batch.padding is not None:
-            raise UsageError("pictures of several sizes", remedy="set data.resize to crop or squash")
+            raise UsageError("pictures of several sizes", remedy="set preprocessing.resize to crop or squash")
         return self.normalise(batch.images)
 
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from patchform import processes
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath
 from patchform.pretraining.base import Beside, Method, hide, is_vit
-from patchform.records import Batch, Features, Preprocessing
+from patchform.records import Batch, Features
 
 CENTRING = 0.9
 """What stays of the centre at each step."""
@@ -72,6 +73,7 @@ class DINO(Method):
         warm_epochs: int = 0,
         frozen_epochs: int = 1,
         masked: float = 0.0,
+        architecture: Architecture | None = None,
     ) -> None:
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum is {momentum}", remedy="it lies in [0, 1]")
@@ -80,7 +82,7 @@ class DINO(Method):
         if masked < 0 or (masked and not is_vit(backbone)):
             raise UsageError(f"masked is {masked}", remedy="it is 0 or more, and 0 for trunks other than a ViT")
         head = Comparison(backbone, hidden, bottleneck, outputs, masked=masked > 0)
-        super().__init__(backbone, head, preprocessing)
+        super().__init__(backbone, head, preprocessing, architecture)
         if backbone.prefers_channels_last:
             head.student.to(memory_format=torch.channels_last)
         for layer in backbone.modules():  # the teacher is whole at every step

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.blocks import Block
@@ -33,7 +34,7 @@ from patchform.pretraining.base import (
     patchify,
     side_of,
 )
-from patchform.records import Batch, Preprocessing
+from patchform.records import Batch
 
 EPS = 1e-6
 """Added to the variance of a patch."""
@@ -75,6 +76,7 @@ class MAE(Method):
         depth: int = 8,
         heads: int = 16,
         norm_pixels: bool = True,
+        architecture: Architecture | None = None,
     ) -> None:
         channels, whole = preprocessing.channels, not is_vit(backbone)
         decoder = Decoder(
@@ -85,7 +87,7 @@ class MAE(Method):
             heads=heads,
             paint=Paint(channels) if whole else None,
         )
-        super().__init__(backbone, decoder, preprocessing)
+        super().__init__(backbone, decoder, preprocessing, architecture)
         self.ratio, self.norm_pixels = check_ratio(ratio), norm_pixels
         if is_vit(backbone):
             if any(isinstance(module, InsidePosition) for module in backbone.modules()):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.lookup import no_such
@@ -31,7 +32,7 @@ from patchform.pretraining.base import (
     side_of,
     unpatchify,
 )
-from patchform.records import Batch, Preprocessing
+from patchform.records import Batch
 
 Goal = Literal["mean_colour", "small_patch", "pixels"]
 LEVELS = 8
@@ -60,7 +61,13 @@ class MaskedPatches(Method):
     head: Guess
 
     def __init__(
-        self, backbone: Backbone, preprocessing: Preprocessing, *, ratio: float = 0.5, target: Goal = "mean_colour"
+        self,
+        backbone: Backbone,
+        preprocessing: Preprocessing,
+        *,
+        ratio: float = 0.5,
+        target: Goal = "mean_colour",
+        architecture: Architecture | None = None,
     ) -> None:
         check_ratio(ratio)
         if target not in get_args(Goal):
@@ -72,7 +79,8 @@ class MaskedPatches(Method):
         outputs = {"mean_colour": colours, "small_patch": SMALL**2 * colours, "pixels": side**2 * channels}[target]
         whole = not is_vit(backbone)
         inside = backbone.channels[-1] if whole else backbone.width
-        super().__init__(backbone, Guess(inside, channels if whole else inside, outputs, norm=whole), preprocessing)
+        guess = Guess(inside, channels if whole else inside, outputs, norm=whole)
+        super().__init__(backbone, guess, preprocessing, architecture)
         self.ratio, self.target, self.colours = ratio, target, colours
 
     def forward(self, batch: Batch, noise: Tensor | None = None, fate: Tensor | None = None) -> dict[str, Tensor]:

@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, lookup
+from patchform.descriptions import Architecture
 from patchform.errors import UsageError
 from patchform.geometry import masks
 from patchform.heads.base import Head
 from patchform.metrics.base import Metric, Scores
 from patchform.metrics.objects import ObjectPrecision
 from patchform.metrics.overlap import Kind
-from patchform.records import Architecture, Instances, Target
+from patchform.records import Instances, Target
 
 DIGITS, BOX_DIGITS = 6, 2
 """Of written scores, and of pixels."""

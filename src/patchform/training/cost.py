@@ -17,8 +17,9 @@ from patchform.data.dataset import outlined
 from patchform.data.listing import Listing
 from patchform.data.order import generator
 from patchform.data.transforms import Mixing
+from patchform.descriptions import Preprocessing
 from patchform.layers.drop import DropPath
-from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Preprocessing, Regions, Target
+from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Regions, Target
 from patchform.settings import Recipe
 from patchform.tasks.base import Task
 from patchform.training import ema, optimizer, peaks

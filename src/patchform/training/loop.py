@@ -31,11 +31,12 @@ from patchform.data.order import (
     training_loader,
 )
 from patchform.data.transforms import Mixing
+from patchform.descriptions import Preprocessing
 from patchform.device import pick_device
 from patchform.errors import DataError, DivergedError, Elsewhere, Interrupted, ResourceError
 from patchform.evaluation import evaluate
 from patchform.model import Model, load, save
-from patchform.records import Batch, Preprocessing
+from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.tasks.base import Task
 from patchform.training import checkpoint, ema, optimizer, run, schedule
@@ -46,7 +47,6 @@ from patchform.training.preparation import (
     identity_of,
     model_of,
     plain,
-    preprocessing_of,
     refuse_nonsense,
     seed_everything,
 )
@@ -107,7 +107,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         device = pick_device(settings.device)
         if device.type == "cpu":
             keep_freed_memory()
-        preprocessing = preprocessing_of(recipe.data)
+        preprocessing = recipe.preprocessing
         splits = open_data(recipe.data, seed=settings.seed, preprocessing=preprocessing, task=recipe.task)
         for note in splits.notes:
             reporter.note(note)
@@ -196,9 +196,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                 counters.without_better += 1
                 if scores.best is not None and (counters.best is None or scores.best > counters.best):
                     failpoint("before-best")
-                    judged.thresholds = task.thresholds(scores)
                     with _save_errors(settings.on_save_error, reporter):
-                        save(judged, folder / run.BEST)
+                        save(judged, folder / run.BEST, thresholds=task.thresholds(scores))
                         counters.best, counters.best_step, counters.without_better = scores.best, step, 0
             speed = reporter.speed()
             if log is not None:

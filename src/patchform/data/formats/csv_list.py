@@ -58,8 +58,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) ->
 
     Args:
         path: the CSV file.
-        settings: `labels` says whether an image may have none or several classes; `frames`, that they are videos, as
-            the first path may say too.
+        settings: `labels` says whether an image may have none or several classes.
         classes: names that give the indices (training's, or the model's); None: those that occur, or the columns.
 
     Raises:
@@ -97,8 +96,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) ->
         *((f"ignored columns: {quoted(extra)}",) if extra else ()),
         *(mapping_note(order) if classes is None else ()),
     )
-    videos = settings.frames > 0 or _is_video(files[0])
-    return Listing(classes=order, items=items, root=path.parent, notes=notes, videos=videos)
+    return Listing(classes=order, items=items, root=path.parent, notes=notes, videos=_is_video(files[0]))
 
 
 def _is_video(path: Path) -> bool:
