@@ -157,7 +157,7 @@ def weights_file(name: str) -> WeightsFile:
 def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Mapping[str, Any] | None = None) -> None:
     """Raise UsageError for an option that a constructor does not take, the nearest named, or that is of another type.
 
-    A whole number is at least 1, or as low as the option is by default.
+    A whole number is at least 1, or as low as the option is by default; or its annotation has a `Range`.
 
     Args:
         build: a class.
@@ -166,7 +166,10 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
         usual: what it is given by default.
     """
     parameters = {name: one for name, one in inspect.signature(build).parameters.items() if name not in NOT_OPTIONS}
-    hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__)
+    try:
+        hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__, include_extras=True)
+    except NameError:  # of types that only a checker imports
+        hints = {}
     for option, value in options.items():
         if option not in parameters:
             raise no_such(f"option of {of}", option, parameters)
@@ -175,7 +178,8 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
         bound = Range(least=lowest if type(value) is int else -LARGEST_OPTION, most=LARGEST_OPTION)
         try:
             if schema.plain(hint):
-                schema.read(value, Annotated[hint, bound])
+                own = any(isinstance(note, Range) for note in getattr(hint, "__metadata__", ()))
+                schema.read(value, hint if own else Annotated[hint, bound])
         except schema.Misfit as misfit:
             what = schema.Misfit(misfit.value, misfit.needed, key=f"option {option} of {of}", outside=misfit.outside)
             raise UsageError(what.what, remedy=what.remedy) from None

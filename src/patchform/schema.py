@@ -8,6 +8,7 @@ value all come from that.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -87,6 +88,7 @@ Share = Annotated[float, Range(least=0, most=1)]
 """Of a whole, or a probability."""
 Positive = Annotated[float, Range(above=0, most=1e6)]
 Factor = Annotated[float, Range(least=0, most=1e6)]
+Natural = Annotated[int, Range(least=0, most=1_000_000)]
 Side = Annotated[int, Range(least=1, most=16_384)]
 """Pixels."""
 Options = Annotated[dict[str, Any], Range(least=-1e6, most=1e6)]
@@ -103,6 +105,8 @@ class Field(NamedTuple):
     value: Any
     """What the record has there."""
     meaning: str
+    section: str
+    """What the record around it is."""
 
 
 def fields(record: Any, prefix: str = "") -> Iterator[Field]:
@@ -112,7 +116,8 @@ def fields(record: Any, prefix: str = "") -> Iterator[Field]:
         if dataclasses.is_dataclass(hint):
             yield from fields(value, f"{prefix}{name}.")
         else:
-            yield Field(prefix + name, hint, value, meanings(type(record)).get(name, ""))
+            section = (inspect.getdoc(type(record)) or "").partition("\n")[0].rstrip(".")
+            yield Field(prefix + name, hint, value, meanings(type(record)).get(name, ""), section)
 
 
 def _hints(kind: Any) -> dict[str, Any]:
@@ -380,14 +385,15 @@ def check(record: Any) -> None:
             raise misfit.below(name) from None
 
 
-def number(kind: type, bound: Range) -> Callable[[str], Any]:
-    """What reads a number of the command line (argparse's `type`). It raises ValueError for text that is none, or one
-    out of range.
-    """
+def number(kind: type[int] | type[float], bound: Range) -> Callable[[str], Any]:
+    """What reads a number within a range from the command line: a `type` of argparse."""
 
     def convert(text: str) -> Any:
-        return read(kind(text), Annotated[kind, bound])
+        try:
+            return read(kind(text), Annotated[kind, bound])
+        except Misfit as misfit:
+            raise argparse.ArgumentTypeError(str(misfit)) from None
+        except ValueError:
+            raise argparse.ArgumentTypeError(str(Misfit(text, words(kind)))) from None
 
-    convert.__name__ = f"{words(kind)} {bound}"  # argparse says: invalid ... value
-    convert.bound = bound  # type: ignore[attr-defined]
     return convert

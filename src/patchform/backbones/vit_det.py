@@ -23,6 +23,7 @@ from patchform.layers.drop import rising
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Global, Windows
 from patchform.records import Features
+from patchform.schema import Natural
 
 
 class ViTDet(Backbone):
@@ -54,7 +55,7 @@ class ViTDet(Backbone):
         depth: int = 12,
         heads: int = 12,
         window: int = 14,
-        global_blocks: int = 4,
+        global_blocks: Natural = 4,
         mlp_ratio: float = 4.0,
         position: positions.PositionName = "learned_1d",
         drop_path: float = 0.0,

@@ -28,6 +28,7 @@ from patchform.layers.drop import rising
 from patchform.layers.fitting import Fitted, How, resized
 from patchform.layers.patches import pad_to
 from patchform.records import Features
+from patchform.schema import Natural
 
 PATCH = 8
 """Side of a cell that outlookers see, pixels."""
@@ -60,7 +61,7 @@ class VOLO(Backbone):
         depths: tuple[int, ...] = (4, 4, 8, 2),
         heads: tuple[int, int] = (6, 12),
         mlp_ratio: float = 3.0,
-        class_depth: int = 2,
+        class_depth: Natural = 2,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()

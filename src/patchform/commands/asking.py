@@ -7,26 +7,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchform.errors import UsageError
+from patchform.schema import Range, number
 
 if TYPE_CHECKING:
     from patchform.inference import Ask
+
+IMAGES, WORKERS = number(int, Range(least=1, most=1_000_000)), number(int, Range(least=0, most=1024))
+"""Types of what several verbs are told: images at once, processes that decode."""
+SECONDS, SCALE = number(float, Range(above=0, most=1e9)), number(float, Range(above=0, most=100))
+SCORE, SKIPPED = number(float, Range(least=0, most=1e6)), number(float, Range(least=0, below=1))
+MARGIN = number(int, Range(least=0, most=16_384))
+SIDE, VIEWS = number(int, Range(least=1, most=16_384)), number(int, Range(least=1, most=1000))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--window`, `--stride`, `--margin`, `--scales`, `--mirrored`, `--clips`, `--crops`."""
     window = "for large pictures: window by window of N x N pixels, averaged or merged where they overlap"
-    parser.add_argument("--window", type=int, metavar="N", help=window)
-    parser.add_argument("--stride", type=int, metavar="N", help="pixels from a window to the next (default: 2/3 of it)")
+    parser.add_argument("--window", type=SIDE, metavar="N", help=window)
+    parser.add_argument("--stride", type=SIDE, metavar="N", help="pixels between windows (default: 2/3 of one)")
     parser.add_argument(
         "--margin",
-        type=int,
+        type=MARGIN,
         metavar="N",
         help="pixels along a window's edges that do not count, for masks (default: 0)",
     )
-    parser.add_argument("--scales", type=float, nargs="+", metavar="X", help="average over sizes of the picture")
+    parser.add_argument(
+        "--scales",
+        type=SCALE,
+        nargs="+",
+        metavar="X",
+        help="average over sizes of the picture",
+    )
     parser.add_argument("--mirrored", action="store_true", help="average with the mirror image")
-    parser.add_argument("--clips", type=int, metavar="N", help="of videos: average over N clips of each (default: 1)")
-    parser.add_argument("--crops", type=int, metavar="N", help="of videos: and N crops of each clip (default: 1)")
+    parser.add_argument("--clips", type=VIEWS, metavar="N", help="of videos: average over N clips of each (default: 1)")
+    parser.add_argument("--crops", type=VIEWS, metavar="N", help="of videos: and N crops of each clip (default: 1)")
 
 
 def way(arguments: argparse.Namespace) -> Ask | None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchform.commands import recipes
+from patchform.commands import asking, recipes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.settings import DataSettings, Recipe
 
@@ -176,7 +176,13 @@ def _write_pictures(found: Diagnosis, folder: Path) -> None:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="sheet.png", help="new picture (default: sheet.png)")
-    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=f"pictures (default: {COUNT})")
+    parser.add_argument(
+        "--count",
+        type=asking.VIEWS,
+        default=COUNT,
+        metavar="N",
+        help=f"pictures (default: {COUNT})",
+    )
     parser.add_argument("--part", choices=("train", "validation"), default="train", help="which (default: train)")
     parser.add_argument("--augmented", metavar="RECIPE", help="as a training by this recipe sees them")
 

@@ -22,11 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
     parser.add_argument("--out", metavar="DIR", help="for evaluation.json and report.html (default: RUN)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once; changes no score")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    parser.add_argument(
+        "--batch-size", type=asking.IMAGES, default=32, metavar="N", help="images at once; changes no score"
+    )
+    parser.add_argument("--workers", type=asking.WORKERS, default=0, metavar="N", help="processes that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument(
-        "--skip-bad", type=float, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
+        "--skip-bad", type=asking.SKIPPED, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
     )
     asking.add_arguments(parser)
 

@@ -25,11 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("coco", "yolo"), help="objects in this format too, in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument(
-        "--threshold", type=float, metavar="SCORE", help="objects that count (default: as validation chose, by class)"
+        "--threshold",
+        type=asking.SCORE,
+        metavar="SCORE",
+        help="objects that count (default: as validation chose, by class)",
     )
-    parser.add_argument("--every", type=float, metavar="SECONDS", help="of videos: an answer for every so many seconds")
-    parser.add_argument("--span", type=float, metavar="SECONDS", help="with --every: how much each answer looks at")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
+    parser.add_argument(
+        "--every", type=asking.SECONDS, metavar="SECONDS", help="of videos: an answer each so many seconds"
+    )
+    parser.add_argument("--span", type=asking.SECONDS, metavar="SECONDS", help="with --every: what each answer sees")
+    parser.add_argument("--batch-size", type=asking.IMAGES, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     asking.add_arguments(parser)
 

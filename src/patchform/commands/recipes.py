@@ -33,6 +33,11 @@ def packaged() -> list[str]:
     return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
 
 
+def tasks() -> list[str]:
+    """Names of the tasks that have a default recipe."""
+    return [name.removesuffix(f"/{DEFAULT}") for name in packaged() if name.endswith(f"/{DEFAULT}")]
+
+
 def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = None) -> Recipe:
     """A complete recipe.
 
@@ -240,17 +245,10 @@ def _value(text: str) -> Any:
 def help_text(recipe: Recipe | None = None) -> str:
     """Every setting with its meaning, what it may be, and its default: that of a recipe."""
     lines, section = list[str](), ""
-    recipe = recipe or Recipe()
-    for field in schema.fields(recipe):
-        place, _, _ = field.name.rpartition(".")
-        if place != section:
-            part = recipe
-            for name in place.split("."):
-                part = getattr(part, name)
-            lines += ["", (type(part).__doc__ or "").partition("\n")[0]]
-            section = place
-        lines.append(f"  --{field.name}")
-        usual = schema.shown(field.value)
-        about = f"{field.meaning} ({schema.words(field.hint)}; default: {usual})"
-        lines += textwrap.wrap(about, 78, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    for field in schema.fields(recipe or Recipe()):
+        if field.section != section:
+            section = field.section
+            lines += ["", f"{section}:"]
+        about = f"{field.meaning} It is {schema.words(field.hint)}; default: {schema.shown(field.value)}"
+        lines += [f"  --{field.name}", *textwrap.wrap(about, 72, initial_indent=" " * 8, subsequent_indent=" " * 8)]
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from patchform.layers.convolutions import CellNorm
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
 from patchform.records import Features, Instances, Target
+from patchform.schema import Natural
 
 BALANCE, FOCUS = 0.25, 2
 """Alpha and gamma of the focal loss (table 1b)."""
@@ -53,11 +54,11 @@ class Form:
         UsageError: a field out of its range.
     """
 
-    convolutions: int = 4
+    convolutions: Natural = 4
     """Of each tower, before its last."""
     norm: Literal["none", "group"] = "none"
     """Behind each of them: "group" is group normalisation, at most 32 groups."""
-    coarser: int = 2
+    coarser: Natural = 2
     """Levels above the backbone's."""
     source: Literal["map", "pyramid"] = "map"
     """What the first of them is made from: the backbone's coarsest map, or the pyramid's."""

@@ -27,6 +27,7 @@ from patchform.geometry import grids
 from patchform.layers.drop import DropPath
 from patchform.pretraining.base import Beside, Method, hide, is_vit
 from patchform.records import Batch, Features
+from patchform.schema import Natural
 
 CENTRING = 0.9
 """What stays of the centre at each step."""
@@ -71,7 +72,7 @@ class DINO(Method):
         student_temperature: float = 0.1,
         teacher_temperature: tuple[float, float] = (0.04, 0.04),
         warm_epochs: int = 0,
-        frozen_epochs: int = 1,
+        frozen_epochs: Natural = 1,
         masked: float = 0.0,
         architecture: Architecture | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,20 +111,23 @@ def model_of(
 
 
 def check_model(recipe: Recipe) -> None:
-    """Raise UsageError for a model that cannot be built, or shown a picture: on no device, before any data are read."""
-    weights, given = recipe.loss.class_weights, recipe.model.options or recipe.model.head_options
-    names = tuple(map(str, range(len(weights) if isinstance(weights, list) else 2)))
-    p = recipe.preprocessing
+    """Raise UsageError for options of which no model can be built, or shown a picture, before any data are read.
+
+    It is built on no device, so nothing is allocated. What a layer then cannot say is left to the real one.
+    """
+    p, model = recipe.preprocessing, recipe.model
+    top = {name: value for name, value in model.head_options.items() if name != "class_weights"}  # they are looked at
+    bare = replace(recipe, model=replace(model, head_options=top), loss=replace(recipe.loss, class_weights="none"))
     try:
         with torch.device("meta"), torch.no_grad():
-            model = _built(recipe, Listing(classes=names, items=(), root=Path()), p, [1] * len(names)).eval()
+            made = _built(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
-            model.features(Batch(image, (), ("",), (p.size,)))
+            made.features(Batch(image, (), ("",), (p.size,)))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        if not given:
-            raise
+        if not (model.options or model.head_options) or "meta tensor" in str(error):
+            return
         first = " ".join(str(error).split())[:200]
-        what = f"{recipe.model.backbone} under {recipe.model.head} cannot be built with these options ({first})"
+        what = f"{model.backbone} under {model.head} cannot be built with these options ({first})"
         raise UsageError(what, remedy="mend model.options or model.head_options") from error
 
 
