@@ -175,7 +175,7 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
             raise no_such(f"option of {of}", option, parameters)
         hint, default = hints.get(option, Any), (usual or {}).get(option, parameters[option].default)
         lowest = min(1, default) if type(default) is int else 1
-        bound = Range(least=lowest if type(value) is int else -LARGEST_OPTION, most=LARGEST_OPTION)
+        bound = Range(least=lowest if hint in (int, int | None) else -LARGEST_OPTION, most=LARGEST_OPTION)
         try:
             if schema.plain(hint):
                 own = any(isinstance(note, Range) for note in getattr(hint, "__metadata__", ()))

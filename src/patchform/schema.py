@@ -279,6 +279,8 @@ def read(value: Any, hint: Any, parse: Parse | None = None) -> Any:
         raise Misfit(value, words(hint))
     if kind is float and not math.isfinite(value):
         raise Misfit(value, str(Range()), outside=True)
+    if kind is dict and inner and inner[1] is not Any:
+        return {key: read(item, inner[1], parse) for key, item in value.items()}
     return _leaves(value, parse) if kind is dict else value
 
 

@@ -163,19 +163,40 @@ def test_another_run_is_not_resumed(pictures, finished, tmp_path, sections, keys
         loop.train(tiny.recipe(pictures, tmp_path, **sections), resume=True, progress=False)
 
 
-@pytest.mark.parametrize("part", ["counters", "random", "identity"])
-def test_a_state_that_lacks_something_is_refused(pictures, finished, tmp_path, part):
+HOSTILE = {
+    **{
+        f"no {part}": lambda state, part=part: state.pop(part) for part in ("counters", "random", "identity", "machine")
+    },
+    "a step below 0": lambda state: state["counters"].update(step=-1),
+    "a step beyond all": lambda state: state["counters"].update(step=10**18),
+    "a step of another checkpoint": lambda state: state["counters"].update(step=3),
+    "a step in words": lambda state: state["counters"].update(step="5"),
+    "a step that is true": lambda state: state["counters"].update(step=True),
+    "a validation to come": lambda state: state["counters"].update(reported=10**6),
+    "an unknown counter": lambda state: state["counters"].update(other=5),
+    "a counter too few": lambda state: state["counters"].pop("reported"),
+    "a best score in words": lambda state: state["counters"].update(best="high"),
+    "a machine that is a list": lambda state: state.update(machine=[1]),
+    "an identity of nothing": lambda state: state.update(identity=None),
+    "an odd generator": lambda state: state["random"].update(python=[3, [-1] * 625, None]),
+    "another format": lambda state: state.update(format="1"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_state_that_is_none_is_refused(pictures, finished, tmp_path, what):
     shutil.copytree(finished / "run", tmp_path / "run")
     last = checkpoint.steps(tmp_path / "run/checkpoints")[-1]
     state = files.read_json(last / checkpoint.STATE)
-    del state[part]
+    HOSTILE[what](state)
     tensors = {file.stem: files.read_tensors(file) for file in last.glob("*.safetensors")}
     with files.atomic_folder(last) as place:
         files.write_json(place / checkpoint.STATE, state)
         for name, each in tensors.items():
             files.write_tensors(place / f"{name}.safetensors", each)
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError) as caught:
         loop.train(tiny.recipe(pictures, tmp_path, training={"ema": 0.9}), resume=True, progress=False)
+    assert caught.value.exit_code == 4
 
 
 def test_other_pictures_are_another_run(pictures, finished, tmp_path):
