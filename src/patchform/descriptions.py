@@ -151,5 +151,5 @@ class Published:
     """`SCORES`."""
     weights: tuple[WeightsFile, ...] = ()
     """`WEIGHTS`."""
-    starts: dict[str, Any] = field(default_factory=dict)
-    """`STARTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""
+    init_layouts: dict[str, Any] = field(default_factory=dict)
+    """`INIT_LAYOUTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""

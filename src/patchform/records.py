@@ -27,7 +27,7 @@ class Features(NamedTuple):
     """What a backbone gives: maps for dense heads, tokens for token heads, a summary for classifiers."""
 
     maps: tuple[Tensor, ...]
-    """Fine to coarse, each (B, C_i, H_i, W_i), as the trunk's residual stream holds them (not normalised)."""
+    """Fine to coarse, each (B, C_i, H_i, W_i), as the backbone's residual stream holds them (not normalised)."""
     strides: tuple[int, ...]
     """Input pixels per cell of each map."""
     size: tuple[int, int]

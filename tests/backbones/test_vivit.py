@@ -7,7 +7,7 @@ from patchform.backbones.vivit import VARIANTS, FactorisedEncoder, Places
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import recording
-from patchform.layers.fitting import How
+from patchform.layers.fitting import TransferContext
 from patchform.layers.positions import Learned1D
 from patchform.published.vivit import LAYOUTS, SCORES
 from patchform.settings import Transfer
@@ -274,7 +274,7 @@ def test_positions_are_resized_in_space_and_in_time():
 
 def test_tables_of_other_clips_and_of_pictures():
     def fitted(own, source, *, still=False, grid=None):
-        return own.fit("table", source.table.detach(), How(Transfer(grid=grid), still=still))
+        return own.fit("table", source.table.detach(), TransferContext(Transfer(grid=grid), still=still))
 
     own = randomise(Places(6, (4, 4), 3, prefix=1), seed=1)
     table, said = fitted(own, longer := randomise(Places(6, (4, 4), 5, prefix=1)))

@@ -29,7 +29,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import CrossAttention
 from patchform.layers.blocks import Block
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Learned1D
 from patchform.records import Features
@@ -80,7 +80,7 @@ class CrossViT(Backbone):
         self.strides = tuple(round(patch / scale) for patch, scale in zip(patches, scales))
         native = [grids.cells(size, patch) for size, patch in zip(self.sizes(grids.pair(image_size)), patches)]
         kind = Patches if stem == "patches" else ConvolutionalPatches
-        rates = iter(rising(drop_path, sum(map(max, depths))))
+        rates = iter(linear_rates(drop_path, sum(map(max, depths))))
 
         self.stems = nn.ModuleList(kind(in_channels, width, patch) for width, patch in zip(widths, patches))
         self.class_tokens = nn.ParameterList(torch.empty(1, 1, width) for width in widths)
@@ -90,7 +90,7 @@ class CrossViT(Backbone):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
 
-        blocks.start(self.stages)
+        blocks.init_weights(self.stages)
         for token in self.class_tokens:
             nn.init.trunc_normal_(token, std=0.02)
 
@@ -185,9 +185,9 @@ class Fusion(nn.Module):
 
         What comes back takes the token's place: only the attention has a residual connection (the authors' code).
         """
-        return self.leave(self.residual(self.enter(token), self.look, patches, padding))
+        return self.leave(self.residual(self.enter(token), self.attention_branch, patches, padding))
 
-    def look(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
+    def attention_branch(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
         """(B, 1, D'), the only query, and (B, N, D') -> (B, 1, D')."""
         tokens = self.norm(torch.cat([token, patches], 1))
         allowed = None if padding is None else ~padding[:, None, None, None]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchform.commands import asking, recipes
+from patchform.commands import inference_options, recipes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.settings import DataSettings, Recipe
 
@@ -178,7 +178,7 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="sheet.png", help="new picture (default: sheet.png)")
     parser.add_argument(
         "--count",
-        type=asking.VIEWS,
+        type=inference_options.VIEWS,
         default=COUNT,
         metavar="N",
         help=f"pictures (default: {COUNT})",

@@ -1,4 +1,4 @@
-"""Write what a frozen trunk says of pictures, a row of numbers for each, into one file."""
+"""Write what a frozen backbone says of pictures, a row of numbers for each, into one file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from patchform.commands import asking
+from patchform.commands import inference_options
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
@@ -42,12 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", choices=OUTPUTS, default="summary", help="as a classifier sees it, or the mean token"
     )
     parser.add_argument(
-        "--batch-size", type=asking.IMAGES, default=32, metavar="N", help="images at once; changes no number"
+        "--batch-size", type=inference_options.IMAGES, default=32, metavar="N", help="images at once; changes no number"
     )
-    parser.add_argument("--workers", type=asking.WORKERS, default=0, metavar="N", help="processes that decode")
+    parser.add_argument(
+        "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument(
-        "--skip-bad", type=asking.SKIPPED, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
+        "--skip-bad",
+        type=inference_options.SKIPPED,
+        default=0.0,
+        metavar="SHARE",
+        help="unreadable pictures to put up with",
     )
 
 
@@ -95,7 +101,7 @@ def features(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Described:
-    """What the trunk of a model says of pictures, prepared as at evaluation.
+    """What the backbone of a model says of pictures, prepared as at evaluation.
 
     Args:
         model: run folder of any task, or a backbone's name, with `weights`.
@@ -103,7 +109,7 @@ def features(
         out: a new file, safetensors: `features` (N, D) float32, and in its header `names`, a JSON list.
         weights: of the backbone, in one of its family's layouts.
         output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
-        batch_size: images that go through the trunk at once.
+        batch_size: images that go through the backbone at once.
         workers: processes that decode.
         device: "auto" takes the accelerator if there is one.
         skip_bad: highest share of unreadable pictures that are left out, in [0, 1).
@@ -121,22 +127,22 @@ def features(
     if place is not None and place.exists():
         raise FolderError("exists already", where=place, remedy="name a new file")
 
-    from patchform.commands.probe import open_trunk
+    from patchform.commands.probe import open_backbone
     from patchform.data.checks import check
     from patchform.data.dataset import open_pictures
     from patchform.probing.frozen import outputs
     from patchform.weights import files
 
-    trunk = open_trunk(model, weights)
+    backbone = open_backbone(model, weights)
     listing = open_pictures(data)
     notes = listing.notes
     if skip_bad:
-        listing, report = check(listing, trunk.preprocessing, skip_bad=skip_bad)
+        listing, report = check(listing, backbone.preprocessing, skip_bad=skip_bad)
         notes += (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults))
     for note in notes:
         say(note)
     found = outputs(
-        trunk,
+        backbone,
         listing,
         output=output,
         batch_size=batch_size,

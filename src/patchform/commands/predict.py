@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import asking
+from patchform.commands import inference_options
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,17 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument(
         "--threshold",
-        type=asking.SCORE,
+        type=inference_options.SCORE,
         metavar="SCORE",
         help="objects that count (default: as validation chose, by class)",
     )
     parser.add_argument(
-        "--every", type=asking.SECONDS, metavar="SECONDS", help="of videos: an answer each so many seconds"
+        "--every", type=inference_options.SECONDS, metavar="SECONDS", help="of videos: an answer each so many seconds"
     )
-    parser.add_argument("--span", type=asking.SECONDS, metavar="SECONDS", help="with --every: what each answer sees")
-    parser.add_argument("--batch-size", type=asking.IMAGES, default=16, metavar="N", help="images at once")
+    parser.add_argument(
+        "--span", type=inference_options.SECONDS, metavar="SECONDS", help="with --every: what each answer sees"
+    )
+    parser.add_argument("--batch-size", type=inference_options.IMAGES, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    asking.add_arguments(parser)
+    inference_options.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.span is not None and arguments.every is None:
         raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
-    way = asking.way(arguments)
+    way = inference_options.chosen(arguments)
     written = write(
         load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"ask": way} if way else {})),
         arguments.sources,
@@ -68,7 +70,7 @@ def load(run: str | Path, **options: Any) -> Predictor:
 
     Args:
         run: run folder.
-        options: of `patchform.prediction.load`: device, precision, ask, threshold.
+        options: of `patchform.prediction.load`: device, precision, infer, threshold.
 
     Raises:
         ModelFileError: the folder holds no intact model.

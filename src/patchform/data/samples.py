@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from patchform.data.listing import Listing
-from patchform.data.order import Key, derive
+from patchform.data.loader import Key, derive
 from patchform.descriptions import Preprocessing
 from patchform.records import Sample
 

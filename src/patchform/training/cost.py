@@ -15,7 +15,7 @@ from patchform import lookup
 from patchform.data.collate import parts, to_device
 from patchform.data.dataset import outlined
 from patchform.data.listing import Listing
-from patchform.data.order import generator
+from patchform.data.loader import generator
 from patchform.data.transforms import Mixing
 from patchform.descriptions import Preprocessing
 from patchform.layers.drop import DropPath

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from patchform import lookup, processes
+from patchform import distributed, lookup
 from patchform.data.collate import split, to_device
 from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
-from patchform.data.order import (
+from patchform.data.loader import (
     TrainingBatches,
     aspects,
     balance,
@@ -33,7 +33,7 @@ from patchform.data.order import (
 from patchform.data.transforms import Mixing
 from patchform.descriptions import Preprocessing
 from patchform.device import pick_device
-from patchform.errors import DataError, DivergedError, Elsewhere, Interrupted, ResourceError
+from patchform.errors import DataError, DivergedError, Interrupted, PeerError, ResourceError
 from patchform.evaluation import evaluate
 from patchform.model import Model, load, save
 from patchform.records import Batch
@@ -74,8 +74,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
     best/ (the best model so far) and, at the end, the model itself. What lies in it is described in `patchform.model`,
     `training.checkpoint` and `training.metrics_log`.
 
-    Of several processes (`patchform.processes`) each looks at its share of every batch; gradients are added up, so all
-    take one step, that of the whole batch. The first one validates and writes.
+    Of several processes (`patchform.distributed`) each looks at its share of every batch; gradients are added up, so
+    all take one step, that of the whole batch. The first one validates and writes.
 
     Args:
         recipe: all settings; complete in itself.
@@ -90,15 +90,15 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
         ResourceError: out of memory, a full disk.
         Interrupted: SIGTERM or Ctrl-C; the run was saved.
-        Elsewhere: of several processes another one failed; the run was saved.
+        PeerError: of several processes another one failed; the run was saved.
     """
     refuse_nonsense(recipe)
     settings = recipe.training
     stem = f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
     with (
         run.Stop() as stop,
-        processes.joined() as place,
-        Reporter(shown=progress, heard=place.first) as reporter,
+        distributed.process_group() as place,
+        Reporter(shown=progress, heard=place.is_main) as reporter,
         run.opened(Path(recipe.runs), recipe.name, stem=stem, resume=resume) as folder,
     ):
         # ------------------------------------------------------------------------------------------------- data
@@ -157,10 +157,10 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                 reporter.note(note)
         model.begin(step=counters.step, steps=steps, epoch=epoch)
         resolved = dataclasses.replace(recipe, name=folder.name)
-        if place.first:
+        if place.is_main:
             replace_text(folder / run.RECIPE, yaml.safe_dump(plain(dataclasses.asdict(resolved)), sort_keys=False))
             _warn_of_little_room(folder, parts, reporter)
-        processes.as_first(list(model.state_dict().values()))
+        distributed.broadcast(list(model.state_dict().values()))
 
         def rate_at(step: int) -> float:
             return recipe.optimizer.lr * schedule.multiplier(recipe.schedule, step, steps=steps, epoch=epoch)
@@ -168,7 +168,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         def keep() -> None:
             """Write a checkpoint of this step, unless there is one."""
             nonlocal saved
-            if counters.step == saved or not place.first:
+            if counters.step == saved or not place.is_main:
                 return
             if not all_finite(model, average):
                 raise DivergedError(f"weights are not finite after step {counters.step}", remedy="lower optimizer.lr")
@@ -221,7 +221,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         reporter.begin(counters.step, steps)
         model.train()
         kept = functools.partial(MetricsLog, folder, counters.step, counters.reported, tensorboard=settings.tensorboard)
-        with memory_errors(part, preprocessing), kept() if place.first else nullcontext() as log:
+        with memory_errors(part, preprocessing), kept() if place.is_main else nullcontext() as log:
             try:
                 while True:
                     step = counters.step
@@ -229,21 +229,21 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
 
                     # -------------------------------------------------------- end of an epoch: validate, keep the best
                     if at_epoch and counters.reported < step:
-                        counters.tell(processes.of_first(lambda: end_epoch(log)))
+                        counters.tell(distributed.broadcast_text(lambda: end_epoch(log)))
 
                     # ---------------------------------------------------------------------------------- save, stop
                     last |= 0 < settings.patience <= counters.without_better
                     if last or (every(step, settings.save_every) if settings.save_every else at_epoch):
-                        processes.agreed(keep)
-                    processes.agreed(stop.check)
+                        distributed.all_or_none(keep)
+                    distributed.all_or_none(stop.check)
                     if last:
                         break
 
                     # ------------------------------------------------------------------------------------ one step
-                    dice: tuple[int, ...] = () if place.alone else (place.rank,)
+                    dice: tuple[int, ...] = () if place.single else (place.rank,)
                     if dice:  # of what the model draws, nothing need be remembered
                         torch.manual_seed(derive(settings.seed, "model", step, *dice))
-                    batch = to_device(processes.agreed(lambda: next(incoming)), device)
+                    batch = to_device(distributed.all_or_none(lambda: next(incoming)), device)
                     batch = mixing.mix(batch, generator(settings.seed, "mix", step, *dice))
                     rate = rate_at(step)
                     loss, norm = gradients(
@@ -262,7 +262,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                     optimizer.set_rate(mover, rate)
                     mover.step()
                     mover.zero_grad(set_to_none=True)
-                    processes.average(statistics)
+                    distributed.all_reduce_mean(statistics)
                     if average is not None:
                         ema.update(average, model, settings.ema)
                     model.after_step(step)
@@ -272,14 +272,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
                         log.step(step + 1, loss=loss, norm=norm, lr=rate)
                     seen = order.size(step)
                     reporter.step(step + 1, epoch=step // epoch + 1, loss=loss, rate=rate, images=seen)
-            except (Interrupted, DataError, DivergedError, Elsewhere):
+            except (Interrupted, DataError, DivergedError, PeerError):
                 if all_finite(model, average):
                     keep()
                 raise
 
         # --------------------------------------------------------------------------------------------- the model
         final = judged if counters.best is None else load(folder / run.BEST)
-        processes.agreed(lambda: save(final, folder) if place.first else None)
+        distributed.all_or_none(lambda: save(final, folder) if place.is_main else None)
         return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
 
 
@@ -312,7 +312,7 @@ def gradients(
     """
     device = batch.images.device.type
     everything = model.count(batch.targets) * counts
-    processes.add_up([everything])
+    distributed.all_reduce_sum([everything])
     everything = everything.clamp(min=1e-6)  # 0 where all pixels are ignored: nothing to learn
     losses = []
     for piece in split(batch, part, pixels):
@@ -322,7 +322,7 @@ def gradients(
         loss.backward()
         losses.append(loss.detach())
     total = torch.stack(losses).sum()
-    if not processes.here().alone:
+    if not distributed.rank_and_world().single:
         _add_up(model, total)
     norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     loss_and_norm = torch.stack([total, norm]).tolist()  # one wait for the device a step
@@ -333,11 +333,11 @@ def _add_up(model: Model, loss: Tensor) -> None:
     """Put the sums over all processes into the gradients and the loss; what was used in one process was used in all."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
-    processes.add_up([used])
+    distributed.all_reduce_sum([used])
     for parameter, times in zip(parameters, used.tolist()):
         if times and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    processes.add_up([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+    distributed.all_reduce_sum([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
 
 
 def running_statistics(model: Model) -> list[Tensor]:
@@ -374,7 +374,7 @@ def all_finite(*models: nn.Module | None) -> bool:
 
 def _diverged(folder: Path, step: int, names: Sequence[str], *, loss: float, norm: float, rate: float) -> DivergedError:
     """The error, after all file names of the batch were written beside the log."""
-    if processes.here().first:
+    if distributed.rank_and_world().is_main:
         replace_text(folder / "diverged.json", json.dumps({"step": step, "files": list(names)}, indent=1))
     return DivergedError(
         f"the loss is {loss:g} and its gradient's norm {norm:g} at step {step} (learning rate {rate:g})",

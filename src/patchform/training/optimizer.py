@@ -45,7 +45,7 @@ def groups(
     layers goes with the former, what follows the last layer has L + 1, and so has the head. In the whole backbone it is
     `backbone_rate` times that (Carion et al. 2020, DETR, section 4).
     """
-    layers, inside_trunk = model.trained.layers(), set(map(id, model.trained.parameters()))
+    layers, inside_backbone = model.trained.layers(), set(map(id, model.trained.parameters()))
     layer_of = {id(parameter): i for i, layer in enumerate(layers, 1) for parameter in layer.parameters()}
     top, begun = len(layers) + 1, 0
     found: dict[tuple[float, float], list[Tensor]] = {}
@@ -54,7 +54,7 @@ def groups(
             continue
         begun = max(begun, layer_of.get(id(parameter), begun))
         inside = id(parameter) in layer_of or begun < len(layers)
-        below = id(parameter) in inside_trunk
+        below = id(parameter) in inside_backbone
         scale = layer_decay ** (top - begun if below and inside else 0) * (backbone_rate if below else 1)
         decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
         found.setdefault((decay, scale), []).append(parameter)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from patchform import processes
+from patchform import distributed
 from patchform.errors import FolderError, Interrupted, ResourceError
 from patchform.weights import files
 
@@ -141,11 +141,11 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
                 files.clear_temporaries(place)
             return str(folder)
 
-        folder = Path(processes.of_first(own))
+        folder = Path(distributed.broadcast_text(own))
         try:
             yield folder
         except BaseException:
-            if processes.here().first and not resume and not (folder / RECIPE).exists():
+            if distributed.rank_and_world().is_main and not resume and not (folder / RECIPE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
