@@ -74,7 +74,7 @@ def inflated(a, name):
             backbone = {"backbone": "vit/nano", "options": picture, "head": "linear"}
             start, spent = trained(a, LEARNT_FROM, runs, frames=1, model=backbone, epochs=a.picture_epochs)
             took = spent.core
-            model = {"init_from": str(start.folder), "transfer": {"frames": "central", "head": "new"}}
+            model = {"init_from": str(start.folder), "transfer": {"frames": "central", "head": "reinit"}}
         done, spent = trained(a, name, runs, model=model, every=1, epochs=a.epochs)
         return {"curve": curve_of(done.folder), "pictures": took, "core": spent.core}
 

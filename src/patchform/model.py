@@ -105,7 +105,7 @@ class Model(nn.Module):
 
     @property
     def trained(self) -> Backbone:
-        """The built that gradients move: the backbone, but for models whose backbone is a teacher."""
+        """What gradients move: the backbone, but for models whose backbone is a teacher."""
         return self.backbone
 
     def begin(self, *, step: int, steps: int, epoch: int) -> None:
@@ -199,11 +199,11 @@ def _assembled(
     for name, value in (("image_size", preprocessing.size), ("frames", preprocessing.frames)):
         if value and name in inspect.signature(variant.build).parameters:
             arguments[name] = value
-    built = build_backbone(made_of.backbone, **(arguments | made_of.backbone_options))
+    backbone = build_backbone(made_of.backbone, **(arguments | made_of.backbone_options))
     if made_of.task == UNLABELLED:
         method = lookup.the_class("pretraining", made_of.head, Model)
         lookup.check_options(method, made_of.head_options, of=f"method {made_of.head}")
-        learner: Model = method(built, preprocessing, architecture=made_of, **made_of.head_options)
+        learner: Model = method(backbone, preprocessing, architecture=made_of, **made_of.head_options)
         return learner
     kind = lookup.the_class("heads", made_of.head, Head)
     if made_of.task not in kind.tasks:  # type: ignore[attr-defined]
@@ -213,14 +213,14 @@ def _assembled(
         )
     lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
     top = kind(
-        channels=built.channels,
-        strides=built.strides,
-        width=built.width,
+        channels=backbone.channels,
+        strides=backbone.strides,
+        width=backbone.width,
         classes=len(classes),
         **made_of.head_options,
     )
     return Model(
-        built,
+        backbone,
         top,
         classes=classes,
         preprocessing=preprocessing,

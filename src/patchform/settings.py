@@ -286,6 +286,8 @@ MOVED = {
     },
 }
 """Earlier names of settings, which are still read, and the names of now."""
+MOVED_VALUES = {"model.transfer.head": {"fill": "load", "new": "reinit"}}
+"""Likewise of values."""
 
 
 def check(recipe: Recipe) -> None:

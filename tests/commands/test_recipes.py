@@ -129,6 +129,13 @@ def test_earlier_names_of_settings_are_read_everywhere(tmp_path):
             recipes.resolve(Recipe(), recipes.nested({old: "1", new: "1"}))
 
 
+def test_earlier_words_of_settings_are_read(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {transfer: {head: new, patch: resample}}\n")
+    found = recipes.resolve(tmp_path).model.transfer
+    assert (found.head, found.patch) == ("reinit", "resample")
+    assert recipes.resolve(tmp_path, {"model": {"transfer": {"head": "fill"}}}).model.transfer.head == "load"
+
+
 def test_one_size_stands_for_both_sides_and_statistics_follow_the_channels():
     assert recipes.resolve(Recipe(), {"preprocessing": {"size": 64}}).preprocessing.size == (64, 64)
     grey = recipes.resolve(Recipe(), {"preprocessing": {"channels": 1}}).preprocessing

@@ -19,7 +19,7 @@ import yaml
 from patchform import schema
 from patchform.errors import UsageError
 from patchform.schema import DEEPEST
-from patchform.settings import MOVED, Recipe, check
+from patchform.settings import MOVED, MOVED_VALUES, Recipe, check
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 DEFAULT = "small"
@@ -173,7 +173,12 @@ def _flat(values: Mapping[str, Any], kind: Any = Recipe, prefix: str = "") -> It
 
 def _known(values: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
     """The values, with earlier names replaced by those of now. Raises UsageError for what is no setting."""
-    given = dict(_flat(values))
+    known, given = names(), dict(_flat(values))
+    for name, value in given.items():
+        if name not in known and name not in MOVED:
+            if any(other.startswith(f"{name}.") for other in known):
+                raise UsageError(f"{name} is a section, not {value!r}", where=where, remedy=f"set {name}.<setting>")
+            raise UsageError(f"no such setting: {name}", where=where, remedy=_nearest(name, known))
     moved = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in MOVED.items():
         if old in given:
@@ -181,12 +186,9 @@ def _known(values: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
                 raise UsageError(f"{old} and {new} are the same setting", where=where, remedy=f"give {new} alone")
             (section, key), (other, name) = old.split("."), new.split(".")
             moved.setdefault(other, {})[name] = moved[section].pop(key)
-    known = names()
-    for name, value in _flat(moved):
-        if name not in known:
-            if any(other.startswith(f"{name}.") for other in known):
-                raise UsageError(f"{name} is a section, not {value!r}", where=where, remedy=f"set {name}.<setting>")
-            raise UsageError(f"no such setting: {name}", where=where, remedy=_nearest(name, known))
+    for name, now in MOVED_VALUES.items():
+        if str(given.get(name)) in now:
+            moved = _merged(moved, nested({name: now[given[name]]}))
     return moved
 
 
