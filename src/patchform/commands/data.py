@@ -176,13 +176,8 @@ def _write_pictures(found: Diagnosis, folder: Path) -> None:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="sheet.png", help="new picture (default: sheet.png)")
-    parser.add_argument(
-        "--count",
-        type=inference_options.VIEWS,
-        default=COUNT,
-        metavar="N",
-        help=f"pictures (default: {COUNT})",
-    )
+    count = f"pictures (default: {COUNT})"
+    parser.add_argument("--count", type=inference_options.VIEWS, default=COUNT, metavar="N", help=count)
     parser.add_argument("--part", choices=("train", "validation"), default="train", help="which (default: train)")
     parser.add_argument("--augmented", metavar="RECIPE", help="as a training by this recipe sees them")
 
