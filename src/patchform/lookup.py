@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Unpack, get_args, get_origin, get_type_hints
 
 from patchform import schema
 from patchform.descriptions import Published, Variant, WeightsFile
@@ -165,15 +165,12 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
         of: whose they are, in words.
         usual: what it is given by default.
     """
-    parameters = {name: one for name, one in inspect.signature(build).parameters.items() if name not in NOT_OPTIONS}
-    try:
-        hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__, include_extras=True)
-    except NameError:  # of types that only a checker imports
-        hints = {}
+    known = _options(build)
     for option, value in options.items():
-        if option not in parameters:
-            raise no_such(f"option of {of}", option, parameters)
-        hint, default = hints.get(option, Any), (usual or {}).get(option, parameters[option].default)
+        if option not in known:
+            raise no_such(f"option of {of}", option, known)
+        hint, default = known[option]
+        default = (usual or {}).get(option, default)
         lowest = min(1, default) if type(default) is int else 1
         bound = Range(least=lowest if hint in (int, int | None) else -LARGEST_OPTION, most=LARGEST_OPTION)
         try:
@@ -183,6 +180,23 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
         except schema.Misfit as misfit:
             what = schema.Misfit(misfit.value, misfit.needed, key=f"option {option} of {of}", outside=misfit.outside)
             raise UsageError(what.what, remedy=what.remedy) from None
+
+
+def _options(build: Any) -> dict[str, tuple[Any, Any]]:
+    """Type and default of what a constructor takes, those of `**options: Unpack[...]` among them."""
+    try:
+        hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__, include_extras=True)
+    except NameError:  # of types that only a checker imports
+        hints = {}
+    known: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in inspect.signature(build).parameters.items():
+        hint = hints.get(name, Any)
+        if get_origin(hint) is Unpack:
+            below = get_type_hints(get_args(hint)[0], include_extras=True)
+            known |= {option: (kind, None) for option, kind in below.items()}
+        elif name not in NOT_OPTIONS:
+            known[name] = (hint, parameter.default)
+    return known
 
 
 def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -86,12 +86,12 @@ class Same:
 
 Share = Annotated[float, Range(least=0, most=1)]
 """Of a whole, or a probability."""
-Positive = Annotated[float, Range(above=0, most=1e6)]
-Factor = Annotated[float, Range(least=0, most=1e6)]
+Positive = Annotated[float, Range(above=0, most=1_000_000)]
+Factor = Annotated[float, Range(least=0, most=1_000_000)]
 Natural = Annotated[int, Range(least=0, most=1_000_000)]
 Side = Annotated[int, Range(least=1, most=16_384)]
 """Pixels."""
-Options = Annotated[dict[str, Any], Range(least=-1e6, most=1e6)]
+Options = Annotated[dict[str, Any], Range(least=-1_000_000, most=1_000_000)]
 """Arguments of a constructor, as plain values: numbers within the range, no more than `DEEPEST` levels."""
 
 

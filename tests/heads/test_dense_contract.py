@@ -169,8 +169,8 @@ class Bare(DenseHead):
         return self.raw(features, Cells(features.maps[0], self.covered(features, 0)))
 
 
-def bare(stride=1):
-    return Bare(strides=(stride,), classes=CLASSES, auxiliary_weight=0.4)
+def bare(stride=1, **options):
+    return Bare(strides=(stride,), classes=CLASSES, auxiliary_weight=0.4, **options)
 
 
 def told(logits, *, stride=1, size=None, **padding):
@@ -250,7 +250,7 @@ def test_fewer_pixels_are_learnt_from_alike():
     truth[:, :, 3:9] = 255
     regions, head = [Regions(one) for one in truth], bare().train()
     whole_loss = head.loss(raw, regions)["cross_entropy"]
-    head.pixel_stride = 3
+    head = bare(pixel_stride=3).train()
     torch.manual_seed(0)
     found = {head.loss(raw, regions)["cross_entropy"].item() for _ in range(200)}
     assert len(found) == 9  # every beginning

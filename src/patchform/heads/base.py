@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,27 +85,39 @@ class DenseRaw(NamedTuple):
     """(H, W) of the input, pixels."""
 
 
+class LossOptions(TypedDict, total=False):
+    """The losses of every dense head."""
+
+    losses: Mapping[str, float] | None
+    """Factor of each loss by name (`layers.pixel_losses`: cross_entropy, focal, ohem, dice); cross_entropy alone."""
+    class_weights: Sequence[float] | None
+    """One positive number a class; None weighs all alike."""
+    smoothing: float
+    """Share of the target that is spread evenly over the classes, in [0, 1); 0."""
+
+
+class PixelOptions(LossOptions, total=False):
+    """How every dense head learns from pixels."""
+
+    pixel_stride: int
+    """In training only every so-manyth row and column of pixels is learnt from, beginning anywhere: the same loss from
+    fewer pixels, drawn anew each time. 1 takes all."""
+
+
 class DenseHead(Head):
     """A class for every pixel. A head of this kind has a `forward` that ends with `raw`; all the rest is here.
 
     Args:
         strides: of the backbone's maps.
         classes: number of classes, at most 255.
-        losses: factor of each loss by name (`layers.pixel_losses`: cross_entropy, focal, ohem, dice); default:
-            cross_entropy alone.
-        class_weights: one positive number a class; None weighs all alike.
-        smoothing: share of the target that is spread evenly over the classes, in [0, 1).
         auxiliary_weight: factor of the losses of each auxiliary decoder.
-
-    Attributes:
-        pixel_stride: in training only every so-manyth row and column of pixels is learnt from, beginning anywhere: the
-            same loss from fewer pixels, drawn anew each time. 1 takes all.
+        pixel_stride: see `PixelOptions`.
+        losses: see `LossOptions`.
 
     Raises:
         UsageError: an option out of its range.
     """
 
-    pixel_stride: int = 1
     tasks: ClassVar[tuple[str, ...]] = ("semantic_segmentation",)
 
     def __init__(
@@ -113,16 +125,16 @@ class DenseHead(Head):
         *,
         strides: Sequence[int],
         classes: int,
-        losses: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
         auxiliary_weight: float = 0.0,
+        pixel_stride: int = 1,
+        **losses: Unpack[LossOptions],
     ) -> None:
         super().__init__()
         if auxiliary_weight < 0:
             raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
         self.strides, self.auxiliary_weight = tuple(strides), auxiliary_weight
-        self.losses = PixelLosses(classes, losses=losses, class_weights=class_weights, smoothing=smoothing)
+        self.pixel_stride = pixel_stride
+        self.losses = PixelLosses(classes, **losses)
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:

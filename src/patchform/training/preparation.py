@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchform import settings
+from patchform import lookup, settings
 from patchform.data.checks import check, overlap
 from patchform.data.dataset import Splits
 from patchform.data.listing import Listing
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.heads.base import DenseHead
+from patchform.heads.base import DenseHead, Head
 from patchform.loading import load_weights
 from patchform.model import UNLABELLED, VIDEO, Model, build_model, describe
 from patchform.records import Batch
@@ -145,7 +145,14 @@ def _built(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, count
     elif weights != "none":
         power = 1.0 if weights == "balanced" else 0.5
         top["class_weights"] = [(sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts]
-    model = build_model(
+    if recipe.loss.pixel_stride > 1:
+        if not (
+            recipe.model.head in lookup.names("heads")
+            and issubclass(lookup.the_class("heads", recipe.model.head, Head), DenseHead)
+        ):
+            raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
+        top["pixel_stride"] = recipe.loss.pixel_stride
+    return build_model(
         recipe.task,
         backbone=recipe.model.backbone,
         head=recipe.model.head,
@@ -155,11 +162,6 @@ def _built(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, count
         backbone_options=options,
         head_options=top,
     )
-    if recipe.loss.pixel_stride > 1:
-        if not isinstance(model.head, DenseHead):
-            raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
-        model.head.pixel_stride = recipe.loss.pixel_stride
-    return model
 
 
 def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
@@ -168,8 +170,10 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
     digest = hashlib.sha256()
     for listing in (splits.train, splits.validation):
         digest.update(listing.as_bytes() + b"\0")
+    made_of = description["architecture"]
+    made_of["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
     return plain(
-        description["architecture"]
+        made_of
         | {
             "classes": description["classes"],
             "preprocessing": description["preprocessing"],
