@@ -50,32 +50,27 @@ def chosen(arguments: argparse.Namespace) -> Inference | None:
     model's input (`SlidingWindow`).
 
     Raises:
-        UsageError: windows, scales and views at once, or a number that is none.
+        UsageError: windows, scales and views at once, or windows that do not cover a picture.
         ModelFileError: windows, and no intact model that says what they are for.
     """
     from patchform.inference import MultiScale, MultiView, SlicedObjects, SlidingWindow
 
     if arguments.clips is not None or arguments.crops is not None:
-        clips, crops = (1 if number is None else number for number in (arguments.clips, arguments.crops))
-        if min(clips, crops) < 1:
-            raise UsageError(f"{clips} clips and {crops} crops", remedy="give numbers of at least 1")
         if arguments.window or arguments.scales or arguments.mirrored:
             raise UsageError("views of videos beside windows or scales", remedy="choose one of them")
-        return MultiView(clips, crops)
+        return MultiView(arguments.clips or 1, arguments.crops or 1)
     for name in ("stride", "margin"):
         if getattr(arguments, name) is not None and arguments.window is None:
             raise UsageError(f"--{name} without --window")
     if arguments.window is None:
-        scales = tuple(arguments.scales or (1.0,))
-        if min(scales) <= 0:
-            raise UsageError(f"a scale of {min(scales):g}", remedy="give numbers above 0")
-        return MultiScale(scales, arguments.mirrored) if arguments.scales or arguments.mirrored else None
+        asked = arguments.scales or arguments.mirrored
+        return MultiScale(tuple(arguments.scales or (1.0,)), arguments.mirrored) if asked else None
     if arguments.scales or arguments.mirrored:
         raise UsageError("windows and scales at once", remedy="choose one of them")
     margin = arguments.margin or 0
     usual = min(-(-2 * arguments.window // 3), arguments.window - 2 * margin)
     stride = usual if arguments.stride is None else arguments.stride
-    if not (margin >= 0 and 0 < stride <= arguments.window - 2 * margin):
+    if not (0 < stride <= arguments.window - 2 * margin):
         beside = f" with margins of {margin}" if margin else ""
         raise UsageError(f"windows of {arguments.window} pixels{beside}, {stride} apart, do not cover a picture")
     window, apart = (arguments.window,) * 2, (stride,) * 2
