@@ -246,11 +246,9 @@ def _value(text: str) -> Any:
 
 def help_text(recipe: Recipe | None = None) -> str:
     """Every setting with its meaning, what it may be, and its default: that of a recipe."""
-    lines, section = list[str](), ""
+    sections: dict[str, list[str]] = {}
     for field in schema.fields(recipe or Recipe()):
-        if field.section != section:
-            section = field.section
-            lines += ["", f"{section}:"]
         about = f"{field.meaning} It is {schema.words(field.hint)}; default: {schema.shown(field.value)}"
+        lines = sections.setdefault(field.section, ["", f"{field.section}:"])
         lines += [f"  --{field.name}", *textwrap.wrap(about, 72, initial_indent=" " * 8, subsequent_indent=" " * 8)]
-    return "\n".join(lines)
+    return "\n".join(line for lines in sections.values() for line in lines)
