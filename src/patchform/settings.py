@@ -105,6 +105,13 @@ class ModelSettings:
     """Weights to start from: a run folder, or a file in a published layout."""
     transfer: Transfer = field(default_factory=Transfer)
     """What may differ between those weights and this model."""
+    frozen: int | Literal["all"] = 0
+    """Layers of the backbone, from the input on, that stay as they are; all: the whole backbone."""
+    frozen_epochs: int = 0
+    """Epochs after which they learn as well; 0: never."""
+    norms: Literal["learn", "frozen", "synchronised"] = "learn"
+    """Batch normalisation. frozen: that of the backbone keeps the statistics, scales and shifts that it starts from;
+    synchronised: of several processes, by the statistics of all."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from losses import gradients
 
 import patchform as pf
 from patchform import cli
@@ -20,7 +21,6 @@ from patchform.records import Batch, Instances, Label, Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings, ModelSettings, Recipe, TrainingSettings
 from patchform.training import cost, peaks, plan
 from patchform.training.cost import Cost, Growth, Held, Load
-from patchform.training.loop import gradients
 from patchform.training.preparation import preprocessing_of
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def real_peak(made, images, size, listing=None):
         meter.mover.zero_grad(set_to_none=True)
         with peaks.measured(CPU) as step:
             batch = to_device(meter._made_up(count, size, padded=listing is not None), CPU)
-            gradients(meter.model, batch, part=made.training.micro_batch, precision="float32")
+            gradients(meter.model, batch, part=made.training.micro_batch)
             meter.mover.step()
     held = meter._held()
     return step.most + held.weights + held.moments + held.average
