@@ -207,7 +207,7 @@ class OptimizerSettings:
     layer_decay: float = 1.0
     """Learning rate is multiplied by this for each layer further from the head, in (0, 1]."""
     backbone_rate: float = 1.0
-    """Learning rate of the whole backbone is multiplied by this; 0 leaves it as it is."""
+    """Learning rate of the whole backbone is multiplied by this; 0 is model.frozen all."""
     clip: float = 0.0
     """Highest norm of the gradient; 0 does not clip."""
 
@@ -241,7 +241,8 @@ class TrainingSettings:
     batch_size: int = 64
     """Images of one optimizer step, of all processes together."""
     micro_batch: int = 0
-    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same."""
+    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same, but
+    for batch normalisation, of which the run then speaks (model.norms)."""
     pixels_at_once: int = 0
     """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it.
     Parts then have no more padding than their own pictures need: gradients are the same but for what a model makes of

@@ -195,7 +195,7 @@ class DenseHead(Head):
             logits = Cells(raw.cells.logits[number, None], raw.cells.covered).enlarged(raw.size)
             if raw.padding is not None:
                 real = ~raw.padding[number]
-                logits = logits[:, :, : int(real.any(1).sum()), : int(real.any(0).sum())]
+                logits = logits[:, :, : max(1, int(real.any(1).sum())), : max(1, int(real.any(0).sum()))]
             scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
             found.append(Regions(scores.argmax(0), scores))
         return found

@@ -147,7 +147,7 @@ class DETRMasks(DETR):
         for number, (objects, size, (query, *_)) in enumerate(
             zip(super().decode(raw, sizes), sizes, self.best(raw), strict=True)
         ):
-            height, width = (int(side) for side in raw.pictures[number].tolist())
+            height, width = (max(1, int(side)) for side in raw.pictures[number].tolist())
             parts = []
             for some in query.split(max(1, AT_ONCE // max(math.prod(size), math.prod(raw.beside.size)))):
                 logits = self.enlarged(raw, torch.full_like(some, number), some)[..., :height, :width]
@@ -188,7 +188,7 @@ class Looks(nn.Module):
         k = self.k(memory.flatten(2).transpose(1, 2)).unflatten(2, (self.heads, -1))
         scores = torch.einsum("bqhd,bnhd->bqhn", q * q.shape[-1] ** -0.5, k).float()
         if padding is not None:
-            scores = scores.masked_fill(padding.flatten(1)[:, None, None], float("-inf"))
+            scores = scores.masked_fill(padding.flatten(1)[:, None, None], torch.finfo(scores.dtype).min / 2)
         return scores.flatten(2).softmax(2).unflatten(2, (self.heads, *memory.shape[2:]))
 
 
