@@ -304,14 +304,14 @@ def beginning(few, tmp_path_factory):
     return loop.train(tiny.recipe(few, tmp_path_factory.mktemp("beginning")), progress=False).folder
 
 
-def one_step(few, beginning, runs, name, **sections):
-    """The checkpoint behind the only step of a run, and what was logged of it."""
+def one_step(few, beginning, runs, name, steps=1, **sections):
+    """The checkpoint behind the first step of a run, by default the only one, and what was logged of it."""
     sections = {key: {**ONE_STEP.get(key, {}), **sections.get(key, {})} for key in {*ONE_STEP, *sections}}
     sections["model"] = {"init_from": str(beginning), **sections.get("model", {})}
     sections["training"] = {"epochs": 1, **sections.get("training", {})}
     done = loop.train(tiny.recipe(few, runs, name, **sections), progress=False)
-    assert done.step == 1
-    line = json.loads((done.folder / "steps.jsonl").read_text())
+    assert done.step == steps
+    line = json.loads((done.folder / "steps.jsonl").read_text().splitlines()[0])
     return done.folder / "checkpoints/step-00000001", {key: float.fromhex(line[key]) for key in ("loss", "norm", "lr")}
 
 
@@ -346,11 +346,13 @@ def test_a_run_casts_to_bfloat16(few, beginning, tmp_path):
     assert 1e-6 < abs(rough["loss"] - exact["loss"]) < 0.05 * exact["loss"]
 
 
-def test_a_run_averages_after_the_step(few, beginning, tmp_path):
-    folder, _ = one_step(few, beginning, tmp_path, "averaged", training={"ema": 0.75})
-    step, average = moved_by(beginning, folder), moved_by(beginning, folder, "average")
-    assert step.norm() > 1e-3
-    torch.testing.assert_close(average, 0.25 * step, rtol=0, atol=1e-6)
+def test_a_run_averages_after_each_step(few, beginning, tmp_path):
+    training = {"ema": 0.75, "epochs": 2, "save_every": 1, "keep": 2, "batch_size": 20}
+    folder, _ = one_step(few, beginning, tmp_path, "averaged", steps=2, training=training)
+    first, second = (moved_by(beginning, folder.with_name(f"step-0000000{step}")) for step in (1, 2))
+    assert first.norm() > 1e-3
+    average = moved_by(beginning, folder.with_name("step-00000002"), "average")
+    torch.testing.assert_close(average, 0.75 * 0.25 * first + 0.25 * second, rtol=0, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong

@@ -80,6 +80,19 @@ def test_room_is_the_least_that_any_file_says(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- prediction
 
 
+def test_what_is_frozen_takes_no_gradients_no_moments_and_no_graph():
+    made = recipe("vit/nano")
+    free, still, thawed = (
+        predicted(dataclasses.replace(made, model=dataclasses.replace(made.model, **model)))
+        for model in ({}, {"frozen": "all"}, {"frozen": "all", "frozen_epochs": 1})
+    )
+    assert still.held.gradients < 0.1 * free.held.gradients
+    assert still.held.moments < 0.1 * free.held.moments
+    assert still.image(64 * 64) < 0.5 * free.image(64 * 64)
+    assert still.held.weights == free.held.weights
+    assert thawed.held == free.held  # at the end of the run
+
+
 def meter_of(made, listing=None):
     listing = listing or Listing(classes=tuple(map(str, range(10))), items=(), root=Path())
     return cost.Meter(made, listing, preprocessing_of(made.data), CPU)
