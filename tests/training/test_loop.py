@@ -329,6 +329,22 @@ def test_a_run_clips(few, beginning, tmp_path):
     assert moved_by(beginning, clipped).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
+def test_a_run_has_a_rate_for_each_layer(few, beginning, tmp_path):
+    alike, slower = (
+        files.read_tensors(
+            one_step(few, beginning, tmp_path, f"decay {decay}", optimizer={"layer_decay": decay})[0]
+            / "model.safetensors"
+        )
+        for decay in (1.0, 0.5)
+    )
+    before = models.load(beginning).state_dict()
+    for name, share in (("head.classifier.weight", 1.0), ("backbone.blocks.1.mlp.fc1.weight", 0.5),
+                        ("backbone.blocks.0.mlp.fc1.weight", 0.25)):  # fmt: skip
+        step, shorter = alike[name] - before[name], slower[name] - before[name]
+        assert step.norm() > 1e-4
+        torch.testing.assert_close(shorter, share * step, rtol=0, atol=1e-6)
+
+
 def test_a_run_mixes(few, beginning, tmp_path):
     plain, again, mixed = (
         one_step(few, beginning, tmp_path, name, augmentation={"mixup": alpha})[1]

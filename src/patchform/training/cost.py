@@ -199,9 +199,9 @@ class Meter:
             batch = to_device(self._made_up(images, size, padded=padded), self.device)
             batch = self.mixing.mix(batch, generator(recipe.training.seed, "mix", 0))
         with peaks.measured(self.device) as passes:
-            found = gradients(model, [batch], precision=recipe.training.precision)
+            norm = gradients(model, [batch], precision=recipe.training.precision).norm
         with peaks.measured(self.device) as moving:
-            move(model, found, optimizer=self.mover, clip=recipe.optimizer.clip)
+            move(model, norm, optimizer=self.mover, clip=recipe.optimizer.clip)
             if self.learner.average is not None:
                 ema.update(self.learner.average, model, recipe.training.ema)
         self.mover.zero_grad(set_to_none=False)

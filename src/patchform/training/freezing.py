@@ -33,7 +33,7 @@ def depths(backbone: Backbone) -> dict[nn.Module, int]:
     """
     layers = backbone.layers()
     number_of = {layer: number for number, layer in enumerate(layers, 1)}
-    found: dict[nn.Module, int] = {}
+    depth_of: dict[nn.Module, int] = {}
 
     def inside(module: nn.Module) -> list[int]:
         return [number_of[part] for part in module.modules() if part in number_of]
@@ -42,15 +42,15 @@ def depths(backbone: Backbone) -> dict[nn.Module, int]:
         numbers = inside(module)
         if module in number_of or not numbers:
             for part in module.modules():
-                found.setdefault(part, number_of.get(module, around))
+                depth_of.setdefault(part, number_of.get(module, around))
             return
-        begun = found[module] = numbers[0] - 1
+        begun = depth_of[module] = numbers[0] - 1
         for child in module.children():
             visit(child, begun if begun < len(layers) else begun + 1)
             begun = max([begun, *inside(child)])
 
     visit(backbone, 0)
-    return found
+    return depth_of
 
 
 class Freezing:
@@ -70,14 +70,14 @@ class Freezing:
         to_the_end = not (recipe.model.frozen_epochs and recipe.optimizer.backbone_rate)
         self.until = math.inf if to_the_end else recipe.model.frozen_epochs * epoch
         self._frozen: bool | None = None
-        found = frozen_of(model.trained, frozen)
-        self._modules = [module for module in found if all(part in found for part in module.modules())]
-        of_modules = (parameter for module in found for parameter in module.parameters(recurse=False))
-        self._parameters = [parameter for parameter in of_modules if parameter.requires_grad]
+        modules = frozen_of(model.trained, frozen)
+        self._modules = [module for module in modules if all(part in modules for part in module.modules())]
+        parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._norms: list[nn.Module] = []
         if recipe.model.norms == "frozen":
-            trunks = {id(trunk): trunk for trunk in (model.backbone, model.trained)}.values()
-            self._norms = [norm for trunk in trunks for norm in batch_norms(trunk)]
+            own = {id(backbone): backbone for backbone in (model.backbone, model.trained)}.values()
+            self._norms = [norm for backbone in own for norm in batch_norms(backbone)]
         for norm in self._norms:
             norm.requires_grad_(False)
         if to_the_end:
@@ -117,8 +117,8 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 def running_statistics(model: Model) -> list[Tensor]:
     """What batch normalisation has seen so far, which several processes see each in their own share of a batch."""
-    found = [value for layer in batch_norms(model) for value in (layer.running_mean, layer.running_var)]
-    return [value for value in found if value is not None]
+    values = [value for layer in batch_norms(model) for value in (layer.running_mean, layer.running_var)]
+    return [value for value in values if value is not None]
 
 
 def synchronise(model: Model) -> None:

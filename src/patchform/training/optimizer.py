@@ -44,15 +44,15 @@ def groups(
     `layer_decay` ** (L + 1 - depth), with the depths of `freezing.depths`; the head has L + 1. In the whole backbone it
     is `backbone_rate` times that (Carion et al. 2020, DETR, section 4). What does not move is in no group.
     """
-    found_at = depths(model.trained).items()
-    depth_of = {id(parameter): depth for module, depth in found_at for parameter in module.parameters(recurse=False)}
+    by_module = depths(model.trained).items()
+    depth_of = {id(parameter): depth for module, depth in by_module for parameter in module.parameters(recurse=False)}
     top = len(model.trained.layers()) + 1
     found: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
         depth = depth_of.get(id(parameter), top)
         scale = layer_decay ** (top - depth) * (backbone_rate if id(parameter) in depth_of else 1)
+        if scale == 0 or not parameter.requires_grad:
+            continue
         decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
         found.setdefault((decay, scale), []).append(parameter)
     return [{"params": each, "weight_decay": decay, "lr_scale": scale} for (decay, scale), each in found.items()]

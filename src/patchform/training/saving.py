@@ -45,11 +45,11 @@ class Saver:
 
     def resume(self) -> None:
         """Put the run back to its newest whole checkpoint, random numbers included; errors as of `checkpoint`."""
-        found, notes = checkpoint.newest(self.folder)
-        if found is None:
+        path, notes = checkpoint.newest(self.folder)
+        if path is None:
             notes.append("nothing was saved yet: beginning at step 0")
         else:
-            notes += checkpoint.restore(self._parts, found, identity=self.identity)
+            notes += checkpoint.restore(self._parts, path, identity=self.identity)
             notes.append(f"resuming after step {self.counters.step}")
             self._saved = self.counters.step
         for note in notes:

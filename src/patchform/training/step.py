@@ -62,17 +62,17 @@ def step(
         clip: highest norm of the gradient; 0 does not clip.
         counted: False where the parts are another process's too, so that they must not count here.
     """
-    found = gradients(model, parts, reduce=reduce, precision=precision, counted=counted)
-    if found.finite:
-        move(model, found, optimizer=optimizer, clip=clip)
+    result = gradients(model, parts, reduce=reduce, precision=precision, counted=counted)
+    if result.finite:
+        move(model, result.norm, optimizer=optimizer, clip=clip)
         optimizer.zero_grad(set_to_none=True)
-    return found
+    return result
 
 
-def move(model: Model, found: StepResult, *, optimizer: Optimizer, clip: float = 0.0) -> None:
-    """Move along the gradient, or along its direction if it is longer than `clip`."""
+def move(model: Model, norm: float, *, optimizer: Optimizer, clip: float = 0.0) -> None:
+    """Move by the gradient, whose norm is given; shortened to `clip` if it is longer and that is above 0."""
     if clip:
-        clip_grads_with_norm_(moving(model), clip, torch.tensor(found.norm))
+        clip_grads_with_norm_(moving(model), clip, torch.tensor(norm))
     optimizer.step()
 
 
