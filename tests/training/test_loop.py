@@ -21,8 +21,10 @@ from patchform.errors import DataError, DivergedError, FolderError, ResourceErro
 from patchform.evaluation import evaluate_run
 from patchform.heads.base import Head
 from patchform.model import Model, build_model
+from patchform.processes import ALONE
 from patchform.records import Batch, Features, Instances, Label, Loss, Preprocessing, Sample
 from patchform.training import checkpoint, learner, loop, saving, step
+from patchform.training.schedule import Course
 from patchform.weights import files
 
 
@@ -187,6 +189,16 @@ def test_recomputing_activations_changes_no_gradient_nor_random_number():
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
     assert torch.equal(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_learner_recomputes_where_the_recipe_says_so(checkpointing):
+    model, calls = model_of().train(), []
+    made = tiny.recipe("", "", model={"checkpointing": checkpointing})
+    own = learner.Learner(model, made, Course(1, 1), ALONE)
+    model.backbone.layers()[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    own.take(0, batch_of(2), counted=True)
+    assert len(calls) == 1 + checkpointing
 
 
 def test_not_finite_is_noticed_wherever_it_is():
