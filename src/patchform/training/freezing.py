@@ -116,13 +116,17 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 def running_statistics(model: Model) -> list[Tensor]:
-    """What batch normalisation has seen so far, which several processes see each in their own share of a batch."""
-    values = [value for layer in batch_norms(model) for value in (layer.running_mean, layer.running_var)]
+    """What batch normalisation has seen so far, where it goes on: several processes see each their own share of it."""
+    layers = [layer for layer in batch_norms(model) if layer.training]
+    values = [value for layer in layers for value in (layer.running_mean, layer.running_var)]
     return [value for value in values if value is not None]
 
 
 def synchronise(model: Model) -> None:
-    """Let batch normalisation see what goes through the model in all processes together."""
+    """Let batch normalisation see what goes through the model in all processes together.
+
+    A sample that a short last batch lends to a process without one of its own is seen twice.
+    """
     for layer in batch_norms(model):
         if not isinstance(layer, BatchNorm1d | BatchNorm2d):
             raise UsageError(f"model.norms synchronised does not know {type(layer).__name__}")

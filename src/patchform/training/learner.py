@@ -41,7 +41,6 @@ class Learner:
             freezing.synchronise(model)
         self.frozen = freezing.Freezing(model, recipe, course.epoch)
         self.optimizer = optimizer.build(model, recipe.optimizer)
-        self._statistics = freezing.running_statistics(model)
 
     @property
     def evaluated(self) -> Model:
@@ -78,7 +77,7 @@ class Learner:
             counted=counted,
         )
         if result.finite:
-            processes.average(self._statistics)
+            processes.average(freezing.running_statistics(self.model))
             if self.average is not None:
                 ema.update(self.average, self.model, settings.ema)
             self.model.after_step(number)
