@@ -30,7 +30,7 @@ import patchform
 from patchform.commands import recipes
 from patchform.data.collate import collate, to_device
 from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.evaluation import evaluate_run
 from patchform.metrics.intersection import Intersection
 from patchform.records import IGNORED, Preprocessing, Regions

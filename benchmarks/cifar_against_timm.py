@@ -41,7 +41,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  imports are not
 
 import patchform
 from patchform.data.dataset import Pictures, open_data
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.data.transforms import evaluation_transform
 from patchform.evaluation import evaluate
 from patchform.model import build_model

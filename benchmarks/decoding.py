@@ -25,7 +25,7 @@ import torch
 from patchform.data import samples
 from patchform.data.collate import to_device
 from patchform.data.dataset import open_data, training_pictures
-from patchform.data.order import TrainingBatches, training_loader
+from patchform.data.loader import TrainingBatches, training_loader
 from patchform.model import build_model
 from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings

@@ -93,9 +93,13 @@ def torchvisions(a, name, set_, folder):
     splits = open_data(DataSettings(path=str(folder)), seed=a.seed, preprocessing=preprocessing, task=set_.task)
     change = AugmentationSettings(scale=(1.0, 1.0), flip=0.5)
     pictures = training_pictures(splits.train, preprocessing, change, a.seed)
-    trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
     build = FasterRCNN if set_.task == "detection" else MaskRCNN
-    model = build(trunk, num_classes=len(splits.train.classes) + 1, min_size=set_.side, max_size=2 * set_.side).train()
+    model = build(
+        backbone, num_classes=len(splits.train.classes) + 1, min_size=set_.side, max_size=2 * set_.side
+    ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
     began, epoch, share = Clock(), 0, 0.0
     while share < 1:

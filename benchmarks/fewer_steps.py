@@ -1,6 +1,6 @@
-"""Does a trunk that has looked at a set's pictures, without their masks, learn to segment them in fewer steps?
+"""Does a backbone that has looked at a set's pictures, without their masks, learn to segment them in fewer steps?
 
-A trunk is trained by MAE on the pictures of camvid/images/training alone. Then the recipe
+A backbone is trained by MAE on the pictures of camvid/images/training alone. Then the recipe
 `semantic_segmentation/small` starts from it, and beside it, from nothing; the same seed, order, crops and learning
 rates. Both are judged every few epochs, and the steps are counted that each takes to the mean IoU that the run from
 nothing has at its end, and to some below it.
@@ -38,7 +38,7 @@ def course(a, epochs, every):
 
 
 def looked(a, runs):
-    """The folder of a run on the pictures alone, with the trunk of the recipe for masks."""
+    """The folder of a run on the pictures alone, with the backbone of the recipe for masks."""
     segments = recipes.resolve("semantic_segmentation/small").model
     settings = {
         "name": "pictures",

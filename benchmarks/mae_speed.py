@@ -1,14 +1,14 @@
 """Does MAE's encoder skip what is hidden? Time of a training step with three in four patches hidden, and with one.
 
 ViT-S/16 at 224 px: forward, backward, AdamW, one thread. Steps of both kinds take turns in one process, so that a busy
-machine slows both; times are those of the processor. The trunk is timed alone, under the authors' decoder (512 wide,
-8 blocks: for a trunk as narrow as ViT-S it works more than the trunk, and sees all patches whatever is hidden), and
-under a narrow one (192 wide, 4 blocks), which is the share of work that the paper has with ViT-L.
+machine slows both; times are those of the processor. The backbone is timed alone, under the authors' decoder (512 wide,
+8 blocks: for a backbone as narrow as ViT-S it works more than the backbone, and sees all patches whatever is hidden),
+and under a narrow one (192 wide, 4 blocks), which is the share of work that the paper has with ViT-L.
 
     python benchmarks/mae_speed.py              # a few minutes
     python benchmarks/mae_speed.py --rounds 1 --batch 2
 
-Exits with 1 if the trunk, or the step under the narrow decoder, takes more than half at 75 %.
+Exits with 1 if the backbone, or the step under the narrow decoder, takes more than half at 75 %.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 import torch
 
 from patchform.model import build_model
-from patchform.pretraining.base import hide
+from patchform.pretraining.base import random_mask
 from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import OptimizerSettings
 from patchform.training import optimizer
@@ -52,7 +52,7 @@ class Steps:
         began = time.process_time()
         if self.alone:
             images = self.model.normalise(self.batch.images)
-            hidden = hide(torch.rand(len(images), PATCHES), self.model.ratio)
+            hidden = random_mask(torch.rand(len(images), PATCHES), self.model.ratio)
             self.model.backbone.seen(images, hidden.order[:, : hidden.visible]).square().mean().backward()
         else:
             gradients(self.model, [self.batch])
@@ -81,7 +81,7 @@ def main():
             steps.one()
         times = [[steps.one() for steps in kinds] for _ in range(a.rounds)]
         all_seen, quarter = (statistics.median(column) for column in zip(*times, strict=True))
-        what = "the trunk alone" if decoder is None else f"the {decoder} decoder"
+        what = "the backbone alone" if decoder is None else f"the {decoder} decoder"
         ratios[decoder] = statistics.median(some / whole for whole, some in times)
         print(f"| {what} | {all_seen:.3f} | {quarter:.3f} | {ratios[decoder]:.2f} |", flush=True)
     if max(ratios[None], ratios["narrow"]) > 0.5:

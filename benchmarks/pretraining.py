@@ -1,7 +1,7 @@
 """Does learning without labels help where labels are few? Fine-tuning after MAE, and after DINO, against from scratch.
 
-A trunk is trained on the 5000 pictures of cifar10_subset/train without their labels, for some epochs. Then it learns
-from 500 of them, 50 a class, with labels. Beside it the same trunk learns from the same 500 from scratch: the same
+A backbone is trained on the 5000 pictures of cifar10_subset/train without their labels, for some epochs. Then it learns
+from 500 of them, 50 a class, with labels. Beside it the same backbone learns from the same 500 from scratch: the same
 epochs, order and crops, and the same two learning rates; of each side the better one counts, by the mean of the seeds.
 All are judged after their last epoch, on val/ (1000).
 
@@ -27,7 +27,7 @@ from side_by_side import Clock, in_turn
 
 import patchform
 from patchform.commands import recipes
-from patchform.data.order import derive
+from patchform.data.loader import derive
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PICTURES = DATA / "classification" / "cifar10_subset"
@@ -42,13 +42,13 @@ PVT = {
 METHODS = {
     "mae": {
         "recipe": "pretraining/small",
-        "trunk": VIT,
+        "backbone": VIT,
         "head_options": {"width": 64, "depth": 1, "heads": 4},
         "precision": "bfloat16",
     },
     "dino": {
         "recipe": "pretraining/small_dino",
-        "trunk": PVT,
+        "backbone": PVT,
         "head_options": {
             "outputs": 512,
             "hidden": 256,
@@ -59,8 +59,8 @@ METHODS = {
         "precision": "float32",
     },
 }
-"""Trunks that so little time can teach something: with its crops an epoch of DINO takes the ViT three times as long as
-the PVT, whose arithmetic is quicker in float32 at this size."""
+"""Backbones that so little time can teach something: with its crops an epoch of DINO takes the ViT three times as long
+as the PVT, whose arithmetic is quicker in float32 at this size."""
 
 
 def usual(a, epochs):
@@ -84,7 +84,7 @@ def pretrained(a, runs):
         "schedule": {"warmup_epochs": min(5.0, a.epochs / 10)},
         "training": {**usual(a, a.epochs), "precision": method["precision"], "validate_every": a.epochs},
     }
-    done = trained(method["recipe"], settings, {**method["trunk"], "head_options": method["head_options"]})
+    done = trained(method["recipe"], settings, {**method["backbone"], "head_options": method["head_options"]})
     with (done.folder / "metrics.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     return done.folder, clock.since(), {name: float(last[name]) for name in ("knn", "effective_rank", "spread")}
@@ -119,7 +119,7 @@ def labelled(a, runs, data, name, *, lr, start=None):
             "ema": 0.0,
         },
     }
-    model = {**METHODS[a.method]["trunk"], "init_from": start, "drop_path": 0.0}
+    model = {**METHODS[a.method]["backbone"], "init_from": start, "drop_path": 0.0}
     done = trained("classification/small", settings, model)
     return 100 * done.best, round(clock.since().core)
 

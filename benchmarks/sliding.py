@@ -20,7 +20,7 @@ import time
 
 import torch
 
-from patchform.inference import Sliding
+from patchform.inference import SlidingWindow
 from patchform.model import Model, build_model
 from patchform.records import Batch, Preprocessing
 
@@ -76,9 +76,9 @@ def memory(a) -> dict:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the most so far is now's
     before, began = resident("VmRSS"), time.perf_counter()
-    ask = way(a, 0) if a.way == "windows" else Model.predict
+    infer = way(a, 0) if a.way == "windows" else Model.predict
     with torch.inference_mode():
-        ask(model, batch)
+        infer(model, batch)
     return {"megabytes": round((resident("VmHWM") - before) / 1e6, 1), "seconds": round(time.perf_counter() - began, 2)}
 
 
@@ -95,8 +95,8 @@ def labels(a) -> dict:
     return found
 
 
-def way(a, margin: int) -> Sliding:
-    return Sliding((a.window, a.window), (a.stride, a.stride), margin=margin)
+def way(a, margin: int) -> SlidingWindow:
+    return SlidingWindow((a.window, a.window), (a.stride, a.stride), margin=margin)
 
 
 def child(a, **options) -> dict:

@@ -1,4 +1,4 @@
-"""Does a trunk that was trained on one set of pictures help on another? Fine-tuning against training from scratch.
+"""Does a backbone that was trained on one set of pictures help on another? Fine-tuning against training from scratch.
 
 A small backbone learns ten classes of 5000 pictures of 32 px (cifar10_subset). Its run folder then starts a run on 244
 pictures of ants and bees (hymenoptera, 96 px): `model.init_from`, with a new head. Beside it the same recipe starts
@@ -7,7 +7,7 @@ judged once, after their last epoch, on hymenoptera's val/ (153 pictures).
 
     python benchmarks/transfer.py                 # three seeds
 
-Exits with 1 if the fine-tuned trunk is not ahead of both runs from scratch on the mean of the seeds.
+Exits with 1 if the fine-tuned backbone is not ahead of both runs from scratch on the mean of the seeds.
 The data are classification/cifar10_subset and classification/hymenoptera below $PATCHFORM_DATA.
 """
 
@@ -98,7 +98,7 @@ def main():
     spread = [statistics.stdev(column) if a.seeds > 1 else 0.0 for column in columns]
     print("| mean |", " ".join(f"{100 * m:.1f} ± {100 * s:.1f} % |" for m, s in zip(mean, spread, strict=True)))
     if not mean[1] > max(mean[2:]):
-        sys.exit("the fine-tuned trunk is not ahead")
+        sys.exit("the fine-tuned backbone is not ahead")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared
 SETS = ("asl_motion", "asl_letters")
 SIDES = ("clips", "frames")
 LEARNT_FROM = "asl_letters"
-"""Whose frames a trunk of pictures learns, before it is made one of clips."""
+"""Whose frames a backbone of pictures learns, before it is made one of clips."""
 
 
 def trained(a, name, runs, *, frames=None, model=None, every=None, epochs=None):
@@ -64,14 +64,14 @@ def one_side(a, name):
 
 
 def inflated(a, name):
-    """Accuracy by epoch, with or without a start from a trunk of pictures."""
+    """Accuracy by epoch, with or without a start from a backbone of pictures."""
     options = dict(recipes.resolve(a.recipe).model.options)
     picture = {name: value for name, value in options.items() if name != "tube"}
     with tempfile.TemporaryDirectory() as runs:
         model, took = None, 0.0
         if a.side == "inflated":
-            trunk = {"backbone": "vit/nano", "options": picture, "head": "linear"}
-            start, spent = trained(a, LEARNT_FROM, runs, frames=1, model=trunk, epochs=a.picture_epochs)
+            backbone = {"backbone": "vit/nano", "options": picture, "head": "linear"}
+            start, spent = trained(a, LEARNT_FROM, runs, frames=1, model=backbone, epochs=a.picture_epochs)
             took = spent.core
             model = {"init_from": str(start.folder), "transfer": {"frames": "central", "head": "new"}}
         done, spent = trained(a, name, runs, model=model, every=1, epochs=a.epochs)
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--recipe", default="video_classification/small")
     parser.add_argument("--inflated", action="store_true", help="from weights of pictures, against from nothing")
     parser.add_argument("--epochs", type=int, default=20, help="of --inflated")
-    parser.add_argument("--picture-epochs", type=int, default=30, help="of the trunk of pictures")
+    parser.add_argument("--picture-epochs", type=int, default=30, help="of the backbone of pictures")
     parser.add_argument("--side", help="one set, side and seed, in this process")
     a = parser.parse_args()
     if a.side:
@@ -104,7 +104,7 @@ def main():
             for side in ("inflated", "scratch")
         ]
         start, nothing = together(__file__, sides)
-        print(f"{a.sets[0]}; the trunk of pictures took {start['pictures']:.0f} s")
+        print(f"{a.sets[0]}; the backbone of pictures took {start['pictures']:.0f} s")
         print("| epoch | from pictures | from nothing |\n|--:|--:|--:|")
         for epoch, top1 in start["curve"].items():
             print(f"| {epoch} | {top1:.3f} | {nothing['curve'][epoch]:.3f} |")

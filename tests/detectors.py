@@ -18,7 +18,7 @@ SIZES = (16, 32, 64, 96, 160)
 EVERYTHING = 100_000
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Four maps, and torchvision's pyramid on them."""
 
     out_channels = WIDTH
@@ -51,7 +51,7 @@ def spread(module, *, seed=0):
 
 def theirs(build=Theirs, **options):
     made = build(
-        Trunk(),
+        Backbone(),
         CLASSES + 1,
         rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in SIZES), ((0.5, 1.0, 2.0),) * len(SIZES)),
         image_mean=(0, 0, 0),
@@ -96,7 +96,7 @@ def pictures(*sizes):
 
 
 def features(batch, padding=None):
-    return Features(Trunk().maps(batch), STRIDES, tuple(batch.shape[2:]), pixel_padding=padding)
+    return Features(Backbone().maps(batch), STRIDES, tuple(batch.shape[2:]), pixel_padding=padding)
 
 
 def objects(size, count, seed=0):

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from patchform import drawing
-from patchform.drawing import Bar
+from patchform.drawing import Line
 from patchform.geometry import masks
 from patchform.records import Instances
 
@@ -27,7 +27,7 @@ def test_pixels_are_shown_as_they_are(channels):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (1, 5000), (5000, 1), (30, 500), (300, 900)])
 def test_caption_at_any_size_leaves_the_picture_untouched(height, width):
     image = pixels(3, height, width)
-    page = drawing.caption(image, [Bar("a class", 0.93), Bar("x" * 500, 0.0), Bar("many\nlines\t", 1.0), Bar("")])
+    page = drawing.caption(image, [Line("a class", 0.93), Line("x" * 500, 0.0), Line("many\nlines\t", 1.0), Line("")])
     plain = drawing.enlarged(drawing.to_picture(image))
     left = (page.width - plain.width) // 2
     assert page.crop((left, 0, left + plain.width, plain.height)).tobytes() == plain.tobytes()
@@ -44,7 +44,7 @@ def test_tiny_pictures_grow_by_a_whole_factor():
 
 
 def test_bars_are_as_long_as_their_shares():
-    page = drawing.caption(pixels(3, 224, 224), [Bar("", 0.25)])
+    page = drawing.caption(pixels(3, 224, 224), [Line("", 0.25)])
     row = [page.getpixel((x, 225)) for x in range(224)]
     assert 54 <= row.count(drawing.BLUE) <= 58
     assert row.count(drawing.GREY) >= 160
@@ -52,7 +52,7 @@ def test_bars_are_as_long_as_their_shares():
 
 def test_any_class_name_can_be_drawn():
     names = ["$x^2$", "猫", "a\x00b", "\ud800", "ä" * 300, ""]
-    drawing.caption(pixels(3, 40, 40), [Bar(name, 0.5) for name in names])
+    drawing.caption(pixels(3, 40, 40), [Line(name, 0.5) for name in names])
     matrix = torch.eye(len(names), dtype=torch.int64).tolist()
     picture = Image.open(io.BytesIO(drawing.confusion(matrix, names)))
     assert picture.format == "PNG"
@@ -107,7 +107,7 @@ def test_an_overlay_leaves_ignored_pixels_alone():
 
 
 def test_a_legend_has_squares_of_its_colours():
-    page = drawing.caption(pixels(3, 224, 224), [Bar("road", 0.5, (1, 2, 3)), Bar("sky", None, (9, 8, 7))])
+    page = drawing.caption(pixels(3, 224, 224), [Line("road", 0.5, (1, 2, 3)), Line("sky", None, (9, 8, 7))])
     found = {page.getpixel((x, y)) for x in range(20) for y in range(224, page.height)}
     assert {(1, 2, 3), (9, 8, 7)} <= found
 

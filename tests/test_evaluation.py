@@ -201,7 +201,7 @@ def test_classes_are_matched_by_name(run, tmp_path):
     assert table.rows == NAMES
     assert table.values[0][:2] == [None, 0]
     assert [row[1] for row in table.values] == [0, 3, 3]
-    assert scores.numbers["class_mean"] == pytest.approx((table.values[1][0] + table.values[2][0]) / 2)
+    assert scores.numbers["mean_class_accuracy"] == pytest.approx((table.values[1][0] + table.values[2][0]) / 2)
     assert evaluate_run(run, whole, out=tmp_path / "out").tables["classes"].values[0][1] == 2  # control
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "patchform"
 
 FLOORS = (
     ("errors", "records", "settings", "lookup"),
-    ("geometry", "device", "processes"),
+    ("geometry", "device", "distributed"),
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data"),
     ("published",),

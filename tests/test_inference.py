@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.heads.base import Head
-from patchform.inference import Scaled, Sliding, starts
+from patchform.inference import MultiScale, SlidingWindow, starts
 from patchform.model import Model, build_model
 from patchform.records import Batch, Features, Preprocessing, Regions
 
 
 class Pixels(Backbone):
-    """A trunk and a head of local support: every pixel by itself."""
+    """A backbone and a head of local support: every pixel by itself."""
 
     strides, channels, width = (1,), (3,), 3
 
@@ -64,7 +64,7 @@ def test_windows_of_a_local_model_are_the_whole_picture(size, window, stride):
     model, batch = local(), pictures(*size)
     wanted = model.predict(batch)
     for at_once in (1, 3):
-        for found, whole in zip(Sliding(window, stride, at_once)(model, batch), wanted):
+        for found, whole in zip(SlidingWindow(window, stride, at_once)(model, batch), wanted):
             assert found.scores is None
             assert torch.equal(found.classes, whole.classes)
 
@@ -88,7 +88,7 @@ def test_overlapping_windows_are_averaged():
             total[:, top : top + 32, left : left + 32] += model.predict(part)[0].scores
             seen[top : top + 32, left : left + 32] += 1
     wanted = (total / seen).argmax(0)
-    (found,) = Sliding((32, 32), (12, 20))(model, batch)
+    (found,) = SlidingWindow((32, 32), (12, 20))(model, batch)
     assert (found.classes == wanted).float().mean() > 0.999
     (whole,) = model.predict(batch)
     assert (whole.classes == wanted).float().mean() < 0.99  # control: the whole is another question
@@ -99,12 +99,12 @@ def test_a_picture_in_one_window_is_the_whole():
         build_model("semantic_segmentation", backbone="vit/nano", head="setr", classes=tuple("abc")), seed=2
     ).eval()
     batch = pictures(48, 40)
-    for found, whole in zip(Sliding((64, 64), (32, 32))(model, batch), model.predict(batch)):
+    for found, whole in zip(SlidingWindow((64, 64), (32, 32))(model, batch), model.predict(batch)):
         assert torch.equal(found.classes, whole.classes)
 
 
 def test_a_margin_as_wide_as_the_model_looks_gives_the_whole():
-    """A trunk of convolutions that look some 20 pixels far, in cells of 8."""
+    """A backbone of convolutions that look some 20 pixels far, in cells of 8."""
     torch.manual_seed(0)
     model = build_model(
         "semantic_segmentation",
@@ -118,13 +118,13 @@ def test_a_margin_as_wide_as_the_model_looks_gives_the_whole():
     (whole,) = model.predict(batch)
     sure = whole.scores.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-4
     assert sure.float().mean() > 0.99
-    (found,) = Sliding((96, 96), (48, 48), margin=24)(model, batch)
+    (found,) = SlidingWindow((96, 96), (48, 48), margin=24)(model, batch)
     assert torch.equal(found.classes[sure], whole.classes[sure])
     for margin, start in ((0, 48), (8, 48), (24, 44)):  # controls: too narrow; windows that begin within a cell
-        (other,) = Sliding((96, 96), (start, start), margin=margin)(model, batch)
+        (other,) = SlidingWindow((96, 96), (start, start), margin=margin)(model, batch)
         assert not torch.equal(other.classes[sure], whole.classes[sure])
     with pytest.raises(UsageError, match="margins of 24"):
-        Sliding((96, 96), (56, 56), margin=24)(model, batch)
+        SlidingWindow((96, 96), (56, 56), margin=24)(model, batch)
 
 
 def test_padding_and_resizing_are_undone():
@@ -135,20 +135,20 @@ def test_padding_and_resizing_are_undone():
     hidden = torch.ones(2, 30, 50, dtype=torch.bool)
     hidden[:, :24, :36] = False
     given = batch._replace(images=padded, padding=hidden)
-    for way in (Sliding((16, 16), (8, 8)), Scaled((1.0,))):
+    for way in (SlidingWindow((16, 16), (8, 8)), MultiScale((1.0,))):
         for found, wanted in zip(way(model, given), alone):
             assert torch.equal(found.classes, wanted.classes)
-    (large,) = Sliding((16, 16), (8, 8))(model, batch._replace(images=batch.images[:1], sizes=((48, 72),)))
+    (large,) = SlidingWindow((16, 16), (8, 8))(model, batch._replace(images=batch.images[:1], sizes=((48, 72),)))
     assert torch.equal(large.classes[::2, ::2], alone[0].classes)
 
 
 def test_scales_and_mirrors_are_averaged():
     model, batch = local(), pictures(16, 24)
-    one = Scaled((1.0,), mirrored=True)(model, batch)
+    one = MultiScale((1.0,), mirrored=True)(model, batch)
     for found, whole in zip(one, model.predict(batch)):  # of a local model a mirror image says the same
         torch.testing.assert_close(found.scores, whole.scores)
-    both = Scaled((1.0, 2.0), mirrored=False)(model, batch)
-    parts = [Scaled((scale,), mirrored=False)(model, batch) for scale in (1.0, 2.0)]
+    both = MultiScale((1.0, 2.0), mirrored=False)(model, batch)
+    parts = [MultiScale((scale,), mirrored=False)(model, batch) for scale in (1.0, 2.0)]
     for found, first, second in zip(both, *parts):
         torch.testing.assert_close(found.scores, (first.scores + second.scores) / 2)
     assert not torch.allclose(parts[0][0].scores, parts[1][0].scores, atol=1e-3)
@@ -173,9 +173,9 @@ def test_what_is_held_does_not_grow_with_the_length(turned):
     model, held, whole = local(), [], []
     for length in (64, 640):
         batch = pictures(*((48, length) if turned else (length, 48)), count=1)
-        for found, ask in ((held, Sliding((32, 32), (16, 16))), (whole, type(model).predict)):
+        for found, infer in ((held, SlidingWindow((32, 32), (16, 16))), (whole, type(model).predict)):
             with Largest() as largest:
-                ask(model, batch)
+                infer(model, batch)
             found.append(largest.elements)
     assert held[0] == held[1]
     assert whole[1] == 10 * whole[0]  # control: at once it does
@@ -186,7 +186,7 @@ def test_windows_cover_everything():
     assert starts(8, 4, 4) == [0, 4]
     assert starts(4, 4, 4) == [0]
     with pytest.raises(UsageError, match="does not cover"):
-        Sliding((8, 8), (9, 8))(local(), pictures(8, 8))
+        SlidingWindow((8, 8), (9, 8))(local(), pictures(8, 8))
     classifier = build_model("classification", backbone="vit/nano", head="linear", classes=("a", "b"))
     with pytest.raises(UsageError, match="every pixel"):
-        Sliding((8, 8), (8, 8))(classifier, pictures(8, 8))
+        SlidingWindow((8, 8), (8, 8))(classifier, pictures(8, 8))

@@ -151,7 +151,7 @@ def test_classes_without_names_are_never_guessed():
     source, other = randomise(model()), randomise(model(classes=("x", "y")), seed=1)
     published, fresh = export_weights(source, "timm"), kept(other)
     with pytest.raises(ModelFileError, match="other classes: name them"):
-        pf.load_weights(other, published, transfer=Transfer(head="fill"))
+        pf.load_weights(other, published, transfer=Transfer(head="load"))
     assert unchanged(other, fresh)
     report = pf.load_weights(other, published)
     assert {entry.name for entry in report.entries if entry.note} == {"head.classifier.weight", "head.classifier.bias"}
@@ -180,13 +180,13 @@ def test_a_classifier_whose_tensors_disagree_is_refused():
     assert unchanged(built, before)
 
 
-@pytest.mark.parametrize("head", ["auto", "fill", "new"])
+@pytest.mark.parametrize("head", ["auto", "load", "reinit"])
 def test_a_trunk_goes_under_another_head(head, tmp_path):
     source = randomise(model())
     save(source, tmp_path / "run")
     dense = randomise(model(head="setr", task="semantic_segmentation"), seed=1)
     fresh = kept(dense)
-    if head == "fill":
+    if head == "load":
         with pytest.raises(ModelFileError, match="do not fit"):
             pf.load_weights(dense, tmp_path / "run", transfer=Transfer(head=head))
         assert unchanged(dense, fresh)
@@ -204,7 +204,7 @@ def test_weights_without_a_head_leave_it_fresh():
     other = randomise(model(), seed=1)
     fresh = kept(other)
     with pytest.raises(ModelFileError, match=r"head.classifier.weight is not filled"):
-        pf.load_weights(other, bare, transfer=Transfer(head="fill"))
+        pf.load_weights(other, bare, transfer=Transfer(head="load"))
     assert unchanged(other, fresh)
     assert len(pf.load_weights(other, bare).of("new")) == 2
     assert equal(other.backbone, source.backbone)
@@ -231,16 +231,16 @@ def test_what_stands_in_front_of_all_names_is_taken_off_and_said(front):
 
 
 def test_the_trunk_of_something_larger_is_named():
-    source, trunk = randomise(model()), randomise(pf.build_backbone("vit/nano", image_size=64), seed=1)
+    source, backbone = randomise(model()), randomise(pf.build_backbone("vit/nano", image_size=64), seed=1)
     parts = export_weights(source, "timm")
     larger = {f"student.{name}": tensor for name, tensor in parts.items() if not name.startswith("head")}
     larger |= {f"decoder.{n}": torch.zeros(2) for n in range(3)}
     with pytest.raises(ModelFileError, match="no known layout"):
-        pf.load_weights(trunk, larger)
+        pf.load_weights(backbone, larger)
     with pytest.raises(ModelFileError, match=r'no tensor begins with "teacher\."'):
-        pf.load_weights(trunk, larger, prefix="teacher.")
-    report = pf.load_weights(trunk, larger, prefix="student.")
-    assert equal(trunk, source.backbone)
+        pf.load_weights(backbone, larger, prefix="teacher.")
+    report = pf.load_weights(backbone, larger, prefix="student.")
+    assert equal(backbone, source.backbone)
     assert [entry.name for entry in report.dropped] == ["decoder.0", "decoder.1", "decoder.2"]
 
 

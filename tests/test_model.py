@@ -84,8 +84,8 @@ def test_names_match_by_pattern():
 
 
 OF_ITS_OWN = {
-    **{f"{of}_v2{part}": "swin/v2_nano" for of in ("torchvision", "transformers", "mm") for part in ("", "_trunk")},
-    **{f"transformers_v1{part}": "pvt/nano_v1" for part in ("", "_trunk")},
+    **{f"{of}_v2{part}": "swin/v2_nano" for of in ("torchvision", "transformers", "mm") for part in ("", "_backbone")},
+    **{f"transformers_v1{part}": "pvt/nano_v1" for part in ("", "_backbone")},
     **dict.fromkeys(("meituan_dense", "mmseg_svt"), "twins/nano_dense"),
     **{f"scenic{model}": f"vivit/nano{model}" for model in ("_fe", "_fsa")},
 }
@@ -116,10 +116,10 @@ def test_published_weights_load_into_models_and_bare_backbones(family, layout, t
     assert not report.dropped
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), built.state_dict().values()))
     save_file(published, tmp_path / "w.safetensors")
-    trunk = pf.build_backbone(built.architecture.backbone)
-    report = pf.load_weights(trunk, tmp_path / "w.safetensors", layout=layout)
+    backbone = pf.build_backbone(built.architecture.backbone)
+    report = pf.load_weights(backbone, tmp_path / "w.safetensors", layout=layout)
     assert {drop.note for drop in report.dropped} == {"a backbone has no head"}
-    assert all(torch.equal(a, b) for a, b in zip(trunk.state_dict().values(), built.backbone.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), built.backbone.state_dict().values()))
 
 
 def test_weights_that_do_not_fit_change_nothing():

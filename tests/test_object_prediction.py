@@ -14,7 +14,7 @@ from patchform.data.collate import collate
 from patchform.errors import FolderError, UsageError
 from patchform.evaluation import evaluate
 from patchform.geometry import masks
-from patchform.inference import Scaled, Sliced, preparation
+from patchform.inference import MultiScale, SlicedObjects, preparation
 from patchform.metrics.objects import ObjectPrecision
 from patchform.model import Model
 from patchform.prediction import SURE, Predictor, write
@@ -132,7 +132,7 @@ def sliced(pixels, way, model=None):
 @pytest.mark.parametrize("size", [(200, 260), (260, 100), (64, 64), (64, 40)])
 def test_slices_find_each_small_object_once(size):
     pixels, squares = many_squares(size)
-    way = Sliced((64, 64), (40, 40), whole=False)
+    way = SlicedObjects((64, 64), (40, 40), whole=False)
     found = sliced(pixels, way)
     assert sorted(found.boxes.tolist()) == sorted(boxes_of(*squares))
     with_whole = sliced(pixels, replace(way, whole=True)).boxes.tolist()  # it is coarse, so not all it says is the same
@@ -149,14 +149,16 @@ def test_without_slices_a_small_input_does_not_show_them():
     pixels, squares = many_squares((200, 260))
     predictor = asked(detector((64, 64)), threshold=0.0)
     (coarse,) = predictor.predict(pixels)
-    (fine,) = asked(detector((64, 64)), threshold=0.0, ask=Sliced((64, 64), (40, 40), whole=False)).predict(pixels)
+    (fine,) = asked(detector((64, 64)), threshold=0.0, infer=SlicedObjects((64, 64), (40, 40), whole=False)).predict(
+        pixels
+    )
     assert sorted(fine.target.boxes.tolist()) == sorted(boxes_of(*squares))
     assert sorted(coarse.target.boxes.tolist()) != sorted(boxes_of(*squares))
 
 
 def test_windows_are_prepared_as_pictures_are():
     pixels, squares = many_squares((100, 100))
-    found = sliced(pixels, Sliced((50, 50), (30, 30), whole=False), detector((100, 100)))  # twice as large
+    found = sliced(pixels, SlicedObjects((50, 50), (30, 30), whole=False), detector((100, 100)))  # twice as large
     assert sorted(found.boxes.tolist()) == sorted(boxes_of(*squares))
 
 
@@ -173,10 +175,10 @@ def test_parts_of_an_object_yield_to_the_whole_of_it():
     dimmer = Dimmer(model.backbone, model.head, classes=model.classes, preprocessing=model.preprocessing).eval()
     pixels = picture((120, 120), (0, 10, 10, 90, 200), (1, 105, 105, 10, 200))
     wanted = [[10, 10, 100, 100], [105, 105, 115, 115]]
-    assert sorted(sliced(pixels, Sliced((60, 60), (30, 30)), dimmer).boxes.tolist()) == wanted
-    parts = sliced(pixels, Sliced((60, 60), (30, 30), whole=False), dimmer)
+    assert sorted(sliced(pixels, SlicedObjects((60, 60), (30, 30)), dimmer).boxes.tolist()) == wanted
+    parts = sliced(pixels, SlicedObjects((60, 60), (30, 30), whole=False), dimmer)
     assert len(parts.boxes) > 2
-    union = sliced(pixels, Sliced((60, 60), (30, 30), measure="union"), dimmer)
+    union = sliced(pixels, SlicedObjects((60, 60), (30, 30), measure="union"), dimmer)
     assert len(union.boxes) > 2  # control: a part is a small share of the union
 
 
@@ -187,21 +189,21 @@ def test_slices_in_evaluation_and_batches_with_padding():
         truth = Instances(torch.tensor(boxes_of(*squares)).float(), torch.tensor([index for index, *_ in squares]))
         samples.append(Sample(pixels, truth, str(number), size))
     model = detector((64, 64))
-    way = Sliced((64, 64), (40, 40))
+    way = SlicedObjects((64, 64), (40, 40))
     assert preparation(way, model.preprocessing).resize == "native"
     assert preparation(Model.predict, model.preprocessing) == model.preprocessing
     metric = ObjectPrecision(model.classes)
-    assert evaluate(model, [collate(samples)], Detection(), metric=metric, ask=way).numbers["ap"] == 1.0
+    assert evaluate(model, [collate(samples)], Detection(), metric=metric, infer=way).numbers["ap"] == 1.0
 
 
 def test_slices_that_make_no_sense_are_refused():
     pixels, _ = many_squares((100, 100))
     with pytest.raises(UsageError, match="does not cover"):
-        sliced(pixels, Sliced((64, 64), (65, 64)))
+        sliced(pixels, SlicedObjects((64, 64), (65, 64)))
     with pytest.raises(UsageError, match="not resized"):
-        Sliced((64, 64), (32, 32))(detector(), collate([Sample(pixels, None, "", (50, 50))]))
+        SlicedObjects((64, 64), (32, 32))(detector(), collate([Sample(pixels, None, "", (50, 50))]))
     with pytest.raises(UsageError, match="every pixel a class"):
-        sliced(pixels, Scaled((1.0,)))
+        sliced(pixels, MultiScale((1.0,)))
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from losses import gradients
 from patchform import lookup
 from patchform.commands import recipes
 from patchform.data.collate import collate
-from patchform.data.instances import training_objects
-from patchform.data.order import generator
-from patchform.data.scenes import training_scene
+from patchform.data.detection_transforms import training_objects
+from patchform.data.loader import generator
+from patchform.data.multi_crop import MultiCrop
+from patchform.data.segmentation_transforms import training_scene
 from patchform.data.transforms import Mixing, training_transform
-from patchform.data.views import Views
 from patchform.model import build_model
 from patchform.records import Bitmaps, Instances, Label, Regions, Sample
 from patchform.training import optimizer, preparation, schedule
@@ -205,7 +205,7 @@ def a_batch(recipe, preprocessing, classes):
         image = torch.randint(256, (*clip, 3, SIDE, SIDE), generator=draw).byte()
         image, shown, views = image[..., : recipe.data.channels, :, :], target, None
         if recipe.augmentation.views > 1:
-            image, views = Views(preprocessing, recipe.augmentation)(image)
+            image, views = MultiCrop(preprocessing, recipe.augmentation)(image)
         elif recipe.task in ("classification", "video_classification", "pretraining"):
             image = training_transform(preprocessing, recipe.augmentation)(image)
         elif recipe.task == "semantic_segmentation":

@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchform import prediction as predictions
 from patchform.data.dataset import Pictures, open_evaluation
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.data.transforms import evaluation_transform
 from patchform.errors import DataError, FolderError, UsageError
 from patchform.evaluation import evaluate

@@ -36,13 +36,13 @@ def row(tag, **more):
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """The model whose tensors are published under three names: whole, with other classes, and without a classifier."""
-    rows = (row("whole"), row("wide", classes=5, labels=""), row("trunk", classes=0, labels=""))
+    rows = (row("whole"), row("wide", classes=5, labels=""), row("backbone", classes=0, labels=""))
     monkeypatch.setattr(vit, "WEIGHTS", rows)
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("the network"))
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     models = {}
-    for tag, count in (("whole", 1000), ("wide", 5), ("trunk", 1)):
+    for tag, count in (("whole", 1000), ("wide", 5), ("backbone", 1)):
         model = build_model(
             "classification",
             backbone="vit/nano",
@@ -58,7 +58,7 @@ def source(tmp_path, monkeypatch):
         (home / "refs").mkdir()
         (home / "refs" / "main").write_text("0" * 40)
         tensors = export_weights(model, "timm")
-        if tag == "trunk":
+        if tag == "backbone":
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head")}
         save_file(tensors, folder / "model.safetensors")
     return models
@@ -97,12 +97,12 @@ def test_other_classes_go_by_name(source):
 
 
 def test_classes_without_names_have_to_be_named(source):
-    for tag, what in (("wide", "5 classes have no names"), ("trunk", "no classifier")):
+    for tag, what in (("wide", "5 classes have no names"), ("backbone", "no classifier")):
         with pytest.raises(UsageError, match=what):
             pf.pretrained(f"vit/nano.{tag}")
     assert torch.equal(logits(pf.pretrained("vit/nano.wide", classes="abcde")), logits(source["wide"]))
-    model = pf.pretrained("vit/nano.trunk", classes=("a", "b"))
-    assert torch.equal(model.backbone.norm.weight, source["trunk"].backbone.norm.weight)
+    model = pf.pretrained("vit/nano.backbone", classes=("a", "b"))
+    assert torch.equal(model.backbone.norm.weight, source["backbone"].backbone.norm.weight)
     assert model.head.classifier.out_features == 2
 
 
@@ -130,4 +130,4 @@ def test_load_weights_takes_a_name(source):
 def test_an_unknown_name_is_not_fetched(source):
     with pytest.raises(UsageError, match="no published weights"):
         pf.pretrained("vit/nano.hole")
-    assert list(lookup.weights_files("vit")) == ["vit/nano.whole", "vit/nano.wide", "vit/nano.trunk"]
+    assert list(lookup.weights_files("vit")) == ["vit/nano.whole", "vit/nano.wide", "vit/nano.backbone"]

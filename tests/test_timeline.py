@@ -10,7 +10,7 @@ from reference import randomise
 from patchform.data.encoded import RATE
 from patchform.data.videos import open_video
 from patchform.errors import DataError, FolderError, UsageError
-from patchform.inference import Views
+from patchform.inference import MultiView
 from patchform.model import build_model, save
 from patchform.prediction import Predictor, load, write
 from patchform.records import Label, Preprocessing
@@ -46,7 +46,7 @@ def says_what_it_sees(model, batch):
 
 
 def seen(film, along, **others):
-    return list(moments(a_model(**others), film, along, ask=says_what_it_sees))
+    return list(moments(a_model(**others), film, along, infer=says_what_it_sees))
 
 
 def test_moments_lie_one_after_the_other_and_look_at_their_own_frames(film):
@@ -111,14 +111,14 @@ def test_predictions_of_videos_are_those_of_their_frames(film, tmp_path):
 
 def test_several_views_of_a_video_are_averaged(film):
     model = a_model()
-    (one,) = Predictor(model, device="cpu", ask=Views(clips=3, crops=1)).predict(film, keep_images=True)
+    (one,) = Predictor(model, device="cpu", infer=MultiView(clips=3, crops=1)).predict(film, keep_images=True)
     assert len(one.image) == 3 * FRAMES
     alone = Predictor(model, device="cpu").predict(
         [one.image[part * FRAMES : (part + 1) * FRAMES] for part in range(3)]
     )
     torch.testing.assert_close(one.target.scores, torch.stack([each.target.scores for each in alone]).mean(0))
     with pytest.raises(UsageError, match="crops"):
-        Predictor(model, device="cpu", ask=Views(clips=1, crops=3))
+        Predictor(model, device="cpu", infer=MultiView(clips=1, crops=3))
 
 
 def test_lines_and_videos_are_written(film, tmp_path):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from patchform import drawing, lookup
-from patchform.data import hints
+from patchform.data import warnings
 from patchform.data.checks import examine, overlap
 from patchform.data.dataset import evaluation_pictures, open_evaluation, open_training, serves
 from patchform.data.faults import KINDS, Fault, Faults
@@ -141,7 +141,7 @@ def task_of(path: str | Path) -> str:
 def refined(task: str, listing: Listing) -> str:
     """Instance segmentation instead of detection where every object has an outline."""
     every = [item.objects for item in listing.items if item.objects is not None and len(item.objects.boxes)]
-    outlined = bool(every) and all(objects.outlines and None not in objects.outlines for objects in every)
+    outlined = bool(every) and all(objects.segmentations and None not in objects.segmentations for objects in every)
     return "instance_segmentation" if task == "detection" and outlined else task
 
 
@@ -170,8 +170,8 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
     if task is None and listing is not None:
         chosen = refined(chosen, listing)
     parts = [_examined("train", listing, faults, preprocessing, progress)]
-    if listing is not None and not listing.coding:  # of pixels, some classes always have few
-        hints.on_classes(listing, parts[0].numbers, faults)
+    if listing is not None and not listing.mask_codes:  # of pixels, some classes always have few
+        warnings.on_classes(listing, parts[0].numbers, faults)
     if listing is not None and validation is not None:
         faults, held_out = Faults(), None
         try:
@@ -229,9 +229,9 @@ def _examined(
         listing, items=tuple(item for index, item in enumerate(listing.items) if listing.name(index) not in bad)
     )
     faults.extend(report.faults)
-    hints.on_boxes(listing, faults)
-    hints.on_copies(usable, faults)
-    numbers = report.pixels or (hints.objects_of(listing) if listing.objects else listing.counts())
+    warnings.on_boxes(listing, faults)
+    warnings.on_copies(usable, faults)
+    numbers = report.pixels or (warnings.objects_of(listing) if listing.objects else listing.counts())
     notes = listing.notes + report.notes
     return Part(name=name, listing=listing, faults=faults, notes=notes, numbers=numbers, usable=usable)
 
@@ -269,7 +269,7 @@ def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
                     picture = _drawn(fault, task, part.listing, pictures, index, diagnosis.preprocessing)
                 except DataError:
                     continue  # it cannot be read, which is its fault
-                lines = [drawing.Bar(f"{part.name}: {fault.where}"), drawing.Bar(f"{kind}: {fault.what}")]
+                lines = [drawing.Line(f"{part.name}: {fault.where}"), drawing.Line(f"{kind}: {fault.what}")]
                 found.append((part.name, fault, drawing.caption(_tensor(picture), lines)))
     return found
 

@@ -28,7 +28,7 @@ LEGEND = 12
 PAPER, INK, GREY, BLUE = (255, 255, 255), (20, 20, 20), (225, 225, 225), (120, 170, 225)
 
 
-class Bar(NamedTuple):
+class Line(NamedTuple):
     """One line below a picture."""
 
     text: str
@@ -66,7 +66,7 @@ def enlarged(picture: Image.Image, smallest: int = SMALLEST) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def caption(image: Tensor, bars: Sequence[Bar]) -> Image.Image:
+def caption(image: Tensor, bars: Sequence[Line]) -> Image.Image:
     """A picture with lines below it, the picture itself untouched but for a whole factor of tiny ones.
 
     Args:
@@ -205,10 +205,10 @@ def objects(image: Tensor, found: Instances, classes: Sequence[str]) -> Image.Im
                 _tag(pen, text, corners[index], colors[index], taken, picture.size, size)
                 break
     counts = sorted({class_: of.count(class_) for class_ in of}.items(), key=lambda each: (-each[1], each[0]))
-    legend = [Bar(f"{number} {classes[class_]}", None, palette()[class_ % IGNORED]) for class_, number in counts]
+    legend = [Line(f"{number} {classes[class_]}", None, palette()[class_ % IGNORED]) for class_, number in counts]
     if len(legend) > LEGEND:
-        legend[LEGEND:] = [Bar(f"and {len(legend) - LEGEND} more")]
-    return caption(torch.from_numpy(np.array(picture)).permute(2, 0, 1), legend or [Bar("no object")])
+        legend[LEGEND:] = [Line(f"and {len(legend) - LEGEND} more")]
+    return caption(torch.from_numpy(np.array(picture)).permute(2, 0, 1), legend or [Line("no object")])
 
 
 def _tint(pixels: np.ndarray, bitmaps: Bitmaps, colors: Sequence[tuple[int, int, int]], order: Sequence[int]) -> None:

@@ -68,7 +68,7 @@ class Interrupted(PatchformError):
         super().__init__("stopped as asked", where=where, remedy="resume the run to go on")
 
 
-class Elsewhere(PatchformError):
+class PeerError(PatchformError):
     """Another process of several that train together failed; its own message says why. It has that one's exit code."""
 
     kind = "elsewhere"

@@ -14,10 +14,10 @@ from patchform import drawing
 from patchform.data.checks import check
 from patchform.data.collate import split, to_device
 from patchform.data.dataset import evaluation_pictures, open_evaluation
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.device import pick_device
 from patchform.errors import ResourceError
-from patchform.inference import Ask, Views, preparation, views_of
+from patchform.inference import Inference, MultiView, preparation, views_of
 from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
 from patchform.records import Batch
@@ -36,7 +36,7 @@ def evaluate(
     loader: Iterable[Batch],
     task: Task,
     *,
-    ask: Ask = Model.predict,
+    infer: Inference = Model.predict,
     metric: Metric | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
@@ -52,7 +52,7 @@ def evaluate(
         model: lies on `device` already.
         loader: batches with targets.
         task: what the targets mean.
-        ask: the way the model is asked.
+        infer: the way the model is asked.
         metric: an empty one; default: the task's quick one.
         device: where the batches go.
         precision: bfloat16 runs the model under autocast.
@@ -75,7 +75,7 @@ def evaluate(
         ):
             for batch in loader:
                 for part in split(batch, 0, pixels):
-                    answers = ask(model, to_device(part._replace(targets=()), device))
+                    answers = infer(model, to_device(part._replace(targets=()), device))
                     metric.update(answers, part.targets)
                 done += len(batch.names)
                 if progress:
@@ -91,7 +91,7 @@ def evaluate_run(
     data: str | Path,
     *,
     settings: DataSettings | None = None,
-    ask: Ask = Model.predict,
+    infer: Inference = Model.predict,
     out: str | Path | None = None,
     batch_size: int = 32,
     workers: int = 0,
@@ -111,7 +111,7 @@ def evaluate_run(
         run: run folder.
         data: what the task's formats know, or a folder with such a val/ inside.
         settings: how the format reads it (what the numbers in masks mean); default: as usual.
-        ask: the way the model is asked (`patchform.inference`).
+        infer: the way the model is asked (`patchform.inference`).
         out: folder for the files, made if need be; default: the run folder. Earlier ones are replaced.
         batch_size: images that go through the model at once; changes no score.
         workers: processes that decode.
@@ -148,14 +148,16 @@ def evaluate_run(
     where = pick_device(device)
     model.to(where)
 
-    def judged(ask: Ask, metric: Metric, tell: Callable[[int], None] | None) -> Scores:
-        samples = evaluation_pictures(listing, preparation(ask, model.preprocessing), views=views_of(ask))
+    def judged(infer: Inference, metric: Metric, tell: Callable[[int], None] | None) -> Scores:
+        samples = evaluation_pictures(listing, preparation(infer, model.preprocessing), views=views_of(infer))
         loader = evaluation_loader(samples, batch_size, workers)
-        return evaluate(model, loader, task, ask=ask, metric=metric, device=where, precision=precision, progress=tell)
+        return evaluate(
+            model, loader, task, infer=infer, metric=metric, device=where, precision=precision, progress=tell
+        )
 
     metric = task.full_metric(model.classes, thresholds=model.thresholds)
-    scores = judged(ask, metric, (lambda done: progress(done, len(listing))) if progress else None)
-    if isinstance(ask, Views):
+    scores = judged(infer, metric, (lambda done: progress(done, len(listing))) if progress else None)
+    if isinstance(infer, MultiView):
         clips = judged(Model.predict, task.metric(model.classes), None).numbers
         scores = scores._replace(numbers=scores.numbers | {f"clip_{name}": value for name, value in clips.items()})
     if skip_bad:

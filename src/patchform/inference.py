@@ -1,8 +1,8 @@
 """Ways to ask a model what a picture shows: as a whole, window by window, at several scales, in several views.
 
 Each is a callable (model, batch) -> predictions, one an image, in pixels of the image before resizing. `Model.predict`
-is one: the whole picture at once. `Sliding` and `Scaled` ask for the class of every pixel, `Sliced` for objects,
-`Views` for the class of a video.
+is one: the whole picture at once. `SlidingWindow` and `MultiScale` ask for the class of every pixel, `SlicedObjects`
+for objects, `MultiView` for the class of a video.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchform.data.collate import collate, split, to_device
-from patchform.data.instances import join, take
+from patchform.data.detection_transforms import join, take
 from patchform.data.transforms import evaluation_transform
 from patchform.errors import UsageError
 from patchform.model import Model
@@ -24,11 +24,11 @@ from patchform.records import Batch, Instances, Label, Preprocessing, Regions, S
 
 NEAR = 2.0
 """Pixels from the border of a window within which a box is taken to be cut by it."""
-Ask: TypeAlias = Callable[[Model, Batch], list[Target]]
+Inference: TypeAlias = Callable[[Model, Batch], list[Target]]
 
 
 @dataclass(frozen=True)
-class Sliding:
+class SlidingWindow:
     """Window by window, the probabilities averaged where windows overlap.
 
     The last window of a row or column ends at the border, so every window lies inside the picture; a picture that one
@@ -107,7 +107,7 @@ class Sliding:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class MultiScale:
     """At several scales, mirrored too: the mean of the probabilities, in pixels of the image before resizing."""
 
     scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -138,7 +138,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Sliced:
+class SlicedObjects:
     """Objects window by window, each window prepared as a picture of its own: for small objects in large pictures.
 
     Akyon et al., "Slicing aided hyper inference" (2022), section 3. What is found more than once is kept once: of two
@@ -214,7 +214,7 @@ class Sliced:
 
 
 @dataclass(frozen=True)
-class Views:
+class MultiView:
     """Several clips of a video and several crops of each, their scores averaged.
 
     Feichtenhofer et al., "SlowFast networks" (2019), section 4, ask 10 clips and 3 crops; TimeSformer 1 and 3; ViViT 4
@@ -249,14 +249,14 @@ class Views:
         return [Label((row > 0.5).nonzero()[:, 0] if multiple else row.argmax()[None], row) for row in means]
 
 
-def preparation(ask: Ask, preprocessing: Preprocessing) -> Preprocessing:
-    """How pictures are prepared before a model is asked: as the model says, but not resized where `ask` cuts them."""
-    return replace(preprocessing, resize="native") if isinstance(ask, Sliced) else preprocessing
+def preparation(infer: Inference, preprocessing: Preprocessing) -> Preprocessing:
+    """How pictures are prepared before a model is asked: as the model says, but not resized where `infer` cuts them."""
+    return replace(preprocessing, resize="native") if isinstance(infer, SlicedObjects) else preprocessing
 
 
-def views_of(ask: Ask) -> tuple[int, int]:
+def views_of(infer: Inference) -> tuple[int, int]:
     """Of a video: how many clips, and crops of each, are prepared for a way to ask (`data.clips.looks`)."""
-    return (ask.clips, ask.crops) if isinstance(ask, Views) else (1, 1)
+    return (infer.clips, infer.crops) if isinstance(infer, MultiView) else (1, 1)
 
 
 def starts(length: int, window: int, stride: int) -> list[int]:

@@ -14,14 +14,14 @@ from patchform import lookup
 from patchform.backbones.base import Backbone
 from patchform.errors import ModelFileError, UsageError
 from patchform.layers import fitting
-from patchform.layers.fitting import Fits, Fitted, How
+from patchform.layers.fitting import Fitted, Resizable, TransferContext
 from patchform.layers.patches import Patches, Tubelets
 from patchform.model import Model, build_model, load
 from patchform.settings import Transfer
 from patchform.weights import sources
 from patchform.weights.hub import locate
+from patchform.weights.load_report import Entry, Report, shorten
 from patchform.weights.operations import Operation, Sizes, reshape
-from patchform.weights.report import Entry, Report, shorten
 from patchform.weights.rules import Rules, recognise
 
 OWN = "patchform"
@@ -63,28 +63,30 @@ def load_weights(
     """
     transfer = transfer or Transfer()
     found = _read(locate(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
-    trunk, level = (target.backbone, "") if isinstance(target, Model) else (target, "backbone.")
-    layouts = _layouts_for(trunk, found, layout)
+    backbone, level = (target.backbone, "") if isinstance(target, Model) else (target, "backbone.")
+    layouts = _layouts_for(backbone, found, layout)
     if layout is not None:
         if layout not in layouts:
             raise lookup.no_such("layout", layout, layouts)
         layouts = {layout: layouts[layout]}
     own = {level + name: tensor for name, tensor in target.state_dict().items()}
-    tensors, front, name, spare = _recognised(layouts, found.tensors, own, prefix, _spares(target, found, transfer))
+    tensors, used_prefix, name, may_miss = _recognised(
+        layouts, found.tensors, own, prefix, _may_miss(target, found, transfer)
+    )
     filled, report = layouts[name].load(
         tensors,
         own,
         sizes=lambda place: sizes_of(target, place.removeprefix(level)),
-        spare=spare,
-        adapt=_Fit(target, level, _how(layouts[name], transfer), transfer.classes or found.classes),
+        may_miss=may_miss,
+        adapt=_Fit(target, level, _context(layouts[name], transfer), transfer.classes or found.classes),
     )
     fresh = {entry.note.startswith(FRESH) for entry in report.entries if entry.name.startswith(CLASSIFIERS)}
     if len(fresh) > 1:
         raise ModelFileError("the tensors of the classifier are not of one number of classes")
     target.load_state_dict({place.removeprefix(level): tensor for place, tensor in {**own, **filled}.items()})
-    left = (other for other in found.tensors if not other.startswith(front))
-    aside = tuple(Entry("dropped", other, (other,), f'does not begin with "{prefix}"') for other in left)
-    return report._replace(entries=report.entries + aside, layout=name, prefix=front)
+    left = (other for other in found.tensors if not other.startswith(used_prefix))
+    dropped = tuple(Entry("dropped", other, (other,), f'does not begin with "{prefix}"') for other in left)
+    return report._replace(entries=report.entries + dropped, layout=name, prefix=used_prefix)
 
 
 def pretrained(
@@ -137,32 +139,32 @@ def class_names(labels: str) -> tuple[str, ...]:
     return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def layouts_of(trunk: Backbone) -> dict[str, Rules]:
+def layouts_of(backbone: Backbone) -> dict[str, Rules]:
     """Every layout that weights of a backbone's family are known to come in, ours last."""
-    return {**lookup.published(_family(trunk)).layouts, OWN: _OWN}
+    return {**lookup.published(_family(backbone)).layouts, OWN: _OWN}
 
 
-def _family(trunk: Backbone) -> str:
-    return type(trunk).__module__.rpartition(".")[2]
+def _family(backbone: Backbone) -> str:
+    return type(backbone).__module__.rpartition(".")[2]
 
 
-def _layouts_for(trunk: Backbone, found: sources.Source, named: str | None) -> dict[str, Rules]:
+def _layouts_for(backbone: Backbone, found: sources.Source, named: str | None) -> dict[str, Rules]:
     """Every layout that weights may come in.
 
     A model folder says its family: it is of that one's start alone, or of none. In a plain file our own names could be
     of either family, so they are the own one's unless the start is named.
     """
-    starts = lookup.published(_family(trunk)).starts
+    starts = lookup.published(_family(backbone)).init_layouts
     ours = f"{found.family}_{OWN}"
-    if found.own and found.family != _family(trunk) and ours in starts:
+    if found.own and found.family != _family(backbone) and ours in starts:
         return {ours: starts[ours]}
-    return layouts_of(trunk) | {
+    return layouts_of(backbone) | {
         name: rules for name, rules in starts.items() if name == named or not (found.own or name.endswith(OWN))
     }
 
 
-def _how(rules: Rules, transfer: Transfer) -> How:
-    return How(transfer, rules.corners, rules.kin.still)
+def _context(rules: Rules, transfer: Transfer) -> TransferContext:
+    return TransferContext(transfer, rules.corners, rules.cross_family.from_images)
 
 
 def export_weights(model: Model, layout: str) -> dict[str, Tensor]:
@@ -201,7 +203,7 @@ def _read(path: Path) -> sources.Source:
 def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
     """Lengths that a tensor's shape does not tell, from the layers that hold it: patch, channels, frames, heads."""
     sizes: dict[str, int] = {}
-    for layer, _ in _holders(model, name):
+    for layer, _ in _layers_around(model, name):
         if isinstance(layer, Patches | Tubelets):
             sizes |= {"patch": layer.size, "channels": layer.in_channels}
         if isinstance(layer, Tubelets):
@@ -235,8 +237,8 @@ _OWN = Rules(("*", "*", Operation(_own_shape, lambda tensor, count, sizes: (tens
 class _Fit:
     """`weights.rules.Adapt` for a model: its layers resize, its classifier goes by names."""
 
-    def __init__(self, target: Model | Backbone, level: str, how: How, classes: Sequence[str]) -> None:
-        self.target, self.level, self.how, self.theirs = target, level, how, tuple(classes)
+    def __init__(self, target: Model | Backbone, level: str, context: TransferContext, classes: Sequence[str]) -> None:
+        self.target, self.level, self.context, self.theirs = target, level, context, tuple(classes)
         self.classes = target.classes if isinstance(target, Model) else ()
         self.own = target.state_dict()
 
@@ -247,11 +249,11 @@ class _Fit:
             return self._rows(tensor, own)
         if tensor.shape == own.shape:
             return tensor, ""
-        for layer, below in _holders(self.target, name):
-            if isinstance(layer, Fits):
-                return layer.fit(below, tensor, self.how)
+        for layer, below in _layers_around(self.target, name):
+            if isinstance(layer, Resizable):
+                return layer.fit(below, tensor, self.context)
             if isinstance(layer, nn.Conv2d) and tensor.dim() == 4 and tensor[:, :1].shape == own[:, :1].shape:
-                return fitting.channels(tensor, own, self.how)
+                return fitting.channels(tensor, own, self.context)
         return tensor, ""
 
     def _rows(self, tensor: Tensor, own: Tensor) -> Fitted:
@@ -259,9 +261,9 @@ class _Fit:
         if not self.theirs:
             if len(tensor) == len(own):
                 return tensor, ""
-            if self.how.transfer.head == "auto":
+            if self.context.transfer.head == "auto":
                 return own, f"{FRESH}: the source has {len(tensor)} classes without names, the model has {len(own)}"
-            raise ValueError("it has other classes: name them (classes), or say that the head is new (head: new)")
+            raise ValueError("it has other classes: name them (classes), or say that the head is new (head: reinit)")
         if len(self.theirs) != len(tensor) or len(set(self.theirs)) < len(self.theirs):
             raise ValueError(f"{len(tensor)} classes and {len(set(self.theirs))} different names for them")
         row = {name: number for number, name in enumerate(self.theirs)}
@@ -271,7 +273,7 @@ class _Fit:
         return rows, f"{len(shared)} of {len(self.classes)} classes by name, the others fresh"
 
 
-def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+def _layers_around(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
     """The layers around a tensor, the nearest first, and its name below each."""
     path, _, below = name.rpartition(".")
     while path:
@@ -284,13 +286,13 @@ def _holders(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
 # ------------------------------------------------------------------------------------------------------ recognition
 
 
-def _spares(target: Model | Backbone, found: sources.Source, transfer: Transfer) -> list[dict[str, str]]:
+def _may_miss(target: Model | Backbone, found: sources.Source, transfer: Transfer) -> list[dict[str, str]]:
     """What may stay unfilled, the strictest first."""
     if isinstance(target, Backbone):
         return [{"head.": "a backbone has no head"}]
-    if transfer.head == "new":
+    if transfer.head == "reinit":
         return [{"head.": "the head is new"}]
-    if transfer.head == "fill":
+    if transfer.head == "load":
         return [{}]
     other = {"head.": "the source has another head or none"}
     of = target.architecture
@@ -302,10 +304,10 @@ class _Recognised(NamedTuple):
 
     tensors: dict[str, Tensor]
     """By the names that the layout knows."""
-    front: str
+    prefix: str
     """What stood in front of them."""
     layout: str
-    spare: dict[str, str]
+    may_miss: dict[str, str]
     """What stays unfilled."""
 
 
@@ -313,30 +315,30 @@ def _recognised(
     layouts: Mapping[str, Rules],
     source: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
-    prefix: str | None,
-    spares: list[dict[str, str]],
+    named: str | None,
+    may_miss_options: list[dict[str, str]],
 ) -> _Recognised:
     """The first reading by which every tensor has its place."""
 
-    def behind(front: str) -> dict[str, Tensor]:
-        return {name.removeprefix(front): tensor for name, tensor in source.items() if name.startswith(front)}
+    def behind(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in source.items() if name.startswith(prefix)}
 
-    fronts = list(fronts_of(source)) if prefix is None else [prefix]
-    for front, spare in product(fronts, spares):
-        tensors = behind(front)
+    prefixes = list(prefixes_of(source)) if named is None else [named]
+    for prefix, may_miss in product(prefixes, may_miss_options):
+        tensors = behind(prefix)
         whole = {
             name: rules
             for name, rules in layouts.items()
             if rules.knows(tensors)
-            and not rules.plan(tensors, own, spare).faults
-            and (spare is spares[0] or not _fills_some_of_the_head(rules, tensors, own))
+            and not rules.plan(tensors, own, may_miss).faults
+            and (may_miss is may_miss_options[0] or not _fills_some_of_the_head(rules, tensors, own))
         }
         if whole and tensors:
-            return _Recognised(tensors, front, recognise(whole, tensors, own, spare=spare), spare)
-    if not behind(fronts[0]):
-        raise ModelFileError(f'no tensor begins with "{prefix}"', remedy=f"the names are {shorten(list(source))}")
-    nearest = recognise(layouts, behind(fronts[0]), own, spare=spares[0])  # says what does not fit
-    return _Recognised(behind(fronts[0]), fronts[0], nearest, spares[0])
+            return _Recognised(tensors, prefix, recognise(whole, tensors, own, may_miss=may_miss), may_miss)
+    if not behind(prefixes[0]):
+        raise ModelFileError(f'no tensor begins with "{named}"', remedy=f"the names are {shorten(list(source))}")
+    nearest = recognise(layouts, behind(prefixes[0]), own, may_miss=may_miss_options[0])  # says what does not fit
+    return _Recognised(behind(prefixes[0]), prefixes[0], nearest, may_miss_options[0])
 
 
 def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
@@ -348,16 +350,16 @@ def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Map
     there = {name: names for name, (_, names) in plan.made.items() if set(names) <= set(source)}
     head = {name: names for name, names in there.items() if name.startswith("head.")}
     other = any(len(names) == 1 and source[names[0]].shape[1:] != own[name].shape[1:] for name, names in head.items())
-    used = {one for names in there.values() for one in names} | {one for entry in plan.aside for one in entry.sources}
+    used = {one for names in there.values() for one in names} | {one for entry in plan.dropped for one in entry.sources}
     return bool(head) and not (other and set(source) <= used)
 
 
-def fronts_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def prefixes_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     """Nothing, then what all names have in front, wrapper by wrapper."""
-    front = ""
+    prefix = ""
     while True:
-        yield front
-        wrapper = next((one for one in WRAPPERS if all(name.startswith(front + one) for name in tensors)), "")
+        yield prefix
+        wrapper = next((one for one in WRAPPERS if all(name.startswith(prefix + one) for name in tensors)), "")
         if not wrapper or not tensors:
             return
-        front += wrapper
+        prefix += wrapper

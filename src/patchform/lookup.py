@@ -125,7 +125,7 @@ def published(family: str) -> Published:
         layouts=getattr(found, "LAYOUTS", {}),
         scores=getattr(found, "SCORES", ()),
         weights=getattr(found, "WEIGHTS", ()),
-        starts=getattr(found, "STARTS", {}),
+        init_layouts=getattr(found, "INIT_LAYOUTS", {}),
     )
 
 

@@ -102,7 +102,7 @@ class Model(nn.Module):
 
     @property
     def trained(self) -> Backbone:
-        """The trunk that gradients move: the backbone, but for models whose backbone is a teacher."""
+        """The built that gradients move: the backbone, but for models whose backbone is a teacher."""
         return self.backbone
 
     def begin(self, *, step: int, steps: int, epoch: int) -> None:
@@ -177,14 +177,14 @@ def build_model(
     for name, value in (("image_size", preprocessing.size), ("frames", preprocessing.frames)):
         if value and name in inspect.signature(variant.build).parameters:
             arguments[name] = value
-    trunk = build_backbone(backbone, **(arguments | options))
+    built = build_backbone(backbone, **(arguments | options))
     made_of = Architecture(
         task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
     )
     if task == UNLABELLED:
         method = lookup.the_class("pretraining", head, Model)
         lookup.check_options(method, head_options or {}, of=f"method {head}")
-        learner: Model = method(trunk, preprocessing, **(head_options or {}))
+        learner: Model = method(built, preprocessing, **(head_options or {}))
         learner.architecture = made_of
         return learner
     kind = lookup.the_class("heads", head, Head)
@@ -192,13 +192,13 @@ def build_model(
         raise UsageError(f'head "{head}" does not serve {task}', remedy=f"it serves {', '.join(kind.tasks)}")  # type: ignore[attr-defined]
     lookup.check_options(kind, head_options or {}, of=f"head {head}")
     top = kind(
-        channels=trunk.channels,
-        strides=trunk.strides,
-        width=trunk.width,
+        channels=built.channels,
+        strides=built.strides,
+        width=built.width,
         classes=len(classes),
         **(head_options or {}),
     )
-    return Model(trunk, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
+    return Model(built, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
 
 
 def describe(model: Model) -> dict[str, Any]:

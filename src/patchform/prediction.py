@@ -19,18 +19,18 @@ from torch import Tensor
 from patchform import model as models
 from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
+from patchform.data.detection_transforms import take
 from patchform.data.encoded import write as write_film
 from patchform.data.images import decode, to_image
-from patchform.data.instances import take
+from patchform.data.inputs import LARGEST_BYTES, WRITTEN, Source, expand, is_film
 from patchform.data.results import coco_results, yolo_lines
-from patchform.data.sources import LARGEST_BYTES, WRITTEN, Source, expand, is_film
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
 from patchform.device import pick_device
 from patchform.drawing import PAPER, save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
-from patchform.inference import Ask, preparation, views_of
+from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
 from patchform.records import Instances, Sample, Target
 from patchform.tasks.base import Task, task_of
@@ -72,7 +72,7 @@ class Predictor:
         task: default: the model's own.
         device: "auto" takes the accelerator if there is one.
         precision: bfloat16 runs the model under autocast.
-        ask: the way the model is asked (`patchform.inference`).
+        infer: the way the model is asked (`patchform.inference`).
         threshold: score from which a prediction of an object counts; default: the model's own of each class
             (`Model.thresholds`), and if it has none, 0.5. 0 gives all that the model says.
 
@@ -88,7 +88,7 @@ class Predictor:
         *,
         device: torch.device | str = "auto",
         precision: Literal["float32", "bfloat16"] = "float32",
-        ask: Ask = Model.predict,
+        infer: Inference = Model.predict,
         threshold: float | None = None,
     ) -> None:
         if threshold is not None and not threshold >= 0:
@@ -97,14 +97,14 @@ class Predictor:
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.classes = model.to(self.device).eval(), model.classes
         self._coarse = precision == "bfloat16"
-        self.ask = ask
+        self.infer = infer
         single = (SURE if threshold is None else threshold,) * len(self.classes)
         self.thresholds = model.thresholds if threshold is None and model.thresholds is not None else single
         self.videos = model.preprocessing.frames > 0
         if self.videos:
-            self._pick, self._fit = looks(model.preprocessing, views_of(ask))
+            self._pick, self._fit = looks(model.preprocessing, views_of(infer))
         else:
-            self._fit = evaluation_transform(preparation(ask, model.preprocessing))
+            self._fit = evaluation_transform(preparation(infer, model.preprocessing))
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
         """Predictions in the order of the sources, made as they are asked for.
@@ -218,7 +218,7 @@ class Predictor:
             return []
         samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
-            return [self._sure(found) for found in self.ask(self.model, to_device(collate(samples), self.device))]
+            return [self._sure(found) for found in self.infer(self.model, to_device(collate(samples), self.device))]
 
     def _sure(self, found: Target) -> Target:
         """Objects without those below the threshold of their class; scores that are not finite stay, to be found."""
@@ -233,11 +233,11 @@ def load(
     *,
     device: str = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
-    ask: Ask = Model.predict,
+    infer: Inference = Model.predict,
     threshold: float | None = None,
 ) -> Predictor:
     """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact."""
-    return Predictor(models.load(run), device=device, precision=precision, ask=ask, threshold=threshold)
+    return Predictor(models.load(run), device=device, precision=precision, infer=infer, threshold=threshold)
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -262,7 +262,7 @@ def write(
     An interrupt leaves complete lines, and whole pictures for all of them.
 
     Args:
-        predictor: what to ask.
+        predictor: what to infer.
         sources: as in `Predictor.predict`.
         stream: where the lines go.
         out: a folder, made if need be, for `predictions.jsonl` and a picture for each: `a.jpg` becomes `a.jpg.png`,

@@ -21,7 +21,7 @@ class Features(NamedTuple):
     """What a backbone gives: maps for dense heads, tokens for token heads, a summary for classifiers."""
 
     maps: tuple[Tensor, ...]
-    """Fine to coarse, each (B, C_i, H_i, W_i), as the trunk's residual stream holds them (not normalised)."""
+    """Fine to coarse, each (B, C_i, H_i, W_i), as the backbone's residual stream holds them (not normalised)."""
     strides: tuple[int, ...]
     """Input pixels per cell of each map."""
     size: tuple[int, int]
@@ -272,5 +272,5 @@ class Published:
     """`SCORES`."""
     weights: tuple[WeightsFile, ...] = ()
     """`WEIGHTS`."""
-    starts: dict[str, Any] = field(default_factory=dict)
-    """`STARTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""
+    init_layouts: dict[str, Any] = field(default_factory=dict)
+    """`INIT_LAYOUTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""

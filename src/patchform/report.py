@@ -39,7 +39,7 @@ LARGEST = 256
 """Pixels of the longer side of a picture in the page."""
 
 
-class Answer(NamedTuple):
+class Example(NamedTuple):
     """A picture of known truth and what the model says of it."""
 
     image: Tensor
@@ -88,7 +88,7 @@ def write_report(
         _section("Learning", learning(folder)),
         _section("Confusion", confusion(place)),
         *shown,
-        *insides(predictor, listing),
+        *inspections(predictor, listing),
     ]
     page = place / PAGE
     try:
@@ -153,7 +153,7 @@ def labelled(predictor: Predictor, listing: Listing) -> Iterable[str]:
 def scenes(predictor: Predictor, listing: Listing) -> Iterable[str]:
     """A section of pictures with the true classes of their pixels above what the model says."""
     chosen = _evenly(range(len(listing)), EXAMPLES)
-    yield _section("Pictures", beside(predictor, listing, chosen), "The truth above, what the model says below.")
+    yield _section("Pictures", comparison(predictor, listing, chosen), "The truth above, what the model says below.")
 
 
 def embedded(predictor: Predictor, listing: Listing) -> Iterable[str]:
@@ -186,8 +186,8 @@ def objects(
         yield _section("Precision and recall", curves, "At an overlap of one half.")
     ranked = [index for _, index in sorted(found_share(predictor, task, listing))]
     said = "By F1 at the thresholds of the model. The truth above, what the model says below."
-    yield _section("Most wrong", beside(predictor, listing, ranked[:EXAMPLES]), said)
-    yield _section("Most right", beside(predictor, listing, ranked[EXAMPLES:][: -EXAMPLES - 1 : -1]), said)
+    yield _section("Most wrong", comparison(predictor, listing, ranked[:EXAMPLES]), said)
+    yield _section("Most right", comparison(predictor, listing, ranked[EXAMPLES:][: -EXAMPLES - 1 : -1]), said)
 
 
 def by_class(tables: Mapping[str, Any]) -> str:
@@ -218,7 +218,7 @@ def found_share(predictor: Predictor, task: ObjectTask, listing: Listing) -> lis
     return found
 
 
-def beside(predictor: Predictor, listing: Listing, chosen: Sequence[int]) -> str:
+def comparison(predictor: Predictor, listing: Listing, chosen: Sequence[int]) -> str:
     """Pictures with their truth above what the model says."""
     if not chosen:
         return "<p>None.</p>"
@@ -238,7 +238,7 @@ def beside(predictor: Predictor, listing: Listing, chosen: Sequence[int]) -> str
     return f'<div class="gallery wide">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 
 
-def answers(predictor: Predictor, listing: Listing) -> list[Answer]:
+def answers(predictor: Predictor, listing: Listing) -> list[Example]:
     """Predictions on pictures of known truth, evenly picked; unreadable ones are left out."""
     items = _evenly(listing.items, LOOKED_AT)
     predictions = predictor.predict([item.path for item in items], keep_images=True)
@@ -247,11 +247,11 @@ def answers(predictor: Predictor, listing: Listing) -> list[Answer]:
         if isinstance(prediction.target, Label) and prediction.image is not None:
             right = set(item.classes) == set(prediction.target.classes.tolist())
             truth = Label(torch.tensor(item.classes, dtype=torch.int64))
-            found.append(Answer(prediction.image, item.path.name, truth, prediction.target, right))
+            found.append(Example(prediction.image, item.path.name, truth, prediction.target, right))
     return found
 
 
-def gallery(predictor: Predictor, shown: Sequence[Answer]) -> str:
+def gallery(predictor: Predictor, shown: Sequence[Example]) -> str:
     """Pictures with the truth and the best guesses."""
     if not shown:
         return "<p>None.</p>"
@@ -273,7 +273,7 @@ def gallery(predictor: Predictor, shown: Sequence[Answer]) -> str:
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
-def insides(predictor: Predictor, listing: Listing) -> Iterable[str]:
+def inspections(predictor: Predictor, listing: Listing) -> Iterable[str]:
     """A section for each picture of `inspect/`."""
     model = predictor.model
     pictures = evaluation_pictures(listing, model.preprocessing)
@@ -290,12 +290,12 @@ def insides(predictor: Predictor, listing: Listing) -> Iterable[str]:
             )
 
 
-def _surest(found: Sequence[Answer], *, right: bool) -> list[Answer]:
+def _surest(found: Sequence[Example], *, right: bool) -> list[Example]:
     """The first few, by falling probability of the best guess."""
     return sorted((one for one in found if one.right == right), key=_sureness, reverse=True)[:SHOWN]
 
 
-def _sureness(answer: Answer) -> float:
+def _sureness(answer: Example) -> float:
     assert isinstance(answer.says, Label)
     return float("-inf") if answer.says.scores is None else float(answer.says.scores.max())
 

@@ -71,9 +71,10 @@ class Transfer:
     Position tables and relative-bias tables are always resized to the model's image size, and the report says so.
     """
 
-    head: Literal["auto", "fill", "new"] = "auto"
-    """fill: every tensor of the head, the classifier by class names where both sides have them; new: it stays fresh;
-    auto: filled, but it stays fresh where the source has another head or none, or other classes without names."""
+    head: Literal["auto", "load", "reinit"] = "auto"
+    """load: every tensor of the head, the classifier by class names where both sides have them; reinit: it
+    stays fresh; auto: loaded, but it stays fresh where the source has another head or none, or other classes without
+    names."""
     classes: tuple[str, ...] = ()
     """Names of the source's classes in the order of its classifier, where its file does not hold them."""
     channels: Literal["refuse", "repeat", "average", "slice", "new"] = "refuse"

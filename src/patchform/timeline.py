@@ -19,7 +19,7 @@ from patchform.data.encoded import write
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video, stream
 from patchform.errors import UsageError
-from patchform.inference import Ask
+from patchform.inference import Inference
 from patchform.model import Model
 from patchform.records import Preprocessing, Sample, Target
 from patchform.tasks.base import Task
@@ -67,7 +67,7 @@ def moments(
     along: Along,
     *,
     device: torch.device | str = "cpu",
-    ask: Ask = Model.predict,
+    infer: Inference = Model.predict,
 ) -> Iterator[Moment]:
     """Answers along a video. Memory grows with the frames of a clip, not with those of the video.
 
@@ -79,7 +79,7 @@ def moments(
         path: of the video.
         along: which clips.
         device: where it runs.
-        ask: the way the model is asked of a batch of clips.
+        infer: the way the model is asked of a batch of clips.
 
     Raises:
         DataError: a video that cannot be read.
@@ -89,7 +89,7 @@ def moments(
     seconds = along.seconds(model.preprocessing, video.rate)
     clips = _clips(path, model.preprocessing, seconds, along.every, 1 / video.rate)
     begun, before = 0.0, None
-    for middle, target in _asked(model, clips, device, ask):
+    for middle, target in _asked(model, clips, device, infer):
         if before is not None:
             turn = middle - along.every / 2
             yield Moment(begun, turn, before)
@@ -143,10 +143,10 @@ def _picked(held: Sequence[tuple[float, Tensor]], preprocessing: Preprocessing) 
 
 
 def _asked(
-    model: Model, clips: Iterator[tuple[float, Tensor]], device: torch.device | str, ask: Ask
+    model: Model, clips: Iterator[tuple[float, Tensor]], device: torch.device | str, infer: Inference
 ) -> Iterator[tuple[float, Target]]:
     """Middles and answers, several clips at once."""
     while part := list(islice(clips, AT_ONCE)):
         samples = [Sample(frames, None, "", (frames.shape[-2], frames.shape[-1])) for _, frames in part]
-        answers = ask(model, to_device(collate(samples), device))
+        answers = infer(model, to_device(collate(samples), device))
         yield from zip((middle for middle, _ in part), answers)

@@ -63,13 +63,13 @@ def test_control_a_fault_is_seen(change):
 
 def test_network_equals_the_authors_code():
     config, tensors, parameters, rounding = golden("axial_net_224")
-    trunk = AxialResNet(width=int(64 * config["s"]), depths=config["layers"], heads=config["groups"])
-    ours = Classifier(trunk).eval()
+    backbone = AxialResNet(width=int(64 * config["s"]), depths=config["layers"], heads=config["groups"])
+    ours = Classifier(backbone).eval()
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "axial_deeplab"
     report = load(ours, LAYOUTS["axial_deeplab"], parameters)
     assert {drop.name.rpartition(".")[2] for drop in report.dropped} == {"flatten_index"}
     with torch.no_grad():
-        features = trunk(tensors["input"])
+        features = backbone(tensors["input"])
         seen = {f"layer{number}": found for number, found in enumerate(features.maps, start=1)}
         seen["output"] = ours.head(features)
     assert set(rounding) == set(seen)
@@ -157,8 +157,8 @@ def test_tables_follow_the_axis():
 
 @torch.no_grad()
 def test_a_line_looks_only_at_itself():
-    trunk = randomise(nano()).eval()
-    attention = trunk.stages[0][0].width
+    backbone = randomise(nano()).eval()
+    attention = backbone.stages[0][0].width
     x = torch.randn(1, 8, 8, 16)
     other = x.clone()
     other[:, 3] += 1

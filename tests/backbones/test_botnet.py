@@ -4,7 +4,7 @@ from reference import Classifier, full_size, golden, load, randomise, rounding_o
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.botnet import VARIANTS, Absolute2D, Block, BoTNet, SelfAttention
+from patchform.backbones.botnet import VARIANTS, Absolute2D, BoTBlock, BoTNet, SelfAttention
 from patchform.errors import UsageError
 from patchform.layers.positions import Relative2D
 from patchform.published.botnet import LAYOUTS
@@ -39,7 +39,7 @@ class Stack(nn.Module):
         blocks, channels, (rows, columns), stride = [], config["dim"], config["fmap_size"], 2
         for _ in range(config["num_layers"]):
             position = kind(config["dim_head"], (rows, columns))
-            blocks.append(Block(channels, width, config["heads"], position=position, stride=stride))
+            blocks.append(BoTBlock(channels, width, config["heads"], position=position, stride=stride))
             channels, rows, columns, stride = 4 * width, rows // stride, columns // stride, 1
         self.backbone = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})
 
@@ -170,11 +170,11 @@ def test_written_back_and_recognised():
 @pytest.mark.parametrize(("stride", "strides"), [(1, (4, 8, 16, 16)), (2, (4, 8, 16, 32))])
 @pytest.mark.parametrize("position", ["relative", "absolute", "none"])
 def test_ends_at_either_stride_for_any_size(stride, strides, position):
-    trunk = randomise(variant("nano", stem="imagenet", stride=stride, position=position, image_size=64)).eval()
-    assert trunk.strides == strides
+    backbone = randomise(variant("nano", stem="imagenet", stride=stride, position=position, image_size=64)).eval()
+    assert backbone.strides == strides
     for size in ((64, 64), (33, 100), (1, 70)):
-        features = trunk(torch.randn(2, 3, *size))
-        for map_, channels, cell in zip(features.maps, trunk.channels, strides, strict=True):
+        features = backbone(torch.randn(2, 3, *size))
+        for map_, channels, cell in zip(features.maps, backbone.channels, strides, strict=True):
             assert map_.shape == (2, channels, -(-size[0] // cell), -(-size[1] // cell))
         assert torch.isfinite(features.summary).all()
         torch.testing.assert_close(features.summary, features.maps[-1].mean((2, 3)))
@@ -184,8 +184,8 @@ def test_ends_at_either_stride_for_any_size(stride, strides, position):
 @pytest.mark.parametrize("position", ["relative", "absolute", "none"])
 def test_positions_tell_places_apart(position):
     """A map that is turned over gives the turned answer, unless positions say where a cell is."""
-    trunk = variant("nano", position=position)
-    attention = randomise(trunk.blocks[1].attention)
+    backbone = variant("nano", position=position)
+    attention = randomise(backbone.blocks[1].attention)
     x = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
     turned = attention(x.flip(2)).flip(2)
     assert torch.allclose(attention(x), turned, atol=1e-5) == (position == "none")
@@ -209,8 +209,8 @@ def test_nobody_attends_to_padding():
 
 
 def test_drop_path_rises_through_both_parts():
-    trunk = variant("nano", drop_path=0.8)
-    assert [block.drop_path.rate for block in trunk.layers()] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    backbone = variant("nano", drop_path=0.8)
+    assert [block.drop_path.rate for block in backbone.layers()] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
 
 
 def test_other_strides_are_refused():

@@ -16,8 +16,8 @@ VIDEO = {family for family in FAMILIES if build_backbone(f"{family}/nano").frame
 
 
 def nano(family, *, random=True, **options):
-    trunk = build_backbone(f"{family}/nano", **options)
-    return (randomise(trunk, scale=0.1) if random else trunk).eval()
+    backbone = build_backbone(f"{family}/nano", **options)
+    return (randomise(backbone, scale=0.1) if random else backbone).eval()
 
 
 def pictures(family, batch=2, size=(64, 64), seed=0):
@@ -56,14 +56,14 @@ def test_file_holds_what_a_file_holds(family):
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (37, 50), (256, 131), (199, 256)])
 def test_channels_strides_and_width_are_true(family, size):
-    trunk = nano(family)
+    backbone = nano(family)
     with torch.no_grad():
-        features = trunk(pictures(family, size=size))
+        features = backbone(pictures(family, size=size))
     assert features.size == size
-    assert features.strides == tuple(trunk.strides) == tuple(sorted(trunk.strides))
-    for map_, channels, stride in zip(features.maps, trunk.channels, trunk.strides, strict=True):
+    assert features.strides == tuple(backbone.strides) == tuple(sorted(backbone.strides))
+    for map_, channels, stride in zip(features.maps, backbone.channels, backbone.strides, strict=True):
         assert map_.shape == (2, channels, *grids.cells(size, stride))
-    assert features.summary.shape == (2, trunk.width)
+    assert features.summary.shape == (2, backbone.width)
     assert features.tokens.shape[0] == 2
     assert features.tokens.dim() == 3
     assert features.padding is None
@@ -72,35 +72,35 @@ def test_channels_strides_and_width_are_true(family, size):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_any_number_of_channels(family, channels):
-    trunk = nano(family, in_channels=channels)
+    backbone = nano(family, in_channels=channels)
     images = pictures(family)
     picked = images.index_select(-3, torch.arange(channels) % 3)
-    assert trunk(picked).summary.shape == (2, trunk.width)
+    assert backbone(picked).summary.shape == (2, backbone.width)
 
 
 def test_a_batch_equals_its_items(family):
-    trunk, images = nano(family), pictures(family, batch=3, size=(48, 80))
+    backbone, images = nano(family), pictures(family, batch=3, size=(48, 80))
     with torch.no_grad():
-        together, alone = values(trunk(images)), [values(trunk(image[None])) for image in images]
+        together, alone = values(backbone(images)), [values(backbone(image[None])) for image in images]
     for name, value in together.items():
         torch.testing.assert_close(value, torch.cat([one[name] for one in alone]), rtol=1e-4, atol=1e-4)
 
 
 def test_what_lies_under_padding_changes_nothing(family):
-    trunk, images = nano(family), pictures(family, size=(64, 96))
+    backbone, images = nano(family), pictures(family, size=(64, 96))
     padding = torch.zeros(2, 64, 96, dtype=torch.bool)
     padding[1, 40:], padding[1, :, 50:] = True, True  # cuts cells of most strides
     other = images.clone()
     hidden = padding.view(2, *(1,) * (images.dim() - 3), 64, 96).expand_as(images)
     other[hidden] = 1e3
     with torch.no_grad():
-        one, two = trunk(images, padding=padding), trunk(other, padding=padding)
-        free = trunk(other)
+        one, two = backbone(images, padding=padding), backbone(other, padding=padding)
+        free = backbone(other)
     assert one.padding.shape == (2, *one.maps[-1].shape[-2:])
     assert one.padding[1].any()
     assert not one.padding[0].any()
     torch.testing.assert_close(one.summary, two.summary)
-    for a, b, stride in zip(one.maps, two.maps, trunk.strides):
+    for a, b, stride in zip(one.maps, two.maps, backbone.strides):
         shrunk = grids.shrink_mask(padding, stride)
         if shrunk.shape[1:] == a.shape[-2:]:
             real = ~shrunk[:, None].expand_as(a)
@@ -110,58 +110,58 @@ def test_what_lies_under_padding_changes_nothing(family):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_picture_that_is_all_padding_harms_no_other(family, dtype):
-    trunk, images = nano(family).train(), pictures(family)
+    backbone, images = nano(family).train(), pictures(family)
     padding = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
     padding[1] = True
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        features = trunk(images, padding=padding)
+        features = backbone(images, padding=padding)
     (features.summary.float().square().sum() + features.maps[-1].float().square().sum()).backward()
     assert features.summary.isfinite().all()
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in trunk.parameters())
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in backbone.parameters())
 
 
 def test_every_parameter_gets_a_gradient(family):
-    trunk = nano(family).train()
+    backbone = nano(family).train()
     torch.manual_seed(0)
-    sum((value * torch.randn_like(value)).sum() for value in values(trunk(pictures(family))).values()).backward()
-    missing = [name for name, p in trunk.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    sum((value * torch.randn_like(value)).sum() for value in values(backbone(pictures(family))).values()).backward()
+    missing = [name for name, p in backbone.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     assert missing == []
 
 
-def test_layers_are_the_trunk(family):
-    trunk = nano(family)
-    held = {id(p) for layer in trunk.layers() for p in layer.parameters()}
-    assert len(trunk.layers()) > 1
-    assert len(held) > 0.5 * len(list(trunk.parameters()))
+def test_layers_are_the_backbone(family):
+    backbone = nano(family)
+    held = {id(p) for layer in backbone.layers() for p in layer.parameters()}
+    assert len(backbone.layers()) > 1
+    assert len(held) > 0.5 * len(list(backbone.parameters()))
 
 
 def test_drop_path_is_for_training_only(family):
-    trunk, images = nano(family, drop_path=0.5), pictures(family, batch=8)
+    backbone, images = nano(family, drop_path=0.5), pictures(family, batch=8)
     still = nano(family)
     with torch.no_grad():
-        assert torch.equal(trunk(images).summary, still(images).summary)
-        trunk.train()
+        assert torch.equal(backbone(images).summary, still(images).summary)
+        backbone.train()
         torch.manual_seed(0)
-        assert not torch.equal(trunk(images).summary, trunk(images).summary)
+        assert not torch.equal(backbone(images).summary, backbone(images).summary)
 
 
 def test_state_dict_goes_round(family, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    trunk, images = nano(family), pictures(family)
-    save_file(trunk.state_dict(), tmp_path / "trunk.safetensors")
+    backbone, images = nano(family), pictures(family)
+    save_file(backbone.state_dict(), tmp_path / "backbone.safetensors")
     again = nano(family, random=False)
-    again.load_state_dict(load_file(tmp_path / "trunk.safetensors"))
+    again.load_state_dict(load_file(tmp_path / "backbone.safetensors"))
     with torch.no_grad():
-        assert torch.equal(trunk(images).summary, again(images).summary)
+        assert torch.equal(backbone(images).summary, again(images).summary)
 
 
 def test_bfloat16_is_close(family):
-    trunk, images = nano(family, random=False), pictures(family)
+    backbone, images = nano(family, random=False), pictures(family)
     with torch.no_grad():
-        exact = values(trunk(images))
+        exact = values(backbone(images))
         with torch.autocast("cpu", torch.bfloat16):
-            rough = values(trunk(images))
+            rough = values(backbone(images))
     for name, value in exact.items():
         gap = (rough[name].float() - value).norm() / value.norm()
         assert gap < 0.05, name
@@ -170,21 +170,21 @@ def test_bfloat16_is_close(family):
 @pytest.mark.slow
 def test_compiles_as_one_graph(family):
     torch.compiler.reset()
-    trunk, images = nano(family), pictures(family)
-    compiled = torch.compile(trunk, fullgraph=True, backend="aot_eager")
+    backbone, images = nano(family), pictures(family)
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(images).summary, trunk(images).summary, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled(images).summary, backbone(images).summary, rtol=1e-4, atol=1e-5)
     padding = torch.zeros(2, 64, 64, dtype=torch.bool)
     padding[1, 40:] = True
     with torch.no_grad():
-        one, two = compiled(images, padding=padding), trunk(images, padding=padding)
+        one, two = compiled(images, padding=padding), backbone(images, padding=padding)
     torch.testing.assert_close(one.summary, two.summary, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_compiler_keeps_the_function(family):
     torch.compiler.reset()
-    trunk, images = nano(family), pictures(family)
-    compiled = torch.compile(trunk, fullgraph=True)
+    backbone, images = nano(family), pictures(family)
+    compiled = torch.compile(backbone, fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(images).summary, trunk(images).summary, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(images).summary, backbone(images).summary, rtol=1e-4, atol=1e-4)

@@ -50,19 +50,19 @@ def picture(tensors):
     return torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
 
 
-def watch(trunk):
-    """What the hooks of `trunk` see, by the names of the golden vectors."""
+def watch(backbone):
+    """What the hooks of `backbone` see, by the names of the golden vectors."""
     seen = {}
 
     def keep(module, name, pick=lambda out: out):
         module.register_forward_hook(lambda _m, _i, out: seen.update({name: pick(out)}))
 
-    keep(trunk.stem, "stem", lambda out: out.flatten(1, 2))
-    keep(trunk.start, "semantics0", lambda out: out[0])
+    keep(backbone.stem, "stem", lambda out: out.flatten(1, 2))
+    keep(backbone.start, "semantics0", lambda out: out[0])
     for stage in range(3):
-        keep(trunk.norms[stage], f"stage{stage + 1}.x", lambda out: out.flatten(1, 2))
-        keep(trunk.projections[stage][0], f"stage{stage + 1}.semantics")
-    keep(trunk.stages[3][-1], "stage4.x_and_semantics", lambda out: torch.cat([out[0].flatten(1, 2), out[1]], 1))
+        keep(backbone.norms[stage], f"stage{stage + 1}.x", lambda out: out.flatten(1, 2))
+        keep(backbone.projections[stage][0], f"stage{stage + 1}.semantics")
+    keep(backbone.stages[3][-1], "stage4.x_and_semantics", lambda out: torch.cat([out[0].flatten(1, 2), out[1]], 1))
     return seen
 
 
@@ -71,17 +71,17 @@ def errors(head, change=None):
     """Largest error of every intermediate and of the output, over ten times the rounding of the authors' code."""
     _, tensors, parameters, rounding = golden(FORMS[head])
     ours = classifier(head, DualViT(**SMALL))
-    trunk = ours.backbone
+    backbone = ours.backbone
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "authors"
     load(ours, LAYOUTS["authors"], parameters)
     if change:
-        change(trunk)
-    seen, images = watch(trunk), picture(tensors)
+        change(backbone)
+    seen, images = watch(backbone), picture(tensors)
     seen["output"] = ours(images)
-    features = trunk(images)
+    features = backbone(images)
     seen["norm4"] = features.summary
     if head == "token_label":  # the authors norm the semantics too, and do not read them
-        semantics = trunk.norms[3](seen["stage4.x_and_semantics"][:, features.tokens.shape[1] :])
+        semantics = backbone.norms[3](seen["stage4.x_and_semantics"][:, features.tokens.shape[1] :])
         seen["norm4"] = torch.cat([features.summary[:, None], features.tokens, semantics], 1)
     assert rounding.keys() == seen.keys() & tensors.keys()
     return {name: (seen[name] - tensors[name]).abs().max().item() / (10 * error) for name, error in rounding.items()}
@@ -96,19 +96,19 @@ def dense(**options):
     return DualViT(**SMALL, summary="mean", **options).eval()
 
 
-def load_trunk(trunk, parameters):
-    own = {f"backbone.{name}": tensor for name, tensor in trunk.state_dict().items()}
+def load_backbone(backbone, parameters):
+    own = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
     filled, report = LAYOUTS["authors"].load(parameters, own)
     assert not report.dropped
-    trunk.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in filled.items()})
+    backbone.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in filled.items()})
 
 
 @torch.no_grad()
 def test_equals_the_authors_dense_backbone():
     _, tensors, parameters, rounding = golden("dualvit_dense_96x128")
-    trunk = dense()
-    load_trunk(trunk, parameters)
-    maps = trunk(tensors["input"]).maps
+    backbone = dense()
+    load_backbone(backbone, parameters)
+    maps = backbone(tensors["input"]).maps
     assert rounding.keys() == {f"output{number}" for number in range(len(maps))}
     for number, found in enumerate(maps):
         name = f"output{number}"
@@ -122,17 +122,19 @@ def exchange(module, one, other):
 
 
 FAULTS = {
-    "norms": lambda trunk: exchange(trunk.stages[0][0], "pixel_norm", "norm7"),
-    "semantic norms": lambda trunk: exchange(trunk.stages[1][1], "norm4", "norm5"),
-    "factors": lambda trunk: exchange(trunk.stages[1][0], "scale3", "scale4"),
-    "merge norms": lambda trunk: exchange(trunk.stages[2][1], "norm8", "norm9"),
-    "selection": lambda trunk: trunk.start.weigh.register_forward_hook(lambda m, i, out: out.roll(8, 1)),
-    "joined norm": lambda trunk: setattr(trunk.projections[0], "0", nn.Identity()),
-    "class norms": lambda trunk: exchange(trunk.class_block, "norm1", "norm2"),
-    "class of pixels only": lambda trunk: trunk.class_block.register_forward_pre_hook(
+    "norms": lambda backbone: exchange(backbone.stages[0][0], "pixel_norm", "norm7"),
+    "semantic norms": lambda backbone: exchange(backbone.stages[1][1], "norm4", "norm5"),
+    "factors": lambda backbone: exchange(backbone.stages[1][0], "scale3", "scale4"),
+    "merge norms": lambda backbone: exchange(backbone.stages[2][1], "norm8", "norm9"),
+    "selection": lambda backbone: backbone.start.gate.register_forward_hook(lambda m, i, out: out.roll(8, 1)),
+    "joined norm": lambda backbone: setattr(backbone.projections[0], "0", nn.Identity()),
+    "class norms": lambda backbone: exchange(backbone.class_block, "norm1", "norm2"),
+    "class of pixels only": lambda backbone: backbone.class_block.register_forward_pre_hook(
         lambda module, inputs: (inputs[1][:, :12].mean(1, keepdim=True), inputs[1][:, :12], None)
     ),
-    "questions": lambda trunk: trunk.start.questions.data.copy_(trunk.start.questions.data.transpose(0, 1).clone()),
+    "questions": lambda backbone: backbone.start.queries.data.copy_(
+        backbone.start.queries.data.transpose(0, 1).clone()
+    ),
 }
 
 
@@ -209,11 +211,11 @@ def test_published_rows_are_complete():
 
 @torch.no_grad()
 def test_what_features_are():
-    trunk = randomise(row("nano"), scale=0.1).eval()
+    backbone = randomise(row("nano"), scale=0.1).eval()
     ends = []
-    trunk.stages[-1][-1].register_forward_hook(lambda m, i, out: ends.append(out[0]))
-    features = trunk(torch.randn(2, 3, 64, 96))
-    assert torch.equal(features.tokens, trunk.norms[-1](ends[0]).flatten(1, 2))
+    backbone.stages[-1][-1].register_forward_hook(lambda m, i, out: ends.append(out[0]))
+    features = backbone(torch.randn(2, 3, 64, 96))
+    assert torch.equal(features.tokens, backbone.norms[-1](ends[0]).flatten(1, 2))
     assert torch.equal(features.maps[-1].flatten(2).transpose(1, 2), features.tokens)
     assert [found.shape[2:] for found in features.maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
@@ -221,9 +223,9 @@ def test_what_features_are():
 @torch.no_grad()
 @pytest.mark.parametrize(("size", "tokens"), [((224, 224), 64), ((96, 128), 12), ((27, 60), 2), ((20, 8), 1)])
 def test_number_of_semantic_tokens(size, tokens):
-    trunk = randomise(DualViT(**SMALL)).eval()
-    seen = watch(trunk)
-    assert trunk(torch.randn(1, 3, *size)).summary.isfinite().all()
+    backbone = randomise(DualViT(**SMALL)).eval()
+    seen = watch(backbone)
+    assert backbone(torch.randn(1, 3, *size)).summary.isfinite().all()
     assert seen["semantics0"].shape[1] == tokens
 
 
@@ -231,31 +233,31 @@ def test_number_of_semantic_tokens(size, tokens):
 @pytest.mark.parametrize("summary", ["class", "mean"])
 def test_padding_is_asked_by_nobody(summary):
     """With convolutions that see one cell only, an image with padding is the image without it."""
-    trunk = randomise(row("nano", summary=summary), scale=0.1).eval()
-    for module in trunk.modules():
+    backbone = randomise(row("nano", summary=summary), scale=0.1).eval()
+    for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             centre = module.weight[..., module.padding[0], module.padding[1]].clone()
             module.weight.zero_()[..., module.padding[0], module.padding[1]] = centre
-    trunk.start.questions.copy_(trunk.start.questions[:1, :1].clone().expand_as(trunk.start.questions))
+    backbone.start.queries.copy_(backbone.start.queries[:1, :1].clone().expand_as(backbone.start.queries))
     images = torch.randn(2, 3, 64, 96)
     padding = torch.zeros(2, 64, 96, dtype=torch.bool)
     padding[1, 32:], padding[1, :, 64:] = True, True
-    alone, among = trunk(images[1:, :, :32, :64]), trunk(images, padding=padding)
+    alone, among = backbone(images[1:, :, :32, :64]), backbone(images, padding=padding)
     torch.testing.assert_close(among.summary[1:], alone.summary, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(among.maps[0][1:, :, :8, :16], alone.maps[0], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(trunk(images).summary[1:], alone.summary, atol=1e-3)  # control
+    assert not torch.allclose(backbone(images).summary[1:], alone.summary, atol=1e-3)  # control
 
 
 def test_an_image_that_is_all_padding_is_finite():
-    trunk = randomise(row("nano"), scale=0.1).eval()
-    features = trunk(torch.randn(1, 3, 32, 32), padding=torch.ones(1, 32, 32, dtype=torch.bool))
+    backbone = randomise(row("nano"), scale=0.1).eval()
+    features = backbone(torch.randn(1, 3, 32, 32), padding=torch.ones(1, 32, 32, dtype=torch.bool))
     assert features.summary.isfinite().all()
 
 
 def test_pixels_never_ask_pixels_where_there_are_many():
-    trunk = row("nano").eval()
+    backbone = row("nano").eval()
     with torch.no_grad(), attention.recording() as weights:
-        trunk(torch.randn(1, 3, 64, 64))
+        backbone(torch.randn(1, 3, 64, 64))
     cells, semantics = grids.cells(64, 4)[0] ** 2, 64
     pairs = [weight.shape[-2:] for weight in weights]
     assert pairs[:4] == [(semantics, semantics), (semantics, semantics), (semantics, cells), (cells, semantics)]
@@ -264,16 +266,16 @@ def test_pixels_never_ask_pixels_where_there_are_many():
 
 def test_initial_values_are_the_authors():
     torch.manual_seed(0)
-    trunk = DualViT(**(SMALL | {"widths": (32, 64, 96, 128)}))
-    block = trunk.stages[1][0]
+    backbone = DualViT(**(SMALL | {"widths": (32, 64, 96, 128)}))
+    block = backbone.stages[1][0]
     assert block.mlp.conv.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
-    assert trunk.halves[2].proj.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.1)
-    assert block.think[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert trunk.start.questions.std().item() == pytest.approx(0.02, rel=0.1)
+    assert backbone.halves[2].proj.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.1)
+    assert block.semantic_mlp[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert backbone.start.queries.std().item() == pytest.approx(0.02, rel=0.1)
     assert torch.equal(block.scale4.gamma, torch.full((64,), 1e-6))
 
 
 def test_ratios_alternate():
-    trunk = DualViT(**SMALL)
-    ratios = [[block.mlp.fc1.out_features / block.mlp.fc1.in_features for block in stage] for stage in trunk.stages]
+    backbone = DualViT(**SMALL)
+    ratios = [[block.mlp.fc1.out_features / block.mlp.fc1.in_features for block in stage] for stage in backbone.stages]
     assert ratios == [[8], [8, 8], [4, 3, 4], [3, 3]]

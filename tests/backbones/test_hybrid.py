@@ -39,7 +39,7 @@ def variant(name, **options):
 def built(name):
     """Our model of a golden vector with its parameters, the images, and what the reference gave."""
     config, tensors, parameters, _ = golden(name)
-    trunk = Hybrid(
+    backbone = Hybrid(
         image_size=64,
         stages=tuple(config["resnet"]["num_layers"]),
         local_width=int(64 * config["resnet"]["width_factor"]),
@@ -49,7 +49,7 @@ def built(name):
         heads=config["transformer"]["num_heads"],
         mlp_ratio=config["transformer"]["mlp_dim"] / config["hidden_size"],
     )
-    ours = Classifier(trunk).eval()
+    ours = Classifier(backbone).eval()
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "google"
     load(ours, LAYOUTS["google"], parameters)
     theirs = {key.removeprefix("inter."): tensor for key, tensor in tensors.items() if key != "input"}
@@ -59,11 +59,11 @@ def built(name):
 @torch.no_grad()
 def seen_in(model, images):
     """Every output that the vectors hold, by their names and in their order of axes."""
-    seen, trunk, local = {}, model.backbone, model.backbone.local
-    watched = {"conv_root": local.stem.conv, "gn_root": local.stem.norm, "embedding": trunk.patches}
+    seen, backbone, local = {}, model.backbone, model.backbone.local
+    watched = {"conv_root": local.stem.conv, "gn_root": local.stem.norm, "embedding": backbone.patches}
     watched |= {f"block{number + 1}": stage for number, stage in enumerate(local.stages)}
-    watched |= {f"Transformer/encoderblock_{number}": block for number, block in enumerate(trunk.blocks)}
-    watched |= {"Transformer": trunk.norm}
+    watched |= {f"Transformer/encoderblock_{number}": block for number, block in enumerate(backbone.blocks)}
+    watched |= {"Transformer": backbone.norm}
     handles = [
         module.register_forward_hook(lambda m, x, y, name=name: seen.update({name: y.clone()}))
         for name, module in watched.items()
@@ -94,31 +94,31 @@ def test_same_numbers_as_the_authors_code(name):
     assert max(errors(name).values()) <= 1
 
 
-def padded_evenly(trunk):
+def padded_evenly(backbone):
     """As a ResNet of torch pads: one cell on each side, where "SAME" has none and one."""
-    for module in trunk.modules():
+    for module in backbone.modules():
         if isinstance(module, StandardisedConv) and module.stride != (1, 1):
             module._padded = lambda x, side=module.kernel_size[0] // 2: F.pad(x, (side,) * 4)
 
 
-def kernels_as_they_are(trunk):
-    for module in trunk.modules():
+def kernels_as_they_are(backbone):
+    for module in backbone.modules():
         if isinstance(module, StandardisedConv):
             module.forward = lambda x, conv=module: conv._conv_forward(conv._padded(x), conv.weight, None)
 
 
-def error_function(trunk):
-    for block in trunk.blocks:
+def error_function(backbone):
+    for block in backbone.blocks:
         block.mlp.act = nn.GELU()
 
 
-def swap_group_norms(trunk):
-    one, two, _ = trunk.local.stages[1][0].branch
+def swap_group_norms(backbone):
+    one, two, _ = backbone.local.stages[1][0].branch
     one.norm, two.norm = two.norm, one.norm
 
 
-def relu_on_the_projection(trunk):
-    trunk.local.stages[0][0].shortcut.append(nn.ReLU())
+def relu_on_the_projection(backbone):
+    backbone.local.stages[0][0].shortcut.append(nn.ReLU())
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def with_the_original_constants(reference):
     return reference
 
 
-def difference(reference, trunk, spoil=None):
+def difference(reference, backbone, spoil=None):
     """The largest difference over ten times timm's own rounding."""
-    ours = Classifier(trunk).eval()
+    ours = Classifier(backbone).eval()
     source = with_the_original_constants(reference).state_dict()
     if spoil:
         source[spoil[0]], source[spoil[1]] = source[spoil[1]], source[spoil[0]]
@@ -205,8 +205,8 @@ def test_equals_what_timm_has_by_name(name):
     """The whole local network of the published model at 64 pixels, below a small transformer."""
     timm = pytest.importorskip("timm")
     reference = timm.create_model(TIMM[name], img_size=64, num_classes=10, depth=2, embed_dim=48, num_heads=3)
-    trunk = variant(name, image_size=64, depth=2, width=48, heads=3, gelu="none")
-    assert difference(reference, trunk) <= 1
+    backbone = variant(name, image_size=64, depth=2, width=48, heads=3, gelu="none")
+    assert difference(reference, backbone) <= 1
 
 
 # -------------------------------------------------------------------------------------------------------------- sizes
@@ -279,13 +279,13 @@ def test_written_back(layout, stages):
 )
 @pytest.mark.parametrize("size", [(64, 64), (33, 70), (1, 47)])
 def test_any_stage_gives_the_tokens(stages, patch, strides, size):
-    trunk = randomise(variant("nano", stages=stages, patch=patch, image_size=64)).eval()
-    features = trunk(torch.randn(2, 3, *size))
-    assert trunk.strides == features.strides == strides
+    backbone = randomise(variant("nano", stages=stages, patch=patch, image_size=64)).eval()
+    features = backbone(torch.randn(2, 3, *size))
+    assert backbone.strides == features.strides == strides
     assert features.size == size
-    for map_, channels, cell in zip(features.maps, trunk.channels, strides, strict=True):
+    for map_, channels, cell in zip(features.maps, backbone.channels, strides, strict=True):
         assert map_.shape == (2, channels, -(-size[0] // cell), -(-size[1] // cell))
-    torch.testing.assert_close(trunk.norm(features.maps[-1].flatten(2).mT), features.tokens)
+    torch.testing.assert_close(backbone.norm(features.maps[-1].flatten(2).mT), features.tokens)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])

@@ -63,24 +63,24 @@ def test_equals_the_authors_code(name):
     assert max(errors(name).values()) <= 1
 
 
-def swap_norms(trunk):
-    one, two = trunk.blocks[0].branches
+def swap_norms(backbone):
+    one, two = backbone.blocks[0].branches
     one.norm1, two.norm1 = two.norm1, one.norm1
 
 
-def swap_scales(trunk):
-    one, two = trunk.blocks[1].branches
+def swap_scales(backbone):
+    one, two = backbone.blocks[1].branches
     one.scale2, two.scale2 = two.scale2, one.scale2
 
 
-def one_after_the_other(trunk):
+def one_after_the_other(backbone):
     """The second attention sees the first one's output."""
-    second = trunk.blocks[0].branches[1]
+    second = backbone.blocks[0].branches[1]
     second.add_attention = lambda total, x, padding: type(second).add_attention(second, total, total, padding)
 
 
-def place_the_class_token(trunk):
-    trunk.class_token += trunk.position.table.detach().mean(1)
+def place_the_class_token(backbone):
+    backbone.class_token += backbone.position.table.detach().mean(1)
 
 
 @pytest.mark.parametrize("change", [swap_norms, swap_scales, one_after_the_other, place_the_class_token])
@@ -90,8 +90,8 @@ def test_control_a_fault_is_seen(change):
 
 
 def test_control_norms_of_the_stem_are_told_apart():
-    def swap(trunk):
-        trunk.patches.proj[1], trunk.patches.proj[4] = trunk.patches.proj[4], trunk.patches.proj[1]
+    def swap(backbone):
+        backbone.patches.proj[1], backbone.patches.proj[4] = backbone.patches.proj[4], backbone.patches.proj[1]
 
     assert errors("deit3_hmlp", swap)["output"] > 10
 
@@ -247,7 +247,7 @@ def test_branches_are_dropped_one_by_one():
         branch.scale2.gamma.data.zero_()
     x = torch.randn(64, 5, 48)
     with torch.no_grad():
-        one, two = (branch.look(x, None, None) for branch in block.branches)
+        one, two = (branch.attention_branch(x, None, None) for branch in block.branches)
         found = block(x)
     kept = [x + (a * one + b * two) / 0.6 for a in (0, 1) for b in (0, 1)]
     gaps = torch.stack([(found - choice).abs().amax((1, 2)) for choice in kept])
@@ -256,8 +256,8 @@ def test_branches_are_dropped_one_by_one():
 
 
 def test_stochastic_depth_does_not_rise():
-    trunk = small(drop_path=0.3)
-    assert {branch.residual.rate for block in trunk.blocks for branch in block.branches} == {0.3}
+    backbone = small(drop_path=0.3)
+    assert {branch.residual.rate for block in backbone.blocks for branch in block.branches} == {0.3}
 
 
 def test_patches_of_the_stem_do_not_know_of_each_other(images):
@@ -270,16 +270,16 @@ def test_patches_of_the_stem_do_not_know_of_each_other(images):
 
 
 def test_the_class_token_has_no_position():
-    trunk = small()
-    assert trunk.position.table.shape == (1, 12, 48)
-    assert trunk.class_token.shape == (1, 1, 48)
+    backbone = small()
+    assert backbone.position.table.shape == (1, 12, 48)
+    assert backbone.class_token.shape == (1, 1, 48)
 
 
 def test_maps_from_chosen_depths(images):
-    trunk = small(maps_from=(1, 3)).eval()
-    features = trunk(images)
+    backbone = small(maps_from=(1, 3)).eval()
+    features = backbone(images)
     assert [tuple(m.shape) for m in features.maps] == [(2, 48, 4, 3)] * 2
-    torch.testing.assert_close(trunk.norm(features.maps[1].flatten(2).mT), features.tokens)
+    torch.testing.assert_close(backbone.norm(features.maps[1].flatten(2).mT), features.tokens)
 
 
 def test_stems_that_cannot_be_built():

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchform.backbones.parnet import VARIANTS, Block, Fusion, ParNet
+from patchform.backbones.parnet import VARIANTS, Fusion, ParNet, ParNetBlock
 from patchform.errors import ModelFileError, UsageError
 from patchform.published.parnet import LAYOUTS
 from patchform.weights.rules import recognise
@@ -42,13 +42,13 @@ def errors(name, change=None, **options):
     assert tuple(blocks - 1 for blocks in config["num_blocks"][:3]) == SMALL["depths"]
     ours = classifier(**{"activation": ACTIVATIONS[name], **options})
     load(ours, AUTHORS, parameters)
-    trunk = ours.backbone
+    backbone = ours.backbone
     if change:
-        change(trunk)
+        change(backbone)
     seen = {}
-    parts = {f"init{i}": stem[-1] for i, stem in enumerate(trunk.stems)}
-    parts |= {f"stream{i}": stream[-1] for i, stream in enumerate(trunk.streams)}
-    parts |= {"down0": trunk.down, "down1": trunk.fusions[0], "combine": trunk.last}
+    parts = {f"init{i}": stem[-1] for i, stem in enumerate(backbone.stems)}
+    parts |= {f"stream{i}": stream[-1] for i, stream in enumerate(backbone.streams)}
+    parts |= {"down0": backbone.down, "down1": backbone.fusions[0], "combine": backbone.last}
     for key, part in parts.items():
         part.register_forward_hook(lambda module, x, y, key=key: seen.update({key: y}))
     seen["output"] = ours(tensors["input"])
@@ -87,23 +87,23 @@ def test_fused_weights_equal_the_authors_and_fit_the_fused_model():
     assert all(torch.equal(written[name], source[name]) for name in source)
 
 
-def swap_fusion_norms(trunk):
-    norms = trunk.fusions[1].norms
+def swap_fusion_norms(backbone):
+    norms = backbone.fusions[1].norms
     norms[0], norms[1] = norms[1], norms[0]
 
 
-def swap_convolution_norms(trunk):
-    block = trunk.streams[1][0]
+def swap_convolution_norms(backbone):
+    block = backbone.streams[1][0]
     block.spatial.norm, block.pointwise.norm = block.pointwise.norm, block.spatial.norm
 
 
-def swap_the_fused(trunk):
-    forward = trunk.fusions[0].forward
-    trunk.fusions[0].forward = lambda one, other, padding=None: forward(other, one, padding)
+def swap_the_fused(backbone):
+    forward = backbone.fusions[0].forward
+    backbone.fusions[0].forward = lambda one, other, padding=None: forward(other, one, padding)
 
 
-def half_a_gate(trunk):
-    trunk.last.gate.weight.mul_(0.5)
+def half_a_gate(backbone):
+    backbone.last.gate.weight.mul_(0.5)
 
 
 @pytest.mark.parametrize("change", [swap_fusion_norms, swap_convolution_norms, swap_the_fused, half_a_gate])
@@ -112,8 +112,8 @@ def test_control_a_fault_is_seen(change):
 
 
 def test_control_the_shuffle_and_the_activation_are_seen():
-    def plain(trunk):
-        trunk.fusions[0].block.groups = 1  # of the shuffle only: the convolutions have theirs
+    def plain(backbone):
+        backbone.fusions[0].block.groups = 1  # of the shuffle only: the convolutions have theirs
 
     assert errors("parnet", plain)["output"] > 10
     assert errors("parnet", activation="relu")["output"] > 10
@@ -125,33 +125,33 @@ def test_control_the_shuffle_and_the_activation_are_seen():
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(64, 96), (37, 50), (65, 97), (33, 35)])
 def test_fused_is_the_same_function(size):
-    trunk = randomise(nano(), scale=0.1).eval()
+    backbone = randomise(nano(), scale=0.1).eval()
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    before = trunk(images)
-    fused = copy.deepcopy(trunk).fuse()
+    before = backbone(images)
+    fused = copy.deepcopy(backbone).fuse()
     for one, two in zip((*before.maps, before.summary), (*fused(images).maps, fused(images).summary)):
         assert (one - two).abs().max() <= 1e-5 * one.abs().max()
-    double, exact = copy.deepcopy(trunk).double().fuse(), trunk.double()
+    double, exact = copy.deepcopy(backbone).double().fuse(), backbone.double()
     assert (double(images.double()).summary - exact(images.double()).summary).abs().max() < 1e-12
 
 
 @torch.no_grad()
 def test_control_the_mean_of_other_cells_is_not_the_same():
-    trunk = randomise(nano(), scale=0.1).eval()
+    backbone = randomise(nano(), scale=0.1).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    before, kernel = trunk(images).summary, trunk.down.spatial.joined()[0]
-    point = trunk.fuse().down.spatial.weight - kernel
-    trunk.down.spatial.weight.copy_(kernel + point.flip(2))  # the cells -1 and 0 in place of 0 and 1
-    assert (trunk(images).summary - before).abs().max() > 1e-3 * before.abs().max()
+    before, kernel = backbone(images).summary, backbone.down.spatial.joined()[0]
+    point = backbone.fuse().down.spatial.weight - kernel
+    backbone.down.spatial.weight.copy_(kernel + point.flip(2))  # the cells -1 and 0 in place of 0 and 1
+    assert (backbone(images).summary - before).abs().max() > 1e-3 * before.abs().max()
 
 
 def test_fusing_is_in_place_once_and_keeps_the_format():
-    trunk = nano().to(memory_format=torch.channels_last)
-    assert trunk.fuse() is trunk
-    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
-    assert trunk.fuse().state_dict().keys() == before.keys() == nano(fused=True).state_dict().keys()
-    assert all(torch.equal(trunk.state_dict()[name], tensor) for name, tensor in before.items())
-    for block in trunk.layers():
+    backbone = nano().to(memory_format=torch.channels_last)
+    assert backbone.fuse() is backbone
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    assert backbone.fuse().state_dict().keys() == before.keys() == nano(fused=True).state_dict().keys()
+    assert all(torch.equal(backbone.state_dict()[name], tensor) for name, tensor in before.items())
+    for block in backbone.layers():
         assert block.spatial.weight.is_contiguous(memory_format=torch.channels_last)
         assert block.spatial.weight.requires_grad
 
@@ -170,8 +170,8 @@ def test_weights_of_one_form_do_not_fit_the_other():
 def test_parameters_and_multiplications_equal_the_published_counts(variant, form):
     row = full_size("ParNet")[f"ParNet-{variant.upper()} ({form})"]
     with torch.device("meta"):
-        trunk = ParNet(**VARIANTS[variant].options, fused=form == "fused")
-        model, image = Classifier(trunk, classes=row["num_classes"]).eval(), torch.empty(1, 3, 224, 224)
+        backbone = ParNet(**VARIANTS[variant].options, fused=form == "fused")
+        model, image = Classifier(backbone, classes=row["num_classes"]).eval(), torch.empty(1, 3, 224, 224)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     assert sum(p.numel() for p in model.parameters()) == row["params"]
@@ -203,16 +203,18 @@ def test_written_as_the_authors_file():
 
 @torch.no_grad()
 def test_channels_last_is_kept_to_the_end(images):
-    trunk = randomise(nano(), scale=0.1).eval()
-    assert trunk.prefers_channels_last
-    before = trunk(images)
-    after = trunk.to(memory_format=torch.channels_last)(images)
+    backbone = randomise(nano(), scale=0.1).eval()
+    assert backbone.prefers_channels_last
+    before = backbone(images)
+    after = backbone.to(memory_format=torch.channels_last)(images)
     torch.testing.assert_close(after.summary, before.summary, rtol=1e-4, atol=1e-5)
     assert all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in after.maps)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("block", [Block(4, 4), Block(4, 6, stride=2), Fusion(4, 4)], ids=["skip", "down", "fusion"])
+@pytest.mark.parametrize(
+    "block", [ParNetBlock(4, 4), ParNetBlock(4, 6, stride=2), Fusion(4, 4)], ids=["skip", "down", "fusion"]
+)
 def test_gates_do_not_see_padding(block):
     randomise(block).eval()
     x = torch.randn(2, 4, 8, 10, generator=torch.Generator().manual_seed(0))
@@ -230,19 +232,19 @@ def test_gates_do_not_see_padding(block):
 
 
 def test_stochastic_depth_is_for_blocks_with_a_skip():
-    trunk = ParNet(**SMALL, drop_path=0.4)
-    rates = [[block.residual.rate for block in stream] for stream in trunk.streams]
+    backbone = ParNet(**SMALL, drop_path=0.4)
+    rates = [[block.residual.rate for block in stream] for stream in backbone.streams]
     assert rates == [[0.0], [0.0, 0.4], [0.0]]
-    others = [block for block in trunk.layers() if block.identity is None]
+    others = [block for block in backbone.layers() if block.identity is None]
     assert {block.residual.rate for block in others} == {0.0}
     assert len(others) == 4 + 4
 
 
 def test_streams_do_not_see_each_other(images):
-    trunk = randomise(nano(), scale=0.1).eval()
-    features = trunk(images)
-    nn.init.zeros_(trunk.streams[0][0].spatial.conv.weight)
-    other = trunk(images)
+    backbone = randomise(nano(), scale=0.1).eval()
+    features = backbone(images)
+    nn.init.zeros_(backbone.streams[0][0].spatial.conv.weight)
+    other = backbone(images)
     same = [torch.equal(one, two) for one, two in zip(features.maps, other.maps)]
     assert same == [False, True, True, False]
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchform.backbones.pvt import PVT, VARIANTS, Means, PVTv2, Reduction
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.published.pvt import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
 
@@ -45,22 +45,22 @@ def difference(reference, ours, images):
 
 
 @torch.no_grad()
-def errors(name, change=lambda trunk: None):
+def errors(name, change=lambda backbone: None):
     """Largest error of patches, stages and output over ten times that of rounding."""
     config, tensors, parameters, rounding = golden(name)
-    trunk = GOLDEN[name]()
-    assert tuple(config["embed_dims"]) == trunk.channels
-    ours = Classifier(trunk).eval()
+    backbone = GOLDEN[name]()
+    assert tuple(config["embed_dims"]) == backbone.channels
+    ours = Classifier(backbone).eval()
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "authors"
     assert not load(ours, LAYOUTS["authors"], parameters).dropped
-    change(trunk)
+    change(backbone)
     seen = {}
 
     def watch(module, key):
         module.register_forward_hook(lambda _m, _i, found: seen.update({key: found.flatten(1, -2)}))
 
-    for number, stage in enumerate(trunk.stages):
-        watch(trunk.patches_norms[number], f"patch_embed{number + 1}")
+    for number, stage in enumerate(backbone.stages):
+        watch(backbone.patches_norms[number], f"patch_embed{number + 1}")
         watch(stage[-1], f"stage{number + 1}")
     seen["output"] = ours(tensors["input"])
     assert seen.keys() == rounding.keys()
@@ -72,33 +72,33 @@ def test_equals_the_authors_code(name):
     assert max(errors(name).values()) <= 1
 
 
-def swap_norms(trunk):
-    block = trunk.stages[1][1]
+def swap_norms(backbone):
+    block = backbone.stages[1][1]
     block.norm1, block.norm2 = block.norm2, block.norm1
 
 
-def transpose_squares(trunk):
-    squares = trunk.stages[1][0].attention.reduction.squares
+def transpose_squares(backbone):
+    squares = backbone.stages[1][0].attention.reduction.squares
     p = squares.side
     kernel = squares.proj.weight.unflatten(1, (p, p, -1)).transpose(1, 2).flatten(1)
     squares.proj.weight = torch.nn.Parameter(kernel)
 
 
-def swap_keys_and_values(trunk):
-    for tensor in trunk.stages[0][0].attention.kv.parameters():
+def swap_keys_and_values(backbone):
+    for tensor in backbone.stages[0][0].attention.kv.parameters():
         tensor.copy_(tensor.roll(len(tensor) // 2, 0))
 
 
-def forget_the_norm_between(trunk):
-    trunk.norms[1] = torch.nn.Identity()
+def forget_the_norm_between(backbone):
+    backbone.norms[1] = torch.nn.Identity()
 
 
-def forget_relu(trunk):
-    trunk.stages[2][0].mlp.before = torch.nn.Identity()
+def forget_relu(backbone):
+    backbone.stages[2][0].mlp.before = torch.nn.Identity()
 
 
-def resize_bicubic(trunk):
-    for position in trunk.positions:
+def resize_bicubic(backbone):
+    for position in backbone.positions:
         position.mode = "bicubic"
 
 
@@ -187,12 +187,12 @@ def transformers_small(version, **options):
 def test_equals_transformers(kind):
     version = int(kind[1])
     if version == 1:
-        theirs, trunk = transformers_small(1, image_size=64), PVT(image_size=64, **SMALL)
+        theirs, backbone = transformers_small(1, image_size=64), PVT(image_size=64, **SMALL)
     else:
         linear = kind.endswith("linear")
         theirs = transformers_small(2, image_size=64, linear_attention=linear, mlp_ratios=[8, 8, 4, 4])
-        trunk = PVTv2(**SMALL, attention="linear" if linear else "reduced")
-    source, ours, images = theirs.model.state_dict(), Classifier(trunk).eval(), pictures(2, 3, 64, 64)
+        backbone = PVTv2(**SMALL, attention="linear" if linear else "reduced")
+    source, ours, images = theirs.model.state_dict(), Classifier(backbone).eval(), pictures(2, 3, 64, 64)
     assert recognise(LAYOUTS, source, ours.state_dict()) == f"transformers{'_v1' * (version == 1)}"
     assert not load(ours, LAYOUTS[recognise(LAYOUTS, source, ours.state_dict())], source).dropped
     assert difference(theirs, ours, images) <= 10 * rounding_of(theirs, images)
@@ -260,9 +260,9 @@ def test_every_published_model_has_a_row():
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (37, 50), (7, 90), (3, 3)])
 @pytest.mark.parametrize("build", [PVT, PVTv2])
 def test_any_size(build, size):
-    trunk = randomise(build(**SMALL), scale=0.1).eval()
-    features = trunk(pictures(2, 3, *size))
-    assert trunk.strides == features.strides == (4, 8, 16, 32)
+    backbone = randomise(build(**SMALL), scale=0.1).eval()
+    features = backbone(pictures(2, 3, *size))
+    assert backbone.strides == features.strides == (4, 8, 16, 32)
     for map_, channels, stride in zip(features.maps, SMALL["widths"], features.strides, strict=True):
         assert map_.shape == (2, channels, *grids.cells(size, stride))
     assert features.tokens.shape == (2, features.maps[-1][0, 0].numel(), 32)
@@ -274,24 +274,24 @@ def test_any_size(build, size):
 @pytest.mark.parametrize("name", ["nano", "nano_li", "nano_v1"])
 def test_what_lies_on_padding_changes_nothing(name):
     options = {"attention": "linear"} if name == "nano_li" else {}
-    trunk = randomise(variant(name.removesuffix("_li"), **options), scale=0.1).eval()
+    backbone = randomise(variant(name.removesuffix("_li"), **options), scale=0.1).eval()
     if name == "nano_v1":
-        for position in trunk.positions:
+        for position in backbone.positions:
             torch.nn.init.constant_(position.table, 0.3)  # or it would differ with the size of the grid
     images = pictures(2, 3, 64, 96)
     padding = torch.zeros(2, 64, 96, dtype=torch.bool)
     padding[0, :, 70:], padding[1, 32:] = True, True
-    clean = trunk(images, padding=padding)
-    dirty = trunk(images.masked_fill(padding[:, None], float("nan")), padding=padding)
+    clean = backbone(images, padding=padding)
+    dirty = backbone(images.masked_fill(padding[:, None], float("nan")), padding=padding)
     assert torch.equal(clean.summary, dirty.summary)
     assert clean.padding.shape[1:] == clean.maps[-1].shape[2:]
-    bare, none = trunk(images), trunk(images, padding=torch.zeros_like(padding))
+    bare, none = backbone(images), backbone(images, padding=torch.zeros_like(padding))
     torch.testing.assert_close(bare.summary, none.summary)
     if name != "nano_li":  # whose bins follow the whole map
-        alone = trunk(images[1:, :, :32])  # without its padding: whole squares in all stages
+        alone = backbone(images[1:, :, :32])  # without its padding: whole squares in all stages
         torch.testing.assert_close(clean.summary[1:], alone.summary, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(bare.summary[1:], alone.summary, atol=1e-3)  # control
-    nothing = trunk(images, padding=torch.ones_like(padding))
+    nothing = backbone(images, padding=torch.ones_like(padding))
     assert all(torch.isfinite(value).all() for value in (nothing.summary, *nothing.maps))
 
 
@@ -336,7 +336,7 @@ def test_a_class_token_is_not_reduced():
 @pytest.mark.parametrize("name", ["nano", "nano_v1"])
 def test_stochastic_depth_rises_to_the_last_block(name):
     rates = [block.residual.rate for block in variant(name, drop_path=0.4).layers()]
-    assert rates == rising(0.4, len(rates))
+    assert rates == linear_rates(0.4, len(rates))
     assert rates[-1] == pytest.approx(0.4)
 
 
@@ -345,10 +345,10 @@ def test_stochastic_depth_rises_to_the_last_block(name):
 @pytest.mark.parametrize("name", ["nano", "nano_li", "nano_v1"])
 def test_traces_whole(name):
     options = {"attention": "linear"} if name == "nano_li" else {}
-    trunk = randomise(variant(name.removesuffix("_li"), **options), scale=0.1).eval()
+    backbone = randomise(variant(name.removesuffix("_li"), **options), scale=0.1).eval()
     images, padding = pictures(2, 3, 40, 32), torch.zeros(2, 40, 32, dtype=torch.bool)
     padding[1, 20:] = True
     torch.compiler.reset()
-    compiled = torch.compile(trunk, fullgraph=True, backend="eager")
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
     for given in (None, padding):
-        torch.testing.assert_close(compiled(images, padding=given).summary, trunk(images, padding=given).summary)
+        torch.testing.assert_close(compiled(images, padding=given).summary, backbone(images, padding=given).summary)

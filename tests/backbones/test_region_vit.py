@@ -19,7 +19,7 @@ def variant(name, **options):
 
 
 def built_as(config):
-    trunk = RegionViT(
+    backbone = RegionViT(
         widths=tuple(config["embed_dim"][1:]),
         depths=tuple(config["depth"]),
         heads=tuple(config["num_heads"]),
@@ -29,7 +29,7 @@ def built_as(config):
         peg=config.get("peg", False),
         norm_maps=config.get("det_norm", False),
     )
-    return Classifier(trunk).eval()
+    return Classifier(backbone).eval()
 
 
 @torch.no_grad()
@@ -194,22 +194,22 @@ def test_published_rows_are_those_of_the_readme():
 @pytest.mark.parametrize("stem", ["3conv", "1conv"])
 @pytest.mark.parametrize("size", [(64, 64), (65, 30), (50, 87), (8, 5)])
 def test_every_window_has_a_region_and_a_cell(stem, size):
-    trunk = randomise(variant("nano", stem=stem, window=3), scale=0.1).eval()
+    backbone = randomise(variant("nano", stem=stem, window=3), scale=0.1).eval()
     grids = []
-    for stage in trunk.stages:
+    for stage in backbone.stages:
         stage.register_forward_hook(lambda m, x, y: grids.append([part.shape[1:3] for part in y]))
-    features = trunk(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
+    features = backbone(torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)))
     for regions, cells in grids:
         assert all(3 * (number - 1) < side <= 3 * number for number, side in zip(regions, cells))
-    assert torch.equal(features.tokens, trunk.norm(features.maps[-1].permute(0, 2, 3, 1)).flatten(1, 2))
+    assert torch.equal(features.tokens, backbone.norm(features.maps[-1].permute(0, 2, 3, 1)).flatten(1, 2))
     assert all(value.isfinite().all() for value in (*features.maps, features.summary))
 
 
 @torch.no_grad()
 def test_a_region_sees_its_own_cells_in_the_first_step():
     """A pixel reaches the cells of its own window, and those of others only by way of their regions."""
-    trunk = randomise(variant("nano", depths=(1, 1), peg=False, stem="1conv", window=4)).eval()
-    block = trunk.stages[0].blocks[0]
+    backbone = randomise(variant("nano", depths=(1, 1), peg=False, stem="1conv", window=4)).eval()
+    block = backbone.stages[0].blocks[0]
     windows = torch.randn(1, 6, 17, 16, generator=torch.Generator().manual_seed(0))
     other = windows.clone()
     other[:, 2, 5] *= -1
@@ -223,14 +223,14 @@ def test_a_region_sees_its_own_cells_in_the_first_step():
 
 @torch.no_grad()
 def test_what_lies_on_padding_changes_nothing():
-    trunk = randomise(variant("nano", window=2), scale=0.1).eval()
+    backbone = randomise(variant("nano", window=2), scale=0.1).eval()
     images = torch.randn(2, 3, 40, 64, generator=torch.Generator().manual_seed(0))
     padding = torch.zeros(2, 40, 64, dtype=torch.bool)
-    bare, none = trunk(images), trunk(images, padding=padding)
+    bare, none = backbone(images), backbone(images, padding=padding)
     torch.testing.assert_close(none.summary, bare.summary)
     padding[0, 21:], padding[1, :, 30:] = True, True
-    clean = trunk(images, padding=padding)
-    dirty = trunk(images.masked_fill(padding[:, None], float("nan")), padding=padding)
+    clean = backbone(images, padding=padding)
+    dirty = backbone(images.masked_fill(padding[:, None], float("nan")), padding=padding)
     assert torch.equal(clean.summary, dirty.summary)
 
 
@@ -249,11 +249,11 @@ def test_padding_is_nobodys_key():
 
 
 def test_drop_path_drops_branches_of_images():
-    trunk = variant("nano", drop_path=0.6)
-    assert [block.residual.rate for block in trunk.layers()] == pytest.approx([0, 0.2, 0.4, 0.6])
+    backbone = variant("nano", drop_path=0.6)
+    assert [block.residual.rate for block in backbone.layers()] == pytest.approx([0, 0.2, 0.4, 0.6])
     torch.manual_seed(0)
-    trunk(torch.randn(6, 3, 40, 40)).summary.square().sum().backward()
-    used = [name for name, p in trunk.named_parameters() if p.grad is None and "stages.1" not in name]
+    backbone(torch.randn(6, 3, 40, 40)).summary.square().sum().backward()
+    used = [name for name, p in backbone.named_parameters() if p.grad is None and "stages.1" not in name]
     assert used == []
 
 

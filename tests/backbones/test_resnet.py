@@ -195,10 +195,10 @@ def test_unknown_parts_are_named(options):
 @pytest.mark.parametrize("family", ["resnet", "botnet", "hybrid", "parnet"])
 def test_both_memory_formats_give_the_same(family):
     torch.manual_seed(0)
-    trunk = build_backbone(f"{family}/nano").eval()
-    assert trunk.prefers_channels_last
+    backbone = build_backbone(f"{family}/nano").eval()
+    assert backbone.prefers_channels_last
     images = torch.randn(2, 3, 64, 64)
-    before, after = trunk(images), trunk.to(memory_format=torch.channels_last)(images)
+    before, after = backbone(images), backbone.to(memory_format=torch.channels_last)(images)
     torch.testing.assert_close(after.summary, before.summary, rtol=1e-4, atol=1e-5)
     assert after.maps[0].is_contiguous(memory_format=torch.channels_last)
     if family != "hybrid":  # its standardised kernels are made anew, in this format always

@@ -36,13 +36,13 @@ def test_a_block_of_the_whole_picture_is_a_vision_transformer():
 @torch.no_grad()
 @pytest.mark.parametrize(("size", "block"), [((32, 32), 8), ((36, 20), 8), ((28, 44), 10)])
 def test_a_cell_sees_its_neighbours_and_the_landmarks(size, block):
-    trunk = nano(depth=1, block=block)
+    backbone = nano(depth=1, block=block)
     images = pictures(*size).requires_grad_()
     columns = size[1] // 4
     count = columns * (size[0] // 4)
     for asking in (0, count // 2, count - 1):
         with torch.enable_grad():
-            (tokens,) = torch.autograd.grad(trunk(images).tokens[0, asking].square().sum(), images)
+            (tokens,) = torch.autograd.grad(backbone(images).tokens[0, asking].square().sum(), images)
         seen = tokens[0].abs().amax(0).unflatten(1, (-1, 4)).unflatten(0, (-1, 4)).amax((1, 3)).flatten() > 0
         near = [abs(cell // block - asking // block) <= 1 or cell < block for cell in range(count)]
         assert seen.tolist() == near
@@ -50,21 +50,21 @@ def test_a_cell_sees_its_neighbours_and_the_landmarks(size, block):
 
 def test_work_grows_with_the_number_of_cells():
     with torch.device("meta"):
-        trunk = Sparse(**VARIANTS["s"].options).eval()
+        backbone = Sparse(**VARIANTS["s"].options).eval()
         counts = []
         for side in (224, 448):
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                trunk(torch.empty(1, 3, side, side))
+                backbone(torch.empty(1, 3, side, side))
             counts.append(counter.get_total_flops())
     assert counts[1] == pytest.approx(4 * counts[0], rel=0.01)
 
 
 @torch.no_grad()
 def test_memory_grows_with_the_number_of_cells():
-    trunk, sizes = nano(depth=1), []
+    backbone, sizes = nano(depth=1), []
     for side in (64, 128):
         with attention.recording() as weights:
-            trunk(pictures(side, side))
+            backbone(pictures(side, side))
         sizes.append(weights[0].numel())
     assert sizes[1] == 4 * sizes[0]
 

@@ -154,13 +154,13 @@ def nano(**options):
 
 @torch.no_grad()
 def test_training_leaves_the_statistics_that_evaluation_uses():
-    trunk = randomise(nano(), scale=0.1).train()
-    for module in trunk.modules():
+    backbone = randomise(nano(), scale=0.1).train()
+    for module in backbone.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = 1.0
     images = torch.randn(16, 3, 64, 64)
-    trained = trunk(images).summary
-    torch.testing.assert_close(trunk.eval()(images).summary, trained, rtol=1e-2, atol=1e-2)
+    trained = backbone(images).summary
+    torch.testing.assert_close(backbone.eval()(images).summary, trained, rtol=1e-2, atol=1e-2)
 
 
 @torch.no_grad()

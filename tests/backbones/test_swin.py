@@ -73,22 +73,22 @@ def test_control_a_fault_is_seen(fault, timm_small, images):
 
 def test_equals_the_authors_code():
     config, tensors, parameters, rounding = golden("swin_v1")
-    trunk = Swin(
+    backbone = Swin(
         image_size=config["img_size"],
         width=config["embed_dim"],
         depths=config["depths"],
         heads=config["num_heads"],
         window=config["window_size"],
     )
-    ours = Classifier(trunk).eval()
+    ours = Classifier(backbone).eval()
     load(ours, LAYOUTS["microsoft"], parameters)
     seen = {}
     watched = {
-        "patch_embed": trunk.patches_norm,
-        "layer0.block0": trunk.stages[0][0],
-        "layer0.block1": trunk.stages[0][1],
-        **{f"layer{s}": merge for s, merge in enumerate(trunk.merges)},
-        "layer3": trunk.stages[3][1],
+        "patch_embed": backbone.patches_norm,
+        "layer0.block0": backbone.stages[0][0],
+        "layer0.block1": backbone.stages[0][1],
+        **{f"layer{s}": merge for s, merge in enumerate(backbone.merges)},
+        "layer3": backbone.stages[3][1],
     }
     for name, module in watched.items():
         module.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.flatten(1, 2)}))

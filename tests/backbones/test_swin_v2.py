@@ -52,25 +52,25 @@ def pictures(height=64, width=64):
 def golden_errors(change=None):
     """Error of every stored tensor over what is allowed."""
     config, tensors, parameters, rounding = golden("swin_v2")
-    trunk = SwinV2(
+    backbone = SwinV2(
         image_size=config["img_size"],
         width=config["embed_dim"],
         depths=config["depths"],
         heads=config["num_heads"],
         window=config["window_size"],
     )
-    ours = Classifier(trunk).eval()
+    ours = Classifier(backbone).eval()
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "microsoft"
     load(ours, LAYOUTS["microsoft"], parameters)
     if change:
-        change(trunk)
+        change(backbone)
     seen = {}
     watched = {
-        "patch_embed": trunk.patches_norm,
-        "layer0.block0": trunk.stages[0][0],
-        "layer0.block1": trunk.stages[0][1],
-        **{f"layer{s}": merge for s, merge in enumerate(trunk.merges)},
-        "layer3": trunk.stages[3][1],
+        "patch_embed": backbone.patches_norm,
+        "layer0.block0": backbone.stages[0][0],
+        "layer0.block1": backbone.stages[0][1],
+        **{f"layer{s}": merge for s, merge in enumerate(backbone.merges)},
+        "layer3": backbone.stages[3][1],
     }
     for name, module in watched.items():
         module.register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output.flatten(1, 2)}))
@@ -84,27 +84,29 @@ def test_equals_the_authors_code():
     assert max(golden_errors().values()) <= 1
 
 
-def swap_norms(trunk):
-    block = trunk.stages[1][0]
+def swap_norms(backbone):
+    block = backbone.stages[1][0]
     block.norm1, block.norm2 = block.norm2, block.norm1
 
 
-def norm_in_front(trunk):
-    for block in trunk.stages[0]:
-        block.look = lambda x, grid, padding, block=block: type(block).look(block, block.norm1(x), grid, padding)
+def norm_in_front(backbone):
+    for block in backbone.stages[0]:
+        block.attention_branch = lambda x, grid, padding, block=block: type(block).attention_branch(
+            block, block.norm1(x), grid, padding
+        )
 
 
-def move_the_bias_to_the_keys(trunk):
-    bias = trunk.stages[0][0].attention.qkv.qv_bias
+def move_the_bias_to_the_keys(backbone):
+    bias = backbone.stages[0][0].attention.qkv.qv_bias
     bias.data = bias.data.roll(len(bias) // 2)
 
 
-def no_shift(trunk):
-    trunk.stages[0][1].pattern = trunk.stages[0][0].pattern
+def no_shift(backbone):
+    backbone.stages[0][1].pattern = backbone.stages[0][0].pattern
 
 
-def rows_for_columns(trunk):
-    position = trunk.stages[0][0].attention.position
+def rows_for_columns(backbone):
+    position = backbone.stages[0][0].attention.position
     position.offsets = position.offsets.flip(1)
 
 
@@ -268,8 +270,8 @@ def test_tokens_of_zeros_have_finite_gradients():
 
 
 def v2_nano(family, *, random=True, **options):
-    trunk = build_backbone("swin/v2_nano", **options)
-    return (randomise(trunk, scale=0.1) if random else trunk).eval()
+    backbone = build_backbone("swin/v2_nano", **options)
+    return (randomise(backbone, scale=0.1) if random else backbone).eval()
 
 
 CHECKS = [check for name, check in vars(contract).items() if name.startswith("test_") and "file" not in name]
@@ -294,17 +296,17 @@ def keep(check, monkeypatch, tmp_path):
 
 def test_a_block_starts_as_nothing_and_learns():
     torch.manual_seed(0)
-    trunk = build_backbone("swin/v2_nano")
+    backbone = build_backbone("swin/v2_nano")
     x = torch.randn(2, 8, 8, 16)
-    assert torch.equal(trunk.stages[0][1](x), x)
-    optimizer, images = torch.optim.AdamW(trunk.parameters(), lr=1e-2), torch.randn(4, 3, 32, 32)
-    wanted = torch.randn(4, trunk.width)
+    assert torch.equal(backbone.stages[0][1](x), x)
+    optimizer, images = torch.optim.AdamW(backbone.parameters(), lr=1e-2), torch.randn(4, 3, 32, 32)
+    wanted = torch.randn(4, backbone.width)
     losses = []
     for _ in range(15):
-        losses.append(loss := (trunk(images).summary - wanted).square().mean())
+        losses.append(loss := (backbone(images).summary - wanted).square().mean())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
-    assert trunk.stages[0][1].attention.qkv.qv_bias.abs().max() > 0
-    assert isinstance(trunk.merges[0], PatchMerging)
+    assert backbone.stages[0][1].attention.qkv.qv_bias.abs().max() > 0
+    assert isinstance(backbone.merges[0], PatchMerging)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchform.backbones.twins import PCPVT, SVT, VARIANTS
 from patchform.geometry import grids
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.patterns import Groups, Windows
 from patchform.published.twins import LAYOUTS, SCORES
 from patchform.weights.rules import recognise
@@ -42,17 +42,17 @@ def difference(reference, ours, images):
 # ------------------------------------------------------------------------------------------------------ golden vectors
 
 
-def watch(trunk):
+def watch(backbone):
     """What the hooks will have seen, by the names of the golden vectors."""
     seen = {}
 
     def keep(module, key):
         module.register_forward_hook(lambda _m, _i, found: seen.update({key: found.flatten(1, 2)}))
 
-    for number, stage in enumerate(trunk.stages):
-        keep(trunk.patches_norms[number], f"patch_embed{number}")
+    for number, stage in enumerate(backbone.stages):
+        keep(backbone.patches_norms[number], f"patch_embed{number}")
         keep(stage[-1], f"stage{number}")  # of a stage with one block, the encoder comes behind it
-        keep(trunk.positions[number], f"peg{number}")
+        keep(backbone.positions[number], f"peg{number}")
     return seen
 
 
@@ -63,15 +63,15 @@ def excess(seen, tensors, rounding):
 
 
 @torch.no_grad()
-def errors(name, change=lambda trunk: None):
+def errors(name, change=lambda backbone: None):
     config, tensors, parameters, rounding = golden(name)
-    trunk = GOLDEN[name](**SMALL[GOLDEN[name]])
-    assert tuple(config["embed_dims"]) == trunk.channels
-    ours = Classifier(trunk).eval()
+    backbone = GOLDEN[name](**SMALL[GOLDEN[name]])
+    assert tuple(config["embed_dims"]) == backbone.channels
+    ours = Classifier(backbone).eval()
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "meituan"
     assert not load(ours, LAYOUTS["meituan"], parameters).dropped
-    change(trunk)
-    seen = watch(trunk)
+    change(backbone)
+    seen = watch(backbone)
     seen["output"] = ours(tensors["input"])
     return excess(seen, tensors, rounding)
 
@@ -100,12 +100,12 @@ def dense_errors(forgets):
     only if both axes have some, where we always do. `forgets` are the stages whose maps have them along one axis.
     """
     _, tensors, parameters, rounding = golden("twins_svt_dense")
-    trunk = SVT(**SMALL[SVT], window=4)
-    norms = [torch.nn.LayerNorm(width, eps=1e-6) for width in trunk.channels]
+    backbone = SVT(**SMALL[SVT], window=4)
+    norms = [torch.nn.LayerNorm(width, eps=1e-6) for width in backbone.channels]
     for number, norm in enumerate(norms):
         norm.load_state_dict({name: parameters.pop(f"norm_list.{number}.{name}") for name in ("weight", "bias")})
-    load(Classifier(trunk), LAYOUTS["meituan"], parameters)
-    for number, patches in enumerate(trunk.patches):
+    load(Classifier(backbone), LAYOUTS["meituan"], parameters)
+    for number, patches in enumerate(backbone.patches):
         if number:
             patches.register_forward_pre_hook(
                 lambda _m, given, norm=norms[number - 1]: norm(
@@ -113,10 +113,10 @@ def dense_errors(forgets):
                 )
             )
     for number in forgets:
-        for block in trunk.stages[number][::2]:
+        for block in backbone.stages[number][::2]:
             block.pattern = Unmasked((4, 4))
-    seen = watch(trunk.eval())
-    for number, map_ in enumerate(trunk(tensors["input"]).maps):
+    seen = watch(backbone.eval())
+    for number, map_ in enumerate(backbone(tensors["input"]).maps):
         seen[f"output.{number}"] = norms[number](map_.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return excess(seen, tensors, rounding)
 
@@ -132,32 +132,32 @@ def test_control_dense_masks():
     assert dense_errors(forgets=[0, 2])["stage0"] > 10
 
 
-def swap_norms(trunk):
-    block = trunk.stages[1][1]
+def swap_norms(backbone):
+    block = backbone.stages[1][1]
     block.norm1, block.norm2 = block.norm2, block.norm1
 
 
-def transpose_squares(trunk):
-    squares = trunk.stages[0][1].attention.reduction.squares
+def transpose_squares(backbone):
+    squares = backbone.stages[0][1].attention.reduction.squares
     p = squares.side
     kernel = squares.proj.weight.unflatten(1, (p, p, -1)).transpose(1, 2).flatten(1)
     squares.proj.weight = torch.nn.Parameter(kernel)
 
 
-def forget_the_encoder(trunk):
-    trunk.positions[2].forward = lambda x, padding: x
+def forget_the_encoder(backbone):
+    backbone.positions[2].forward = lambda x, padding: x
 
 
-def encode_after_the_last_block(trunk):
-    first, last = trunk.stages[2][0], trunk.stages[2][2]
-    place, encoder = trunk.positions[2].forward, trunk.positions[2]
+def encode_after_the_last_block(backbone):
+    first, last = backbone.stages[2][0], backbone.stages[2][2]
+    place, encoder = backbone.positions[2].forward, backbone.positions[2]
     encoder.forward = lambda x, padding: x
     last.register_forward_hook(lambda _m, _i, found: place(found, None))
     assert first is not last
 
 
-def forget_a_reduction_norm(trunk):
-    trunk.stages[1][1].attention.reduction.norm = torch.nn.Identity()
+def forget_a_reduction_norm(backbone):
+    backbone.stages[1][1].attention.reduction.norm = torch.nn.Identity()
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -170,8 +170,8 @@ def test_control_a_fault_is_seen(name, change):
 
 
 def test_control_displaced_windows():
-    def displace(trunk):
-        trunk.stages[1][0].pattern = Windows((7, 7), (3, 3))
+    def displace(backbone):
+        backbone.stages[1][0].pattern = Windows((7, 7), (3, 3))
 
     assert errors("twins_svt", displace)["output"] > 10
 
@@ -269,13 +269,13 @@ def test_every_published_model_has_a_row():
 @pytest.mark.parametrize("size", [(64, 96), (65, 97), (37, 50), (7, 90), (3, 3)])
 @pytest.mark.parametrize("build", [PCPVT, SVT])
 def test_any_size(build, size):
-    trunk = randomise(build(**SMALL[build]), scale=0.1).eval()
-    features = trunk(pictures(2, 3, *size))
-    assert trunk.strides == features.strides == (4, 8, 16, 32)
-    for map_, channels, stride in zip(features.maps, trunk.channels, features.strides, strict=True):
+    backbone = randomise(build(**SMALL[build]), scale=0.1).eval()
+    features = backbone(pictures(2, 3, *size))
+    assert backbone.strides == features.strides == (4, 8, 16, 32)
+    for map_, channels, stride in zip(features.maps, backbone.channels, features.strides, strict=True):
         assert map_.shape == (2, channels, *grids.cells(size, stride))
     assert torch.isfinite(features.summary).all()
-    expected = trunk.norm(features.maps[-1].permute(0, 2, 3, 1)).flatten(1, 2)
+    expected = backbone.norm(features.maps[-1].permute(0, 2, 3, 1)).flatten(1, 2)
     assert torch.equal(features.tokens, expected)
     torch.testing.assert_close(features.summary, expected.mean(1))
 
@@ -283,27 +283,27 @@ def test_any_size(build, size):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nano", "nano_pcpvt"])
 def test_what_lies_on_padding_changes_nothing(name):
-    trunk = randomise(variant(name), scale=0.1).eval()
+    backbone = randomise(variant(name), scale=0.1).eval()
     images = pictures(2, 3, 64, 96)
     padding = torch.zeros(2, 64, 96, dtype=torch.bool)
     padding[0, :, 70:], padding[1, 32:], padding[1, :, 32:] = True, True, True
-    clean = trunk(images, padding=padding)
-    dirty = trunk(images.masked_fill(padding[:, None], float("nan")), padding=padding)
+    clean = backbone(images, padding=padding)
+    dirty = backbone(images.masked_fill(padding[:, None], float("nan")), padding=padding)
     assert torch.equal(clean.summary, dirty.summary)
     assert clean.padding.shape[1:] == clean.maps[-1].shape[2:]
-    bare, none = trunk(images), trunk(images, padding=torch.zeros_like(padding))
+    bare, none = backbone(images), backbone(images, padding=torch.zeros_like(padding))
     torch.testing.assert_close(bare.summary, none.summary)
-    alone = trunk(images[1:, :, :32, :32])  # without its padding: whole squares in all stages
+    alone = backbone(images[1:, :, :32, :32])  # without its padding: whole squares in all stages
     torch.testing.assert_close(clean.summary[1:], alone.summary, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(bare.summary[1:], alone.summary, atol=1e-3)  # control
-    nothing = trunk(images, padding=torch.ones_like(padding))
+    nothing = backbone(images, padding=torch.ones_like(padding))
     assert all(torch.isfinite(value).all() for value in (nothing.summary, *nothing.maps))
 
 
 @pytest.mark.parametrize("name", ["nano", "nano_pcpvt"])
 def test_stochastic_depth_rises_to_the_last_block(name):
     rates = [block.residual.rate for block in variant(name, drop_path=0.4).layers()]
-    assert rates == rising(0.4, len(rates))
+    assert rates == linear_rates(0.4, len(rates))
     assert rates[-1] == pytest.approx(0.4)
 
 
@@ -311,10 +311,10 @@ def test_stochastic_depth_rises_to_the_last_block(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nano", "nano_pcpvt"])
 def test_traces_whole(name):
-    trunk = randomise(variant(name), scale=0.1).eval()
+    backbone = randomise(variant(name), scale=0.1).eval()
     images, padding = pictures(2, 3, 40, 32), torch.zeros(2, 40, 32, dtype=torch.bool)
     padding[1, 20:] = True
     torch.compiler.reset()
-    compiled = torch.compile(trunk, fullgraph=True, backend="eager")
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
     for given in (None, padding):
-        torch.testing.assert_close(compiled(images, padding=given).summary, trunk(images, padding=given).summary)
+        torch.testing.assert_close(compiled(images, padding=given).summary, backbone(images, padding=given).summary)

@@ -78,7 +78,7 @@ def test_control_a_fault_is_seen(fault, images):
 @pytest.mark.parametrize("name", ["google_vit_token", "google_vit_prelogits", "google_vit_gap"])
 def test_equals_the_authors_code(name):
     config, tensors, parameters, _ = golden(name)
-    trunk = ViT(
+    backbone = ViT(
         image_size=32,
         patch=8,
         width=24,
@@ -89,7 +89,7 @@ def test_equals_the_authors_code(name):
         summary="class" if config["classifier"] == "token" else "mean",
         maps_from=(1, 2),
     )
-    ours = Classifier(trunk, hidden=config["representation_size"]).eval()
+    ours = Classifier(backbone, hidden=config["representation_size"]).eval()
     load(ours, LAYOUTS["google"], parameters)
     images = tensors["input"].permute(0, 3, 1, 2)
     tolerance = 10 * rounding_of(ours, images)
@@ -119,42 +119,42 @@ def test_parameters_equal_the_published_counts():
         if size not in VARIANTS:
             continue
         with torch.device("meta"):
-            trunk = ViT(**(VARIANTS[size].options | {"image_size": int(side)}))
-            ours = Classifier(trunk, classes=row["num_classes"])
+            backbone = ViT(**(VARIANTS[size].options | {"image_size": int(side)}))
+            ours = Classifier(backbone, classes=row["num_classes"])
         assert sum(p.numel() for p in ours.parameters()) == row["params"], name
         checked += 1
     assert checked == len(published) == 30
 
 
 def test_maps_from_chosen_depths():
-    trunk = small(maps_from=(1, 3)).eval()
-    features = trunk(torch.randn(1, 3, 32, 32))
+    backbone = small(maps_from=(1, 3)).eval()
+    features = backbone(torch.randn(1, 3, 32, 32))
     assert [tuple(m.shape) for m in features.maps] == [(1, 48, 4, 4)] * 2
-    assert trunk.channels == (48, 48)
-    torch.testing.assert_close(trunk.norm(features.maps[1].flatten(2).mT), features.tokens)
+    assert backbone.channels == (48, 48)
+    torch.testing.assert_close(backbone.norm(features.maps[1].flatten(2).mT), features.tokens)
 
 
 @pytest.mark.parametrize("position", ["learned_1d", "learned_2d"])
 def test_learned_positions_take_any_grid(position):
-    trunk = randomise(small(position=position)).eval()
+    backbone = randomise(small(position=position)).eval()
     for height in range(1, 41):
         for width in (1, height, 41 - height, 40):
             x = torch.zeros(1, 1 + height * width, 48)
-            placed = trunk.position(x, (height, width))
+            placed = backbone.position(x, (height, width))
             assert placed.shape == x.shape
-            turned = trunk.position(torch.zeros(1, 1 + width * height, 48), (width, height))
+            turned = backbone.position(torch.zeros(1, 1 + width * height, 48), (width, height))
             assert torch.isfinite(placed).all()
             if position == "learned_1d":  # a transposed table gives the transposed result
                 cells = placed[0, 1:].unflatten(0, (height, width))
-                table = trunk.position.table
+                table = backbone.position.table
                 other = table[:, 1:].unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)
-                trunk.position.table = torch.nn.Parameter(torch.cat([table[:, :1], other], 1))
-                turned = trunk.position(torch.zeros(1, 1 + width * height, 48), (width, height))
-                trunk.position.table = table
+                backbone.position.table = torch.nn.Parameter(torch.cat([table[:, :1], other], 1))
+                turned = backbone.position(torch.zeros(1, 1 + width * height, 48), (width, height))
+                backbone.position.table = table
                 torch.testing.assert_close(turned[0, 1:].unflatten(0, (width, height)).transpose(0, 1), cells)
 
 
 def test_native_grid_is_the_table_itself():
-    trunk = randomise(small())
+    backbone = randomise(small())
     x = torch.zeros(1, 17, 48)
-    assert torch.equal(trunk.position(x, (4, 4)), trunk.position.table)
+    assert torch.equal(backbone.position(x, (4, 4)), backbone.position.table)

@@ -36,16 +36,16 @@ def test_one_window_over_the_grid_is_vit(position, padded):
 
 @torch.no_grad()
 def test_only_global_blocks_carry_from_window_to_window():
-    trunk = randomise(ViTDet(**SMALL, window=3, global_blocks=1)).eval()
+    backbone = randomise(ViTDet(**SMALL, window=3, global_blocks=1)).eval()
     other = images((48, 48))
     other[:, :, :24, :24] += 1
     moved = []
     for number in (3, 4):
-        kept = list(trunk.blocks)
-        trunk.blocks = torch.nn.ModuleList(kept[:number])
-        change = (trunk(images((48, 48))).maps[0] - trunk(other).maps[0]).abs().amax((0, 1))
+        kept = list(backbone.blocks)
+        backbone.blocks = torch.nn.ModuleList(kept[:number])
+        change = (backbone(images((48, 48))).maps[0] - backbone(other).maps[0]).abs().amax((0, 1))
         moved.append(change)
-        trunk.blocks = torch.nn.ModuleList(kept)
+        backbone.blocks = torch.nn.ModuleList(kept)
     assert moved[0][:3, :3].min() > 1e-3
     assert moved[0][3:].max() == moved[0][:, 3:].max() == 0
     assert moved[1].min() > 1e-6
@@ -54,9 +54,9 @@ def test_only_global_blocks_carry_from_window_to_window():
 @pytest.mark.parametrize(("name", "seen"), [("b", [2, 5, 8, 11]), ("l", [5, 11, 17, 23]), ("h", [7, 15, 23, 31])])
 def test_global_blocks_are_those_of_the_paper(name, seen):
     with torch.device("meta"):
-        trunk = VARIANTS[name].build(**VARIANTS[name].options, image_size=1024)
-    assert [number for number, block in enumerate(trunk.blocks) if isinstance(block.pattern, Global)] == seen
-    assert trunk.position.table.shape[1] == 64**2
+        backbone = VARIANTS[name].build(**VARIANTS[name].options, image_size=1024)
+    assert [number for number, block in enumerate(backbone.blocks) if isinstance(block.pattern, Global)] == seen
+    assert backbone.position.table.shape[1] == 64**2
 
 
 def test_what_it_refuses():

@@ -72,8 +72,8 @@ def test_equals_timm():
 @pytest.mark.parametrize("size", [(64, 96), (48, 80), (80, 48)])  # 80 and 48 pixels: odd numbers of coarse cells
 def test_equals_timm_at_other_sizes(size):
     reference = timm_small(size=size, mlp_ratio=2.0)
-    trunk = VOLO(image_size=size, stem=8, widths=(12, 24), depths=(2, 1, 2, 1), heads=(2, 4), mlp_ratio=2.0)
-    ours = TokenLabels(trunk).eval()
+    backbone = VOLO(image_size=size, stem=8, widths=(12, 24), depths=(2, 1, 2, 1), heads=(2, 4), mlp_ratio=2.0)
+    ours = TokenLabels(backbone).eval()
     load(ours, LAYOUTS["sail"], reference.state_dict())
     assert difference(reference, ours, pictures(size)) <= 10 * rounding_of(reference, pictures(size))
 
@@ -95,16 +95,16 @@ def test_equals_the_authors_code():
     ours, seen = small(), {}
     assert recognise(LAYOUTS, parameters, ours.state_dict()) == "sail"
     load(ours, LAYOUTS["sail"], parameters)
-    trunk = ours.backbone
+    backbone = ours.backbone
     watched = {
-        "network0": trunk.outlookers[-1],
-        **{f"network{number}": stage[-1] for number, stage in enumerate(trunk.stages, start=2)},
+        "network0": backbone.outlookers[-1],
+        **{f"network{number}": stage[-1] for number, stage in enumerate(backbone.stages, start=2)},
     }
     for name, module in watched.items():
         module.register_forward_hook(lambda m, x, y, name=name: seen.update({name: y}))
-    trunk.stem.register_forward_hook(lambda m, x, y: seen.update(patch_embed=y.permute(0, 3, 1, 2)))
-    trunk.merge.register_forward_hook(lambda m, x, y: seen.update(network1=y.permute(0, 2, 3, 1)))
-    features = trunk(tensors["input"])
+    backbone.stem.register_forward_hook(lambda m, x, y: seen.update(patch_embed=y.permute(0, 3, 1, 2)))
+    backbone.merge.register_forward_hook(lambda m, x, y: seen.update(network1=y.permute(0, 2, 3, 1)))
+    features = backbone(tensors["input"])
     seen["norm"] = torch.cat([features.summary[:, None], features.tokens], 1)
     seen["output"] = ours(tensors["input"])
     assert seen.keys() == rounding.keys()
@@ -158,8 +158,8 @@ def test_control_a_fault_is_seen(change):
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_written_back_and_recognised(auxiliary):
-    trunk = VOLO(image_size=64, stem=8, widths=(12, 24), depths=(2, 1, 2, 1), heads=(2, 4))
-    ours = randomise(TokenLabels(trunk) if auxiliary else Classifier(trunk))
+    backbone = VOLO(image_size=64, stem=8, widths=(12, 24), depths=(2, 1, 2, 1), heads=(2, 4))
+    ours = randomise(TokenLabels(backbone) if auxiliary else Classifier(backbone))
     written = LAYOUTS["sail"].dump(ours.state_dict())
     assert written.keys() == timm_small(use_aux_head=auxiliary).state_dict().keys()
     assert recognise(LAYOUTS, written, ours.state_dict()) == "sail"
@@ -211,23 +211,23 @@ def test_published_rows_are_of_all_variants():
 
 @torch.no_grad()
 def test_features_are_those_that_the_heads_of_the_paper_read():
-    trunk = randomise(variant("nano"), scale=0.1).eval()
-    features = trunk(pictures((48, 72)))
+    backbone = randomise(variant("nano"), scale=0.1).eval()
+    features = backbone(pictures((48, 72)))
     assert [tuple(found.shape) for found in features.maps] == [(2, 12, 6, 9), (2, 24, 3, 5)]
     end = features.maps[1].flatten(2).transpose(1, 2)
-    assert torch.equal(features.tokens, trunk.norm(end))  # class blocks leave the patches as they are
+    assert torch.equal(features.tokens, backbone.norm(end))  # class blocks leave the patches as they are
 
 
 @torch.no_grad()
 def test_native_position_is_the_table_and_others_are_resized():
-    trunk = variant("nano", image_size=(32, 64)).eval()
-    torch.nn.init.constant_(trunk.position, 0.3)
-    torch.nn.init.zeros_(trunk.merge.weight)
-    torch.nn.init.zeros_(trunk.merge.bias)
+    backbone = variant("nano", image_size=(32, 64)).eval()
+    torch.nn.init.constant_(backbone.position, 0.3)
+    torch.nn.init.zeros_(backbone.merge.weight)
+    torch.nn.init.zeros_(backbone.merge.bias)
     seen = []
-    trunk.stages[0][0].register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    backbone.stages[0][0].register_forward_pre_hook(lambda m, x: seen.append(x[0]))
     for size in ((32, 64), (80, 40)):
-        trunk(pictures(size))
+        backbone(pictures(size))
     assert [tuple(x.shape[1:3]) for x in seen] == [(2, 4), (5, 3)]
     assert torch.equal(seen[0], torch.full_like(seen[0], 0.3))
     torch.testing.assert_close(seen[1], torch.full_like(seen[1], 0.3))
@@ -235,12 +235,12 @@ def test_native_position_is_the_table_and_others_are_resized():
 
 @torch.no_grad()
 def test_what_lies_on_padding_changes_nothing():
-    trunk = randomise(variant("nano"), scale=0.1).eval()
+    backbone = randomise(variant("nano"), scale=0.1).eval()
     images, padding = pictures((64, 96)), torch.zeros(2, 64, 96, dtype=torch.bool)
-    torch.testing.assert_close(trunk(images, padding=padding).summary, trunk(images).summary)
+    torch.testing.assert_close(backbone(images, padding=padding).summary, backbone(images).summary)
     padding[0, 40:], padding[1, :, 50:] = True, True
-    clean = trunk(images, padding=padding)
-    dirty = trunk(images.masked_fill(padding[:, None], float("nan")), padding=padding)
+    clean = backbone(images, padding=padding)
+    dirty = backbone(images.masked_fill(padding[:, None], float("nan")), padding=padding)
     assert torch.equal(clean.summary, dirty.summary)
     assert torch.equal(clean.padding, dirty.padding)
 
@@ -258,7 +258,7 @@ def test_hidden_cells_are_to_outlookers_as_what_lies_beyond(rows):
 
 
 def test_only_blocks_drop_paths():
-    trunk = variant("nano", depths=(2, 1, 2), drop_path=0.8)
-    rates = [block.residual.rate for block in trunk.layers() if hasattr(block, "residual")]
+    backbone = variant("nano", depths=(2, 1, 2), drop_path=0.8)
+    rates = [block.residual.rate for block in backbone.layers() if hasattr(block, "residual")]
     assert rates == pytest.approx([0.4, 0.6, 0.8])
-    assert len(trunk.layers()) == 2 + 3 + 1
+    assert len(backbone.layers()) == 2 + 3 + 1

@@ -1,4 +1,6 @@
-"""The verb: one row for each picture, the numbers of the trunk alone, in a file that is there whole or not at all."""
+"""The verb: one row for each picture, the numbers of the backbone alone, in a file that is there whole or not at
+all.
+"""
 
 import json
 import tarfile

@@ -1,4 +1,4 @@
-"""The verb: numbers on stdout, a classifier on the disk, and the trunk run once for both methods."""
+"""The verb: numbers on stdout, a classifier on the disk, and the backbone run once for both methods."""
 
 import json
 
@@ -34,7 +34,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def backbone():
     torch.manual_seed(0)
     preprocessing = Preprocessing(size=(32, 32))
     return build_model(
@@ -43,14 +43,14 @@ def trunk():
 
 
 @pytest.fixture
-def run(trunk, tmp_path):
-    save(trunk, tmp_path / "run")
+def run(backbone, tmp_path):
+    save(backbone, tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture
 def looked_at(monkeypatch):
-    """Images that any trunk has seen."""
+    """Images that any backbone has seen."""
     seen, forward = [], ViT.forward
     monkeypatch.setattr(
         ViT, "forward", lambda self, images, **more: (seen.append(len(images)), forward(self, images, **more))[1]
@@ -84,8 +84,8 @@ def test_both_methods_look_once_and_the_classifier_is_what_was_judged(run, photo
     assert f"decay       {linear['settings']['decay']:g}\n" in text
 
 
-def test_a_backbone_with_weights_is_the_same_trunk(run, trunk, photos, tmp_path):
-    save_file(export_weights(trunk, "timm"), tmp_path / "w.safetensors")
+def test_a_backbone_with_weights_is_the_same_backbone(run, backbone, photos, tmp_path):
+    save_file(export_weights(backbone, "timm"), tmp_path / "w.safetensors")
     options = {"cache": None, "device": "cpu"}
     named = pf.probe("vit/nano", photos, weights=tmp_path / "w.safetensors", **options)
     assert named.scores.numbers == pytest.approx(pf.probe(run, photos, **options).scores.numbers)

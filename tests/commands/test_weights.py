@@ -225,8 +225,8 @@ def test_no_number_changes_by_resizing(tmp_path, capsys):
 
 def test_a_trunk_is_written_without_a_head(file, names, tmp_path, capsys):
     tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("head.")}
-    save_file(tensors, tmp_path / "trunk.safetensors")
-    words = ("convert", tmp_path / "trunk.safetensors", "--model", "vit/nano", "--to")
+    save_file(tensors, tmp_path / "backbone.safetensors")
+    words = ("convert", tmp_path / "backbone.safetensors", "--model", "vit/nano", "--to")
     assert weights(*words, "torchvision", "--out", tmp_path / "out.safetensors") == 0
     written = load_file(tmp_path / "out.safetensors")
     whole = export_weights(made(), "torchvision")

@@ -4,7 +4,7 @@ import numpy as np
 from bad_pictures import encode
 from PIL import Image
 
-from patchform.data.listing import Item, Listing, Objects, Runs
+from patchform.data.listing import RLE, Item, Listing, Objects
 
 CLASSES = ("cat", "dog & cat", "mouse <x>")
 
@@ -14,10 +14,10 @@ def runs(mask):
     flat = np.asarray(mask).T.ravel()
     edges = np.flatnonzero(np.diff(flat.astype(np.int8))) + 1
     lengths = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    return Runs(tuple([0, *lengths] if flat[0] else lengths), mask.shape)
+    return RLE(tuple([0, *lengths] if flat[0] else lengths), mask.shape)
 
 
-def random_objects(random, size, *, outlines, some_runs, crowd, areas, id_):
+def random_objects(random, size, *, segmentations, some_runs, crowd, areas, id_):
     height, width = size
     number = int(random.integers(0, 5))
     corners = np.sort(random.uniform(0, 1, (number, 2, 2)), axis=1) * (width, height)
@@ -26,7 +26,7 @@ def random_objects(random, size, *, outlines, some_runs, crowd, areas, id_):
     drawn = []
     for index in range(number):
         points = (random.uniform(0, 1, (int(random.integers(3, 9)), 2)) * (width, height)).astype(np.float32)
-        boxes[index] = (*points.min(0), *points.max(0)) if outlines else boxes[index]
+        boxes[index] = (*points.min(0), *points.max(0)) if segmentations else boxes[index]
         mask = random.uniform(0, 1, size) > 0.5
         drawn.append(runs(mask) if some_runs and index % 2 else (points,))
     ignored = random.uniform(0, 1, number) > 0.7 if crowd else np.zeros(number, bool)
@@ -36,12 +36,12 @@ def random_objects(random, size, *, outlines, some_runs, crowd, areas, id_):
         size=size,
         crowd=ignored if ignored.any() else None,
         areas=random.uniform(1, 50, number).astype(np.float32) if areas else None,
-        outlines=tuple(drawn) if outlines and number else None,
+        segmentations=tuple(drawn) if segmentations and number else None,
         id=id_,
     )
 
 
-def random_listing(root, seed, *, keeps=frozenset(), outlines=False, number=6, prefix=""):
+def random_listing(root, seed, *, keeps=frozenset(), segmentations=False, number=6, prefix=""):
     """Pictures below `root`, and objects of all that a format keeps; every class occurs, and an empty picture."""
     random = np.random.default_rng(seed)
     items = []
@@ -53,7 +53,7 @@ def random_listing(root, seed, *, keeps=frozenset(), outlines=False, number=6, p
         objects = random_objects(
             random,
             size,
-            outlines=outlines,
+            segmentations=segmentations,
             some_runs="runs" in keeps,
             crowd="crowd" in keeps,
             areas="areas" in keeps,
@@ -64,8 +64,8 @@ def random_listing(root, seed, *, keeps=frozenset(), outlines=False, number=6, p
             objects = objects._replace(areas=np.zeros(0, np.float32) if "areas" in keeps else None)
         if index == 1:
             boxes = np.array([[1, 2, 11, 12]] * 3, np.float32) + np.arange(3, dtype=np.float32)[:, None]
-            polygons = tuple((np.stack([b[[0, 1]], b[[2, 1]], b[[2, 3]]]),) for b in boxes) if outlines else None
-            objects = Objects(boxes, np.arange(3), size, outlines=polygons, id=objects.id)
+            polygons = tuple((np.stack([b[[0, 1]], b[[2, 1]], b[[2, 3]]]),) for b in boxes) if segmentations else None
+            objects = Objects(boxes, np.arange(3), size, segmentations=polygons, id=objects.id)
             objects = objects._replace(areas=np.full(3, 50.5, np.float32) if "areas" in keeps else None)
         items.append(Item(path, tuple(sorted(set(objects.classes.tolist()))), objects=objects))
     ids = (18, 3, 90) if "ids" in keeps else None
@@ -82,10 +82,10 @@ def same(first, second, tolerance=0.0):
         assert (one is None) == (other is None)
         if one is not None:
             np.testing.assert_array_equal(one, other)
-    assert (first.outlines is None) == (second.outlines is None)
-    for one, other in zip(first.outlines or (), second.outlines or (), strict=True):
+    assert (first.segmentations is None) == (second.segmentations is None)
+    for one, other in zip(first.segmentations or (), second.segmentations or (), strict=True):
         assert type(one) is type(other)
-        if isinstance(one, tuple) and not isinstance(one, Runs):
+        if isinstance(one, tuple) and not isinstance(one, RLE):
             for polygon, twin in zip(one, other, strict=True):
                 np.testing.assert_allclose(polygon, twin, rtol=0, atol=tolerance)
         else:

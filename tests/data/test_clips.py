@@ -21,7 +21,7 @@ from patchform.data.clips import (
 )
 from patchform.data.collate import collate, split, to_device
 from patchform.data.dataset import evaluation_pictures, open_data, open_evaluation, training_pictures
-from patchform.data.order import TrainingBatches, evaluation_loader, generator, training_loader
+from patchform.data.loader import TrainingBatches, evaluation_loader, generator, training_loader
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
 from patchform.errors import DataError, UsageError
 from patchform.records import Batch, Label, Preprocessing, Sample

@@ -15,8 +15,8 @@ from patchform.data.dataset import (
     training_pictures,
 )
 from patchform.data.listing import Item, Listing, Objects
-from patchform.data.order import TrainingBatches, aspects, evaluation_loader, training_loader
-from patchform.data.scenes import training_scene
+from patchform.data.loader import TrainingBatches, aspects, evaluation_loader, training_loader
+from patchform.data.segmentation_transforms import training_scene
 from patchform.data.transforms import training_transform, whole_size
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
@@ -216,7 +216,9 @@ def annotated(tmp_path):
         boxes = np.array([[1, 2, 14, 15], [3.5, 4, 15.5, 12]], np.float32)[: number % 3]
         outlines = tuple((np.array([[x, y], [u, y], [u, v]], np.float32),) for x, y, u, v in boxes)
         classes = np.arange(len(boxes))
-        objects = Objects(boxes, classes, (height, width), areas=np.ones(len(boxes), np.float32), outlines=outlines)
+        objects = Objects(
+            boxes, classes, (height, width), areas=np.ones(len(boxes), np.float32), segmentations=outlines
+        )
         items.append(Item(tmp_path / f"{number}.png", tuple(classes.tolist()), objects=objects))
     return Listing(classes=("a", "b"), items=tuple(items), root=tmp_path)
 
@@ -278,7 +280,8 @@ def test_evaluation_keeps_objects_in_the_pixels_of_their_picture(annotated):
 
 def test_masks_of_objects_are_decoded_where_there_are_outlines_and_count_in_the_cache(annotated, monkeypatch):
     plain = replace(
-        annotated, items=tuple(item._replace(objects=item.objects._replace(outlines=None)) for item in annotated.items)
+        annotated,
+        items=tuple(item._replace(objects=item.objects._replace(segmentations=None)) for item in annotated.items),
     )
     assert evaluation_pictures(plain, FIT)[0, 2].target.masks is None
     with pytest.raises(UsageError, match="copy_paste"):

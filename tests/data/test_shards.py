@@ -18,11 +18,11 @@ from bad_pictures import encode, gradient
 from PIL import Image
 from tarred import END, FORMATS, header, padded, pax, record, special, tar
 
-from patchform.data import earlier, images, shards
+from patchform.data import check_cache, images, shards
 from patchform.data.checks import check, copies, overlap
 from patchform.data.images import decode
+from patchform.data.inputs import expand
 from patchform.data.listing import Item, Listing
-from patchform.data.sources import expand
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 
@@ -410,14 +410,14 @@ def test_checks_see_members_as_they_see_files(tmp_path):
 def test_a_check_is_made_anew_when_the_shard_changed(tmp_path):
     shard = tar(tmp_path / "0.tar", {"a.png": picture(0)})
     listing = listed(tmp_path, "0.tar/a.png")
-    first = earlier.key(listing, PLAIN)
+    first = check_cache.key(listing, PLAIN)
     assert first is not None
-    assert first == earlier.key(listing, PLAIN)
+    assert first == check_cache.key(listing, PLAIN)
     os.utime(shard, ns=(5, 5))
-    second = earlier.key(listing, PLAIN)
+    second = check_cache.key(listing, PLAIN)
     assert second not in (None, first)
     tar(shard, {"b.png": picture(0)})
-    assert earlier.key(listing, PLAIN) is None
+    assert check_cache.key(listing, PLAIN) is None
 
 
 def test_a_shard_or_a_member_can_be_asked_about(tmp_path):

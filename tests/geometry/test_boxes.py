@@ -14,14 +14,14 @@ def some(count, seed):
 @pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 def test_shifts_are_torchvisions(scales):
     anchors, wanted, coder = some(200, 0), some(200, 1), BoxCoder(scales)
-    found = boxes.shifts(wanted, anchors, scales)
+    found = boxes.encode(wanted, anchors, scales)
     torch.testing.assert_close(found, coder.encode_single(wanted, anchors))
-    torch.testing.assert_close(boxes.shifted(found, anchors, scales), wanted)
-    assert not torch.allclose(found, boxes.shifts(wanted, anchors, scales[::-1]) + 1e-3)  # control
+    torch.testing.assert_close(boxes.decode(found, anchors, scales), wanted)
+    assert not torch.allclose(found, boxes.encode(wanted, anchors, scales[::-1]) + 1e-3)  # control
     wild = 20 * torch.randn(200, 3, 4, generator=torch.Generator().manual_seed(2))
     there = coder.decode_single(wild.flatten(1), anchors).view(200, 3, 4)
-    torch.testing.assert_close(boxes.shifted(wild, anchors[:, None], scales), there)
-    assert boxes.shifted(1e9 * wild, anchors[:, None], scales).isfinite().all()
+    torch.testing.assert_close(boxes.decode(wild, anchors[:, None], scales), there)
+    assert boxes.decode(1e9 * wild, anchors[:, None], scales).isfinite().all()
 
 
 def test_corners_and_centres_go_both_ways():

@@ -39,10 +39,10 @@ def test_boxes_of_the_picture():
 def test_the_best_are_far_apart_within_their_class(count):
     found, classes = boxes(count), torch.arange(count) % 3
     scores = torch.rand(count, generator=torch.Generator().manual_seed(1))
-    kept = detections.best(found, scores, classes, overlap=0.4, most=30)
+    kept = detections.nms(found, scores, classes, overlap=0.4, most=30)
     assert len(kept) == min(30, len(kept))
     assert (scores[kept].diff() <= 0).all()
-    every = detections.best(found, scores, classes, overlap=0.4, most=count)
+    every = detections.nms(found, scores, classes, overlap=0.4, most=count)
     rivals = (box_iou(found[every], found[every]) > 0.4) & (classes[every][:, None] == classes[every])
     assert rivals.sum() == len(every)  # each of itself alone
     gone = torch.ones(count, dtype=torch.bool)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from patchform.backbones.resnet import BLOCKS, Block, ResNet, conv_norm
+from patchform.backbones.resnet import BLOCKS, Bottleneck, ResNet, conv_norm
 from patchform.errors import DataError, ModelFileError, UsageError
 from patchform.geometry import masks
 from patchform.geometry.boxes import to_corners
@@ -29,7 +29,7 @@ FORMS = {
 
 
 class Whole(nn.Module):
-    """Trunk and head by the names that the layouts use."""
+    """Backbone and head by the names that the layouts use."""
 
     def __init__(self, backbone, head=DETR, *, width=32, heads=4, form=None, **options):
         super().__init__()
@@ -49,18 +49,18 @@ class Whole(nn.Module):
         return self.head(self.backbone(images, padding=padding)._replace(pixel_padding=padding))
 
 
-def authors_trunk(**options):
+def authors_backbone(**options):
     """Theirs has a stem twice as wide as its first stage."""
-    trunk = ResNet(block="bottleneck", depths=(1, 2, 1, 2), widths=(4, 8, 16, 32), **options)
-    trunk.stem = conv_norm(3, 8, 7, 2)
-    trunk.stages[0][0] = Block(8, 4, branch=BLOCKS["bottleneck"])
-    return trunk
+    backbone = ResNet(block="bottleneck", depths=(1, 2, 1, 2), widths=(4, 8, 16, 32), **options)
+    backbone.stem = conv_norm(3, 8, 7, 2)
+    backbone.stages[0][0] = Bottleneck(8, 4, branch=BLOCKS["bottleneck"])
+    return backbone
 
 
 def filled(name):
     _, data, state, rounding = golden(name)
-    trunk, form = FORMS[name]
-    model = Whole(authors_trunk(**trunk), form=form)
+    backbone, form = FORMS[name]
+    model = Whole(authors_backbone(**backbone), form=form)
     tensors, report = LAYOUTS["detr"].load(state, model.state_dict())
     assert {entry.name for entry in report.of("new")} == {n for n in model.state_dict() if n.endswith("_tracked")}
     model.load_state_dict(model.state_dict() | tensors)
@@ -198,7 +198,7 @@ def test_losses_and_pairs_are_the_authors():
         wanted = torch.empty_like(part)
         wanted[data[f"match{number}.target"]] = data[f"match{number}.pred"]
         assert torch.equal(part, wanted)
-    other = means(head(losses={"nothing": 0.2}).loss(raw, targets))  # control
+    other = means(head(losses={"no_object": 0.2}).loss(raw, targets))  # control
     assert abs(other["class"] - data["loss.loss_ce"][0]) > 1e-3
 
 
@@ -403,7 +403,7 @@ def of_transformers(*, masks=False, width=128, heads=8, timm=False):
     transformers = pytest.importorskip("transformers")
     if timm:
         pytest.importorskip("timm")
-    trunk = transformers.ResNetConfig(
+    backbone = transformers.ResNetConfig(
         embedding_size=4,
         hidden_sizes=[16, 32, 48, 64],
         depths=[1, 2, 1, 2],
@@ -412,7 +412,7 @@ def of_transformers(*, masks=False, width=128, heads=8, timm=False):
     )
     of_timm = {"use_timm_backbone": True, "backbone": "resnet18", "use_pretrained_backbone": False}
     form = transformers.DetrConfig(
-        **(of_timm if timm else {"backbone_config": trunk, "use_timm_backbone": False}),
+        **(of_timm if timm else {"backbone_config": backbone, "use_timm_backbone": False}),
         num_labels=7,
         num_queries=6,
         d_model=width,
@@ -431,8 +431,8 @@ def of_transformers(*, masks=False, width=128, heads=8, timm=False):
 @torch.no_grad()
 def test_same_numbers_as_transformers(with_masks):
     theirs = of_transformers(masks=with_masks)
-    trunk = ResNet(block="bottleneck", depths=(1, 2, 1, 2), widths=(4, 8, 12, 16))
-    ours = Whole(trunk, DETRMasks if with_masks else DETR, width=128, heads=8).eval()
+    backbone = ResNet(block="bottleneck", depths=(1, 2, 1, 2), widths=(4, 8, 12, 16))
+    ours = Whole(backbone, DETRMasks if with_masks else DETR, width=128, heads=8).eval()
     tensors, _ = LAYOUTS["detr_transformers_5" + "_masks" * with_masks].load(theirs.state_dict(), ours.state_dict())
     ours.load_state_dict(ours.state_dict() | tensors)
     images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
@@ -485,8 +485,8 @@ def test_detectors_of_transformers_are_recognised_and_written_back(with_masks, f
         source = load_file(tmp_path / "model.safetensors")
     else:
         source = theirs.state_dict()
-    trunk = {} if timm else {"block": "bottleneck", "depths": (1, 2, 1, 2), "widths": (4, 8, 12, 16)}
-    model = detector("detr_masks" if with_masks else "detr", trunk)
+    backbone = {} if timm else {"block": "bottleneck", "depths": (1, 2, 1, 2), "widths": (4, 8, 12, 16)}
+    model = detector("detr_masks" if with_masks else "detr", backbone)
     report = load_weights(model, source)
     assert report.layout == "detr_transformers" + "_5" * (not file) + "_timm" * timm + "_masks" * with_masks
     assert not report.of("dropped")
@@ -508,14 +508,14 @@ def test_what_is_written_as_the_authors_do_is_recognised(layout):
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def detector(head, trunk, classes=7):
-    """A model on ResNet-18, or what `trunk` makes of it, of the sizes of `of_transformers`."""
+def detector(head, backbone, classes=7):
+    """A model on ResNet-18, or what `backbone` makes of it, of the sizes of `of_transformers`."""
     return build_model(
         "instance_segmentation" if head == "detr_masks" else "detection",
         backbone="resnet/18",
         head=head,
         classes=[f"class {number}" for number in range(classes)],
-        backbone_options=trunk,
+        backbone_options=backbone,
         head_options={
             "queries": 6,
             "channels_inside": 128,
@@ -530,7 +530,7 @@ def test_other_classes_leave_all_but_the_classifier():
     before = model.head.classifier.weight.clone()
     report = load_weights(model, source)
     assert torch.equal(model.head.classifier.weight, before)
-    assert torch.equal(model.head.nothing.weight, source["class_labels_classifier.weight"][-1:])
+    assert torch.equal(model.head.no_object.weight, source["class_labels_classifier.weight"][-1:])
     assert torch.equal(model.head.queries, source["model.query_position_embeddings.weight"])
     names = tuple(f"class {number}" for number in (6, 5, 4, 3, 2, 1, 0))
     load_weights(model, source, transfer=Transfer(classes=names))
@@ -545,8 +545,8 @@ def test_a_classifier_gives_its_trunk_and_nothing_else(head):
     before = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}
     report = load_weights(model, export_weights(giver, "torchvision"))
     assert {entry.name for entry in report.of("dropped")} == {"fc.weight", "fc.bias"}
-    trunk = giver.backbone.state_dict()
-    assert all(torch.equal(tensor, trunk[name]) for name, tensor in model.backbone.state_dict().items())
+    backbone = giver.backbone.state_dict()
+    assert all(torch.equal(tensor, backbone[name]) for name, tensor in model.backbone.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.head.state_dict().items())
     half = export_weights(detector("detr", {}), "detr")  # control: a part of the same head is no other head
     del half["transformer.decoder.norm.weight"]

@@ -74,8 +74,8 @@ def test_same_losses_as_torchvision(counts):
     sum(found.values()).backward()
     sum(sum(losses.values()) for losses in each).backward()
     for mine, their in (
-        (head.propose.conv, other.rpn.head.conv[0][0]),
-        (head.judge.layers[0], other.roi_heads.box_head.fc6),
+        (head.rpn.conv, other.rpn.head.conv[0][0]),
+        (head.box_head.layers[0], other.roi_heads.box_head.fc6),
         (head.neck.pyramid.laterals[0], other.backbone.fpn.inner_blocks[0][0]),
     ):
         wanted = their.weight.grad / 2
@@ -89,10 +89,10 @@ def test_same_losses_as_torchvision(counts):
 @pytest.mark.parametrize("kind", [FasterRCNN, MaskRCNN])
 @torch.no_grad()
 def test_layouts_go_round(kind):
-    """Trunk and all, on sides that 64 does not divide."""
-    trunk = _resnet_fpn_extractor(ResNet(BasicBlock, [1, 1, 1, 1]), 5)
+    """Backbone and all, on sides that 64 does not divide."""
+    backbone = _resnet_fpn_extractor(ResNet(BasicBlock, [1, 1, 1, 1]), 5)
     build = torchvision.models.detection.MaskRCNN if kind is MaskRCNN else torchvision.models.detection.FasterRCNN
-    other = spread(build(trunk, 4, image_mean=(0, 0, 0), image_std=(1, 1, 1))).eval()
+    other = spread(build(backbone, 4, image_mean=(0, 0, 0), image_std=(1, 1, 1))).eval()
     other.transform.resize = lambda image, target: (image, target)
     for norm in (each for each in other.modules() if isinstance(each, nn.BatchNorm2d)):
         norm.weight.fill_(0.7)
@@ -114,7 +114,7 @@ def test_layouts_go_round(kind):
 
     first = {name: tensor.clone() for name, tensor in export_weights(model, "torchvision_rcnn_first").items()}
     assert {"rpn.head.conv.weight", "backbone.fpn.inner_blocks.2.weight"} < set(first)
-    again = spread(build(trunk, 4), seed=1)
+    again = spread(build(backbone, 4), seed=1)
     again.load_state_dict(first)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in state.items())
     spread(model, seed=1)
@@ -169,7 +169,7 @@ def test_a_perfect_output_decodes_to_the_target():
     region = target.boxes + torch.tensor([1.0, -2, 2, 1])
     logits, shifts = torch.full((4, 4), -20.0), torch.zeros(4, 4, 4)
     logits[range(4), target.classes + 1] = 20.0
-    shifts[range(4), target.classes + 1] = boxes.shifts(target.boxes, region, SCALES)
+    shifts[range(4), target.classes + 1] = boxes.encode(target.boxes, region, SCALES)
     raw = raw._replace(regions=(region,), logits=logits, shifts=shifts)
     (found,) = head.decode(raw, [(128, 96)])
     order = found.classes.argsort(stable=True)

@@ -60,7 +60,7 @@ def test_same_losses_as_torchvision():
     wanted.backward()
     pair = head.mask.convs[0].weight.grad, other.roi_heads.mask_head[0][0].weight.grad
     assert (pair[0] - pair[1]).norm() < 2e-3 * pair[1].norm()  # some ReLU of a hundred thousand is at its corner
-    head.judging = type(head.judging)(aligned=True)  # control: masks half a pixel away
+    head.box_options = type(head.box_options)(aligned=True)  # control: masks half a pixel away
     assert (means(head.loss(head(features(batch), targets), targets))["mask"] - wanted).abs() > 1e-4
 
 

@@ -1,4 +1,4 @@
-"""RetinaNet against torchvision's, trunk and all, by the names of its weights."""
+"""RetinaNet against torchvision's, backbone and all, by the names of its weights."""
 
 import copy
 import math
@@ -18,9 +18,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from patchform.backbones import resnet
 from patchform.errors import UsageError
 from patchform.geometry import anchors as anchoring
-from patchform.geometry.boxes import shifts
+from patchform.geometry.boxes import encode
 from patchform.heads import retinanet
-from patchform.heads.retinanet import Form, RetinaNet
+from patchform.heads.retinanet import Options, RetinaNet
 from patchform.loading import export_weights, load_weights
 from patchform.model import Model, build_model
 from patchform.records import Batch, Features, Instances, Preprocessing
@@ -38,9 +38,9 @@ FORMS = {
 def theirs(form):
     """torchvision's, of one block a stage, all tensors random and of a size that leaves probabilities apart."""
     source, norm = form.get("source", "map"), form.get("norm", "none")
-    trunk = ResNet(BasicBlock, [1, 1, 1, 1])
+    backbone = ResNet(BasicBlock, [1, 1, 1, 1])
     extra = LastLevelP6P7(WIDTH if source == "pyramid" else 512, WIDTH)
-    fpn = _resnet_fpn_extractor(trunk, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
+    fpn = _resnet_fpn_extractor(backbone, 5, returned_layers=[2, 3, 4], extra_blocks=extra)
     for name in ("inner_blocks", "layer_blocks"):
         widths = {"inner_blocks": (128, 256, 512), "layer_blocks": (WIDTH,) * 3}[name]
         size = 1 if name == "inner_blocks" else 3
@@ -61,11 +61,16 @@ def theirs(form):
 
 
 def ours(form, state=None, **options):
-    trunk = resnet.ResNet(depths=(1, 1, 1, 1))
+    backbone = resnet.ResNet(depths=(1, 1, 1, 1))
     head = RetinaNet(
-        channels=trunk.channels, strides=trunk.strides, classes=CLASSES, channels_inside=WIDTH, form=form, **options
+        channels=backbone.channels,
+        strides=backbone.strides,
+        classes=CLASSES,
+        channels_inside=WIDTH,
+        form=form,
+        **options,
     )
-    model = Model(trunk, head, classes=NAMES, preprocessing=Preprocessing(size=(128, 128)))
+    model = Model(backbone, head, classes=NAMES, preprocessing=Preprocessing(size=(128, 128)))
     if state is not None:
         load_weights(model, state)
     return model.eval()
@@ -151,7 +156,7 @@ def test_control_another_structure_gives_other_numbers(control):
     model = ours(FORMS["v1"], reference.state_dict())
     images, batch = scene((128, 192))
     if control == "spacing":
-        model.head.form = Form(source="pyramid")
+        model.head.form = Options(source="pyramid")
     elif control == "towers":
         convolutions = model.head.classify.convolutions
         convolutions[0], convolutions[1] = convolutions[1], convolutions[0]
@@ -226,7 +231,7 @@ def test_smooth_l1_and_focal_by_hand():
     model, (_, batch) = small(losses={"smooth_l1": 1.0, "focal": 3.0}), scene((64, 64))
     raw = said(model, batch)
     truth = batch.targets[0]
-    number = anchoring.matched(raw.anchors, truth.boxes, foreground=0.5, background=0.4)
+    number = anchoring.match_boxes(raw.anchors, truth.boxes, foreground=0.5, background=0.4)
     stands = number >= 0
     wanted = torch.zeros_like(raw.logits[0])
     wanted[stands, truth.classes[number[stands]]] = 1
@@ -234,7 +239,7 @@ def test_smooth_l1_and_focal_by_hand():
     assert (~counted).any()
     first = sigmoid_focal_loss(raw.logits[0][counted], wanted[counted], reduction="sum") / stands.sum()
     second = sigmoid_focal_loss(raw.logits[1], torch.zeros_like(raw.logits[1]), reduction="sum")
-    due = shifts(truth.boxes[number[stands]], raw.anchors[stands])
+    due = encode(truth.boxes[number[stands]], raw.anchors[stands])
     smooth = nn.functional.smooth_l1_loss(raw.shifts[0][stands], due, beta=1 / 9, reduction="sum") / stands.sum()
     found = means(model.head.loss(raw, batch.targets))
     torch.testing.assert_close(found, {"smooth_l1": smooth / 2, "focal": 3 * (first + second) / 2})
@@ -276,7 +281,7 @@ def test_a_crowd_counts_for_nothing():
     raw = said(model, batch)
     boxes = torch.tensor([[0.0, 0, 40, 40], [44, 44, 60, 60]])
     truth = Instances(boxes, torch.tensor([1, 2]), crowd=torch.tensor([True, False]))
-    number = anchoring.matched(raw.anchors, boxes, foreground=0.5, background=0.4, crowd=truth.crowd)
+    number = anchoring.match_boxes(raw.anchors, boxes, foreground=0.5, background=0.4, crowd=truth.crowd)
     inside = (anchoring.share_inside(raw.anchors, boxes[:1])[:, 0] > anchoring.CROWDED) & (number < 0)
     assert inside.sum() > 50
     other = raw._replace(logits=raw.logits + 3 * inside[:, None])
@@ -328,10 +333,10 @@ def perfect(model, batch):
         raw = model.head(model.features(batch))
     logits, moves = torch.full_like(raw.logits, -20.0), torch.zeros_like(raw.shifts)
     for image, truth in enumerate(batch.targets):
-        number = anchoring.matched(raw.anchors, truth.boxes, foreground=0.5, background=0.4)
+        number = anchoring.match_boxes(raw.anchors, truth.boxes, foreground=0.5, background=0.4)
         (rows,) = (number >= 0).nonzero(as_tuple=True)
         logits[image, rows, truth.classes[number[rows]]] = 5 + number[rows].float()
-        moves[image, rows] = shifts(truth.boxes[number[rows]], raw.anchors[rows])
+        moves[image, rows] = encode(truth.boxes[number[rows]], raw.anchors[rows])
     return raw._replace(logits=logits, shifts=moves)
 
 

@@ -14,18 +14,18 @@ from patchform.records import Label
 
 
 def features_of(name="vit/nano", frames=5, padding=None):
-    trunk = build_backbone(name).eval()
-    randomise(trunk)
+    backbone = build_backbone(name).eval()
+    randomise(backbone)
     clips = torch.randn(2, frames, 3, 32, 40, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return trunk, clips, over_frames(trunk, clips, padding=padding)
+        return backbone, clips, over_frames(backbone, clips, padding=padding)
 
 
 @pytest.mark.parametrize("name", ["vit/nano", "pvt/nano"])
 def test_a_clip_is_its_frames_one_by_one(name):
-    trunk, clips, features = features_of(name)
+    backbone, clips, features = features_of(name)
     with torch.no_grad():
-        one = trunk(clips[1])
+        one = backbone(clips[1])
     torch.testing.assert_close(features.frames[1], one.summary)
     torch.testing.assert_close(features.summary[1], one.summary.mean(0))
     torch.testing.assert_close(features.tokens[1], one.tokens.flatten(0, 1))
@@ -36,9 +36,9 @@ def test_a_clip_is_its_frames_one_by_one(name):
 def test_padding_is_that_of_all_frames():
     hidden = torch.zeros(2, 32, 40, dtype=torch.bool)
     hidden[0, :, 24:] = True
-    trunk, clips, features = features_of(padding=hidden)
+    backbone, clips, features = features_of(padding=hidden)
     with torch.no_grad():
-        one = trunk(clips[0], padding=hidden[:1].expand(5, -1, -1))
+        one = backbone(clips[0], padding=hidden[:1].expand(5, -1, -1))
     torch.testing.assert_close(features.frames[0], one.summary)
     torch.testing.assert_close(features.padding[0], one.padding[0])
 
@@ -49,11 +49,11 @@ def heads(width):
 
 
 def test_the_order_of_frames_counts_for_the_encoder_alone():
-    trunk, clips, features = features_of()
-    pooled, ordered = heads(trunk.width)
+    backbone, clips, features = features_of()
+    pooled, ordered = heads(backbone.width)
     randomise(pooled)
     randomise(ordered)
-    backwards = over_frames(trunk, clips.flip(1))
+    backwards = over_frames(backbone, clips.flip(1))
     with torch.no_grad():
         torch.testing.assert_close(pooled.eval()(features), pooled(backwards))
         assert (ordered.eval()(features) - ordered(backwards)).abs().max() > 1e-2
@@ -61,8 +61,8 @@ def test_the_order_of_frames_counts_for_the_encoder_alone():
 
 def test_any_number_of_frames_and_gradients_to_all():
     for frames in (1, 2, 7):
-        trunk, _, features = features_of(frames=frames)
-        head = heads(trunk.width)[1]
+        backbone, _, features = features_of(frames=frames)
+        head = heads(backbone.width)[1]
         loss = means(head.loss(head(features), [Label(torch.tensor([0])), Label(torch.tensor([3]))]))["loss"]
         loss.backward()
         assert loss.isfinite()
@@ -70,6 +70,6 @@ def test_any_number_of_frames_and_gradients_to_all():
 
 
 def test_without_frames_it_says_what_is_missing():
-    trunk, _, features = features_of()
+    backbone, _, features = features_of()
     with pytest.raises(UsageError, match="summary of each frame"):
-        heads(trunk.width)[1](features._replace(frames=None))
+        heads(backbone.width)[1](features._replace(frames=None))

@@ -4,7 +4,7 @@ from reference import randomise
 
 from patchform.inspect.reconstructions import Reconstructions
 from patchform.model import build_model
-from patchform.pretraining.base import hide, patchify
+from patchform.pretraining.base import patchify, random_mask
 from patchform.records import Preprocessing
 
 
@@ -28,7 +28,7 @@ def test_visible_patches_are_as_they_are_and_hidden_ones_are_not(normed):
     assert torch.equal(torch.get_rng_state(), state)
     assert values.shape == (2, 2, 3, 32, 32)
     assert 0 <= values.min() < values.max() <= 1
-    mask = hide(torch.rand(2, 16, generator=torch.Generator().manual_seed(0)), 0.75).mask
+    mask = random_mask(torch.rand(2, 16, generator=torch.Generator().manual_seed(0)), 0.75).mask
     real, seen, filled = (patchify(each, 8) for each in (images / 255, values[:, 0], values[:, 1]))
     for part in (seen, filled):
         torch.testing.assert_close(part[~mask], real[~mask], rtol=0, atol=1e-6)

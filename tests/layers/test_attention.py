@@ -109,7 +109,7 @@ def seen_through(pattern, grid, *, padding=None, batch=2, width=12, heads=3):
     attention = Attention(width, heads).double()
     x = normal(batch, *grid, width)
     groups = pattern.gather(x, padding)
-    fast = pattern.scatter(attention(groups.tokens, allowed=groups.allowed, widen=groups.widen), grid)
+    fast = pattern.scatter(attention(groups.tokens, allowed=groups.allowed, gather_keys=groups.gather_keys), grid)
     everything = x.flatten(1, 2)[:, None]
     q, k, v = attention.qkv(everything).unflatten(-1, (3, heads, -1)).permute(3, 0, 1, 4, 2, 5)
     allowed = pattern.picture(grid).expand(batch, 1, 1, -1, -1)
@@ -145,16 +145,16 @@ class Unmasked(Windows):
 class Unshifted(Windows):
     """Broken on purpose: the definition is displaced, the seats are not."""
 
-    def seats(self, grid):
-        return Windows(self.size).seats(grid)
+    def query_index(self, grid):
+        return Windows(self.size).query_index(grid)
 
 
 class Deaf(Neighborhood):
     """Broken on purpose: a halo one cell too small."""
 
-    def keys(self, grid):
+    def key_index(self, grid):
         inner = Neighborhood(self.radius - 1, self.tile)
-        return inner.keys(grid)
+        return inner.key_index(grid)
 
 
 @pytest.mark.parametrize("broken", [Unmasked((4, 4), (2, 2)), Unshifted((4, 4), (2, 2)), Deaf(2, tile=4)], ids=str)
@@ -165,10 +165,10 @@ def test_controls_a_broken_fast_route_is_seen(broken):
 
 @pytest.mark.parametrize(("pattern", "grid"), list(itertools.product(PATTERNS, GRIDS)), ids=str)
 def test_no_mask_exactly_where_all_see_all(pattern, grid):
-    seats = pattern.seats(grid)
+    seats = pattern.query_index(grid)
     cells = seats.flatten()[seats.flatten() >= 0]
     assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
-    keys = pattern.keys(grid)
+    keys = pattern.key_index(grid)
     if keys is not None:
         assert all(len(row[row >= 0].unique()) == int((row >= 0).sum()) for row in keys)
     allowed = _tables(pattern, grid, torch.device("cpu")).allowed

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 
 
 class Counting(nn.Module):
@@ -69,8 +69,8 @@ def test_what_lies_beside_is_chosen_alike():
 
 
 def test_rates_rise_linearly():
-    assert rising(0.2, 3) == [0.0, 0.1, 0.2]
-    assert rising(0.2, 1) == [0.0]
+    assert linear_rates(0.2, 3) == [0.0, 0.1, 0.2]
+    assert linear_rates(0.2, 1) == [0.0]
 
 
 def test_a_branch_that_is_computed_for_all():

@@ -7,12 +7,12 @@ from torch import nn
 
 from patchform.geometry import grids
 from patchform.layers import fitting
-from patchform.layers.fitting import How
+from patchform.layers.fitting import TransferContext
 from patchform.layers.patches import Patches, Tubelets
 from patchform.layers.positions import Learned1D, Learned2D, Relative2D, RelativeBias
 from patchform.settings import Transfer
 
-PLAIN = How(Transfer())
+PLAIN = TransferContext(Transfer())
 
 
 def drawn(*shape, seed=0):
@@ -25,7 +25,7 @@ def test_google_resizes_positions_with_the_corners_aligned():
     for side in (8, 3):
         position = Learned1D(6, (side, side), prefix=1)
         wanted = tensors[f"output.{side}x{side}"]
-        grown, note = position.fit("table", table, How(Transfer(), corners=True))
+        grown, note = position.fit("table", table, TransferContext(Transfer(), corners=True))
         assert note == f"grid 4 x 4 to {side} x {side}"
         torch.testing.assert_close(grown, wanted, rtol=0, atol=2e-6)
         other, _ = position.fit("table", table, PLAIN)
@@ -58,7 +58,7 @@ def test_relative_tables_grow_as_they_do_in_forward(kind):
     [(16, None, (4, 4)), (24, (4, 6), (4, 6)), (6, (4, 6), (2, 3)), (24, None, None), (20, (4, 6), None)],
 )
 def test_the_grid_of_a_table_is_a_square_or_said(cells, grid, native):
-    how = How(Transfer(grid=grid))
+    how = TransferContext(Transfer(grid=grid))
     if native is None:
         with pytest.raises(ValueError, match="name the grid"):
             how.grid_of(cells)
@@ -89,19 +89,19 @@ def test_other_patches_must_be_allowed():
     patches, kernel = Patches(3, 5, 8), drawn(5, 3, 16, 16)
     with pytest.raises(ValueError, match="patches of 16 pixels to 8"):
         patches.fit("proj.weight", kernel, PLAIN)
-    weight, note = patches.fit("proj.weight", kernel, How(Transfer(patch="resample")))
+    weight, note = patches.fit("proj.weight", kernel, TransferContext(Transfer(patch="resample")))
     assert weight.shape == patches.proj.weight.shape
     assert note == "patches of 16 pixels to 8"
     for wrong in (drawn(5, 768), drawn(4, 3, 16, 16)):
         with pytest.raises(ValueError, match="no kernel"):
-            patches.fit("proj.weight", wrong, How(Transfer(patch="resample")))
+            patches.fit("proj.weight", wrong, TransferContext(Transfer(patch="resample")))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 def test_averaged_channels_keep_what_a_grey_picture_gave(channels):
     kernel, grey = drawn(5, 3, 8, 8).double(), drawn(2, 1, 8, 8, seed=1).double()
     patches = Patches(channels, 5, 8).double()
-    weight, note = patches.fit("proj.weight", kernel, How(Transfer(channels="average")))
+    weight, note = patches.fit("proj.weight", kernel, TransferContext(Transfer(channels="average")))
     assert note == f"3 channels to {channels}, averaged"
     after = grey.expand(-1, channels, -1, -1).flatten(1) @ weight.t()
     before = grey.expand(-1, 3, -1, -1).flatten(1) @ kernel.flatten(1).t()
@@ -110,7 +110,7 @@ def test_averaged_channels_keep_what_a_grey_picture_gave(channels):
 
 def test_repeated_channels_come_in_turn():
     kernel = drawn(5, 3, 8, 8)
-    weight, note = Patches(7, 5, 8).fit("proj.weight", kernel, How(Transfer(channels="repeat")))
+    weight, note = Patches(7, 5, 8).fit("proj.weight", kernel, TransferContext(Transfer(channels="repeat")))
     assert note == "3 channels to 7, repeated"
     turns = kernel[:, [0, 1, 2, 0, 1, 2, 0]] * 3 / 7
     torch.testing.assert_close(weight, turns.flatten(1))
@@ -123,10 +123,12 @@ def test_channels_are_sliced_fresh_or_refused():
     two, four = Patches(2, 5, 8), Patches(4, 5, 8)
     with pytest.raises(ValueError, match="say how"):
         two.fit("proj.weight", kernel, PLAIN)
-    assert torch.equal(two.fit("proj.weight", kernel, How(Transfer(channels="slice")))[0], kernel[:, :2].flatten(1))
+    assert torch.equal(
+        two.fit("proj.weight", kernel, TransferContext(Transfer(channels="slice")))[0], kernel[:, :2].flatten(1)
+    )
     with pytest.raises(ValueError, match="not so many"):
-        four.fit("proj.weight", kernel, How(Transfer(channels="slice")))
-    fresh, note = four.fit("proj.weight", kernel, How(Transfer(channels="new")))
+        four.fit("proj.weight", kernel, TransferContext(Transfer(channels="slice")))
+    fresh, note = four.fit("proj.weight", kernel, TransferContext(Transfer(channels="new")))
     assert torch.equal(fresh, four.proj.weight)
     assert note == "3 channels to 4, fresh"
 
@@ -139,7 +141,7 @@ def test_a_still_clip_gives_what_the_picture_gave(frames):
     clip.proj.bias.data = image.proj.bias.data
     with pytest.raises(ValueError, match="say how"):
         clip.fit("proj.weight", kernel, PLAIN)
-    clip.proj.weight.data, note = clip.fit("proj.weight", kernel, How(Transfer(frames=frames)))
+    clip.proj.weight.data, note = clip.fit("proj.weight", kernel, TransferContext(Transfer(frames=frames)))
     assert note == f"1 frame to 4, {frames}"
     still = picture[:, None].expand(-1, 4, -1, -1, -1)
     torch.testing.assert_close(clip(still)[:, 0], image(picture), rtol=1e-4, atol=1e-4)
@@ -152,7 +154,7 @@ def test_tubelets_of_other_patches_and_channels():
     kernel, own = drawn(5, 3, 2, 8, 8), Tubelets(1, 5, 16, 2)
     with pytest.raises(ValueError, match="3 channels to 1: say how"):
         own.fit("proj.weight", kernel, PLAIN)
-    how = How(Transfer(channels="average", patch="resample"))
+    how = TransferContext(Transfer(channels="average", patch="resample"))
     found, note = own.fit("proj.weight", kernel, how)
     assert note == "3 channels to 1, averaged, patches of 8 pixels to 16"
     frames = [Patches(1, 5, 16).fit("proj.weight", kernel[:, :, frame], how)[0] for frame in range(2)]

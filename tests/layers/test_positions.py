@@ -7,11 +7,11 @@ from patchform.errors import UsageError
 from patchform.layers import positions
 from patchform.layers.positions import (
     Learned2D,
-    PlaceInPicture,
+    LearnedPosition2D,
     Relative2D,
     RelativeBias,
-    RowsAndColumns,
     SinCos2D,
+    SinePosition2D,
     Sinusoid1D,
 )
 
@@ -44,7 +44,7 @@ def test_learned_2d_is_row_beside_column():
 def test_place_in_picture_by_its_formula():
     padding = torch.zeros(2, 3, 4, dtype=torch.bool)
     padding[1, 2:], padding[1, :, 3:] = True, True
-    placed = PlaceInPicture(8)((3, 4), padding)
+    placed = SinePosition2D(8)((3, 4), padding)
     for image, (rows, columns) in enumerate([(3, 4), (2, 3)]):
         for y in range(rows):
             for x in range(columns):
@@ -56,7 +56,7 @@ def test_place_in_picture_by_its_formula():
 
 
 def test_rows_and_columns_are_taken_by_number_and_spread_beyond_it():
-    position, padding = RowsAndColumns(8, number=5), torch.zeros(2, 3, 5, dtype=torch.bool)
+    position, padding = LearnedPosition2D(8, number=5), torch.zeros(2, 3, 5, dtype=torch.bool)
     placed = position((3, 5), padding)
     assert torch.equal(placed[0, 5 + 4], torch.cat([position.columns[4], position.rows[1]]))
     wide = position((3, 10), padding)[0].unflatten(0, (3, 10))
@@ -80,7 +80,7 @@ def test_relative_2d_against_a_loop():
 
 @pytest.mark.parametrize("name", ["learned_1d", "sinusoid_1d", "learned_2d", "sincos_2d", "none"])
 def test_absolute_positions_take_any_grid(name):
-    position = positions.outside(name, 8, (4, 4), prefix=1)
+    position = positions.absolute(name, 8, (4, 4), prefix=1)
     for grid in ((4, 4), (1, 1), (3, 9), (40, 2)):
         tokens = torch.randn(2, 1 + grid[0] * grid[1], 8)
         placed = position(tokens, grid)
@@ -91,7 +91,7 @@ def test_absolute_positions_take_any_grid(name):
 
 @pytest.mark.parametrize("name", ["relative_bias", "relative_2d", "rope_2d"])
 def test_inside_positions_take_any_grid_and_leave_other_tokens_alone(name):
-    position = positions.inside(name, 16, 2, (4, 4))
+    position = positions.relative(name, 16, 2, (4, 4))
     for grid in ((4, 4), (1, 1), (3, 9)):
         q = torch.randn(2, 1, 2, 1 + grid[0] * grid[1], 8)
         turned, _, bias = position(q, q, grid)
@@ -114,13 +114,13 @@ def test_native_bias_is_the_table_and_a_larger_one_is_a_resized_picture():
 
 def test_widths_that_do_not_part_are_refused():
     with pytest.raises(UsageError, match="even width"):
-        positions.outside("learned_2d", 7, (2, 2))
+        positions.absolute("learned_2d", 7, (2, 2))
     with pytest.raises(UsageError, match="4 divides"):
-        positions.inside("rope_2d", 12, 2, (2, 2))
+        positions.relative("rope_2d", 12, 2, (2, 2))
     with pytest.raises(UsageError, match="4 divides"):
-        PlaceInPicture(6)
+        SinePosition2D(6)
 
 
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(UsageError, match='did you mean "relative_bias"'):
-        positions.outside("relative_bais", 8, (4, 4))
+        positions.absolute("relative_bais", 8, (4, 4))

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
 
 from patchform.geometry.anchors import BACKGROUND, NEITHER
-from patchform.layers.regions import Read, sampled
+from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
 
 STRIDES, SIZE = (4, 8, 16, 32), (256, 320)
 
@@ -29,16 +29,18 @@ def in_order(found):
 @pytest.mark.parametrize("counts", [(60, 40), (0, 5), (0, 0)])
 def test_reads_as_torchvision(counts):
     maps, each = [x.requires_grad_() for x in levels()], [regions(count, seed) for seed, count in enumerate(counts)]
-    found = in_order(Read(STRIDES, 7, aligned=False)(maps, each, SIZE))
-    theirs = MultiScaleRoIAlign([str(i) for i in range(4)], 7, 2)
+    found = in_order(MultiScaleRoIAlign(STRIDES, 7, aligned=False)(maps, each, SIZE))
+    theirs = TorchvisionRoIAlign([str(i) for i in range(4)], 7, 2)
     wanted = theirs({str(i): x for i, x in enumerate(maps)}, each, [SIZE] * 2)
     torch.testing.assert_close(found, wanted)
     weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3))
     ours, torchvisions = (torch.autograd.grad((x * weights).sum(), maps) for x in (found, wanted))
     torch.testing.assert_close(ours, torchvisions)
     if all(counts):
-        assert (in_order(Read(STRIDES, 7)(maps, each, SIZE)) - wanted).abs().max() > 0.1  # control: half a cell away
-        other = in_order(Read(STRIDES, 7, side=112, aligned=False)(maps, each, SIZE))
+        assert (
+            in_order(MultiScaleRoIAlign(STRIDES, 7)(maps, each, SIZE)) - wanted
+        ).abs().max() > 0.1  # control: half a cell away
+        other = in_order(MultiScaleRoIAlign(STRIDES, 7, side=112, aligned=False)(maps, each, SIZE))
         assert (other - wanted).abs().max() > 0.1  # control: from other levels
 
 
@@ -48,37 +50,37 @@ def test_reads_as_torchvision(counts):
 def test_the_level_suits_the_side(side, level):
     maps = [torch.full((1, 1, 5000 // stride, 5000 // stride), float(level)) for level, stride in enumerate(STRIDES)]
     box = torch.tensor([[0.0, 0, side, side]])
-    assert Read(STRIDES, 1)(maps, [box], (5000, 5000))[0].item() == level
-    assert Read((3.5, 7, 14, 28), 1)(maps, [box * 14 / 16], (1, 1))[0].item() == level
-    assert Read(STRIDES, 1, side=112)(maps, [box / 2], (5000, 5000))[0].item() == level
-    assert Read((16,), 1)(maps[:1], [box], (1, 1))[0].item() == 0
+    assert MultiScaleRoIAlign(STRIDES, 1)(maps, [box], (5000, 5000))[0].item() == level
+    assert MultiScaleRoIAlign((3.5, 7, 14, 28), 1)(maps, [box * 14 / 16], (1, 1))[0].item() == level
+    assert MultiScaleRoIAlign(STRIDES, 1, side=112)(maps, [box / 2], (5000, 5000))[0].item() == level
+    assert MultiScaleRoIAlign((16,), 1)(maps[:1], [box], (1, 1))[0].item() == 0
 
 
 def test_a_region_is_read_where_it_is():
     """A ramp says where it was asked."""
     x = (torch.arange(32.0) + 0.5).expand(1, 1, 32, 32) * 4  # the pixel at which each cell's centre lies
     box = torch.tensor([[20.0, 30, 52, 62]])
-    read = Read((4,), 8)([x], [box], (128, 128))[0]
+    read = MultiScaleRoIAlign((4,), 8)([x], [box], (128, 128))[0]
     torch.testing.assert_close(read[0, 0, 0], 20 + 4 * (torch.arange(8) + 0.5))
-    shifted = Read((4,), 8, aligned=False)([x], [box], (128, 128))[0]
+    shifted = MultiScaleRoIAlign((4,), 8, aligned=False)([x], [box], (128, 128))[0]
     torch.testing.assert_close(shifted[0, 0, 0], read[0, 0, 0] + 2)  # half a cell
-    rounded = Read((3,), 8)([x], [box], (128, 128))[0]  # cells of 4 pixels whose maker says 3
+    rounded = MultiScaleRoIAlign((3,), 8)([x], [box], (128, 128))[0]  # cells of 4 pixels whose maker says 3
     torch.testing.assert_close(rounded, read)
 
 
 def test_a_sample():
     stands_for = torch.full((1000,), BACKGROUND)
     stands_for[:30], stands_for[30:100] = torch.arange(30), NEITHER
-    rows = sampled(stands_for, 80, 0.25, 0)
+    rows = balanced_sample(stands_for, 80, 0.25, 0)
     assert len(rows) == len(rows.unique()) == 80
     assert (stands_for[rows[:20]] >= 0).all()
     assert (stands_for[rows[20:]] == BACKGROUND).all()
-    assert len(sampled(stands_for, 80, 0.5, 0)) == 80  # all 30 objects
-    assert len(sampled(stands_for[:130], 80, 0.5, 0)) == 60  # all there is
-    assert len(sampled(stands_for[30:100], 80, 0.5, 0)) == 0
+    assert len(balanced_sample(stands_for, 80, 0.5, 0)) == 80  # all 30 objects
+    assert len(balanced_sample(stands_for[:130], 80, 0.5, 0)) == 60  # all there is
+    assert len(balanced_sample(stands_for[30:100], 80, 0.5, 0)) == 0
     drawn = torch.zeros(1000)
     for seed in range(300):
-        drawn[sampled(stands_for, 80, 0.25, seed)] += 1 / 300
+        drawn[balanced_sample(stands_for, 80, 0.25, seed)] += 1 / 300
     assert drawn[30:100].max() == 0
     assert (drawn[:30].mean() - 20 / 30).abs() < 1e-3
     assert (drawn[:30] - 20 / 30).abs().max() < 0.15  # everyone's chance is the same

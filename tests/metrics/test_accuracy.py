@@ -21,7 +21,7 @@ def by_definition(scores, truth):
     return {
         "top1": sum(rank < 1 for rank in ranks) / len(ranks),
         "top5": sum(rank < 5 for rank in ranks) / len(ranks),
-        "class_mean": sum(defined) / len(defined),
+        "mean_class_accuracy": sum(defined) / len(defined),
         "recalls": recalls,
         "confusion": confusion,
     }
@@ -48,7 +48,7 @@ def score(scores, truth, batch):
 def test_equals_the_definition(seed, ties):
     scores, truth = data(seed, ties=ties)
     wanted, found = by_definition(scores, truth), score(scores, truth, 7)
-    for name in ("top1", "top5", "class_mean"):
+    for name in ("top1", "top5", "mean_class_accuracy"):
         assert found.numbers[name] == pytest.approx(wanted[name], abs=1e-12)
     assert [row[0] for row in found.tables["classes"].values] == wanted["recalls"]
     assert found.tables["confusion"].values == wanted["confusion"]

@@ -86,7 +86,7 @@ def by_pycocotools(predictions, targets, classes, kind):
     coco, tool = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
     runs = pytest.importorskip("pycocotools.mask")
 
-    def outlines(target):
+    def segmentations(target):
         if target.masks is None:
             return [None] * len(target.boxes)
         dense = masks.to_dense(target.masks).numpy().astype(np.uint8)
@@ -98,13 +98,13 @@ def by_pycocotools(predictions, targets, classes, kind):
 
     truth, results = [], []
     for image, (guess, target) in enumerate(zip(predictions, targets)):
-        for index, (box, outline) in enumerate(zip(target.boxes, outlines(target))):
+        for index, (box, outline) in enumerate(zip(target.boxes, segmentations(target))):
             area = xywh(box)[2] * xywh(box)[3] if outline is None else int(runs.area(outline))
             one = {"id": len(truth) + 1, "image_id": image, "category_id": int(target.classes[index])}
             one |= {"bbox": xywh(box), "area": area if target.areas is None else float(target.areas[index])}
             one |= {"iscrowd": int(target.crowd is not None and bool(target.crowd[index]))}
             truth.append(one | ({} if outline is None else {"segmentation": outline}))
-        for index, (box, outline) in enumerate(zip(guess.boxes, outlines(guess))):
+        for index, (box, outline) in enumerate(zip(guess.boxes, segmentations(guess))):
             one = {"image_id": image, "category_id": int(guess.classes[index]), "score": float(guess.scores[index])}
             one |= {"bbox": xywh(box)} if outline is None else {"segmentation": outline}
             results.append(one)

@@ -11,7 +11,7 @@ from torch import nn
 from patchform.errors import UsageError
 from patchform.layers.drop import DropPath
 from patchform.model import build_model
-from patchform.pretraining.base import hide
+from patchform.pretraining.base import random_mask
 from patchform.records import Batch, Label, Preprocessing
 
 ROUNDING = 2e-7
@@ -55,11 +55,13 @@ def defined(model, batch, temperature=0.04):
     for number in range(len(batch.images)):
         large = [model.normalise(crop[None]) for crop in batch.images[number]]
         small = [] if batch.views is None else [model.normalise(crop[None]) for crop in batch.views[number]]
-        goals = [projected(model.head.teacher, model.backbone(crop).summary) for crop in large]
-        goals = [((goal - model.head.centre) / temperature).softmax(1) for goal in goals]
-        says = [projected(model.head.projection, model.head.student(crop).summary) for crop in (*large, *small)]
-        for i, goal in enumerate(goals):
-            for j, say in enumerate(says):
+        teacher_probs = [projected(model.head.teacher, model.backbone(crop).summary) for crop in large]
+        teacher_probs = [((goal - model.head.centre) / temperature).softmax(1) for goal in teacher_probs]
+        teacher_logits = [
+            projected(model.head.projection, model.head.student(crop).summary) for crop in (*large, *small)
+        ]
+        for i, goal in enumerate(teacher_probs):
+            for j, say in enumerate(teacher_logits):
                 if i != j:
                     total, pairs = total - (goal * (say / 0.1).log_softmax(1)).sum(), pairs + 1
     return total / pairs
@@ -101,10 +103,10 @@ def test_centre_and_teacher_move_as_defined():
     model.begin(step=3, steps=10, epoch=5)
     centre, before = model.head.centre.clone(), {k: v.clone() for k, v in model.backbone.named_parameters()}
     large = batch.images.transpose(0, 1).flatten(0, 1)
-    says = projected(model.head.teacher, model.backbone(model.normalise(large)).summary)
+    teacher_logits = projected(model.head.teacher, model.backbone(model.normalise(large)).summary)
     model(batch)
     model.after_step(3)
-    torch.testing.assert_close(model.head.centre, 0.9 * centre + 0.1 * says.mean(0))
+    torch.testing.assert_close(model.head.centre, 0.9 * centre + 0.1 * teacher_logits.mean(0))
     stays = 1 - 0.1 * (math.cos(math.pi * 3 / 10) + 1) / 2
     student = dict(model.head.student.named_parameters())
     for name, tensor in model.backbone.named_parameters():
@@ -138,7 +140,9 @@ def test_student_and_teacher_begin_alike_and_only_the_student_is_random():
     model.begin(step=0, steps=10, epoch=5)
     for name, tensor in model.backbone.state_dict().items():
         assert torch.equal(tensor, model.head.student.state_dict()[name])
-    rates = [[m.rate for m in trunk.modules() if isinstance(m, DropPath)] for trunk in (model.backbone, model.trained)]
+    rates = [
+        [m.rate for m in backbone.modules() if isinstance(m, DropPath)] for backbone in (model.backbone, model.trained)
+    ]
     assert (max(rates[0]), max(rates[1])) == (0.0, 0.5)
 
 
@@ -149,7 +153,7 @@ def test_the_masked_term_is_that_of_its_definition():
     torch.manual_seed(3)
     draws = torch.rand(3, 2, 17).transpose(0, 1).flatten(0, 1)  # crop by crop
     half = draws[:, 16:] < 0.5
-    mask = hide(draws[:, :16], 0.3).mask & half
+    mask = random_mask(draws[:, :16], 0.3).mask & half
     assert 0 < int(half.sum()) < 6
     large = model.normalise(batch.images.transpose(0, 1).flatten(0, 1))
     cells = model.head.student.patches(large).flatten(1, 2)

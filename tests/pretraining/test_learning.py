@@ -137,7 +137,7 @@ def test_a_run_resumes_to_the_same_bits_and_says_how_it_goes(method, sections, p
 
 @pytest.fixture(scope="module")
 def finished(pictures, tmp_path_factory):
-    """A finished run of dino, the method with most beside its trunk."""
+    """A finished run of dino, the method with most beside its backbone."""
     return loop.train(recipe("dino", pictures, tmp_path_factory.mktemp("runs")), progress=False).folder
 
 
@@ -153,8 +153,8 @@ def test_the_result_starts_a_classifier_is_probed_and_predicts(finished, picture
     tuned = loop.train(start, progress=False)
     said = capsys.readouterr().err
     assert "head.student" in said or "the source has another head" in said
-    trunk = load(finished).backbone.state_dict()
-    assert all(torch.equal(tensor, trunk[name]) for name, tensor in tuned.model.backbone.state_dict().items())
+    backbone = load(finished).backbone.state_dict()
+    assert all(torch.equal(tensor, backbone[name]) for name, tensor in tuned.model.backbone.state_dict().items())
     found = probe(finished, pictures / "val", method="linear", cache=None)
     assert found.scores.numbers["top1"] is not None
     answer = next(Predictor(load(finished)).predict(pictures / "train/000.png"))

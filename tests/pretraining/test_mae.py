@@ -8,14 +8,14 @@ from reference import golden, randomise
 from patchform.errors import UsageError
 from patchform.loading import export_weights, load_weights
 from patchform.model import build_model
-from patchform.pretraining.base import hide, patchify, unpatchify
+from patchform.pretraining.base import patchify, random_mask, unpatchify
 from patchform.records import Batch, Preprocessing
 
 TRUNK = {"width": 24, "depth": 2, "heads": 3, "patch": 8, "position": "sincos_2d"}
 DECODER = {"width": 16, "depth": 2, "heads": 4}
 
 
-def method(trunk=TRUNK, decoder=DECODER, *, backbone="vit/nano", side=32, **options):
+def method(backbone_options=TRUNK, decoder=DECODER, *, backbone="vit/nano", side=32, **options):
     torch.manual_seed(0)
     return build_model(
         "pretraining",
@@ -23,7 +23,7 @@ def method(trunk=TRUNK, decoder=DECODER, *, backbone="vit/nano", side=32, **opti
         head="mae",
         classes=(),
         preprocessing=Preprocessing(size=(side, side), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-        backbone_options=trunk,
+        backbone_options=backbone_options,
         head_options=decoder | options,
     ).eval()
 
@@ -43,8 +43,8 @@ def test_equals_the_authors_code(name):
     with torch.no_grad():
         found = model.reconstruct(images, noise)
         loss = means(model(batch_of(images), noise))["loss"]
-        hidden = hide(noise, 0.75)
-        seen = model.backbone.seen(images, hidden.order[:, : hidden.visible])
+        hidden = random_mask(noise, 0.75)
+        seen = model.backbone.encode_visible(images, hidden.order[:, : hidden.visible])
     assert torch.equal(found.mask.float(), tensors["output.mask"])
     for ours, key in ((found.patches, "output.pred"), (loss[None], "output.loss"), (seen, "encoder_norm")):
         assert (ours - tensors[key]).abs().max() <= 10 * rounding[key], key
@@ -54,8 +54,8 @@ def test_equals_the_authors_code(name):
 def test_control_a_fault_is_seen(fault):
     _, tensors, parameters, rounding = golden("mae_normpix")
     parameters = dict(parameters)
-    trunk = TRUNK | ({"position": "sinusoid_1d"} if fault == "positions" else {})
-    model = method(trunk)
+    backbone_options = TRUNK | ({"position": "sinusoid_1d"} if fault == "positions" else {})
+    model = method(backbone_options)
     if fault == "order":  # channels outermost in a patch
         weight = parameters["decoder_pred.weight"]
         parameters["decoder_pred.weight"] = weight.unflatten(0, (8, 8, 3)).permute(2, 0, 1, 3).flatten(0, 2)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from patchform.errors import UsageError
 from patchform.model import build_model
-from patchform.pretraining.base import hide
+from patchform.pretraining.base import random_mask
 from patchform.pretraining.masked_patches import corrupted
 from patchform.records import Batch, Preprocessing
 
@@ -34,7 +34,7 @@ def test_half_is_corrupted_and_eight_one_one_in_ten_of_it_are_masked_swapped_and
     torch.manual_seed(0)
     pictures, count = 400, 50
     patches = torch.arange(float(pictures * count)).view(pictures, count, 1)
-    mask = hide(torch.rand(pictures, count), 0.5).mask
+    mask = random_mask(torch.rand(pictures, count), 0.5).mask
     found = corrupted(patches, mask, torch.rand(pictures, count), torch.rand(pictures, count), torch.tensor([-1.0]))
     masked, kept = (found == -1)[..., 0], (found == patches)[..., 0]
     swapped = ~masked & ~kept
@@ -85,7 +85,7 @@ def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
     noise, fate = torch.rand(2, 16), torch.full((2, 16), 0.95)  # corrupted by name only
     loss = means(model(batch_of(images), noise, fate))["loss"]
     tokens = model.backbone(model.normalise(images)).tokens
-    mask = hide(noise, 0.5).mask
+    mask = random_mask(noise, 0.5).mask
     says = model.head.outputs(tokens)
     each = []
     for picture, patch in mask.nonzero().tolist():
@@ -105,7 +105,7 @@ def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
 def test_masked_patches_are_not_seen():
     model, noise, fate = randomise(method()), torch.rand(1, 16), torch.zeros(1, 16)
     images = torch.rand(1, 3, 32, 32)
-    hidden = hide(noise, 0.5).mask.view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    hidden = random_mask(noise, 0.5).mask.view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     other = torch.where(hidden, 1 - images, images)
     model.wanted = lambda pixels: torch.zeros(1, 16, 1, dtype=torch.int64)
     assert torch.equal(

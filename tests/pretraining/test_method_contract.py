@@ -83,8 +83,8 @@ def test_a_step_moves_the_trunk_and_the_result_is_an_ordinary_one(name, backbone
     )
     report = load_weights(classifier, tmp_path)
     assert all(entry.name.startswith("head.") for entry in report.dropped)
-    trunk = classifier.backbone.state_dict()
-    assert all(torch.equal(trunk[key], tensor) for key, tensor in model.backbone.state_dict().items())
+    trained_backbone = classifier.backbone.state_dict()
+    assert all(torch.equal(trained_backbone[key], tensor) for key, tensor in model.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,4 +1,4 @@
-"""Features of a frozen trunk: right, computed once, found again, and never trusted when anything differs."""
+"""Features of a frozen backbone: right, computed once, found again, and never trusted when anything differs."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def listing(folder):
 
 
 class Counted:
-    """A model, and how many images its trunk has looked at."""
+    """A model, and how many images its backbone has looked at."""
 
     def __init__(self, backbone="vit/nano", seed=0, preprocessing=PREPROCESSING, **options):
         self.model = randomise(

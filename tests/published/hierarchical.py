@@ -103,7 +103,7 @@ def pictures(batch, height, width):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def trunk(of, root, head):
+def backbone(of, root, head):
     """The same model without its head and without what its names begin with."""
     kept = {name.removeprefix(root): tensor for name, tensor in of.weights.items() if not name.startswith(head)}
     return replace(of, weights=kept, classifier=(of.weights[f"{head}weight"], of.weights[f"{head}bias"]))
@@ -179,17 +179,17 @@ def swin_segmenter(folder):
     theirs.save_pretrained(folder)
     file = load_file(folder / "model.safetensors")
     weights = {name.removeprefix("backbone."): file[name] for name in file if name.startswith("backbone.")}
-    images, trunk = pictures(1, 256, 256), theirs.backbone  # it displaces windows even where one covers the map
+    images, backbone = pictures(1, 256, 256), theirs.backbone  # it displaces windows even where one covers the map
     with torch.no_grad():
-        wanted = trunk(images).feature_maps
-        double = trunk.double()(images.double()).feature_maps
+        wanted = backbone(images).feature_maps
+        double = backbone.double()(images.double()).feature_maps
         error = [(one - other).abs().max().item() for one, other in zip(wanted, double)]
-    trunk.float()
+    backbone.float()
 
     def look(model, images):
         features = model.backbone(images)
         cells = [map_.permute(0, 2, 3, 1) for map_ in features.maps]
-        normed = [trunk.hidden_states_norms[name](map_) for name, map_ in zip(("stage1", "stage2", "stage3"), cells)]
+        normed = [backbone.hidden_states_norms[name](map_) for name, map_ in zip(("stage1", "stage2", "stage3"), cells)]
         normed.append(features.tokens.unflatten(1, cells[-1].shape[1:3]))
         return [map_.permute(0, 3, 1, 2) for map_ in normed]
 
@@ -199,7 +199,7 @@ def swin_segmenter(folder):
 
 
 def swin_dense(_folder):
-    of = trunk(renamed(swin_golden(""), (r"^norm\.", "norm3.")), "", "head.")
+    of = backbone(renamed(swin_golden(""), (r"^norm\.", "norm3.")), "", "head.")
     norms = {f"norm{s}.{p}": torch.randn(8 << s) for s in range(3) for p in ("weight", "bias")}
     return replace(of, weights={**of.weights, **norms}, lost=("norm0.", "norm1.", "norm2."))
 
@@ -271,7 +271,7 @@ def pvt_transformers(version):
 
 def pvt_mm(_folder):
     """As the backbone of a detector of mmdetection, by hand: q and kv are one, linear layers are convolutions."""
-    of = trunk(pvt_golden(), "", "head.")
+    of = backbone(pvt_golden(), "", "head.")
     weights = {}
     for name, tensor in of.weights.items():
         stage, _, rest = name.partition(".")
@@ -399,27 +399,29 @@ TABLE = {
     ("torchvision", "swin"): lambda _: swin_torchvision(""),
     ("torchvision_v2", "swin v2"): lambda _: swin_torchvision("v2"),
     ("transformers", "swin file"): lambda folder: swin_transformers("", folder),
-    ("transformers_trunk", "swin file"): lambda folder: trunk(swin_transformers("", folder), "swin.", "classifier."),
+    ("transformers_backbone", "swin file"): lambda folder: backbone(
+        swin_transformers("", folder), "swin.", "classifier."
+    ),
     ("transformers_5", "swin"): lambda _: swin_transformers(""),
-    ("transformers_5_trunk", "swin"): lambda _: trunk(swin_transformers(""), "swin.", "classifier."),
+    ("transformers_5_backbone", "swin"): lambda _: backbone(swin_transformers(""), "swin.", "classifier."),
     ("transformers_v2", "swin v2 file"): lambda folder: swin_transformers("v2", folder),
-    ("transformers_v2_trunk", "swin v2"): lambda _: trunk(swin_transformers("v2"), "swinv2.", "classifier."),
+    ("transformers_v2_backbone", "swin v2"): lambda _: backbone(swin_transformers("v2"), "swinv2.", "classifier."),
     ("transformers_dense", "swin segmenter's file"): swin_segmenter,
     ("mm", "swin renamed"): lambda _: swin_mm(""),
-    ("mm_trunk", "swin renamed"): lambda _: trunk(swin_mm(""), "backbone.", "head.fc."),
+    ("mm_backbone", "swin renamed"): lambda _: backbone(swin_mm(""), "backbone.", "head.fc."),
     ("mm_v2", "swin v2 renamed"): lambda _: swin_mm("v2"),
-    ("mm_v2_trunk", "swin v2 renamed"): lambda _: trunk(swin_mm("v2"), "backbone.", "head.fc."),
+    ("mm_v2_backbone", "swin v2 renamed"): lambda _: backbone(swin_mm("v2"), "backbone.", "head.fc."),
     ("authors", "pvt v1 golden"): lambda _: pvt_golden("pvt_v1"),
     ("authors", "pvt v2 golden"): lambda _: pvt_golden(),
     ("authors", "pvt v2 linear golden"): lambda _: pvt_golden("pvt_v2_li", attention="linear"),
-    ("authors", "pvt v2 dense"): lambda _: trunk(pvt_golden(), "", "head."),
+    ("authors", "pvt v2 dense"): lambda _: backbone(pvt_golden(), "", "head."),
     ("timm", "pvt v2"): lambda _: pvt_timm("reduced"),
     ("timm", "pvt v2 linear"): lambda _: pvt_timm("linear"),
     ("transformers_v1", "pvt v1"): lambda _: pvt_transformers(1),
-    ("transformers_v1_trunk", "pvt v1"): lambda _: trunk(pvt_transformers(1), "pvt.", "classifier."),
+    ("transformers_v1_backbone", "pvt v1"): lambda _: backbone(pvt_transformers(1), "pvt.", "classifier."),
     ("transformers", "pvt v2"): lambda _: pvt_transformers(2),
-    ("transformers_trunk", "pvt v2"): lambda _: trunk(pvt_transformers(2), "pvt_v2.", "classifier."),
-    ("mm_trunk", "pvt v2 renamed"): pvt_mm,
+    ("transformers_backbone", "pvt v2"): lambda _: backbone(pvt_transformers(2), "pvt_v2.", "classifier."),
+    ("mm_backbone", "pvt v2 renamed"): pvt_mm,
     ("meituan", "twins pcpvt golden"): lambda _: stored("twins_pcpvt", "twins/pcpvt_s", PCPVT),
     ("meituan", "twins svt golden"): lambda _: stored("twins_svt", "twins/svt_s", SVT),
     ("meituan_dense", "twins svt dense golden"): twins_dense,
@@ -427,7 +429,7 @@ TABLE = {
     ("meituan", "twins svt timm"): lambda _: twins_timm("svt"),
     ("mm", "twins pcpvt renamed"): lambda _: twins_mm("twins_pcpvt", "twins/pcpvt_s", PCPVT),
     ("mm", "twins svt renamed"): lambda _: twins_mm("twins_svt", "twins/svt_s", SVT),
-    ("mm_trunk", "twins svt renamed"): lambda _: trunk(
+    ("mm_backbone", "twins svt renamed"): lambda _: backbone(
         twins_mm("twins_svt", "twins/svt_s", SVT), "backbone.", "head.fc."
     ),
     ("mmseg_svt", "twins svt dense renamed"): twins_mmseg,

@@ -138,7 +138,7 @@ def test_a_whole_segmenter_by_its_prefix():
         pf.load_weights(built(of), segmenter)
     model = built(of)
     report = pf.load_weights(model.backbone, segmenter, prefix="backbone.")
-    assert (report.layout, report.prefix) == ("mm_trunk", "backbone.")
+    assert (report.layout, report.prefix) == ("mm_backbone", "backbone.")
     head, _, norm = (next(e for e in report.dropped if e.name == n) for n in (
         "decode_head.conv_seg.weight", "norm0.weight", "norm0.bias",
     ))  # fmt: skip

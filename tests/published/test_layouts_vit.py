@@ -35,7 +35,7 @@ def logits(model, images):
 
 
 def summary(model, images):
-    """What a trunk without a classifier tells of a picture."""
+    """What a backbone without a classifier tells of a picture."""
     return model.backbone(images).summary
 
 
@@ -53,7 +53,7 @@ class Case(NamedTuple):
     parts: tuple[int, ...] = ()
     """Widths that the head classifies one by one."""
     transfer: Transfer | None = None
-    dropped: str = "nothing"
+    dropped: str = "no_object"
     """Expression for the names that are left out."""
     row: str = "nano"
     """Of the family."""
@@ -104,7 +104,7 @@ def class_token(model, images):
 
 
 def mae():
-    """The trunk is timm's; the tensors beside it and all names are of the authors' file."""
+    """The backbone is timm's; the tensors beside it and all names are of the authors' file."""
     parameters = golden("mae")[2]
 
     def state(model):
@@ -288,7 +288,7 @@ def vector(name, *, front="", channels_last=False):
 SCALED, TOKENS = {"layer_scale": 1.0}, {"layer_scale": 1.0, "registers": 2}
 AUTHORS = {"width": 24, "depth": 2, "heads": 4, "mlp_ratio": 2, "gelu": "tanh"}
 TRUNK = {"output": summary}
-NEW = Transfer(head="new")
+NEW = Transfer(head="reinit")
 MASKED = {**TRUNK, "dropped": "(.*[.])?mask_token|decoder.*|classifier.*"}
 
 
@@ -310,11 +310,11 @@ def transformers_cases(version, state):
         Case(name, lambda: hugging_vit(f"ViT{kind}", state, num_labels=10)),
         Case(name, lambda: hugging_vit("ViTForMaskedImageModeling", state, below("vit"), encoder_stride=8), **MASKED),
         Case(name, lambda: vit_mae(state), **MASKED),
-        Case(f"{name}_trunk", lambda: hugging_vit("ViTModel", state, first), **TRUNK, dropped="pooler.*"),
+        Case(f"{name}_backbone", lambda: hugging_vit("ViTModel", state, first), **TRUNK, dropped="pooler.*"),
         Case(f"{name}_dinov2", lambda: hugging_dinov2(state, kind, False), SCALED, **MASKED, transfer=NEW),
-        Case(f"{name}_dinov2_trunk", lambda: hugging_dinov2(state, "Model", False), SCALED, **MASKED),
+        Case(f"{name}_dinov2_backbone", lambda: hugging_dinov2(state, "Model", False), SCALED, **MASKED),
         Case(f"{name}_dinov2_registers", lambda: hugging_dinov2(state, kind, True), TOKENS, **MASKED, transfer=NEW),
-        Case(f"{name}_dinov2_trunk", lambda: hugging_dinov2(state, "Model", True), TOKENS, **MASKED),
+        Case(f"{name}_dinov2_backbone", lambda: hugging_dinov2(state, "Model", True), TOKENS, **MASKED),
     )
 
 
@@ -422,7 +422,7 @@ CASES = {
         Case("dinov2_4x3", lambda: dinov2(3, depth=12), {**TOKENS, "depth": 12}, **MASKED),
         Case("dinov2_4x6", lambda: dinov2(6, depth=24), {**TOKENS, "depth": 24}, **MASKED),
         Case("mm", lambda: live(timm_vit(init_values=0.1), state=as_mm(*MM_ALL)), SCALED),
-        Case("mm_trunk", lambda: live(timm_vit(num_classes=0), state=as_mm(*MM), of=class_token), **TRUNK),
+        Case("mm_backbone", lambda: live(timm_vit(num_classes=0), state=as_mm(*MM), of=class_token), **TRUNK),
         Case("mmseg", lambda: live(timm_vit(num_classes=0), state=as_mm(*MMSEG), of=class_token), **TRUNK),
     ),
     "hybrid": (
@@ -438,7 +438,7 @@ CASES = {
         Case("torchvision", lambda: resnet("timm", "Bottleneck"), BOTTLENECK),
         Case("transformers", lambda: hugging_resnet("ResNetForImageClassification", "bottleneck"), HUGGING_RESNET),
         Case("transformers", lambda: hugging_resnet("ResNetForImageClassification", "basic"), HUGGING_BASIC),
-        Case("transformers_trunk", lambda: hugging_resnet("ResNetModel", "basic", pooled), HUGGING_BASIC, **TRUNK),
+        Case("transformers_backbone", lambda: hugging_resnet("ResNetModel", "basic", pooled), HUGGING_BASIC, **TRUNK),
         Case("mm", lambda: resnet("torchvision", "BasicBlock", state=as_mm(*MM_RESNET)), BASIC),
     ),
     "parallel_vit": (
@@ -472,7 +472,7 @@ CASES = {
             WIDE_TIMES,
             **JOINT,
         ),
-        Case("transformers_trunk", lambda: hugging_times("TimesformerModel", first), WIDE_TIMES, **TRUNK),
+        Case("transformers_backbone", lambda: hugging_times("TimesformerModel", first), WIDE_TIMES, **TRUNK),
     ),
     "vivit": (
         *(
@@ -485,7 +485,7 @@ CASES = {
                     WIDE_TIMES,
                 ),
                 Case(
-                    f"transformers{version}_trunk",
+                    f"transformers{version}_backbone",
                     lambda state=state: hugging_boxes("VivitModel", state, first),
                     WIDE_TIMES,
                     **TRUNK,

@@ -106,14 +106,14 @@ def test_embedded_moments_are_embedded_pictures(backbone, tmp_path):
     dropped = {entry.name for entry in report.dropped}
     assert dropped == (set() if backbone == "vivit/nano" else {"cls_token"})
     picture, clip = still(4)
-    trunk = made.backbone
+    trained_backbone = made.backbone
     with torch.no_grad():
         cells = source.backbone.patches(picture)
-        boxes = trunk.patches(clip)
+        boxes = trained_backbone.patches(clip)
         close(boxes, cells[:, None].expand(-1, 2, -1, -1, -1))
-        before, after = source.backbone.position.table, trunk.position.table
-        close(after[:, trunk.prefix :], before[:, 1:].repeat(1, 2, 1))
-        close(after[:, : trunk.prefix], before[:, : trunk.prefix])
+        before, after = source.backbone.position.table, trained_backbone.position.table
+        close(after[:, trained_backbone.prefix :], before[:, 1:].repeat(1, 2, 1))
+        close(after[:, : trained_backbone.prefix], before[:, : trained_backbone.prefix])
 
 
 @pytest.mark.parametrize("backbone", STARTED)
@@ -215,7 +215,7 @@ def test_its_own_weights_are_not_taken_for_those_of_pictures(backbone, tmp_path)
 def test_starts_are_no_layouts_of_the_family():
     for family in ("timesformer", "vivit"):
         published = lookup.published(family)
-        assert not set(published.starts) & set(published.layouts)
-        assert all(name.startswith("vit_") for name in published.starts)
+        assert not set(published.init_layouts) & set(published.layouts)
+        assert all(name.startswith("vit_") for name in published.init_layouts)
         with pytest.raises(UsageError, match="no layout"):
             export_weights(of_clips(f"{family}/nano"), "vit_timm")

@@ -140,7 +140,7 @@ def test_the_publishers_own_tensors_fit_without_any_resizing(name):
             sides = {"image_size": row.preprocessing.size[0]} if function.startswith("vit") else {}
             theirs = models.get_model(function, weights=None, **sides).state_dict()
     model = built(name, row)
-    transfer = Transfer(head="new") if not row.classes else Transfer(head="fill")
+    transfer = Transfer(head="reinit") if not row.classes else Transfer(head="load")
     report = load_weights(model, theirs, layout=row.layout, transfer=transfer)
     assert not report.of("resized")
     assert {entry.name for entry in report.of("new")} == (

@@ -10,9 +10,9 @@ from PIL import Image
 from patchform import drawing, lookup
 from patchform.data.collate import to_device
 from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
-from patchform.data.listing import Coding
-from patchform.data.masks import decode_mask
-from patchform.data.order import TrainingBatches, evaluation_loader, training_loader
+from patchform.data.listing import MaskCodes
+from patchform.data.loader import TrainingBatches, evaluation_loader, training_loader
+from patchform.data.mask_files import decode_mask
 from patchform.evaluation import evaluate
 from patchform.heads.base import Head
 from patchform.model import build_model
@@ -82,7 +82,7 @@ def test_an_index_picture_reads_back_as_the_same_mask():
     target = truth()
     files = TASK.files(target)
     assert set(files) == {".classes.png"}
-    coding = Coding(ids=((0, 0), (1, 1), (2, 2), (3, 3), (255, 255)))
+    coding = MaskCodes(ids=((0, 0), (1, 1), (2, 2), (3, 3), (255, 255)))
     assert decode_mask(files[".classes.png"], coding, (20, 30)).equal(target.classes.to(torch.uint8))
     colors = np.array(Image.open(io.BytesIO(files[".classes.png"])).convert("RGB"))
     assert tuple(colors[5, 5]) == drawing.palette()[int(target.classes[5, 5])]

@@ -9,7 +9,7 @@ import sys
 
 import tiny
 
-from patchform import processes
+from patchform import distributed
 from patchform.errors import DataError, PatchformError
 from patchform.training import batches, checkpoint, loop, schedule
 
@@ -31,7 +31,7 @@ MUTANTS = {
     "no_optimizer": lambda: setattr(checkpoint, "_load_optimizer", lambda *_: None),
     "no_schedule": lambda: setattr(schedule, "multiplier", forgetful(schedule.multiplier)),
     "restart_epoch": lambda: setattr(batches, "TrainingBatches", RestartedEpoch),
-    "deaf": lambda: setattr(processes, "add_up", lambda tensors: None),
+    "deaf": lambda: setattr(distributed, "add_up", lambda tensors: None),
     "unreadable": lambda: setattr(batches, "training_loader", unreadable(batches.training_loader)),
 }
 

@@ -1,4 +1,4 @@
-"""The fine-tuning recipes, in small: they start from a trained trunk, at their kind of resolution, and move it."""
+"""The fine-tuning recipes, in small: they start from a trained backbone, at their kind of resolution, and move it."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SHORT = {"epochs": 1, "batch_size": 40, "micro_batch": 0, "threads": 1, "device"
 
 
 @pytest.fixture(scope="module")
-def trunk(tmp_path_factory):
+def backbone(tmp_path_factory):
     """Trained at 32 px on other classes."""
     torch.manual_seed(0)
     model = build_model(
@@ -24,7 +24,7 @@ def trunk(tmp_path_factory):
         classes=("x", "y", "z"),
         preprocessing=Preprocessing(size=(32, 32)),
     )
-    folder = tmp_path_factory.mktemp("trunk") / "first"
+    folder = tmp_path_factory.mktemp("backbone") / "first"
     save(model, folder)
     return folder
 
@@ -32,17 +32,17 @@ def trunk(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "size"), [("fine_tune_vit_384", 48), ("fine_tune_layer_decay", 32), ("fine_tune_small", 32)]
 )
-def test_a_recipe_moves_a_trunk(name, size, trunk, pictures, tmp_path):
+def test_a_recipe_moves_a_backbone(name, size, backbone, pictures, tmp_path):
     finished = train(
         f"classification/{name}",
         progress=False,
         name=name,
         runs=tmp_path,
         data={"path": pictures, "image_size": size, "workers": 0},
-        model={**NANO, "init_from": trunk},
+        model={**NANO, "init_from": backbone},
         training=SHORT,
     )
-    before, after = load(trunk), load(finished.folder)
+    before, after = load(backbone), load(finished.folder)
     assert (before.classes, after.classes) == (("x", "y", "z"), ("a", "b", "h", "v"))
     assert after.backbone.position.table.shape[1] == 1 + (size // 8) ** 2
     first, last = (moved(before, after, at) for at in (0, -1))

@@ -9,9 +9,9 @@ from losses import gradients
 from torch import nn
 
 from patchform import lookup
+from patchform.distributed import SINGLE, Rank
 from patchform.errors import UsageError
 from patchform.model import build_backbone, build_model
-from patchform.processes import ALONE, Place
 from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import Recipe
 from patchform.training import checkpoint, freezing, loop
@@ -53,7 +53,7 @@ def recipe(backbone_rate=1.0, clip=0.0, epochs=4, **model):
 
 
 def learner_of(model, made, epoch=2):
-    found = Learner(model, made, Course(epoch, epoch * made.training.epochs), ALONE)
+    found = Learner(model, made, Course(epoch, epoch * made.training.epochs), SINGLE)
     model.train()
     found.frozen.at(0)
     return found
@@ -236,7 +236,7 @@ def test_parts_of_batch_statistics_are_said_once(tmp_path, capsys):
 
 def test_parts_of_what_several_processes_normalise_together_are_refused():
     model, made = model_of("resnet/nano").train(), recipe(norms="synchronised")
-    pair = Place(0, 2)
+    pair = Rank(0, 2)
     assert freezing.statistics_note(model, made, pair) is None
     learnt = dataclasses.replace(made, model=dataclasses.replace(made.model, norms="learn"))
     assert "a process's share" in freezing.statistics_note(model, learnt, pair)

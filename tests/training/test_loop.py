@@ -17,11 +17,11 @@ from patchform import lookup
 from patchform import model as models
 from patchform.data import samples
 from patchform.data.collate import collate, split
+from patchform.distributed import SINGLE
 from patchform.errors import DataError, DivergedError, FolderError, ResourceError, UsageError
 from patchform.evaluation import evaluate_run
 from patchform.heads.base import Head
 from patchform.model import Model, build_model
-from patchform.processes import ALONE
 from patchform.records import Batch, Features, Instances, Label, Loss, Preprocessing, Sample
 from patchform.training import checkpoint, learner, loop, saving, step
 from patchform.training.schedule import Course
@@ -195,7 +195,7 @@ def test_recomputing_activations_changes_no_gradient_nor_random_number():
 def test_a_learner_recomputes_where_the_recipe_says_so(checkpointing):
     model, calls = model_of().train(), []
     made = tiny.recipe("", "", model={"checkpointing": checkpointing})
-    own = learner.Learner(model, made, Course(1, 1), ALONE)
+    own = learner.Learner(model, made, Course(1, 1), SINGLE)
     model.backbone.layers()[0].norm1.register_forward_hook(lambda *_: calls.append(1))
     own.take(0, batch_of(2), counted=True)
     assert len(calls) == 1 + checkpointing

@@ -14,7 +14,7 @@ from losses import gradients
 import patchform as pf
 from patchform import cli
 from patchform.data.collate import split, to_device
-from patchform.data.instances import training_objects
+from patchform.data.detection_transforms import training_objects
 from patchform.data.listing import Item, Listing, Objects
 from patchform.errors import UsageError
 from patchform.records import Batch, Instances, Label, Preprocessing

@@ -10,7 +10,7 @@ from PIL import Image
 import patchform as pf
 from patchform.commands import predict as predict_command
 from patchform.evaluation import evaluate_run
-from patchform.inference import Sliding
+from patchform.inference import SlidingWindow
 from patchform.training import step
 
 COLOURS = ((220, 60, 40), (40, 200, 60), (50, 70, 230))
@@ -67,7 +67,9 @@ def test_it_learns_and_is_evaluated_in_the_pixels_of_the_pictures(run, scenes):
 
 def test_windows_judge_it_too(run, scenes):
     whole = evaluate_run(run.folder, scenes, out=run.folder / "whole", device="cpu")
-    windows = evaluate_run(run.folder, scenes, out=run.folder / "w", device="cpu", ask=Sliding((32, 32), (16, 16)))
+    windows = evaluate_run(
+        run.folder, scenes, out=run.folder / "w", device="cpu", ask=SlidingWindow((32, 32), (16, 16))
+    )
     assert min(windows.numbers["mean_iou"], whole.numbers["mean_iou"]) > 0.5  # by chance 0.2
     assert windows.numbers["mean_iou"] != whole.numbers["mean_iou"]
     assert windows.numbers["ece"] is None  # windows give no probabilities

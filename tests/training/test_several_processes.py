@@ -141,7 +141,7 @@ def test_what_one_cannot_read_stops_all_and_is_saved(runs):
     wish = runs("unreadable")
     codes, said = finished(pair(wish, mutants=(None, "unreadable")))
     assert codes == (3, 3)
-    assert said[0].endswith("Elsewhere: another process of this run failed; see what it says\n")
+    assert said[0].endswith("PeerError: another process of this run failed; see what it says\n")
     assert "DataError: the picture is damaged" in said[1]
     saved = checkpoint.newest(folder_of(wish) / "checkpoints")[0]
     assert json.loads((saved / checkpoint.STATE).read_text())["counters"]["step"] == 5

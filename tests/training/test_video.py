@@ -8,7 +8,7 @@ from PIL import Image
 
 import patchform as pf
 from patchform.evaluation import evaluate_run
-from patchform.inference import Views
+from patchform.inference import MultiView
 from patchform.prediction import write
 
 SIDE, COUNT = 24, 6
@@ -67,7 +67,7 @@ def test_it_learns_what_a_single_frame_does_not_tell(run, films):
 
 
 def test_several_views_of_a_video(run, films):
-    scores = evaluate_run(run.folder, films, ask=Views(clips=3, crops=1), out=run.folder / "views", device="cpu")
+    scores = evaluate_run(run.folder, films, infer=MultiView(clips=3, crops=1), out=run.folder / "views", device="cpu")
     assert scores.numbers["top1"] >= 0.9
     once = evaluate_run(run.folder, films, out=run.folder / "once", device="cpu")
     assert scores.numbers["clip_top1"] == once.numbers["top1"]

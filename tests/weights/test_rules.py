@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from patchform.errors import ModelFileError, UsageError
+from patchform.weights.load_report import Entry
 from patchform.weights.operations import join, join_shares, permute, reshape, squeeze
-from patchform.weights.report import Entry
-from patchform.weights.rules import DROP, Drop, Kin, Rules, prefix, recognise
+from patchform.weights.rules import DROP, CrossFamily, Drop, Rules, prefix, recognise
 
 WINDOWED = Rules(
     ("patch_embed.proj.weight", "backbone.patches.weight", reshape(-1, "channels", "patch", "patch")),
@@ -232,10 +232,10 @@ def test_recognise_names_the_layout_by_which_every_tensor_finds_its_place():
 
 
 def test_what_is_spared_is_neither_filled_nor_used():
-    rules = Rules(("a.{p}", "trunk.{p}"), ("h.{p}", "head.{p}"))
-    source, own = {"a.x": torch.ones(2), "h.x": torch.ones(3)}, {"trunk.x": torch.zeros(2), "head.x": torch.zeros(4)}
-    filled, report = rules.load(source, own, spare={"head.": "another head"})
-    assert list(filled) == ["trunk.x"]
+    rules = Rules(("a.{p}", "backbone.{p}"), ("h.{p}", "head.{p}"))
+    source, own = {"a.x": torch.ones(2), "h.x": torch.ones(3)}, {"backbone.x": torch.zeros(2), "head.x": torch.zeros(4)}
+    filled, report = rules.load(source, own, may_miss={"head.": "another head"})
+    assert list(filled) == ["backbone.x"]
     assert report.of("new") == (Entry("new", "head.x", (), "another head"),)
     assert report.dropped == (Entry("dropped", "h.x", ("h.x",), "another head"),)
     with pytest.raises(ModelFileError, match=r"h.x \(3,\) does not suit head.x"):
@@ -299,13 +299,14 @@ def test_one_tensor_parts_into_several_and_back():
         PARTED.dump(filled)
 
 
-# ------------------------------------------------------------------------------------------------------------------ kin
+# ------------------------------------------------------------------------------------------------------------------
+# cross_family
 
 OF_KIN = Rules(
     ("token", "token"),
     (("q.{b}", "k.{b}"), "blocks.{b}.look.weight", join),
     ("norm.{p}", "norm.{p}"),
-    kin=Kin(
+    cross_family=CrossFamily(
         fresh={"time": "there is no time", "later.*": "there is no later"},
         copies={"blocks.{b}.again.{p}": "blocks.{b}.look.{p}"},
         lacks={"token": "there is no token"},

@@ -1,4 +1,4 @@
-"""Axial-ResNet: the classification trunk of Axial-DeepLab (Wang et al., ECCV 2020, arXiv:2003.07853).
+"""Axial-ResNet: the classification backbone of Axial-DeepLab (Wang et al., ECCV 2020, arXiv:2003.07853).
 
     image --7x7 / 2, max-pool / 2--> stage 1 --> stage 2 --> stage 3 --> stage 4 --mean--> summary, tokens
                                       | /4        | /8        | /16       | /32
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from patchform.backbones.resnet import AttendingResNet
 from patchform.geometry import grids
-from patchform.layers.drop import DropPath, rising
-from patchform.layers.fitting import Fitted, How, fit_line
+from patchform.layers.drop import DropPath, linear_rates
+from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.norms import BatchNorm2d, Norm, Projection, affine
 from patchform.records import Variant
 
@@ -55,7 +55,7 @@ class AxialResNet(AttendingResNet):
         heads: int = 8,
         drop_path: float = 0.0,
     ) -> None:
-        rates, stages = iter(rising(drop_path, sum(depths))), []
+        rates, stages = iter(linear_rates(drop_path, sum(depths))), []
         before, grid = width, grids.cells(image_size, 4)
         for number, depth in enumerate(depths):
             channels, stage = 4 * width << number, []
@@ -141,11 +141,11 @@ class AxialAttention(nn.Module):
         mixed = self.mix(scores.softmax(-1), v, from_v)
         return mixed.unflatten(0, x.shape[:2])
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Embeddings (2c, 2L - 1) of the offsets of another axis."""
         if name != "relative":
             raise ValueError("it does not depend on the axis")
-        table, said = fit_line(tensor.t(), self.relative.t(), how, "bilinear")
+        table, said = fit_line(tensor.t(), self.relative.t(), context, "bilinear")
         return table.t(), said
 
     def scores(self, q: Tensor, k: Tensor, from_q: Tensor, from_k: Tensor) -> Tensor:

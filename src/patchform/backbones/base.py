@@ -10,7 +10,7 @@ from patchform.records import Features
 
 
 class Backbone(nn.Module):
-    """A trunk that any head can stand on.
+    """A backbone that any head can stand on.
 
     A file of this folder holds: a docstring (paper, a drawing, what it gives), one public Backbone class (or several of
     one family) and `VARIANTS` (rows, with a "nano" one for tests). What the world has published for the family, scores

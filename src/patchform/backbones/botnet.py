@@ -26,10 +26,10 @@ from patchform.backbones.resnet import ResNet, conv_norm
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import attend
-from patchform.layers.drop import DropPath, rising
-from patchform.layers.fitting import Fitted, How, fit_line
+from patchform.layers.drop import DropPath, linear_rates
+from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.positions import Grid, InsidePosition, Relative2D
+from patchform.layers.positions import Grid, Relative2D, RelativePosition
 from patchform.records import Features, Variant
 
 
@@ -66,7 +66,7 @@ class BoTNet(ResNet):
     ) -> None:
         if stride not in (1, 2):
             raise UsageError(f"the last stage has no stride of {stride}", remedy="it can be 1 or 2")
-        rates, below = rising(drop_path, sum(depths)), sum(depths[:-1])
+        rates, below = linear_rates(drop_path, sum(depths)), sum(depths[:-1])
         super().__init__(
             in_channels=in_channels,
             block="bottleneck",
@@ -80,7 +80,7 @@ class BoTNet(ResNet):
         for index, rate in enumerate(rates[below:]):
             step = stride if index == 0 else 1
             place = _position(position, widths[-1] // heads, grids.cells(image_size, cell))
-            self.blocks.append(Block(channels, widths[-1], heads, position=place, stride=step, drop_path=rate))
+            self.blocks.append(BoTBlock(channels, widths[-1], heads, position=place, stride=step, drop_path=rate))
             channels, cell = 4 * widths[-1], cell * step
         self.width = channels
         self.channels, self.strides = (*self.channels, channels), (*self.strides, cell)
@@ -104,7 +104,7 @@ class BoTNet(ResNet):
         return [*super().layers(), *self.blocks]
 
 
-class Block(nn.Module):
+class BoTBlock(nn.Module):
     """ResNet's bottleneck with attention in its middle (figure 3).
 
     Args:
@@ -122,7 +122,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         *,
-        position: InsidePosition | None,
+        position: RelativePosition | None,
         stride: int = 1,
         drop_path: float = 0.0,
     ) -> None:
@@ -159,7 +159,7 @@ class SelfAttention(nn.Module):
         position: inside attention, or None.
     """
 
-    def __init__(self, width: int, heads: int, *, position: InsidePosition | None) -> None:
+    def __init__(self, width: int, heads: int, *, position: RelativePosition | None) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -179,7 +179,7 @@ class SelfAttention(nn.Module):
         return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)  # as it lay
 
 
-class Absolute2D(InsidePosition):
+class Absolute2D(RelativePosition):
     """Learned embeddings of rows and columns that meet the scaled query beside the key (section 4.3).
 
     q . (k + rows[y] + columns[x]) with the place of the key: so they are added to it. The heads share them; at other
@@ -204,12 +204,12 @@ class Absolute2D(InsidePosition):
         columns = grids.resize(self.columns[None], (1, width), mode="bilinear")  # (1, W, d)
         return q, k + (rows + columns).flatten(0, 1).to(k.dtype), None
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Rows or columns (N, d) of another grid."""
-        return fit_line(tensor, getattr(self, name), how, "bilinear")
+        return fit_line(tensor, getattr(self, name), context, "bilinear")
 
 
-def _position(name: Literal["relative", "absolute", "none"], head_width: int, grid: Grid) -> InsidePosition | None:
+def _position(name: Literal["relative", "absolute", "none"], head_width: int, grid: Grid) -> RelativePosition | None:
     if name == "none":
         return None
     return Relative2D(head_width, grid) if name == "relative" else Absolute2D(head_width, grid)

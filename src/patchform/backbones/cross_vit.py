@@ -28,7 +28,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import CrossAttention
 from patchform.layers.blocks import Block
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Learned1D
 from patchform.records import Features, Variant
@@ -79,7 +79,7 @@ class CrossViT(Backbone):
         self.strides = tuple(round(patch / scale) for patch, scale in zip(patches, scales))
         native = [grids.cells(size, patch) for size, patch in zip(self.sizes(grids.pair(image_size)), patches)]
         kind = Patches if stem == "patches" else ConvolutionalPatches
-        rates = iter(rising(drop_path, sum(map(max, depths))))
+        rates = iter(linear_rates(drop_path, sum(map(max, depths))))
 
         self.stems = nn.ModuleList(kind(in_channels, width, patch) for width, patch in zip(widths, patches))
         self.class_tokens = nn.ParameterList(torch.empty(1, 1, width) for width in widths)
@@ -89,7 +89,7 @@ class CrossViT(Backbone):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
 
-        blocks.start(self.stages)
+        blocks.init_weights(self.stages)
         for token in self.class_tokens:
             nn.init.trunc_normal_(token, std=0.02)
 
@@ -175,7 +175,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.enter = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.GELU(), nn.Linear(width, other))
         self.norm = nn.LayerNorm(other, eps=EPS)
-        self.ask = CrossAttention(other, heads)
+        self.attention = CrossAttention(other, heads)
         self.residual = DropPath(drop_path)
         self.leave = nn.Sequential(nn.LayerNorm(other, eps=EPS), nn.GELU(), nn.Linear(other, width))
 
@@ -184,13 +184,13 @@ class Fusion(nn.Module):
 
         What comes back takes the token's place: only the attention has a residual connection (the authors' code).
         """
-        return self.leave(self.residual(self.enter(token), self.look, patches, padding))
+        return self.leave(self.residual(self.enter(token), self.attention_branch, patches, padding))
 
-    def look(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
+    def attention_branch(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
         """(B, 1, D'), the only query, and (B, N, D') -> (B, 1, D')."""
         tokens = self.norm(torch.cat([token, patches], 1))
         allowed = None if padding is None else ~padding[:, None, None, None]
-        return self.ask(tokens[:, :1], tokens, allowed)
+        return self.attention(tokens[:, :1], tokens, allowed)
 
 
 class ConvolutionalPatches(nn.Module):

@@ -29,9 +29,9 @@ computation, with numbers of this file's own, which the code refers to:
 
 Each branch of (3) to (9) has a learned factor per channel. Only the convolutions know where a cell is.
 
-Gives four maps, the last one as tokens, and the class token c as summary. Unlike other trunks' the maps are normalised:
-so they run on to the next stage, and so the authors' dense backbones read them. Those compute the same four maps; they
-only have no class block and let S end before the last (9). `summary="mean"` is that form.
+Gives four maps, the last one as tokens, and the class token c as summary. Unlike other backbones' the maps are
+normalised: so they run on to the next stage, and so the authors' dense backbones read them. Those compute the same four
+maps; they only have no class block and let S end before the last (9). `summary="mean"` is that form.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from patchform.layers import blocks
 from patchform.layers.attention import Attention, CrossAttention, attend, join_heads, split_heads
 from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
 from patchform.layers.convolutions import Strided
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d, LayerScale
 from patchform.records import Features, Variant
 
 EPS = 1e-6  # of LN(P), LN([P, S]), the class block and the stages' ends; the other norms have torch's 1e-5
-QUESTIONS = 8  # a side of the grid that the learned Q lies on
+QUERY_SIDE = 8  # a side of the grid that the learned Q lies on
 
 
-class Seen(NamedTuple):
+class KeyMask(NamedTuple):
     """Keys that are not padding: (B, 1, 1, 1, K) bool, as attention takes them; None: all."""
 
     pixels: Tensor | None
@@ -103,10 +103,10 @@ class DualViT(Backbone):
     ) -> None:
         super().__init__()
         self.channels, self.strides, self.width = tuple(widths), (4, 8, 16, 32), widths[-1]
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
 
         self.stem = Stem(in_channels, stem, widths[0])
-        self.start = Start(widths[0], window)
+        self.start = SemanticStart(widths[0], window)
         self.halves = nn.ModuleList(Halve(fine, coarse) for fine, coarse in pairwise(widths))
         self.projections = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(fine, eps=EPS), nn.Linear(fine, coarse), nn.LayerNorm(coarse))
@@ -123,8 +123,8 @@ class DualViT(Backbone):
         self.class_block = ClassBlock(self.width, heads[-1], class_ratio) if summary == "class" else None
         if self.class_block is None:
             self.stages[-1][-1].semantic_mlp = None  # type: ignore[index]  # nobody reads what it would make
-        blocks.start(self)
-        self.apply(_start)
+        blocks.init_weights(self)
+        self.apply(_init_weights)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> four maps, tokens (B, N, D) and summary (B, D)."""
@@ -137,16 +137,16 @@ class DualViT(Backbone):
         for number, stage in enumerate(self.stages):
             if number > 0:
                 pixels, semantics = self.halves[number - 1](normed), self.projections[number - 1](semantics)
-            seen = Seen(_seen(hidden[number]), _seen(blank))
+            key_mask = KeyMask(_key_mask(hidden[number]), _key_mask(blank))
             for block in stage:  # type: ignore[attr-defined]
-                pixels, semantics = block(pixels, semantics, seen)
+                pixels, semantics = block(pixels, semantics, key_mask)
             normed = self.norms[number](pixels)
             maps.append(normed.permute(0, 3, 1, 2))
         tokens = normed.flatten(1, 2)
         if self.class_block is None:
             summary = grids.masked_mean(tokens, hidden[-1])
         else:
-            everybody, allowed = torch.cat([pixels.flatten(1, 2), semantics], 1), seen.both()
+            everybody, allowed = torch.cat([pixels.flatten(1, 2), semantics], 1), key_mask.both()
             mean = grids.masked_mean(everybody, None if allowed is None else ~allowed.flatten(1))[:, None]  # (10)
             summary = self.norms[-1](self.class_block(mean, everybody, allowed))[:, 0]  # (11), (12)
         return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden[-1])
@@ -157,18 +157,18 @@ class DualViT(Backbone):
         return found if self.class_block is None else [*found, self.class_block]
 
 
-class Start(nn.Module):
+class SemanticStart(nn.Module):
     """The first semantic tokens, one for each square of `window` cells a side: equations 1 and 2."""
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
         self.window = window
-        self.questions = nn.Parameter(torch.empty(QUESTIONS, QUESTIONS, width))
-        self.ask = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.queries = nn.Parameter(torch.empty(QUERY_SIDE, QUERY_SIDE, width))
+        self.query = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
         self.kv = nn.Linear(width, 2 * width)
-        self.weigh = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2 * width))
+        self.gate = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2 * width))
         self.norm = nn.LayerNorm(width)
-        nn.init.trunc_normal_(self.questions, std=0.02)
+        nn.init.trunc_normal_(self.queries, std=0.02)
 
     def forward(self, pixels: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D) and (B, H, W) -> (B, M, D) and (B, M), of an input's own number M of squares."""
@@ -181,10 +181,10 @@ class Start(nn.Module):
         x = pooled.flatten(2).transpose(1, 2)
 
         # as in the authors' dense code; their classifier leaves Q as it is for any 64 squares, 4 x 16 too
-        q = self.ask(grids.resize(self.questions, grids.size_of(pooled))).flatten(0, 1).expand(len(x), 1, 1, -1, -1)
+        q = self.query(grids.resize(self.queries, grids.size_of(pooled))).flatten(0, 1).expand(len(x), 1, 1, -1, -1)
         k, v = split_heads(self.kv(x), 1, parts=2)
-        answers = attend(q, k, v, allowed=_seen(blank))[:, 0, 0]  # (1)
-        a, b = self.weigh(grids.masked_mean(answers + x, blank)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)
+        answers = attend(q, k, v, allowed=_key_mask(blank))[:, 0, 0]  # (1)
+        a, b = self.gate(grids.masked_mean(answers + x, blank)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)
         return self.norm(a * answers + b * x), blank  # (2)
 
 
@@ -199,39 +199,39 @@ class DualBlock(nn.Module):
         super().__init__()
         self.residual, self.heads = DropPath(drop_path), heads
         # semantic pathway
-        self.norm3, self.confer = nn.LayerNorm(width), nn.Linear(width, 3 * width)
-        self.norm4, self.read = nn.LayerNorm(width), CrossAttention(width, heads, project=False)
+        self.norm3, self.semantic_attention = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.norm4, self.semantic_cross_attention = nn.LayerNorm(width), CrossAttention(width, heads, project=False)
         self.norm5 = nn.LayerNorm(width)
-        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.semantic_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         self.scale3, self.scale4, self.scale5 = (LayerScale(width, layer_scale) for _ in range(3))
         # pixel pathway
         self.pixel_norm, self.norm6 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width)
-        self.look, self.norm7 = CrossAttention(width, heads), nn.LayerNorm(width, eps=EPS)
+        self.pixel_cross_attention, self.norm7 = CrossAttention(width, heads), nn.LayerNorm(width, eps=EPS)
         self.mlp = ConvolutionalMLP(width, int(width * mlp_ratio))
         self.scale6, self.scale7 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
-    def forward(self, pixels: Tensor, semantics: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor, semantics: Tensor, key_mask: KeyMask) -> tuple[Tensor, Tensor]:
         """(B, H, W, D) and (B, M, D) -> the same."""
         normed = self.pixel_norm(pixels).flatten(1, 2)  # LN(P) of both (4) and (6)
-        semantics = self.residual(semantics, self._equation_3, seen.semantics)
-        semantics = self.residual(semantics, self._equation_4, normed, seen.pixels)
+        semantics = self.residual(semantics, self._equation_3, key_mask.semantics)
+        semantics = self.residual(semantics, self._equation_4, normed, key_mask.pixels)
         semantics = self.residual(semantics, self._equation_5)
-        pixels = self.residual(pixels, self._equation_6, normed, semantics, seen.semantics)
+        pixels = self.residual(pixels, self._equation_6, normed, semantics, key_mask.semantics)
         pixels = self.residual(pixels, self._equation_7)
         return pixels, semantics
 
-    def _equation_3(self, semantics: Tensor, seen: Tensor | None) -> Tensor:
-        q, k, v = split_heads(self.confer(self.norm3(semantics)), self.heads, parts=3)
-        return self.scale3(join_heads(attend(q, k, v, allowed=seen)))
+    def _equation_3(self, semantics: Tensor, key_mask: Tensor | None) -> Tensor:
+        q, k, v = split_heads(self.semantic_attention(self.norm3(semantics)), self.heads, parts=3)
+        return self.scale3(join_heads(attend(q, k, v, allowed=key_mask)))
 
-    def _equation_4(self, semantics: Tensor, normed: Tensor, seen: Tensor | None) -> Tensor:
-        return self.scale4(self.read(self.norm4(semantics), normed, seen))
+    def _equation_4(self, semantics: Tensor, normed: Tensor, key_mask: Tensor | None) -> Tensor:
+        return self.scale4(self.semantic_cross_attention(self.norm4(semantics), normed, key_mask))
 
     def _equation_5(self, semantics: Tensor) -> Tensor:
-        return self.scale5(self.think(self.norm5(semantics)))
+        return self.scale5(self.semantic_mlp(self.norm5(semantics)))
 
-    def _equation_6(self, pixels: Tensor, normed: Tensor, semantics: Tensor, seen: Tensor | None) -> Tensor:
-        return self.scale6(self.look(normed, self.norm6(semantics), seen)).view_as(pixels)
+    def _equation_6(self, pixels: Tensor, normed: Tensor, semantics: Tensor, key_mask: Tensor | None) -> Tensor:
+        return self.scale6(self.pixel_cross_attention(normed, self.norm6(semantics), key_mask)).view_as(pixels)
 
     def _equation_7(self, pixels: Tensor) -> Tensor:
         return self.scale7(self.mlp(self.norm7(pixels)))
@@ -250,18 +250,18 @@ class MergeBlock(nn.Module):
         self.mlp, self.semantic_mlp = ConvolutionalMLP(width, int(width * mlp_ratio)), MLP(width, 2 * width)
         self.scale9 = LayerScale(width, layer_scale)
 
-    def forward(self, pixels: Tensor, semantics: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor, semantics: Tensor, key_mask: KeyMask) -> tuple[Tensor, Tensor]:
         """(B, H, W, D) and (B, M, D) -> the same, or no semantics, (B, 0, D)."""
         grid, count = pixels.shape[1:3], pixels.shape[1] * pixels.shape[2]
         tokens = torch.cat([pixels.flatten(1, 2), semantics], 1)
-        tokens = self.residual(tokens, self._equation_8, seen.both())
+        tokens = self.residual(tokens, self._equation_8, key_mask.both())
         if self.semantic_mlp is None:
             tokens = tokens[:, :count]
         tokens = self.residual(tokens, lambda t: self._equation_9(t[:, :count].unflatten(1, grid), t[:, count:]))
         return tokens[:, :count].unflatten(1, grid), tokens[:, count:]
 
-    def _equation_8(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
-        return self.scale8(self.attention(self.norm8(tokens)[:, None], allowed=seen)[:, 0])
+    def _equation_8(self, tokens: Tensor, key_mask: Tensor | None) -> Tensor:
+        return self.scale8(self.attention(self.norm8(tokens)[:, None], allowed=key_mask)[:, 0])
 
     def _equation_9(self, pixels: Tensor, semantics: Tensor) -> Tensor:
         parts = [self.mlp(self.norm9(pixels)).flatten(1, 2)]
@@ -302,7 +302,7 @@ class Halve(nn.Module):
         return self.norm(self.proj(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def _seen(padding: Tensor | None) -> Tensor | None:
+def _key_mask(padding: Tensor | None) -> Tensor | None:
     """Padding (B, ...) of keys -> (B, 1, 1, 1, K), True where one is real, or everywhere if none is."""
     if padding is None:
         return None
@@ -310,7 +310,7 @@ def _seen(padding: Tensor | None) -> Tensor | None:
     return (real | ~real.any(1, keepdim=True))[:, None, None, None]
 
 
-def _start(layer: nn.Module) -> None:
+def _init_weights(layer: nn.Module) -> None:
     """Initial values of a convolution, as in the authors' code."""
     if isinstance(layer, nn.Conv2d):
         reached = layer.out_channels // layer.groups * layer.weight[0, 0].numel()  # outputs that an input has a part in

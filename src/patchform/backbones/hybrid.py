@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.resnet import BLOCKS, Block
+from patchform.backbones.resnet import BLOCKS, Bottleneck
 from patchform.backbones.vit import ViT
 from patchform.geometry import grids
 from patchform.layers.blocks import GELU
@@ -138,7 +138,7 @@ class LocalNetwork(nn.Module):
         return [unit for stage in self.stages for unit in stage.children()]
 
 
-class Unit(Block):
+class Unit(Bottleneck):
     """ResNet's bottleneck with the layers of this file; it starts as its shortcut.
 
     Args:

@@ -2,7 +2,7 @@
 
 "Three things everyone should know about vision transformers" (Touvron et al., ECCV 2022, arXiv:2203.09795): parallel
 branches, and a stem of small perceptrons. "DeiT III: revenge of the ViT" (Touvron et al., ECCV 2022, arXiv:2204.07118):
-the same trunk with one branch.
+the same backbone with one branch.
 
     image --stem--> p1 p2 ... pN + position --> [class | p1 .. pN] --> block x depth --norm--> class -> summary
                                                                             |                  p1..pN -> tokens
@@ -91,7 +91,7 @@ class ParallelViT(Backbone):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
@@ -127,7 +127,7 @@ class Branch(Block):
 
     def add_attention(self, total: Tensor, x: Tensor, padding: Tensor | None) -> Tensor:
         """`total` + attention of x, both (B, N, D)."""
-        return self.residual(total, lambda _, part, pad: self.look(part, None, pad), x, padding)
+        return self.residual(total, lambda _, part, pad: self.attention_branch(part, None, pad), x, padding)
 
     def add_perceptron(self, total: Tensor, x: Tensor) -> Tensor:
         """`total` + perceptron of x, both (B, N, D)."""

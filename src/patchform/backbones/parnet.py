@@ -31,7 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import pad_to
 from patchform.records import Features, Variant
@@ -73,15 +73,16 @@ class ParNet(Backbone):
         self.channels, self.strides, self.width = tuple(widths), (4, 8, 16, 32), widths[-1]
         first, second, third, last = widths
 
-        def down(before: int, after: int) -> Block:
-            return Block(before, after, stride=2, activation=activation)
+        def down(before: int, after: int) -> ParNetBlock:
+            return ParNetBlock(before, after, stride=2, activation=activation)
 
         start = min(64, first)  # as in RepVGG; the authors' code
         stems = (down(in_channels, start), down(start, first)), (down(first, second),), (down(second, third),)
         self.stems = nn.ModuleList(nn.ModuleList(stem) for stem in stems)
         self.streams = nn.ModuleList(
             nn.ModuleList(
-                Block(width, width, activation=activation, drop_path=rate) for rate in rising(drop_path, depth)
+                ParNetBlock(width, width, activation=activation, drop_path=rate)
+                for rate in linear_rates(drop_path, depth)
             )
             for width, depth in zip(widths, depths)
         )
@@ -123,7 +124,7 @@ class ParNet(Backbone):
 
     def layers(self) -> list[nn.Module]:
         """The blocks: those that enter the streams, the streams fine to coarse, the fusions."""
-        return [module for module in self.modules() if isinstance(module, Block)]
+        return [module for module in self.modules() if isinstance(module, ParNetBlock)]
 
     @torch.no_grad()
     def fuse(self) -> Self:
@@ -142,7 +143,7 @@ def _at(hidden: Sequence[Tensor] | None, step: int) -> Tensor | None:
     return None if hidden is None else hidden[step]
 
 
-class Block(nn.Module):
+class ParNetBlock(nn.Module):
     """RepVGG-SSE where the shape stays, the downsampling block where it changes (sections 3.1 and 3.2, figure 2).
 
     Args:
@@ -217,7 +218,7 @@ class Fusion(nn.Module):
     def __init__(self, width: int, out_channels: int, *, stride: int = 1, activation: Activation = "silu") -> None:
         super().__init__()
         self.norms = nn.ModuleList((BatchNorm2d(width), BatchNorm2d(width)))
-        self.block = Block(2 * width, out_channels, stride=stride, groups=2, activation=activation)
+        self.block = ParNetBlock(2 * width, out_channels, stride=stride, groups=2, activation=activation)
 
     def forward(self, one: Tensor, other: Tensor, padding: Tensor | None = None) -> Tensor:
         """Two (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride)); padding (B, H, W)."""

@@ -28,10 +28,10 @@ from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import ConvolutionalMLP
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.patches import OverlappingPatches
 from patchform.layers.positions import Learned1D
-from patchform.layers.reduction import ReducedBlock, Reduction, Squares, hide, squares_block
+from patchform.layers.reduction import PatchProjection, ReducedBlock, Reduction, patch_projection_block, zero_padding
 from patchform.records import Features, Variant
 
 STRIDES = (4, 8, 16, 32)
@@ -74,10 +74,10 @@ class PVT(Backbone):
             )
         self.channels, self.strides, self.width = tuple(widths), STRIDES, widths[-1]
         native = [grids.cells(image_size, stride) for stride in STRIDES]
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
 
         self.patches = nn.ModuleList(
-            Squares(before, width, side)
+            PatchProjection(before, width, side)
             for before, width, side in zip((in_channels, *widths), widths, (4, 2, 2, 2), strict=False)
         )
         self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
@@ -87,12 +87,14 @@ class PVT(Backbone):
             for width, grid, stride in zip(widths, native, STRIDES, strict=True)
         )
         self.stages = nn.ModuleList(
-            nn.ModuleList(squares_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth))
+            nn.ModuleList(
+                patch_projection_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth)
+            )
             for width, depth, number, ratio, side in zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         )
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
 
-        blocks.start(self)
+        blocks.init_weights(self)
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
@@ -100,7 +102,7 @@ class PVT(Backbone):
         x, hidden = images.permute(0, 2, 3, 1), padding
         maps = []
         for number, stage in enumerate(self.stages):
-            x = self.patches_norms[number](self.patches[number](hide(x, hidden)))  # (B, H, W, D)
+            x = self.patches_norms[number](self.patches[number](zero_padding(x, hidden)))  # (B, H, W, D)
             grid = (x.shape[1], x.shape[2])
             hidden = None if padding is None else grids.shrink_mask(padding, STRIDES[number])
             x, masked = x.flatten(1, 2), hidden
@@ -147,7 +149,7 @@ class PVTv2(Backbone):
         super().__init__()
         self.channels, self.width = tuple(widths), widths[-1]
         self.strides = tuple(4 << stage for stage in range(len(widths)))
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
 
         def reduction(width: int, side: int) -> nn.Module | None:
             return Means(width) if attention == "linear" else Reduction(width, side) if side > 1 else None
@@ -174,7 +176,7 @@ class PVTv2(Backbone):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for width in widths)
 
-        blocks.start(self)
+        blocks.init_weights(self)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:  # variance: 2 / outputs an input reaches
                 reach = module.out_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
@@ -186,7 +188,7 @@ class PVTv2(Backbone):
         x, hidden = images.permute(0, 2, 3, 1), padding
         maps = []
         for number, stage in enumerate(self.stages):
-            x = self.patches[number](hide(x, hidden).permute(0, 3, 1, 2))
+            x = self.patches[number](zero_padding(x, hidden).permute(0, 3, 1, 2))
             x = self.patches_norms[number](x)  # (B, H, W, D)
             hidden = None if padding is None else grids.shrink_mask(padding, self.strides[number])
             for block in stage:  # type: ignore[attr-defined]
@@ -224,12 +226,12 @@ class Means(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.squares = Squares(width, width, 1)
+        self.squares = PatchProjection(width, width, 1)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D) -> (B, 7, 7, D); the means are over cells that are not padding."""
-        means = F.adaptive_avg_pool2d(hide(x, padding).permute(0, 3, 1, 2), self.SIDE)
+        means = F.adaptive_avg_pool2d(zero_padding(x, padding).permute(0, 3, 1, 2), self.SIDE)
         hidden = None
         if padding is not None:
             share = F.adaptive_avg_pool2d((~padding)[:, None].to(x.dtype), self.SIDE)  # of real cells, (B, 1, 7, 7)

@@ -32,7 +32,7 @@ from patchform.layers import blocks
 from patchform.layers.attention import Attention
 from patchform.layers.blocks import MLP
 from patchform.layers.convolutions import Strided
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Grid, RelativeBias
 from patchform.records import Features, Variant
@@ -80,7 +80,7 @@ class RegionViT(Backbone):
             raise UsageError(f'no stem "{stem}"', remedy=f"there are: {', '.join(stems)}")
         self.channels, self.width, self.window = tuple(widths), widths[-1], window
         self.strides = tuple(PATCH << stage for stage in range(len(widths)))
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
 
         self.regions = Patches(in_channels, widths[0], PATCH * window)
         self.cells = stems[stem](in_channels, widths[0])
@@ -90,7 +90,7 @@ class RegionViT(Backbone):
         )
         self.map_norms = nn.ModuleList(nn.LayerNorm(width) if norm_maps else nn.Identity() for width in widths)
         self.norm = nn.LayerNorm(self.width, eps=EPS)
-        blocks.start(self.stages)
+        blocks.init_weights(self.stages)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
@@ -285,16 +285,16 @@ class RegionalToLocal(nn.Module):
 
     def forward(self, windows: Tensor, seen: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """(B, G, 1 + N, D), regions in front, to the same; masks have B in front."""
-        regions = self.residual(windows[:, :, 0], self.look_around, seen)
+        regions = self.residual(windows[:, :, 0], self.attend_regions, seen)
         windows = torch.cat([regions[:, :, None], windows[:, :, 1:]], 2)
-        windows = self.residual(windows, self.look_inside, allowed)
+        windows = self.residual(windows, self.attend_windows, allowed)
         return self.residual(windows, lambda part: self.mlp(self.norm2(part)))
 
-    def look_around(self, regions: Tensor, seen: Tensor | None) -> Tensor:
+    def attend_regions(self, regions: Tensor, seen: Tensor | None) -> Tensor:
         """Regional self-attention, (B, G, D)."""
         return self.attention(self.norm0(regions)[:, None], allowed=seen)[:, 0]
 
-    def look_inside(self, windows: Tensor, allowed: Tensor | None) -> Tensor:
+    def attend_windows(self, windows: Tensor, allowed: Tensor | None) -> Tensor:
         """Local self-attention, (B, G, 1 + N, D)."""
         return self.attention(self.norm1(windows), grid=self.grid, allowed=allowed)
 

@@ -1,4 +1,4 @@
-"""ResNet: convolutions with shortcuts, the trunk that transformers are measured against and hybrids stand on.
+"""ResNet: convolutions with shortcuts, the backbone that transformers are measured against and hybrids stand on.
 
 He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), sections 3.3 and 4.1, table 1.
 
@@ -30,7 +30,7 @@ from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.convolutions import Strided
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d
 from patchform.records import Features, Variant
 
@@ -53,7 +53,7 @@ BLOCKS = {
 """The two branches of figure 5."""
 
 
-class Block(nn.Module):
+class Bottleneck(nn.Module):
     """relu(shortcut(x) + branch(x)), section 3.2.
 
     Args:
@@ -137,14 +137,16 @@ class ResNet(Backbone):
         self.stem = conv_norm(in_channels, widths[0], *((7, 2) if stem == "imagenet" else (3, 1)))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         self.stages = nn.ModuleList()
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
         channels, halved, dilation = widths[0], len(depths) - dilated, 1
         for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             stage = nn.Sequential()
             for index in range(depth):
                 stride = 2 if 0 < number < halved and index == 0 else 1
                 layer = partial(conv_norm, dilation=dilation)
-                stage.append(Block(channels, width, branch=branch, stride=stride, drop_path=next(rates), layer=layer))
+                stage.append(
+                    Bottleneck(channels, width, branch=branch, stride=stride, drop_path=next(rates), layer=layer)
+                )
                 channels = width * branch[-1].width
                 if number >= halved and index == 0:
                     dilation *= 2

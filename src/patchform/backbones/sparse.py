@@ -20,7 +20,7 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Blocks
 from patchform.layers.positions import Learned1D
@@ -69,10 +69,10 @@ class Sparse(Backbone):
         self.position = Learned1D(width, grids.cells(image_size, patch))
         self.blocks = nn.ModuleList(
             Block(width, heads, pattern=pattern, mlp_ratio=mlp_ratio, drop_path=rate)
-            for rate in rising(drop_path, depth)
+            for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from patchform.backbones.resnet import AttendingResNet
 from patchform.geometry import grids
 from patchform.layers.attention import attend
-from patchform.layers.drop import DropPath, rising
+from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import Norm, Projection
 from patchform.records import Variant
 
@@ -59,7 +59,7 @@ class StandAlone(AttendingResNet):
         span: int = 7,
         drop_path: float = 0.0,
     ) -> None:
-        rates, stages = iter(rising(drop_path, sum(depths))), []
+        rates, stages = iter(linear_rates(drop_path, sum(depths))), []
         before = width
         for number, depth in enumerate(depths):
             channels, stage = 4 * width << number, []

@@ -27,11 +27,11 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.linear import Linear
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Windows
-from patchform.layers.positions import Grid, InsidePosition, RelativeBias
+from patchform.layers.positions import Grid, RelativeBias, RelativePosition
 from patchform.records import Features, Variant
 
 
@@ -60,7 +60,7 @@ class Stages(Backbone):
         self.channels = tuple(width << stage for stage in range(len(depths)))
         self.strides = tuple(patch << stage for stage in range(len(depths)))
         self.width = self.channels[-1]
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
 
         self.patches = Patches(in_channels, width, patch)
         self.patches_norm = nn.LayerNorm(width)
@@ -72,8 +72,8 @@ class Stages(Backbone):
             tilings = Windows((side, side)), Windows((side, side), (side // 2, side // 2))
             self.stages.append(nn.ModuleList(block(stage, tilings[number % 2], next(rates)) for number in range(depth)))
         self.norm = nn.LayerNorm(self.width)
-        blocks.start(self.stages)
-        blocks.start(self.merges)
+        blocks.init_weights(self.stages)
+        blocks.init_weights(self.merges)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
@@ -206,7 +206,7 @@ class PostNormBlock(Block):
         heads: int,
         *,
         pattern: Windows,
-        position: InsidePosition,
+        position: RelativePosition,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
     ) -> None:
@@ -219,10 +219,10 @@ class PostNormBlock(Block):
 
     def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
         """Mix the tokens (B, H, W, D)."""
-        x = self.residual(x, lambda part, pad: self.norm1(self.look(part, grid, pad)), padding)
+        x = self.residual(x, lambda part, pad: self.norm1(self.attention_branch(part, grid, pad)), padding)
         return self.residual(x, lambda part: self.norm2(self.mlp(part)))
 
-    def look(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
+    def attention_branch(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
         """The attention of the branch."""
         groups = self.pattern.gather(x, padding)
         mixed = self.attention(groups.tokens, grid=groups.grid, allowed=groups.allowed)
@@ -242,7 +242,7 @@ class QKV(Linear):
         return F.linear(x, self.weight, torch.cat([q, torch.zeros_like(q), v]))
 
 
-class ContinuousBias(InsidePosition):
+class ContinuousBias(RelativePosition):
     """Cosine scores, and a bias that a small network makes from the logarithms of offsets (v2, sections 3.2 and 3.3).
 
     Args:

@@ -23,8 +23,8 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention
 from patchform.layers.blocks import MLP, Block
-from patchform.layers.drop import DropPath, rising
-from patchform.layers.fitting import Fitted, How, fit_line
+from patchform.layers.drop import DropPath, linear_rates
+from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.patches import Patches
 from patchform.layers.positions import Learned1D
 from patchform.records import Features, Variant
@@ -122,11 +122,11 @@ class TimeSformer(Backbone):
         self.position = Learned1D(width, grids.cells(image_size, patch), prefix=1, mode="nearest")
         self.time = self.times(frames)
         self.blocks = nn.ModuleList(
-            self.block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in rising(drop_path, depth)
+            self.block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
 
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
         nn.init.trunc_normal_(self.class_token, std=0.02)
         for block in self.blocks:
             if isinstance(block, DividedBlock):  # at the start every frame goes through a plain ViT (the authors' code)
@@ -181,11 +181,11 @@ class TimeSformer(Backbone):
             first, places = block(first, places, allowed)
         return first, places
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Times (1, T, D) of another number of frames."""
         if name != "time" or self.time is None or tensor.dim() != 3:
             raise ValueError("it does not depend on the number of frames")
-        table, said = fit_line(tensor[0], self.time[0], how, "nearest")
+        table, said = fit_line(tensor[0], self.time[0], context, "nearest")
         return table[None], said
 
     def layers(self) -> list[nn.Module]:

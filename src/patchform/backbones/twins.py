@@ -24,9 +24,9 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.patterns import Windows
-from patchform.layers.reduction import Squares, hide, squares_block
+from patchform.layers.reduction import PatchProjection, patch_projection_block, zero_padding
 from patchform.records import Features, Variant
 
 
@@ -48,7 +48,7 @@ class Twins(Backbone):
         self.channels, self.width = tuple(widths), widths[-1]
         self.strides = tuple(4 << stage for stage in range(len(widths)))
         self.patches = nn.ModuleList(
-            Squares(before, width, 2 if stage else 4)
+            PatchProjection(before, width, 2 if stage else 4)
             for stage, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False))
         )
         self.patches_norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
@@ -58,14 +58,14 @@ class Twins(Backbone):
             nn.LayerNorm(width, eps=1e-6) if norm_maps else nn.Identity() for width in widths
         )
         self.norm = nn.Identity() if norm_maps else nn.LayerNorm(self.width, eps=1e-6)
-        blocks.start(self)
+        blocks.init_weights(self)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), their mean."""
         x, hidden = images.permute(0, 2, 3, 1), padding
         maps = []
         for number, stage in enumerate(self.stages):
-            x = self.patches_norms[number](self.patches[number](hide(x, hidden)))  # (B, H, W, D)
+            x = self.patches_norms[number](self.patches[number](zero_padding(x, hidden)))  # (B, H, W, D)
             hidden = None if padding is None else grids.shrink_mask(padding, self.strides[number])
             for block in stage:  # type: ignore[attr-defined]
                 x = block(x, padding=hidden)
@@ -108,10 +108,10 @@ class PCPVT(Twins):
         norm_maps: bool = False,
         drop_path: float = 0.0,
     ) -> None:
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
         sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         stages = [
-            [squares_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth)]
+            [patch_projection_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth)]
             for width, depth, number, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
@@ -138,12 +138,12 @@ class SVT(Twins):
         norm_maps: bool = False,
         drop_path: float = 0.0,
     ) -> None:
-        rates = iter(rising(drop_path, sum(depths)))
+        rates = iter(linear_rates(drop_path, sum(depths)))
         sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         windows = Windows((window, window))
         stages = [
             [
-                squares_block(width, number, ratio, side, drop_path=rate)
+                patch_projection_block(width, number, ratio, side, drop_path=rate)
                 if place % 2
                 else Block(width, number, pattern=windows, mlp_ratio=ratio, drop_path=rate)
                 for place, rate in zip(range(depth), rates)
@@ -167,7 +167,7 @@ class PositionGenerator(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """(B, H, W, D) -> the same; padding (B, H, W)."""
-        return x + self.conv(hide(x, padding).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.conv(zero_padding(x, padding).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 # -------------------------------------------------------------------------------------------------------------- sizes

@@ -19,7 +19,7 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
 from patchform.layers.blocks import GELU, Block
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.records import Features, Variant
 
@@ -69,23 +69,23 @@ class ViT(Backbone):
 
         self.patches = Patches(in_channels, width, patch)
         self.class_token = nn.Parameter(torch.zeros(1, classes, width)) if classes else None
-        self.position = positions.outside(position, width, grid, prefix=classes)
+        self.position = positions.absolute(position, width, grid, prefix=classes)
         self.register_tokens = nn.Parameter(torch.empty(1, registers, width)) if registers else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
                 heads,
-                position=positions.inside(position, width, heads, grid),
+                position=positions.relative(position, width, heads, grid),
                 mlp_ratio=mlp_ratio,
                 gelu=gelu,
                 layer_scale=layer_scale,
                 drop_path=rate,
             )
-            for rate in rising(drop_path, depth)
+            for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
         for tokens in (self.class_token, self.register_tokens):
             if tokens is not None:
                 nn.init.normal_(tokens, std=1e-6 if tokens is self.class_token else 0.02)
@@ -119,7 +119,7 @@ class ViT(Backbone):
         summary = grids.masked_mean(tokens, hidden) if self.class_token is None else x[:, 0]
         return Features(tuple(maps), self.strides, size, tokens, summary, hidden)
 
-    def seen(self, images: Tensor, visible: Tensor) -> Tensor:
+    def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
         """Normalised tokens of some of the patches: the others are placed, then left out (He et al. 2022, section 3).
 
         Only for positions outside attention: those inside it know whole grids.

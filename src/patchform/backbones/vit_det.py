@@ -18,7 +18,7 @@ from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
 from patchform.layers.blocks import Block
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Global, Windows
 from patchform.records import Features, Variant
@@ -67,20 +67,20 @@ class ViTDet(Backbone):
         everything = {depth * part // global_blocks for part in range(1, global_blocks + 1)}
 
         self.patches = Patches(in_channels, width, patch)
-        self.position = positions.outside(position, width, grid)
+        self.position = positions.absolute(position, width, grid)
         self.blocks = nn.ModuleList(
             Block(
                 width,
                 heads,
                 pattern=Global() if number in everything else Windows(tile),
-                position=positions.inside(position, width, heads, grid if number in everything else tile),
+                position=positions.relative(position, width, heads, grid if number in everything else tile),
                 mlp_ratio=mlp_ratio,
                 drop_path=rate,
             )
-            for number, rate in enumerate(rising(drop_path, depth), start=1)
+            for number, rate in enumerate(linear_rates(drop_path, depth), start=1)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> the map (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""

@@ -30,8 +30,8 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, attend
 from patchform.layers.blocks import GELU, Block
-from patchform.layers.drop import rising
-from patchform.layers.fitting import Fitted, How, resized
+from patchform.layers.drop import linear_rates
+from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.patches import Tubelets
 from patchform.layers.patterns import Global, Grid, Groups
 from patchform.layers.positions import Learned1D, Position
@@ -82,10 +82,10 @@ class ViViT(Backbone):
         self.position = self.places(grids.cells(image_size, patch), -(-frames // tube))
         self.blocks = nn.ModuleList(
             self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
-            for rate in rising(drop_path, depth)
+            for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
         for block in self.blocks:
             if isinstance(block, TimeThenSpace):
                 nn.init.zeros_(block.temporal_attention.proj.weight)
@@ -177,7 +177,7 @@ class FactorisedEncoder(ViViT):
         )
         temporal = [
             self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
-            for rate in rising(drop_path, temporal_depth)
+            for rate in linear_rates(drop_path, temporal_depth)
         ]
         self.temporal = Temporal(width, -(-frames // tube), temporal)
 
@@ -279,31 +279,31 @@ class Places(Position):
             table = _spread(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
         return tokens + table.to(tokens.dtype)
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table (1, P + M * N, D) of another grid or length; one of pictures serves every moment (section 3.4)."""
         if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
         prefix = self.prefix
         try:
-            shape = self._shape(tensor.shape[1] - prefix, how)
+            shape = self._shape(tensor.shape[1] - prefix, context)
         except ValueError:
-            if prefix or not how.still:
+            if prefix or not context.from_images:
                 raise
             prefix = 1  # the row of a class token, which we do not have
-            shape = self._shape(tensor.shape[1] - prefix, how)
-        table = _spread(tensor, prefix, shape, (self.moments, *self.grid), how.resize)
+            shape = self._shape(tensor.shape[1] - prefix, context)
+        table = _spread(tensor, prefix, shape, (self.moments, *self.grid), context.resize)
         said = f"{resized(shape[1:], self.grid)}, {shape[0]} in time to {self.moments}"
         return table[:, prefix - self.prefix :], said
 
-    def _shape(self, cells: int, how: How) -> tuple[int, int, int]:
+    def _shape(self, cells: int, context: TransferContext) -> tuple[int, int, int]:
         """Moments, rows and columns of so many cells: our grid, or as many moments in a square or `transfer.grid`."""
         own = self.grid[0] * self.grid[1]
-        if how.still:
-            return 1, *how.grid_of(cells)
+        if context.from_images:
+            return 1, *context.grid_of(cells)
         if own == 1:
             return cells, 1, 1
-        if how.transfer.grid is not None:
-            rows, columns = how.transfer.grid
+        if context.transfer.grid is not None:
+            rows, columns = context.transfer.grid
             if cells % (rows * columns):
                 raise ValueError(f"its {cells} cells are no multiple of {rows} x {columns}")
             return cells // (rows * columns), rows, columns
@@ -377,7 +377,7 @@ class TimeBesideSpace(Attention):
         *,
         grid: Grid | None = None,
         allowed: Tensor | None = None,
-        widen: Callable[[Tensor], Tensor] | None = None,
+        gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """(B, T/f, N, D) -> the same; allowed (B, 1, 1, 1, N) is of those that look along space."""
         parts = self.qkv(tokens).unflatten(-1, (3, 2, self.heads // 2, -1))  # (B, T/f, N, 3, 2, h/2, d)
@@ -403,7 +403,7 @@ class Temporal(nn.Module):
         self.position = Places(width, (1, 1), moments, prefix=1)
         self.blocks = nn.ModuleList(made_of)
         self.norm = nn.LayerNorm(width, eps=EPS)
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T/f, D) -> (B, D)."""

@@ -23,8 +23,8 @@ from patchform.backbones.base import Backbone
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import MLP, Block, ClassBlock
-from patchform.layers.drop import rising
-from patchform.layers.fitting import Fitted, How, resized
+from patchform.layers.drop import linear_rates
+from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import pad_to
 from patchform.records import Features, Variant
@@ -65,7 +65,7 @@ class VOLO(Backbone):
     ) -> None:
         super().__init__()
         self.channels, self.strides, self.width = tuple(widths), (PATCH, 2 * PATCH), widths[1]
-        rates = iter(rising(drop_path, sum(depths))[depths[0] :])
+        rates = iter(linear_rates(drop_path, sum(depths))[depths[0] :])
 
         self.stem = Stem(in_channels, stem, widths[0])
         self.outlookers = nn.ModuleList(Outlooker(widths[0], heads[0], mlp_ratio) for _ in range(depths[0]))
@@ -84,7 +84,7 @@ class VOLO(Backbone):
         )
         self.norm = nn.LayerNorm(widths[1], eps=EPS)
 
-        blocks.start(self)
+        blocks.init_weights(self)
         for table in (self.position, self.class_token):
             nn.init.trunc_normal_(table, std=0.02)
 
@@ -116,12 +116,12 @@ class VOLO(Backbone):
         summary, tokens = self.norm(token)[:, 0], self.norm(patches)
         return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, coarse)
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Positions (1, H, W, D) of another grid."""
         if name != "position" or tensor.dim() != 4 or tensor.shape[3] != self.position.shape[3]:
             raise ValueError("it does not depend on the image size")
         to, native = (self.position.shape[1], self.position.shape[2]), (tensor.shape[1], tensor.shape[2])
-        return how.resize(tensor[0], to, "bicubic")[None], resized(native, to)
+        return context.resize(tensor[0], to, "bicubic")[None], resized(native, to)
 
     def layers(self) -> list[nn.Module]:
         """Outlookers, blocks of all stages, class blocks."""

@@ -14,17 +14,17 @@ from torch import Tensor
 from patchform import lookup
 from patchform.errors import FolderError, ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.loading import OWN, class_names, fronts_of, layouts_of, load_weights, sizes_of
+from patchform.loading import OWN, class_names, layouts_of, load_weights, prefixes_of, sizes_of
 from patchform.model import Model, build_model, load, save
 from patchform.records import Architecture, Preprocessing
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
-from patchform.weights.report import Report, shorten
+from patchform.weights.load_report import Report, shorten
 
 ENOUGH = 0.5
-"""Share of a small trunk's tensors by which a family is worth a closer look."""
+"""Share of a small backbone's tensors by which a family is worth a closer look."""
 NAMED, ALIKE = 0.95, 0.8
-"""Shares of a trunk's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
+"""Shares of a backbone's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
 
 
 DETECTORS = ("detr", "detr_masks")
@@ -53,7 +53,7 @@ class Look(NamedTuple):
     fits: tuple[Fit, ...]
     """Models that it fills: those that nothing has to be resized for, or if there are none the others."""
     nearest: dict[str, float]
-    """Where there are none: share of a small trunk's tensors that it has, the nearest families first."""
+    """Where there are none: share of a small backbone's tensors that it has, the nearest families first."""
     why: str
     """Where there are none: what does not fit of the model that is nearest, if one is near."""
 
@@ -171,11 +171,11 @@ def _heads(wanted: Wanted) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     yield "linear", {}
     with torch.device("meta"):
-        trunk = _built(replace(wanted, head="linear")).backbone
-    yield "linear", {"hidden": trunk.width}
+        backbone = _built(replace(wanted, head="linear")).backbone
+    yield "linear", {"hidden": backbone.width}
     yield "token_label", {}
     for detector in DETECTORS:
-        if detector in layouts_of(trunk):
+        if detector in layouts_of(backbone):
             yield detector, {}
 
 
@@ -193,10 +193,10 @@ def _built(wanted: Wanted, classes: Sequence[str] = ("?",)) -> Model:
 
 
 class _Met(NamedTuple):
-    """How much a trunk and a file have in common, by the layout that finds most."""
+    """How much a backbone and a file have in common, by the layout that finds most."""
 
     named: float
-    """Share of the trunk's tensors that are made from names of the file."""
+    """Share of the backbone's tensors that are made from names of the file."""
     alike: float
     """Share that have as many numbers, too."""
 
@@ -210,8 +210,8 @@ def _met(wanted: Wanted, tensors: Mapping[str, Tensor]) -> _Met:
         if name.startswith("backbone.") and tensor.is_floating_point()
     }
     met = []
-    for front in fronts_of(tensors):
-        sizes = {name.removeprefix(front): tensor.numel() for name, tensor in tensors.items()}
+    for prefix in prefixes_of(tensors):
+        sizes = {name.removeprefix(prefix): tensor.numel() for name, tensor in tensors.items()}
         for rules in layouts_of(made.backbone).values():
             pairs = ((own[place], names) for place, (_, names) in rules.plan((), own, {}).made.items())
             there = [(place, names) for place, names in pairs if all(name in sizes for name in names)]
@@ -221,7 +221,7 @@ def _met(wanted: Wanted, tensors: Mapping[str, Tensor]) -> _Met:
 
 
 def _shares(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """By family: share of the tensors of its small trunks that are there by name."""
+    """By family: share of the tensors of its small backbones that are there by name."""
     shares = {}
     for family in lookup.names("backbones"):
         variants = lookup.module("backbones", family).VARIANTS

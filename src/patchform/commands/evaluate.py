@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import asking, recipes
+from patchform.commands import inference_options, recipes
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", type=float, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
     )
-    asking.add_arguments(parser)
+    inference_options.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     to_people = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
-    way = asking.way(arguments)
+    way = inference_options.chosen(arguments)
     scores = evaluate(
         arguments.run,
         data=arguments.data,
@@ -64,7 +64,7 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
     Args:
         run: run folder.
         data: folder or CSV list; default: the validation pictures of the run.
-        options: of `patchform.evaluation.evaluate_run`: ask, out, batch_size, workers, device, precision, skip_bad,
+        options: of `patchform.evaluation.evaluate_run`: infer, out, batch_size, workers, device, precision, skip_bad,
             progress, say.
 
     Raises:

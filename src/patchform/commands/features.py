@@ -1,4 +1,4 @@
-"""Write what a frozen trunk says of pictures, a row of numbers for each, into one file."""
+"""Write what a frozen backbone says of pictures, a row of numbers for each, into one file."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def features(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Described:
-    """What the trunk of a model says of pictures, prepared as at evaluation.
+    """What the backbone of a model says of pictures, prepared as at evaluation.
 
     Args:
         model: run folder of any task, or a backbone's name, with `weights`.
@@ -100,7 +100,7 @@ def features(
         out: a new file, safetensors: `features` (N, D) float32, and in its header `names`, a JSON list.
         weights: of the backbone, in one of its family's layouts.
         output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
-        batch_size: images that go through the trunk at once.
+        batch_size: images that go through the backbone at once.
         workers: processes that decode.
         device: "auto" takes the accelerator if there is one.
         skip_bad: highest share of unreadable pictures that are left out, in [0, 1).
@@ -118,22 +118,22 @@ def features(
     if place is not None and place.exists():
         raise FolderError("exists already", where=place, remedy="name a new file")
 
-    from patchform.commands.probe import open_trunk
+    from patchform.commands.probe import open_backbone
     from patchform.data.checks import check
     from patchform.data.dataset import open_pictures
     from patchform.probing.frozen import outputs
     from patchform.weights import files
 
-    trunk = open_trunk(model, weights)
+    backbone = open_backbone(model, weights)
     listing = open_pictures(data)
     notes = listing.notes
     if skip_bad:
-        listing, report = check(listing, trunk.preprocessing, skip_bad=skip_bad)
+        listing, report = check(listing, backbone.preprocessing, skip_bad=skip_bad)
         notes += (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults))
     for note in notes:
         say(note)
     found = outputs(
-        trunk,
+        backbone,
         listing,
         output=output,
         batch_size=batch_size,

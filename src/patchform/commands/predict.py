@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import asking
+from patchform.commands import inference_options
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--span", type=float, metavar="SECONDS", help="with --every: how much each answer looks at")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    asking.add_arguments(parser)
+    inference_options.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.span is not None and arguments.every is None:
         raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
-    way = asking.way(arguments)
+    way = inference_options.chosen(arguments)
     written = write(
         load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"ask": way} if way else {})),
         arguments.sources,
@@ -63,7 +63,7 @@ def load(run: str | Path, **options: Any) -> Predictor:
 
     Args:
         run: run folder.
-        options: of `patchform.prediction.load`: device, precision, ask, threshold.
+        options: of `patchform.prediction.load`: device, precision, infer, threshold.
 
     Raises:
         ModelFileError: the folder holds no intact model.

@@ -1,4 +1,4 @@
-"""Judge a frozen trunk: how well its features, as they are, tell the classes of labelled pictures."""
+"""Judge a frozen backbone: how well its features, as they are, tell the classes of labelled pictures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", metavar="DIR", default=CACHE, help=f"keeps the features; '' keeps none (default: {CACHE})"
     )
-    parser.add_argument("--out", metavar="DIR", help="new folder for the trunk under the linear layer, as a run has it")
+    parser.add_argument(
+        "--out", metavar="DIR", help="new folder for the backbone under the linear layer, as a run has it"
+    )
     parser.add_argument("--neighbours", type=int, default=20, metavar="K", help="of knn (default: 20)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once; changes no score")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
@@ -112,7 +114,7 @@ def probe(
     progress: Callable[[str, int, int], None] | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Probed:
-    """Judge the features of a trunk that is not trained further.
+    """Judge the features of a backbone that is not trained further.
 
     Args:
         model: run folder; its classes need not be those of the data. Or a backbone's name, with `weights`.
@@ -123,7 +125,7 @@ def probe(
         cache: folder that keeps the features; None keeps none.
         out: of "linear": a new folder for the classifier, which `evaluate` and `predict` take.
         neighbours: of "knn".
-        batch_size: images that go through the trunk at once.
+        batch_size: images that go through the backbone at once.
         workers: processes that decode.
         device: "auto" takes the accelerator if there is one.
         skip_bad: highest share of unreadable pictures that are left out, in [0, 1).
@@ -153,19 +155,19 @@ def probe(
     from patchform.settings import DataSettings
 
     where = pick_device(device)
-    trunk = open_trunk(model, weights)
-    splits = open_data(DataSettings(path=str(data)), seed=0, preprocessing=trunk.preprocessing)
+    backbone = open_backbone(model, weights)
+    splits = open_data(DataSettings(path=str(data)), seed=0, preprocessing=backbone.preprocessing)
     for note in splits.notes:
         say(note)
     frozen: list[Frozen] = []
     for name, listing in (("training pictures", splits.train), ("validation pictures", splits.validation)):
         if skip_bad:
-            listing, report = check(listing, trunk.preprocessing, skip_bad=skip_bad)
+            listing, report = check(listing, backbone.preprocessing, skip_bad=skip_bad)
             for note in (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults)):
                 say(note)
         frozen.append(
             features(
-                trunk,
+                backbone,
                 listing,
                 cache=cache,
                 batch_size=batch_size,
@@ -184,11 +186,11 @@ def probe(
         return Probed(scored(vote, test, classes, progress=shown), used, None)
     found = linear.fit(train, classes, device="cpu" if where.type == "mps" else where)  # mps has no float64
     if place is not None:
-        save(found.into(trunk), place)
+        save(found.into(backbone), place)
     return Probed(scored(found.scores, test, classes), {"decay": found.decay}, place)
 
 
-def open_trunk(model: str | Path, weights: str | Path | None) -> Model:
+def open_backbone(model: str | Path, weights: str | Path | None) -> Model:
     """The model of a run folder, or a backbone under a head without meaning."""
     from patchform.loading import load_weights
     from patchform.model import build_model, load

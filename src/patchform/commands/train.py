@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from patchform.training.loop import Run
-    from patchform.training.plan import Plan, Way
+    from patchform.training.plan import Option, Plan
 
 EXAMPLE = "patchform train classification --data photos/ --name first --optimizer.lr 5e-4"
 
@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: value for name, value in given.items() if value is not None} | arguments.settings
     if arguments.plan:
         return _run_plan(arguments, recipes.nested(flags))
-    from patchform import processes
+    from patchform import distributed
 
-    with processes.joined() as place:
+    with distributed.process_group() as rank:
         finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
-    if not place.first:
+    if not rank.is_main:
         return 0
     if arguments.json:
         numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
@@ -155,7 +155,7 @@ def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     return 0
 
 
-def _words(way: Way) -> str:
+def _words(way: Option) -> str:
     """The settings as words of a command line."""
     values = {name: json.dumps(value, separators=(",", ":")) for name, value in way.settings.items()}
     return " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())

@@ -105,13 +105,13 @@ def _show(arguments: argparse.Namespace) -> int:
             print(f"  {name}  {tuple(tensor.shape)}  {str(tensor.dtype).removeprefix('torch.')}")
     for fit in found.fits:
         of = fit.architecture
-        trunk, head = _said(of.backbone, of.backbone_options), _said(of.head, of.head_options)
-        print(f"{trunk} under {head}, {fit.classes or 'no'} classes")
+        backbone, head = _said(of.backbone, of.backbone_options), _said(of.head, of.head_options)
+        print(f"{backbone} under {head}, {fit.classes or 'no'} classes")
         print(fit.report.table() if arguments.all and fit is found.fits[0] else str(fit.report))
     if not found.fits:
         print(f"fits no model: {found.why}")
     for family, share in found.nearest.items():
-        print(f"  {family}: {share:.0%} of a small trunk's tensors are there by name")
+        print(f"  {family}: {share:.0%} of a small backbone's tensors are there by name")
     return 0
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchform.data import earlier
+from patchform.data import check_cache
 from patchform.data.clips import span
 from patchform.data.faults import Fault
 from patchform.data.images import MAX_BYTES, decode, facts, is_turned, read
-from patchform.data.listing import Drawn, Item, Listing, files_of, quoted, relative_name
-from patchform.data.masks import decode_mask
+from patchform.data.listing import Item, Listing, PolygonMask, files_of, quoted, relative_name
+from patchform.data.mask_files import decode_mask
 from patchform.data.shards import open_file, status
 from patchform.data.videos import open_video
 from patchform.errors import DataError
@@ -99,10 +99,10 @@ def examine(
 ) -> Report:
     """Look at everything as `check` does and report all faults; never stops at one. Arguments as there.
 
-    When nothing has changed since an earlier time, what was found then is given again (`data.earlier`).
+    When nothing has changed since an earlier time, what was found then is given again (`data.check_cache`).
     """
-    key = earlier.key(listing, preprocessing)
-    found = earlier.load(key) if key else None
+    key = check_cache.key(listing, preprocessing)
+    found = check_cache.load(key) if key else None
     if found is not None:
         if progress:
             progress(len(listing), len(listing))
@@ -110,9 +110,9 @@ def examine(
         pixels = None if found["pixels"] is None else tuple(found["pixels"])
         return Report(checked=len(listing), faults=faults, notes=tuple(found["notes"]), pixels=pixels)
     report = _examined(listing, preprocessing, progress)
-    if key and key == earlier.key(listing, preprocessing):  # nothing was edited meanwhile
+    if key and key == check_cache.key(listing, preprocessing):  # nothing was edited meanwhile
         faults_ = [fault[:3] for fault in report.faults]
-        earlier.store(key, {"faults": faults_, "notes": report.notes, "pixels": report.pixels})
+        check_cache.store(key, {"faults": faults_, "notes": report.notes, "pixels": report.pixels})
     return report
 
 
@@ -132,7 +132,7 @@ def _examined(listing: Listing, preprocessing: Preprocessing, progress: Callable
             if progress:
                 progress(done, len(listing))
     notes = tuple(f"{len(names)} {remark}: {quoted(names, 3)}" for remark, names in sorted(remarks.items()))
-    if listing.coding is None:
+    if listing.mask_codes is None:
         return Report(checked=len(listing), faults=tuple(faults), notes=notes)
     of_classes = tuple(pixels[: len(listing.classes)].tolist())
     notes += _remarks_on_masks(listing, of_classes)
@@ -142,7 +142,7 @@ def _examined(listing: Listing, preprocessing: Preprocessing, progress: Callable
 def _remarks_on_masks(listing: Listing, pixels: Sequence[int]) -> tuple[str, ...]:
     absent = [name for name, number in zip(listing.classes, pixels) if number == 0]
     notes: tuple[str, ...] = (f"no mask has a pixel of class {quoted(absent)}",) if absent else ()
-    zero = dict(listing.coding.ids).get(0, IGNORED) if listing.coding else IGNORED
+    zero = dict(listing.mask_codes.ids).get(0, IGNORED) if listing.mask_codes else IGNORED
     if zero != IGNORED and pixels[zero] == 0:
         notes += ("no mask has a 0: if their numbers begin at 1, set data.zero to ignore",)
     return notes
@@ -235,14 +235,16 @@ def _examine(
         reason = f"annotated as {wide} x {tall} pixels, it has {width} x {height}"
         return ("size-turned", f"{reason} upright") if turned else ("size-differs", reason), (), None
     counts, turned = None, False
-    if item.mask is not None and listing.coding is not None:
+    if item.mask is not None and listing.mask_codes is not None:
         try:
-            mask = item.mask if isinstance(item.mask, Drawn) else read(item.mask)
-            counts = torch.bincount(decode_mask(mask, listing.coding, (height, width)).flatten(), minlength=IGNORED + 1)
+            mask = item.mask if isinstance(item.mask, PolygonMask) else read(item.mask)
+            counts = torch.bincount(
+                decode_mask(mask, listing.mask_codes, (height, width)).flatten(), minlength=IGNORED + 1
+            )
             turned = is_turned(data) and isinstance(mask, bytes) and not is_turned(mask)
         except DataError as error:
             reason = "; ".join(part for part in (error.what, error.remedy) if part)
-            what = "its regions" if isinstance(item.mask, Drawn) else f"mask {item.mask.name}"
+            what = "its regions" if isinstance(item.mask, PolygonMask) else f"mask {item.mask.name}"
             return ("mask-bad", f"{what}: {reason}"), (), None
     format_, animated, deep = facts(data)
     suffix = item.path.suffix.lower()

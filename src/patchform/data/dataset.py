@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from patchform import lookup
+from patchform.data.annotations import missing_outlines
 from patchform.data.clips import evaluation_clips, training_clips
+from patchform.data.detection_transforms import Transform as ObjectTransform
+from patchform.data.detection_transforms import evaluation_objects, instances, training_objects
 from patchform.data.faults import Faults
 from patchform.data.images import decode
-from patchform.data.instances import Transform as ObjectTransform
-from patchform.data.instances import evaluation_objects, instances, training_objects
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
-from patchform.data.masks import decode_mask
-from patchform.data.objects import missing_outlines
-from patchform.data.order import derive
+from patchform.data.loader import derive
+from patchform.data.mask_files import decode_mask
+from patchform.data.multi_crop import MultiCrop
 from patchform.data.samples import Samples
-from patchform.data.scenes import Scene, evaluation_scene, training_scene
+from patchform.data.segmentation_transforms import Scene, evaluation_scene, training_scene
 from patchform.data.transforms import Transform, evaluation_transform, training_transform
-from patchform.data.views import Views
 from patchform.errors import DataError, UsageError
 from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target
 from patchform.settings import AugmentationSettings, DataSettings
@@ -75,7 +75,7 @@ def open_data(
     held_out = open_evaluation(validation, settings, listing.classes, task, faults=faults)
     if settings.validation is None and validation.stem.lower() == "test":
         notes += ("no val/ beside train/: validated on test/",)
-    counts = () if held_out.coding else held_out.counts()
+    counts = () if held_out.mask_codes else held_out.counts()
     absent = [name for name, number in zip(held_out.classes, counts) if number == 0]
     notes += (f"classes that are not in the validation set: {quoted(absent)}",) if absent else ()
     news = tuple(f"validation: {note}" for note in held_out.notes if note not in listing.notes)
@@ -150,11 +150,11 @@ def training_pictures(
         return training_clips(listing, preprocessing, augmentation, seed)
     if listing.objects and augmentation.copy_paste and not outlined(listing):
         raise UsageError("augmentation.copy_paste needs outlines, and the data have boxes alone", remedy="set it to 0")
-    make: Any = training_objects if listing.objects else training_scene if listing.coding else training_transform
+    make: Any = training_objects if listing.objects else training_scene if listing.mask_codes else training_transform
     if augmentation.views > 1:
-        if listing.objects or listing.coding:
+        if listing.objects or listing.mask_codes:
             raise UsageError("augmentation.views is not for masks and objects", remedy="set it to 1")
-        make = Views
+        make = MultiCrop
     return Pictures(listing, make(preprocessing, augmentation), preprocessing, seed)
 
 
@@ -175,7 +175,9 @@ def evaluation_pictures(
     _refuse_frames(listing, preprocessing)
     if listing.videos:
         return evaluation_clips(listing, preprocessing, seed, views=views)
-    make: Any = evaluation_objects if listing.objects else evaluation_scene if listing.coding else evaluation_transform
+    make: Any = (
+        evaluation_objects if listing.objects else evaluation_scene if listing.mask_codes else evaluation_transform
+    )
     return Pictures(listing, make(preprocessing), preprocessing, seed)
 
 
@@ -301,7 +303,7 @@ class _Decoded(NamedTuple):
 
 def outlined(listing: Listing) -> bool:
     """Whether any object has an outline."""
-    return any(item.objects is not None and item.objects.outlines is not None for item in listing.items)
+    return any(item.objects is not None and item.objects.segmentations is not None for item in listing.items)
 
 
 class Pictures(Samples[_Decoded]):
@@ -310,7 +312,8 @@ class Pictures(Samples[_Decoded]):
     Args:
         listing: what there is.
         transform: from decoded pixels to the model's input; for a listing with masks, from pixels and `Regions` to both
-            (see `data.scenes`); for one with objects, from pixels and `Instances` (see `data.instances`).
+            (see `data.segmentation_transforms`); for one with objects, from pixels and `Instances` (see
+            `data.detection_transforms`).
         preprocessing: how files are decoded.
         seed: of the random transforms.
     """
@@ -318,7 +321,7 @@ class Pictures(Samples[_Decoded]):
     def __init__(
         self,
         listing: Listing,
-        transform: Transform | Scene | ObjectTransform | Views,
+        transform: Transform | Scene | ObjectTransform | MultiCrop,
         preprocessing: Preprocessing,
         seed: int = 0,
     ) -> None:
@@ -334,7 +337,7 @@ class Pictures(Samples[_Decoded]):
         elif truth is not None:
             image, target = cast("Scene", self.transform)(pixels, truth)
         else:
-            if isinstance(self.transform, Views):
+            if isinstance(self.transform, MultiCrop):
                 image, views = self.transform(pixels)
             else:
                 image = cast("Transform", self.transform)(pixels)
@@ -365,8 +368,8 @@ class Pictures(Samples[_Decoded]):
         return found
 
     def _truth(self, item: Item, size: tuple[int, int]) -> Regions | Instances | None:
-        if item.mask is not None and self.listing.coding is not None:
-            return Regions(decode_mask(item.mask, self.listing.coding, size))
+        if item.mask is not None and self.listing.mask_codes is not None:
+            return Regions(decode_mask(item.mask, self.listing.mask_codes, size))
         if item.objects is None:
             return None
         if tuple(item.objects.size) != size:

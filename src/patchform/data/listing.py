@@ -23,7 +23,7 @@ TRAIN, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test"
 """Names of the parts of a data set."""
 
 
-class Runs(NamedTuple):
+class RLE(NamedTuple):
     """Pixels of an object as COCO counts them: down the columns, off and on in turn, off first."""
 
     counts: bytes | tuple[int, ...]
@@ -32,7 +32,7 @@ class Runs(NamedTuple):
     """(height, width) of the picture."""
 
 
-Outline: TypeAlias = tuple[np.ndarray, ...] | Runs
+Segmentation: TypeAlias = tuple[np.ndarray, ...] | RLE
 """Polygons, each (K, 2) float32 x, y in pixels, K >= 3, which together are one object; or its run lengths."""
 
 
@@ -49,16 +49,16 @@ class Objects(NamedTuple):
     """(N,) bool: a region of many objects, or one that does not count; None where there are none."""
     areas: np.ndarray | None = None
     """(N,) float32 pixels, as annotated."""
-    outlines: tuple[Outline | None, ...] | None = None
+    segmentations: tuple[Segmentation | None, ...] | None = None
     """None: boxes only."""
     id: int | str | None = None
     """The picture's own in its annotation file: kept for results."""
 
 
-class Drawn(NamedTuple):
+class PolygonMask(NamedTuple):
     """A class for every pixel as regions draw it: each covers those before it, and what none covers is ignored."""
 
-    outlines: tuple[Outline, ...]
+    segmentations: tuple[Segmentation, ...]
     classes: tuple[int, ...]
     """Of each, an index into the listing's classes, or `records.IGNORED`."""
     size: tuple[int, int]
@@ -73,14 +73,14 @@ class Item(NamedTuple):
     classes: tuple[int, ...]
     """Indices into the listing's classes: one for single labels, any number for multiple ones, none with a mask, those
     that occur in rising order with objects."""
-    mask: Path | Drawn | None = None
+    mask: Path | PolygonMask | None = None
     """A class for every pixel: as a picture, or as regions."""
     objects: Objects | None = None
     """Boxes, and outlines; not None, but of none, for a picture without objects in a set that has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coding:
+class MaskCodes:
     """What the numbers, or the colours, of label pictures mean. A class is an index into the listing's classes."""
 
     ids: tuple[tuple[int, int], ...] = ()
@@ -100,7 +100,7 @@ class Listing:
     """Folder that names are relative to."""
     notes: tuple[str, ...] = ()
     """What the user should know: things ignored, counted or mapped. One sentence each."""
-    coding: Coding | None = None
+    mask_codes: MaskCodes | None = None
     """Of the masks; None without any."""
     ids: tuple[int | str, ...] | None = None
     """Of objects: the raw category ids in the order of the classes; None where a format has none of its own."""
@@ -127,9 +127,11 @@ class Listing:
     def as_bytes(self) -> bytes:
         """Names and classes of all items, and what stands for objects and regions, for a digest of what is listed."""
         lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
-        lines += [repr(self.coding)] * (self.coding is not None)
+        lines += [repr(self.mask_codes)] * (self.mask_codes is not None)
         lines += (
-            [_digest(self.items)] if self.objects or any(isinstance(item.mask, Drawn) for item in self.items) else []
+            [_digest(self.items)]
+            if self.objects or any(isinstance(item.mask, PolygonMask) for item in self.items)
+            else []
         )
         return "".join(lines).encode(errors="surrogateescape")
 
@@ -146,9 +148,9 @@ def _digest(items: Iterable[Item]) -> str:
     """A hash of all objects, and of masks that are regions."""
     found = hashlib.blake2b(digest_size=16)
     for item in items:
-        if isinstance(item.mask, Drawn):
+        if isinstance(item.mask, PolygonMask):
             found.update(repr(item.mask[1:]).encode())
-            _add_outlines(found, item.mask.outlines)
+            _add_outlines(found, item.mask.segmentations)
         if item.objects is not None:
             boxes, classes, size, crowd, areas, outlines, id_ = item.objects
             found.update(repr((size, id_, len(boxes))).encode())
@@ -158,9 +160,9 @@ def _digest(items: Iterable[Item]) -> str:
     return found.hexdigest()
 
 
-def _add_outlines(found: hashlib.blake2b, outlines: Iterable[Outline | None]) -> None:
+def _add_outlines(found: hashlib.blake2b, outlines: Iterable[Segmentation | None]) -> None:
     for outline in outlines:
-        for part in (outline,) if outline is None or isinstance(outline, Runs) else outline:
+        for part in (outline,) if outline is None or isinstance(outline, RLE) else outline:
             found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from patchform.data.listing import Listing
-from patchform.data.order import Key, derive
+from patchform.data.loader import Key, derive
 from patchform.records import Preprocessing, Sample
 
 CACHE_BYTES = 1 << 30

@@ -15,12 +15,12 @@ from patchform.geometry.grids import coordinates
 from patchform.records import Instances
 
 BACKGROUND, NEITHER = -1, -2
-"""What `matched` says of anchors without an object, and of those that count for nothing."""
+"""What `match_boxes` says of anchors without an object, and of those that count for nothing."""
 CROWDED = 0.7
 """Share of an anchor inside a crowd region above which it is no background (Girshick et al.'s Detectron)."""
 
 
-def forms(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Anchors around the point 0, 0.
 
     Args:
@@ -55,11 +55,11 @@ def spacing(
     return max(stride, size[0] / grid[0]), max(stride, size[1] / grid[1])
 
 
-def placed(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
+def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
     """Anchors of every cell of a map; the first cell's lie around the picture's corner.
 
     Args:
-        forms: (A, 4), see `forms`.
+        forms: (A, 4), see `cell_anchors`.
         grid: rows and columns of the map.
         spacing: pixels from row to row and from column to column.
 
@@ -71,7 +71,7 @@ def placed(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, float]) -
     return (torch.stack([x, y, x, y], 1)[:, None] + forms).flatten(0, 1)
 
 
-def matched(
+def match_boxes(
     anchors: Tensor,
     boxes: Tensor,
     *,
@@ -115,11 +115,11 @@ def matched(
     return found
 
 
-def stands_for(candidates: Tensor, target: Instances, foreground: float, background: float, *, rescue: bool) -> Tensor:
-    """`matched`, of (N, 4) anchors or regions and the objects of a picture; its crowds are none."""
+def match(candidates: Tensor, target: Instances, foreground: float, background: float, *, rescue: bool) -> Tensor:
+    """`match_boxes`, of (N, 4) anchors or regions and the objects of a picture; its crowds are none."""
     crowd = None if target.crowd is None else target.crowd.to(candidates.device)
     boxes = target.boxes.to(candidates.device).float()
-    return matched(candidates, boxes, foreground=foreground, background=background, rescue=rescue, crowd=crowd)
+    return match_boxes(candidates, boxes, foreground=foreground, background=background, rescue=rescue, crowd=crowd)
 
 
 def share_inside(boxes: Tensor, regions: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LARGEST_GROWTH = math.log(1000 / 16)
-"""Logarithm of the most that `shifted` makes a box wider or higher by: exp of any more might not be finite."""
+"""Logarithm of the most that `decode` makes a box wider or higher by: exp of any more might not be finite."""
 
 
 def to_corners(boxes: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def to_centres(boxes: Tensor) -> Tensor:
     return torch.cat([(start + end) / 2, end - start], -1)
 
 
-def shifts(boxes: Tensor, anchors: Tensor, scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def encode(boxes: Tensor, anchors: Tensor, scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """How anchors have to move and grow to become boxes (Girshick et al. 2014, R-CNN, appendix C).
 
     Args:
@@ -39,10 +39,8 @@ def shifts(boxes: Tensor, anchors: Tensor, scales: tuple[float, float, float, fl
     return torch.stack([factor * part for factor, part in zip(scales, found)], -1)
 
 
-def shifted(
-    shifts: Tensor, anchors: Tensor, scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-) -> Tensor:
-    """Anchors, moved and grown: the inverse of `shifts`. (..., 4) of both, which broadcast."""
+def decode(shifts: Tensor, anchors: Tensor, scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Anchors, moved and grown: the inverse of `encode`. (..., 4) of both, which broadcast."""
     x0, y0, width0, height0 = _centred(anchors)
     across, down, wider, higher = (part / factor for part, factor in zip(shifts.unbind(-1), scales))
     x, y = across * width0 + x0, down * height0 + y0

@@ -40,7 +40,7 @@ def to_pictures(boxes: Tensor, real: Tensor, size: tuple[int, int]) -> Tensor:
     return clip(boxes.float() * (whole / real)[[1, 0, 1, 0]], whole)
 
 
-def best(boxes: Tensor, scores: Tensor, classes: Tensor, *, overlap: float, most: int) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, classes: Tensor, *, overlap: float, most: int) -> Tensor:
     """Which boxes are left when those that overlap a better one of their class are taken away.
 
     Args:

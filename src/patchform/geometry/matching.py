@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def assign(costs: Sequence[Tensor]) -> list[Tensor]:
+def hungarian_match(costs: Sequence[Tensor]) -> list[Tensor]:
     """The pairs of each problem whose costs add up to the least (Kuhn 1955, the Hungarian method).
 
     All costs go to the processor in one piece and all pairs come back in one.

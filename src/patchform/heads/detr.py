@@ -26,17 +26,17 @@ from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 from patchform.errors import UsageError
 from patchform.geometry.boxes import to_centres, to_corners
 from patchform.geometry.detections import picture_sizes, to_pictures
-from patchform.geometry.matching import assign
+from patchform.geometry.matching import hungarian_match
 from patchform.heads.base import Head
 from patchform.layers.attention import attend, join_heads, split_heads
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
-from patchform.layers.positions import PlaceInPicture, RowsAndColumns
+from patchform.layers.positions import LearnedPosition2D, SinePosition2D
 from patchform.lookup import check_options, no_such
 from patchform.records import Features, Instances, Loss, Target
 
-LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "nothing": 0.1}
-"""Factors of the losses, and of the costs of a pair; "nothing" is the weight of a query that has no object."""
+LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "no_object": 0.1}
+"""Factors of the losses, and of the costs of a pair; "no_object" is the weight of a query that has no object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,17 +152,17 @@ class DETR(Head):
         self.score_threshold, self.detections, self.heads = score_threshold, detections, form.heads
         self.norm = CellNorm(channels[-1]) if norm == "layer" else nn.Identity()
         self.project = nn.Conv2d(channels[-1], channels_inside, 1)
-        self.positions = (PlaceInPicture if form.positions == "sine" else RowsAndColumns)(channels_inside)
+        self.positions = (SinePosition2D if form.positions == "sine" else LearnedPosition2D)(channels_inside)
         self.encoder = nn.ModuleList(EncoderLayer(channels_inside, form) for _ in range(form.depths[0]))
         self.encoder_norm = nn.LayerNorm(channels_inside) if form.norms == "pre" else nn.Identity()
         self.queries = nn.Parameter(torch.randn(queries, channels_inside))
         self.decoder = nn.ModuleList(DecoderLayer(channels_inside, form) for _ in range(form.depths[1]))
         self.decoder_norm = nn.LayerNorm(channels_inside)
         self.classifier = Linear(channels_inside, classes)
-        self.nothing = Linear(channels_inside, 1)
-        self.boxes = Perceptron(channels_inside, channels_inside, channels_inside, 4)
+        self.no_object = Linear(channels_inside, 1)
+        self.boxes = MLP(channels_inside, channels_inside, channels_inside, 4)
         weights = torch.ones(classes + 1)
-        weights[-1] = self.losses["nothing"]
+        weights[-1] = self.losses["no_object"]
         self.register_buffer("class_weights", weights, persistent=False)
 
     class_weights: Tensor
@@ -172,20 +172,20 @@ class DETR(Head):
         cells = self.project(self.norm(features.maps[-1]))
         grid, padding = (cells.shape[2], cells.shape[3]), features.padding
         allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
-        places = self.positions(grid, cells.new_zeros(1, *grid, dtype=torch.bool) if padding is None else padding)
+        positions = self.positions(grid, cells.new_zeros(1, *grid, dtype=torch.bool) if padding is None else padding)
         memory = cells.flatten(2).transpose(1, 2)
         for layer in self.encoder:
-            memory = layer(memory, places, allowed)
+            memory = layer(memory, positions, allowed)
         memory = self.encoder_norm(memory)
         x = torch.zeros_like(self.queries).expand(len(memory), -1, -1)
-        keys, states = memory + places, []
+        keys, states = memory + positions, []
         for layer in self.decoder:
             x = layer(x, self.queries, keys, memory, allowed)
             states.append(self.decoder_norm(x))
-        said = torch.stack(states)  # (L, B, Q, D)
+        hidden_states = torch.stack(states)  # (L, B, Q, D)
         return DETRRaw(
-            torch.cat([self.classifier(said), self.nothing(said)], -1),
-            self.boxes(said).float().sigmoid(),
+            torch.cat([self.classifier(hidden_states), self.no_object(hidden_states)], -1),
+            self.boxes(hidden_states).float().sigmoid(),
             picture_sizes(features),
             states[-1],
             cells,
@@ -217,7 +217,7 @@ class DETR(Head):
             costs.append(
                 cost.unflatten(0, raw.boxes.shape[::2]) - self.losses["class"] * chances[:, number][..., classes]
             )
-        return torch.cat(assign(costs), 1)
+        return torch.cat(hungarian_match(costs), 1)
 
     def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Loss]:
         """The losses "class", "box" (L1) and "giou" of the last layer; "auxiliary_class" and so on of all the others.
@@ -231,8 +231,8 @@ class DETR(Head):
     def sums(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
         """() by name of loss, when it is known which query (L, T) is an object's."""
         layers = torch.arange(len(queries), device=queries.device)[:, None]
-        nothing = raw.logits.shape[-1] - 1
-        wanted = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), nothing)
+        no_object = raw.logits.shape[-1] - 1
+        wanted = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
         wanted[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
         wanted = wanted[..., :-1].flatten(1)
         entropy = F.cross_entropy(
@@ -257,10 +257,10 @@ class DETR(Head):
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Of classes the weight of all queries, whichever are matched; of all else the number of objects."""
-        number, nothing = len(self.queries), self.losses["nothing"]
+        number, no_object = len(self.queries), self.losses["no_object"]
         objects = [len(without_crowd(one).classes) for one in cast("Sequence[Instances]", targets)]
         with_object = sum(min(number, count) for count in objects)
-        weight = torch.tensor(nothing * number * len(targets) + (1 - nothing) * with_object)
+        weight = torch.tensor(no_object * number * len(targets) + (1 - no_object) * with_object)
         last = dict.fromkeys(self.factors, torch.tensor(float(sum(objects)))) | {"class": weight}
         return last | {f"auxiliary_{name}": count for name, count in last.items()}  # and some that no loss has
 
@@ -292,7 +292,7 @@ def without_crowd(objects: Instances) -> Instances:
 # -------------------------------------------------------------------------------------------------------- transformer
 
 
-class PlacedAttention(nn.Module):
+class PositionalAttention(nn.Module):
     """Multi-head attention whose keys are not made from what is taken along: positions help to find it, and stay.
 
     Args:
@@ -310,15 +310,15 @@ class PlacedAttention(nn.Module):
         for layer in (self.q, self.k, self.v, self.proj):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, asking: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, N, D), (B, K, D), (B, K, D) -> (B, N, D); allowed broadcasts to (B, 1, h, N, K)."""
         q, k, v = (
-            split_heads(layer(x), self.heads)[0] for layer, x in ((self.q, asking), (self.k, keys), (self.v, values))
+            split_heads(layer(x), self.heads)[0] for layer, x in ((self.q, queries), (self.k, keys), (self.v, values))
         )
         return self.proj(join_heads(attend(q, k, v, allowed=allowed)))
 
 
-class Perceptron(nn.Module):
+class MLP(nn.Module):
     """Linear layers, and between them ReLU and dropout.
 
     Args:
@@ -338,7 +338,7 @@ class Perceptron(nn.Module):
         return x
 
 
-class Around(nn.Module):
+class Residual(nn.Module):
     """The shortcut around a branch, with its norm and dropout.
 
     Args:
@@ -369,15 +369,15 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, width: int, form: Transformer) -> None:
         super().__init__()
-        self.attention = PlacedAttention(width, form.heads)
-        self.mlp = perceptron(width, form)
-        self.around = nn.ModuleList(Around(width, form) for _ in range(2))
+        self.attention = PositionalAttention(width, form.heads)
+        self.mlp = mlp(width, form)
+        self.around = nn.ModuleList(Residual(width, form) for _ in range(2))
 
-    def forward(self, x: Tensor, places: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """(B, N, D) -> the same; places broadcast to it, allowed is (B, 1, 1, 1, N) bool."""
+    def forward(self, x: Tensor, positions: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> the same; positions broadcast to it, allowed is (B, 1, 1, 1, N) bool."""
 
         def look(cells: Tensor) -> Tensor:
-            placed = cells + places
+            placed = cells + positions
             return self.attention(placed, placed, cells, allowed)
 
         return self.around[1](self.around[0](x, look), self.mlp)
@@ -393,9 +393,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, form: Transformer) -> None:
         super().__init__()
-        self.attention, self.cross_attention = (PlacedAttention(width, form.heads) for _ in range(2))
-        self.mlp = perceptron(width, form)
-        self.around = nn.ModuleList(Around(width, form) for _ in range(3))
+        self.attention, self.cross_attention = (PositionalAttention(width, form.heads) for _ in range(2))
+        self.mlp = mlp(width, form)
+        self.around = nn.ModuleList(Residual(width, form) for _ in range(3))
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor, allowed: Tensor | None) -> Tensor:
         """What is known of the objects so far (B, Q, D) -> the same; queries (Q, D) are the objects' positions.
@@ -412,9 +412,9 @@ class DecoderLayer(nn.Module):
         return self.around[2](x, self.mlp)
 
 
-def perceptron(width: int, form: Transformer) -> Perceptron:
+def mlp(width: int, form: Transformer) -> MLP:
     """That of a layer, with its initial weights."""
-    made = Perceptron(width, form.hidden, width, dropout=form.dropout)
+    made = MLP(width, form.hidden, width, dropout=form.dropout)
     for weights in made.parameters():
         if weights.dim() > 1:
             nn.init.xavier_uniform_(weights)

@@ -32,7 +32,7 @@ from patchform.errors import UsageError
 from patchform.geometry import anchors, boxes, detections
 from patchform.heads.base import Head, number_of
 from patchform.layers.necks import NECKS
-from patchform.layers.regions import Read, sampled
+from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
 from patchform.records import Features, Instances, Loss, Target
 
 BETA = 1 / 9
@@ -45,7 +45,7 @@ O = TypeVar("O")  # noqa: E741
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proposing:
+class RPNOptions:
     """How regions are proposed. Pairs: in training, in prediction."""
 
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -69,7 +69,7 @@ class Proposing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging:
+class BoxOptions:
     """How regions are judged."""
 
     layers: Literal["two_fc", "conv_fc"] = "two_fc"
@@ -142,8 +142,8 @@ class FasterRCNN(Head):
         anchor_sizes: square roots of the areas of anchors, pixels: one a level, fine to coarse, or all on the single
             one. Default: 8 cells of each level; 32, 64, 128, 256, 512 on the single one.
         score_threshold: predictions below it are not given.
-        proposals: options of `Proposing`, by name.
-        boxes: options of `Judging`, by name.
+        proposals: options of `RPNOptions`, by name.
+        boxes: options of `BoxOptions`, by name.
 
     Raises:
         UsageError: an option out of its range or unknown.
@@ -175,32 +175,32 @@ class FasterRCNN(Head):
         if not 0 <= score_threshold < 1:
             raise UsageError(f"score_threshold is {score_threshold}", remedy="it lies in [0, 1)")
         self.classes, self.score_threshold = classes, score_threshold
-        self.judging = options(Judging, boxes, "boxes")
+        self.box_options = options(BoxOptions, boxes, "boxes")
         self.neck = NECKS[neck](channels, strides, channels_inside, norm)
-        proposing = options(Proposing, proposals, "proposals")
-        self.propose = _Propose(channels_inside, self.neck.strides, anchor_sizes, proposing)
-        self.read = self.reader(self.judging.size)
-        self.judge = _Judge(channels_inside, classes, self.judging)
+        proposing = options(RPNOptions, proposals, "proposals")
+        self.rpn = RPN(channels_inside, self.neck.strides, anchor_sizes, proposing)
+        self.read = self.reader(self.box_options.size)
+        self.box_head = BoxHead(channels_inside, classes, self.box_options)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
         """All proposals and what is said of the regions: with targets of a sample, without them of the best."""
         levels = self.neck(features.maps)
         real = detections.picture_sizes(features)
-        proposals = self.propose(levels, features.size)
-        regions = self.propose.best(proposals, real, training=targets is not None)
+        proposals = self.rpn(levels, features.size)
+        regions = self.rpn.best(proposals, real, training=targets is not None)
         objects: tuple[Tensor, ...] = ()
         seeds: list[int] = []
         if targets is not None:
             seeds = torch.randint(2**62, (len(targets),)).tolist()
             regions, objects = self._sampled(regions, cast("Sequence[Instances]", targets), seeds)
         cells, rows = self.read(levels, regions, features.size)
-        logits, shifts = (said[rows] for said in self.judge(cells))
+        logits, shifts = (said[rows] for said in self.box_head(cells))
         return Raw(tuple(levels), proposals, features.size, real, regions, objects, logits, shifts, seeds)
 
-    def reader(self, size: int) -> Read:
+    def reader(self, size: int) -> MultiScaleRoIAlign:
         """Reads regions as `size` x `size` cells."""
         strides = self.neck.strides[: self.neck.read]
-        return Read(strides, size, side=self.judging.side, aligned=self.judging.aligned)
+        return MultiScaleRoIAlign(strides, size, side=self.box_options.side, aligned=self.box_options.aligned)
 
     def _sampled(
         self, regions: Sequence[Tensor], targets: Sequence[Instances], seeds: Sequence[int]
@@ -210,10 +210,10 @@ class FasterRCNN(Head):
         for candidates, target, seed in zip(regions, targets, seeds):
             own = target.boxes if target.crowd is None else target.boxes[~target.crowd]
             candidates = torch.cat([candidates, own.to(candidates)])
-            found = anchors.stands_for(
-                candidates, target, self.judging.foreground, self.judging.foreground, rescue=False
+            found = anchors.match(
+                candidates, target, self.box_options.foreground, self.box_options.foreground, rescue=False
             )
-            rows = sampled(found, self.judging.samples, self.judging.share, seed)
+            rows = balanced_sample(found, self.box_options.samples, self.box_options.share, seed)
             chosen.append(candidates[rows])
             objects.append(found[rows])
         return tuple(chosen), tuple(objects)
@@ -230,14 +230,14 @@ class FasterRCNN(Head):
     def sums(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() by name of loss."""
         truth = cast("Sequence[Instances]", targets)
-        found = self.propose.loss(raw.proposals, truth, raw.seeds)
+        found = self.rpn.loss(raw.proposals, truth, raw.seeds)
         labels, wanted = [], []
         for region, number, target in zip(raw.regions, raw.objects, truth):
             first = int((number >= 0).sum())
             classes = target.classes.new_zeros(len(number))
             classes[:first] = target.classes[number[:first]] + 1
             labels.append(classes)
-            wanted.append(boxes.shifts(target.boxes[number[:first]].float(), region[:first], SCALES))
+            wanted.append(boxes.encode(target.boxes[number[:first]].float(), region[:first], SCALES))
         label = torch.cat(labels)
         weight = shares([len(region) for region in raw.regions], raw.logits)
         entropy = F.cross_entropy(raw.logits.float(), label, reduction="none")
@@ -259,15 +259,15 @@ class FasterRCNN(Head):
         for region, scores, shifts, real in parts:
             row, label = (scores[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
             score = scores[row, label + 1]
-            found = detections.clip(boxes.shifted(shifts[row, label + 1].float(), region[row], SCALES), real)
+            found = detections.clip(boxes.decode(shifts[row, label + 1].float(), region[row], SCALES), real)
             large = ((found[:, 2:] - found[:, :2]) >= SMALLEST).all(1)
             found, label, score = found[large], label[large], score[large]
-            kept = detections.best(found, score, label, overlap=self.judging.overlap, most=self.judging.most)
+            kept = detections.nms(found, score, label, overlap=self.box_options.overlap, most=self.box_options.most)
             predicted.append(Instances(found[kept], label[kept], score[kept]))
         return predicted
 
 
-class _Propose(nn.Module):
+class RPN(nn.Module):
     """The region proposal network (section 3.1): an objectness and four shifts for every anchor.
 
     Args:
@@ -278,7 +278,7 @@ class _Propose(nn.Module):
     """
 
     def __init__(
-        self, channels: int, strides: Sequence[float], sizes: Sequence[float] | None, options: Proposing
+        self, channels: int, strides: Sequence[float], sizes: Sequence[float] | None, options: RPNOptions
     ) -> None:
         super().__init__()
         sizes = sizes or ([8 * stride for stride in strides] if len(strides) > 1 else (32, 64, 128, 256, 512))
@@ -288,7 +288,7 @@ class _Propose(nn.Module):
         if options.spacing not in ("stride", "input"):
             raise UsageError(f'spacing is "{options.spacing}"', remedy='it is "stride" or "input"')
         self.strides, self.options = tuple(strides), options
-        self.forms = [anchors.forms(size, options.ratios) for size in each]
+        self.forms = [anchors.cell_anchors(size, options.ratios) for size in each]
         number = len(self.forms[0])
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness, self.shifts = nn.Conv2d(channels, number, 1), nn.Conv2d(channels, 4 * number, 1)
@@ -305,7 +305,7 @@ class _Propose(nn.Module):
             shifts.append(self.shifts(inside).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
             grid = (x.shape[2], x.shape[3])
             apart = anchors.spacing(size, grid, stride, self.options.spacing)
-            placed.append(anchors.placed(forms.to(x.device), grid, apart))
+            placed.append(anchors.grid_anchors(forms.to(x.device), grid, apart))
         return Proposals(tuple(placed), torch.cat(objectness, 1).float(), torch.cat(shifts, 1).float())
 
     @torch.no_grad()
@@ -318,14 +318,14 @@ class _Propose(nn.Module):
         for number, (placed, objectness, shifts) in enumerate(parts):
             score, rows = objectness.topk(min(most, len(placed)), 1)
             scores.append(score)
-            regions.append(boxes.shifted(shifts.gather(1, rows[..., None].expand(-1, -1, 4)), placed[rows]))
+            regions.append(boxes.decode(shifts.gather(1, rows[..., None].expand(-1, -1, 4)), placed[rows]))
             levels.append(torch.full_like(rows, number))
         found = []
         for score, region, level, size in zip(torch.cat(scores, 1), torch.cat(regions, 1), torch.cat(levels, 1), real):
             region = detections.clip(region, size)
             large = ((region[:, 2:] - region[:, :2]) >= SMALLEST / 10).all(1)
             region, score, level = region[large], score[large], level[large]
-            found.append(region[detections.best(region, score, level, overlap=self.options.overlap, most=kept)])
+            found.append(region[detections.nms(region, score, level, overlap=self.options.overlap, most=kept)])
         return tuple(found)
 
     def loss(self, proposals: Proposals, targets: Sequence[Instances], seeds: Sequence[int]) -> dict[str, Tensor]:
@@ -333,13 +333,13 @@ class _Propose(nn.Module):
         placed, options = torch.cat(proposals.anchors), self.options
         rows, labels, firsts, wanted = [], [], [], []
         for number, (target, seed) in enumerate(zip(targets, seeds)):
-            found = anchors.stands_for(placed, target, options.foreground, options.background, rescue=True)
-            row = sampled(found, options.samples, options.share, seed + 1)
+            found = anchors.match(placed, target, options.foreground, options.background, rescue=True)
+            row = balanced_sample(found, options.samples, options.share, seed + 1)
             labels.append(found[row] >= 0)
             first = row[: int(labels[-1].sum())]
             rows.append(row + number * len(placed))
             firsts.append(first + number * len(placed))
-            wanted.append(boxes.shifts(target.boxes[found[first]].float(), placed[first]))
+            wanted.append(boxes.encode(target.boxes[found[first]].float(), placed[first]))
         row, label = torch.cat(rows), torch.cat(labels)
         weight = shares([len(each) for each in rows], proposals.objectness)
         said = proposals.objectness.flatten()[row]
@@ -349,10 +349,10 @@ class _Propose(nn.Module):
         return {"objectness": objectness, "proposal": (off.sum(1) * weight[label]).sum()}
 
 
-class _Judge(nn.Module):
+class BoxHead(nn.Module):
     """(K, C, size, size) -> class logits (K, 1 + classes) and shifts (K, 1 + classes, 4)."""
 
-    def __init__(self, channels: int, classes: int, options: Judging) -> None:
+    def __init__(self, channels: int, classes: int, options: BoxOptions) -> None:
         super().__init__()
         if options.layers not in ("two_fc", "conv_fc"):
             raise UsageError(f'layers is "{options.layers}"', remedy='it is "two_fc" or "conv_fc"')
@@ -374,6 +374,7 @@ class _Judge(nn.Module):
         nn.init.normal_(self.shift.weight, std=0.001)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, channels, side, side) -> (K, classes + 1) logits, (K, classes, 4) deltas."""
         for conv in self.convs:
             x = F.relu(conv(x))
         x = x.flatten(1)

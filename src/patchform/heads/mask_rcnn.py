@@ -24,7 +24,7 @@ from patchform.records import Features, Instances, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking:
+class MaskOptions:
     """How masks are made."""
 
     convolutions: int = 4
@@ -43,7 +43,7 @@ class MaskRCNN(FasterRCNN):
     Args:
         channels, strides, width, classes, neck, channels_inside, norm, anchor_sizes, score_threshold, proposals, boxes:
             see `FasterRCNN`.
-        masks: options of `Masking`, by name.
+        masks: options of `MaskOptions`, by name.
 
     Raises:
         UsageError: an option out of its range or unknown.
@@ -80,9 +80,9 @@ class MaskRCNN(FasterRCNN):
             proposals=proposals,
             boxes=boxes,
         )
-        self.masking = options(Masking, masks, "masks")
-        self.read_masks = self.reader(self.masking.size)
-        self.mask = _Mask(channels_inside, classes, self.masking)
+        self.mask_options = options(MaskOptions, masks, "masks")
+        self.read_masks = self.reader(self.mask_options.size)
+        self.mask = MaskBranch(channels_inside, classes, self.mask_options)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
         """What Faster R-CNN says; with targets, masks of the regions that stand for objects as well."""
@@ -98,7 +98,7 @@ class MaskRCNN(FasterRCNN):
 
     def _masked(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:
         """Of each image the regions that have masks in training, and the objects that they stand for."""
-        counts = [min(self.masking.samples, int((number >= 0).sum())) for number in raw.objects]
+        counts = [min(self.mask_options.samples, int((number >= 0).sum())) for number in raw.objects]
         regions = [region[:count] for region, count in zip(raw.regions, counts)]
         return regions, [number[:count] for number, count in zip(raw.objects, counts)]
 
@@ -115,7 +115,7 @@ class MaskRCNN(FasterRCNN):
             if target.masks is None:
                 raise DataError("objects without masks", remedy="detection learns from boxes alone")
             labels.append(target.classes[number] + 1)
-            seen = region if self.judging.aligned else region + 0.5
+            seen = region if self.box_options.aligned else region + 0.5
             wanted.append(masks.sample(target.masks, seen, number, raw.masks.shape[-1]))
         label = torch.cat(labels)
         own = raw.masks[torch.arange(len(label), device=label.device), label].float()
@@ -136,10 +136,10 @@ class MaskRCNN(FasterRCNN):
         return complete
 
 
-class _Mask(nn.Module):
+class MaskBranch(nn.Module):
     """(K, C, size, size) -> logits (K, 1 + classes, 2 * size, 2 * size)."""
 
-    def __init__(self, channels: int, classes: int, options: Masking) -> None:
+    def __init__(self, channels: int, classes: int, options: MaskOptions) -> None:
         super().__init__()
         widths = [channels, *[options.channels] * options.convolutions]
         self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(widths))
@@ -151,6 +151,7 @@ class _Mask(nn.Module):
         nn.init.normal_(self.classify.weight, std=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(K, channels, side, side) -> (K, classes, 2 * side, 2 * side) logits."""
         for conv in self.convs:
             x = F.relu(conv(x))
         return self.classify(F.relu(self.enlarge(x)))

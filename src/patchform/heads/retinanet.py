@@ -21,32 +21,32 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.geometry import anchors as anchoring
-from patchform.geometry.boxes import shifted, shifts
-from patchform.geometry.detections import best, clip, picture_sizes, to_pictures
+from patchform.geometry.boxes import decode, encode
+from patchform.geometry.detections import clip, nms, picture_sizes, to_pictures
 from patchform.heads.base import Head, number_of
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
 from patchform.records import Features, Instances, Loss, Target
 
-BALANCE, FOCUS = 0.25, 2
+ALPHA, GAMMA = 0.25, 2
 """Alpha and gamma of the focal loss (table 1b)."""
 PRIOR = 0.01
 """Probability that an anchor is an object of a class, before training (section 4.1)."""
 FOREGROUND, BACKGROUND = 0.5, 0.4
 """IoU with an object from which on, and below which, an anchor stands for it or for none (section 4, Anchors)."""
-BEND = 1 / 9
+BETA = 1 / 9
 """Where the smooth L1 loss becomes linear, as in the authors' Detectron."""
 CANDIDATES, OVERLAP = 1000, 0.5
 """Predictions of each level that are looked at, and the IoU from which on one suppresses another (section 4.1)."""
 
 
 SLOTS = {"norm": ("none", "group"), "source": ("map", "pyramid"), "spacing": ("stride", "input")}
-"""What may be said in fields of `Form`."""
+"""What may be said in fields of `Options`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Options:
     """What implementations of the paper do differently. The defaults are the paper's.
 
     Raises:
@@ -85,7 +85,7 @@ class Raw(NamedTuple):
     logits: Tensor
     """(B, N, classes)."""
     shifts: Tensor
-    """(B, N, 4), see `geometry.boxes.shifts`."""
+    """(B, N, 4), see `geometry.boxes.encode`."""
     anchors: Tensor
     """(N, 4) xyxy float32 pixels of the input."""
     levels: tuple[int, ...]
@@ -108,7 +108,7 @@ class RetinaNet(Head):
             makes 32, 64, ... 512 of the paper.
         losses: factor of each loss by name: "focal", of the classes, and one or more of "l1", "smooth_l1" (of what is
             to be moved and grown) and "giou" (of the boxes). None: focal and l1, both 1.
-        form: fields of `Form` by name.
+        form: fields of `Options` by name.
         score_threshold: predictions at or below it are left out, in [0, 1).
         detections: so many an image at most.
 
@@ -139,8 +139,8 @@ class RetinaNet(Head):
             raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= score_threshold < 1 or detections < 1:
             raise UsageError("score_threshold lies in [0, 1), detections is 1 or more")
-        check_options(Form, form or {}, of="form")
-        self.form = Form(**(form or {}))
+        check_options(Options, form or {}, of="form")
+        self.form = Options(**(form or {}))
         self.losses = _checked({"focal": 1.0, "l1": 1.0} if losses is None else losses)
         self.score_threshold, self.detections = score_threshold, detections
 
@@ -168,7 +168,7 @@ class RetinaNet(Head):
         levels += self.coarser(maps[-1] if self.form.source == "map" else levels[-1])
         grids = [(x.shape[2], x.shape[3]) for x in levels]
         anchors = [
-            anchoring.placed(forms, grid, anchoring.spacing(features.size, grid, stride, self.form.spacing))
+            anchoring.grid_anchors(forms, grid, anchoring.spacing(features.size, grid, stride, self.form.spacing))
             for forms, grid, stride in zip(self.forms.float(), grids, self.strides)
         ]
         return Raw(
@@ -189,7 +189,7 @@ class RetinaNet(Head):
         logits, device = raw.logits.float(), raw.logits.device
         with torch.no_grad():
             numbers = torch.stack(
-                [anchoring.stands_for(raw.anchors, one, FOREGROUND, BACKGROUND, rescue=True) for one in instances]
+                [anchoring.match(raw.anchors, one, FOREGROUND, BACKGROUND, rescue=True) for one in instances]
             )  # (B, N)
             share = 1 / (numbers >= 0).sum(1).clamp(min=1)  # (B,)
             image, anchor = (numbers != anchoring.BACKGROUND).nonzero(as_tuple=True)  # (M,)
@@ -230,14 +230,14 @@ class RetinaNet(Head):
         scores, number = torch.cat(logits, 1).float().sigmoid(), torch.cat(numbers, 1)  # (B, K)
         anchor, classes = number // raw.logits.shape[2], number % raw.logits.shape[2]
         moves = raw.shifts.gather(1, anchor[..., None].expand(-1, -1, 4)).float()
-        boxes = shifted(moves, raw.anchors[anchor])
+        boxes = decode(moves, raw.anchors[anchor])
 
         predictions: list[Target] = []
         for picture, size in enumerate(sizes):
             inside = clip(boxes[picture], raw.real[picture])
             there = (inside[:, 2:] > inside[:, :2]).all(1)  # not in the padding
             kept = ((scores[picture] > self.score_threshold) & there).nonzero()[:, 0]
-            order = best(
+            order = nms(
                 inside[kept], scores[picture, kept], classes[picture, kept], overlap=OVERLAP, most=self.detections
             )
             kept = kept[order]
@@ -256,7 +256,7 @@ class Tower(nn.Module):
         outputs: numbers for each.
     """
 
-    def __init__(self, channels: int, form: Form, *, anchors: int, outputs: int) -> None:
+    def __init__(self, channels: int, form: Options, *, anchors: int, outputs: int) -> None:
         super().__init__()
         grouped = form.norm == "group"
         self.outputs = outputs
@@ -285,26 +285,26 @@ class Tower(nn.Module):
 
 def _as_background(logits: Tensor) -> Tensor:
     """Focal loss (equation 5) of each logit whose class is not there."""
-    return (1 - BALANCE) * logits.sigmoid() ** FOCUS * F.softplus(logits)
+    return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
 
 
 def _as_object(logits: Tensor) -> Tensor:
     """Focal loss of each logit whose class is there."""
-    return BALANCE * (-logits).sigmoid() ** FOCUS * F.softplus(-logits)
+    return ALPHA * (-logits).sigmoid() ** GAMMA * F.softplus(-logits)
 
 
 def _l1(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-    return (found - shifts(boxes, anchors)).abs().sum(1)
+    return (found - encode(boxes, anchors)).abs().sum(1)
 
 
 def _smooth_l1(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-    return F.smooth_l1_loss(found, shifts(boxes, anchors), beta=BEND, reduction="none").sum(1)
+    return F.smooth_l1_loss(found, encode(boxes, anchors), beta=BETA, reduction="none").sum(1)
 
 
 def _giou(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
     from torchvision.ops import generalized_box_iou_loss
 
-    return generalized_box_iou_loss(shifted(found, anchors), boxes)
+    return generalized_box_iou_loss(decode(found, anchors), boxes)
 
 
 BOX_LOSSES = {"l1": _l1, "smooth_l1": _smooth_l1, "giou": _giou}
@@ -324,13 +324,13 @@ def _checked(losses: Mapping[str, float]) -> dict[str, float]:
     return dict(losses)
 
 
-def _forms(strides: Sequence[float], sizes: Sequence[float] | None, form: Form) -> Tensor:
+def _forms(strides: Sequence[float], sizes: Sequence[float] | None, form: Options) -> Tensor:
     """(levels, A, 4)."""
     sizes = [4 * stride for stride in strides] if sizes is None else sizes
     if len(sizes) != len(strides) or min(sizes) < 1:
         raise UsageError(f"sizes are {tuple(sizes)}", remedy=f"give {len(strides)} numbers of 1 or more, one a level")
     octaves = [[int(size * 2 ** (step / form.octave)) for step in range(form.octave)] for size in sizes]
-    return torch.stack([anchoring.forms(octave, form.ratios) for octave in octaves])
+    return torch.stack([anchoring.cell_anchors(octave, form.ratios) for octave in octaves])
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -24,7 +24,7 @@ from patchform.heads.base import Cells, DenseHead, DenseRaw
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.convolutions import CellNorm, classifier
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.norms import BatchNorm2d
 from patchform.records import Features, Target
 
@@ -103,11 +103,11 @@ class MaskTransformer(nn.Module):
         self.classes = classes
         self.project = nn.Linear(channels, width)
         self.class_tokens = nn.Parameter(torch.empty(1, classes, width))
-        self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate) for rate in rising(drop_path, depth))
+        self.blocks = nn.ModuleList(Block(width, heads, drop_path=rate) for rate in linear_rates(drop_path, depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.cell_key, self.class_key = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.mask_norm = nn.LayerNorm(classes)
-        blocks.start(self)
+        blocks.init_weights(self)
         nn.init.trunc_normal_(self.class_tokens, std=0.02)
         for layer in (self.cell_key, self.class_key):
             nn.init.normal_(layer.weight, std=width**-0.5)

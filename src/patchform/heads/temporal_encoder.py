@@ -19,7 +19,7 @@ from patchform.errors import UsageError
 from patchform.heads.linear import Linear
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
-from patchform.layers.drop import rising
+from patchform.layers.drop import linear_rates
 from patchform.layers.positions import Sinusoid1D
 from patchform.records import Features, Target
 
@@ -69,9 +69,9 @@ class TemporalEncoder(Linear):
         self.project = nn.Linear(width, inner)
         self.class_token = nn.Parameter(torch.zeros(1, 1, inner))
         self.position = Sinusoid1D()
-        self.blocks = nn.ModuleList(Block(inner, heads, drop_path=rate) for rate in rising(drop_path, depth))
+        self.blocks = nn.ModuleList(Block(inner, heads, drop_path=rate) for rate in linear_rates(drop_path, depth))
         self.norm = nn.LayerNorm(inner, eps=1e-6)
-        blocks.start(self.blocks)
+        blocks.init_weights(self.blocks)
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.layers.linear import Linear
-from patchform.layers.positions import InsidePosition
+from patchform.layers.positions import RelativePosition
 
 _EXPLICIT_KEYS = (
     1024  # above it the weights of a training step would cost more memory than the explicit route saves time
@@ -118,7 +118,7 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, position: InsidePosition | None = None, qkv_bias: bool = True
+        self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: bool = True
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -132,7 +132,7 @@ class Attention(nn.Module):
         *,
         grid: tuple[int, int] | None = None,
         allowed: Tensor | None = None,
-        widen: Callable[[Tensor], Tensor] | None = None,
+        gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Attend within each group.
 
@@ -140,7 +140,7 @@ class Attention(nn.Module):
             tokens: (B, G, N, D).
             grid: rows and columns of the cells of a group, for positions; tokens in front of them are not cells.
             allowed: bool, broadcasts to (B, G, h, N, K).
-            widen: makes the keys, and likewise the values, of a group from those of all groups:
+            gather_keys: makes the keys, and likewise the values, of a group from those of all groups:
                 (B, G, h, N, d) -> (B, G, h, K, d). Default: the group's own.
 
         Returns:
@@ -148,8 +148,8 @@ class Attention(nn.Module):
         """
         parts = self.qkv(tokens).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in parts)  # each (B, G, h, N, d)
-        if widen is not None:
-            k, v = widen(k), widen(v)
+        if gather_keys is not None:
+            k, v = gather_keys(k), gather_keys(v)
         bias = None
         if self.position is not None:
             q, k, bias = self.position(q, k, grid)
@@ -174,9 +174,9 @@ class CrossAttention(nn.Module):
         self.kv = Linear(width, 2 * width, bias=qkv_bias)
         self.proj = Linear(width, width) if project else nn.Identity()
 
-    def forward(self, asking: Tensor, asked: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, queries: Tensor, context: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, N, D) and (B, K, D) -> (B, N, D); allowed broadcasts to (B, 1, h, N, K)."""
-        (q,), (k, v) = split_heads(self.q(asking), self.heads), split_heads(self.kv(asked), self.heads, parts=2)
+        (q,), (k, v) = split_heads(self.q(queries), self.heads), split_heads(self.kv(context), self.heads, parts=2)
         return self.proj(join_heads(attend(q, k, v, allowed=allowed)))
 
 

@@ -13,7 +13,7 @@ from patchform.layers.drop import DropPath
 from patchform.layers.linear import Linear, conv_gelu, linear_gelu, plain
 from patchform.layers.norms import LayerScale
 from patchform.layers.patterns import Global, Grid, Pattern
-from patchform.layers.positions import InsidePosition
+from patchform.layers.positions import RelativePosition
 
 GELU: TypeAlias = Literal["none", "tanh"]
 """Exact (erf) or its tanh approximation; the original JAX code of ViT computes the latter."""
@@ -87,7 +87,7 @@ class Block(nn.Module):
         heads: int,
         *,
         pattern: Pattern | None = None,
-        position: InsidePosition | None = None,
+        position: RelativePosition | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         gelu: GELU = "none",
@@ -113,13 +113,15 @@ class Block(nn.Module):
             grid: rows and columns of the cells of a sequence, for positions inside attention.
             padding: x's shape without D, bool, True on padding.
         """
-        x = self.residual(x, lambda part, pad: self.look(part, grid, pad), padding)
+        x = self.residual(x, lambda part, pad: self.attention_branch(part, grid, pad), padding)
         return self.residual(x, lambda part: self.scale2(self.mlp(self.norm2(part))))
 
-    def look(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
+    def attention_branch(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
         """The attention branch."""
         groups = self.pattern.gather(self.norm1(x), padding)
-        mixed = self.attention(groups.tokens, grid=grid or groups.grid, allowed=groups.allowed, widen=groups.widen)
+        mixed = self.attention(
+            groups.tokens, grid=grid or groups.grid, allowed=groups.allowed, gather_keys=groups.gather_keys
+        )
         return self.scale1(self.pattern.scatter(mixed, tuple(x.shape[1:-1])))
 
 
@@ -137,18 +139,18 @@ class ClassBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool = True, eps: float = 1e-6) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
-        self.ask = CrossAttention(width, heads, qkv_bias=qkv_bias)
+        self.attention = CrossAttention(width, heads, qkv_bias=qkv_bias)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, token: Tensor, others: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, 1, D), (B, N, D) -> (B, 1, D); allowed (B, 1, 1, 1, N) bool, True where it may look."""
         everybody = self.norm1(torch.cat([token, others], 1))
         allowed = None if allowed is None else F.pad(allowed, (1, 0), value=True)
-        token = token + self.ask(everybody[:, :1], everybody, allowed)
+        token = token + self.attention(everybody[:, :1], everybody, allowed)
         return token + self.mlp(self.norm2(token))
 
 
-def start(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Initial values of a transformer's layers: truncated normal 0.02 for matrices, 0 for biases (ViT's successors)."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):

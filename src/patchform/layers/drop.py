@@ -56,6 +56,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def rising(highest: float, depth: int) -> list[float]:
+def linear_rates(highest: float, depth: int) -> list[float]:
     """Rates from 0 at the first block to `highest` at the last, linear (Huang et al. 2016, section 3)."""
     return [highest * i / max(depth - 1, 1) for i in range(depth)]

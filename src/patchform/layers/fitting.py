@@ -1,4 +1,4 @@
-"""How a layer takes up weights of another size: it has `fit(name, tensor, how) -> (tensor, what was done)`.
+"""How a layer takes up weights of another size: it has `fit(name, tensor, context) -> (tensor, what was done)`.
 
 `fit` is called with the name of a parameter below the layer and a tensor whose shape is not the parameter's. It raises
 ValueError, with the reason, for what cannot be or was not allowed. Here is the arithmetic that layers share.
@@ -19,13 +19,13 @@ from patchform.settings import Transfer
 Fitted: TypeAlias = tuple[Tensor, str]
 
 
-class How(NamedTuple):
+class TransferContext(NamedTuple):
     """What is allowed, and the habits of the place that the weights come from."""
 
     transfer: Transfer
     corners: bool = False
     """Position tables are resized with the corners aligned (`weights.rules.Rules`)."""
-    still: bool = False
+    from_images: bool = False
     """They are of single pictures, for a model of clips."""
 
     def grid_of(self, cells: int) -> tuple[int, int]:
@@ -43,10 +43,10 @@ class How(NamedTuple):
 
 
 @runtime_checkable
-class Fits(Protocol):
+class Resizable(Protocol):
     """A layer that takes up weights of another size."""
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """The tensor for the parameter `name`, and what was done."""
 
 
@@ -55,22 +55,22 @@ def resized(native: tuple[int, int], to: tuple[int, int], what: str = "grid") ->
     return f"{what} {native[0]} x {native[1]} to {to[0]} x {to[1]}"
 
 
-def fit_line(tensor: Tensor, own: Tensor, how: How, mode: str) -> Fitted:
+def fit_line(tensor: Tensor, own: Tensor, context: TransferContext, mode: str) -> Fitted:
     """A table (N, D) along one axis, of another length."""
     if tensor.dim() != 2 or tensor.shape[1] != own.shape[1]:
         raise ValueError("it is no table of this width")
-    return how.resize(tensor[:, None], (len(own), 1), mode)[:, 0], f"{len(tensor)} rows to {len(own)}"
+    return context.resize(tensor[:, None], (len(own), 1), mode)[:, 0], f"{len(tensor)} rows to {len(own)}"
 
 
-def channels(kernel: Tensor, own: Tensor, how: How) -> Fitted:
+def channels(kernel: Tensor, own: Tensor, context: TransferContext) -> Fitted:
     """A kernel (D, C, ...) of the first layer for another number of channels, by `Transfer.channels`.
 
     Args:
         kernel: of the source.
         own: (D, C', ...) the parameter as it is now; of its shape beyond C' only for "new".
-        how: says which way.
+        context: says which way.
     """
-    before, after, way = kernel.shape[1], own.shape[1], how.transfer.channels
+    before, after, way = kernel.shape[1], own.shape[1], context.transfer.channels
     said = f"{before} channels to {after}"
     if way == "refuse":
         raise ValueError(f"{said}: say how (channels: repeat, average, slice or new)")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from patchform.geometry import grids
 from patchform.layers import fitting
 from patchform.layers.convolutions import Strided
-from patchform.layers.fitting import Fitted, How
+from patchform.layers.fitting import Fitted, TransferContext
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -49,12 +49,12 @@ class Patches(nn.Module):
         """C."""
         return self.proj.in_features // self.size**2
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Kernels (D, C', p', p') of other patches or channels as (D, C * p * p)."""
         own: Tensor = self.proj.weight.unflatten(1, (-1, self.size, self.size))
         if name != "proj.weight" or tensor.dim() != 4 or len(tensor) != len(own):
             raise ValueError("it is no kernel of patches of this width")
-        tensor, said = to_size(tensor, own, how)
+        tensor, said = to_size(tensor, own, context)
         return tensor.flatten(1), ", ".join(said)
 
 
@@ -133,7 +133,7 @@ class Tubelets(nn.Module):
         """C."""
         return self.proj.in_features // (self.frames * self.size**2)
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Kernels (D, C', p', p') of single frames, or (D, C', f, p', p') of other patches or channels, flat.
 
         Single frames go into a box as section 3.4 of the paper has it.
@@ -145,31 +145,31 @@ class Tubelets(nn.Module):
             raise ValueError(f"tubelets of {tensor.shape[2]} frames do not become such of {self.frames}")
         done = []
         if tensor.dim() == 4:
-            tensor = self._box(tensor, how)
-            done.append(f"1 frame to {self.frames}, {how.transfer.frames}")
-        tensor, said = to_size(tensor, own, how)
+            tensor = self._box(tensor, context)
+            done.append(f"1 frame to {self.frames}, {context.transfer.frames}")
+        tensor, said = to_size(tensor, own, context)
         return tensor.flatten(1), ", ".join(done + said)
 
-    def _box(self, kernel: Tensor, how: How) -> Tensor:
+    def _box(self, kernel: Tensor, context: TransferContext) -> Tensor:
         """(D, C, p, p) -> (D, C, f, p, p)."""
-        if how.transfer.frames == "refuse":
+        if context.transfer.frames == "refuse":
             raise ValueError(f"single frames to tubelets of {self.frames}: say how (frames: central or average)")
-        if how.transfer.frames == "average":
+        if context.transfer.frames == "average":
             return (kernel / self.frames).unsqueeze(2).expand(-1, -1, self.frames, -1, -1)
         box = kernel.new_zeros(*kernel.shape[:2], self.frames, *kernel.shape[2:])
         box[:, :, self.frames // 2] = kernel
         return box
 
 
-def to_size(kernel: Tensor, own: Tensor, how: How) -> tuple[Tensor, list[str]]:
+def to_size(kernel: Tensor, own: Tensor, context: TransferContext) -> tuple[Tensor, list[str]]:
     """A kernel (D, C', ..., p', p') with the channels and pixels of our own (D, C, ..., p, p), and what was done."""
     said = []
     if kernel.shape[1] != own.shape[1]:
-        kernel, done = fitting.channels(kernel, own, how)
+        kernel, done = fitting.channels(kernel, own, context)
         said.append(done)
     before, after = kernel.shape[-1], own.shape[-1]
     if kernel.shape[-2:] != own.shape[-2:]:
-        if how.transfer.patch == "refuse":
+        if context.transfer.patch == "refuse":
             raise ValueError(f"patches of {before} pixels to {after}: say that this is meant (patch: resample)")
         kernel = fitting.resample(kernel, after)
         said.append(f"patches of {before} pixels to {after}")

@@ -35,20 +35,20 @@ class Groups(NamedTuple):
     """Rows and columns of the seats of a group, for positions inside attention; None: in the order of the caller."""
     allowed: Tensor | None = None
     """bool, broadcasts to (B, G, h, N, K); None: everybody sees everybody."""
-    widen: Callable[[Tensor], Tensor] | None = None
+    gather_keys: Callable[[Tensor], Tensor] | None = None
     """(B, G, h, N, d) -> (B, G, h, K, d), where a group looks beyond its own seats."""
 
 
 class Tables(NamedTuple):
     """The fast route of a pattern on one grid."""
 
-    seats: Tensor
+    query_index: Tensor
     """(G * N,) cell in each seat; 0 where the seat is empty."""
-    places: Tensor
+    token_index: Tensor
     """(H * W,) seat of each cell."""
-    looks_at: Tensor | None
+    key_slots: Tensor | None
     """(G * K,) seat of each key; None: the group's own seats."""
-    taken: Tensor
+    key_exists: Tensor
     """(G, 1, 1, K) bool: the key is a cell."""
     allowed: Tensor | None
     """(G, 1, N, K) bool; None: everybody sees everybody."""
@@ -64,10 +64,10 @@ class Pattern:
         """Whether the query looks at the key: bool, broadcasting. The definition."""
 
     @abstractmethod
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """(G, N) int64: the cell in each seat, -1 where a seat is empty; every cell has exactly one."""
 
-    def keys(self, grid: Grid) -> Tensor | None:
+    def key_index(self, grid: Grid) -> Tensor | None:
         """(G, K) int64: the cells a group looks at, each once, -1 where there is none; None: its own."""
         return None
 
@@ -84,21 +84,21 @@ class Pattern:
         batch, height, width, _ = x.shape
         grid = (height, width)
         table = _tables(self, grid, x.device)
-        tokens = x.flatten(1, 2).index_select(1, table.seats).unflatten(1, (table.groups, -1))
+        tokens = x.flatten(1, 2).index_select(1, table.query_index).unflatten(1, (table.groups, -1))
         allowed = table.allowed
         if padding is not None:
-            seated = padding.flatten(1).index_select(1, table.seats)  # (B, G*N)
-            keyed = seated if table.looks_at is None else seated.index_select(1, table.looks_at)
-            real = ~keyed.view(batch, table.groups, 1, 1, -1) & table.taken
+            seated = padding.flatten(1).index_select(1, table.query_index)  # (B, G*N)
+            keyed = seated if table.key_slots is None else seated.index_select(1, table.key_slots)
+            real = ~keyed.view(batch, table.groups, 1, 1, -1) & table.key_exists
             allowed = real if allowed is None else allowed & real
             allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query with no key at all: nobody reads its answer
-        widen = None if table.looks_at is None else partial(_widen, table=table)
-        return Groups(tokens, self.group_grid(grid), allowed, widen)
+        gather_keys = None if table.key_slots is None else partial(_widen, table=table)
+        return Groups(tokens, self.group_grid(grid), allowed, gather_keys)
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D), the way back."""
         table = _tables(self, (grid[0], grid[1]), groups.device)
-        return groups.flatten(1, 2).index_select(1, table.places).unflatten(1, grid)
+        return groups.flatten(1, 2).index_select(1, table.token_index).unflatten(1, grid)
 
     def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """(H*W, H*W) bool: the definition, pair by pair."""
@@ -108,9 +108,9 @@ class Pattern:
 
 
 def _widen(x: Tensor, *, table: Tables) -> Tensor:
-    assert table.looks_at is not None
+    assert table.key_slots is not None
     seats = x.transpose(2, 3).flatten(1, 2)  # (B, G*N, h, d)
-    return seats.index_select(1, table.looks_at).unflatten(1, (table.groups, -1)).transpose(2, 3)
+    return seats.index_select(1, table.key_slots).unflatten(1, (table.groups, -1)).transpose(2, 3)
 
 
 def _tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
@@ -120,23 +120,23 @@ def _tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
 
 
 def _work_out(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    seats = pattern.seats(grid)
+    seats = pattern.query_index(grid)
     count = grid[0] * grid[1]
     empty = seats < 0
     places = torch.empty(count + 1, dtype=torch.long)
     places = places.scatter(0, seats.masked_fill(empty, count).flatten(), torch.arange(seats.numel()))[:count]
-    own = pattern.keys(grid)
+    own = pattern.key_index(grid)
     keys = seats if own is None else own
     allowed = None
     if not pattern.all_see_all(grid):
-        asking, asked = seats.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
-        seen = pattern.sees((asking // grid[1], asking % grid[1]), (asked // grid[1], asked % grid[1]), grid)
+        query, key = seats.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
+        seen = pattern.sees((query // grid[1], query % grid[1]), (key // grid[1], key % grid[1]), grid)
         allowed = ((seen | empty[:, :, None]) & (keys >= 0)[:, None])[:, None].to(device)
     return Tables(
-        seats=seats.clamp(min=0).flatten().to(device),
-        places=places.to(device),
-        looks_at=None if own is None else places[keys.clamp(min=0).flatten()].to(device),
-        taken=(keys >= 0)[:, None, None].to(device),
+        query_index=seats.clamp(min=0).flatten().to(device),
+        token_index=places.to(device),
+        key_slots=None if own is None else places[keys.clamp(min=0).flatten()].to(device),
+        key_exists=(keys >= 0)[:, None, None].to(device),
         allowed=allowed,
         groups=seats.shape[0],
     )
@@ -156,7 +156,7 @@ class Global(Pattern):
         """Always."""
         return (query[0] == query[0]) & (key[0] == key[0])
 
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """One group of all cells."""
         return torch.arange(grid[0] * grid[1])[None]
 
@@ -179,7 +179,7 @@ class Rows(Pattern):
         """Same row."""
         return query[0] == key[0]
 
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """A group a row."""
         return torch.arange(grid[0] * grid[1]).view(grid)
 
@@ -200,7 +200,7 @@ class Columns(Pattern):
         """Same column."""
         return query[1] == key[1]
 
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """A group a column."""
         return torch.arange(grid[0] * grid[1]).view(grid).t()
 
@@ -239,7 +239,7 @@ class Windows(Pattern):
         down, across = (s if side > n else 0 for s, side, n in zip(self.shift, grid, self.size))
         return down, across
 
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """A group a window of the rolled grid."""
         (height, width), (tall, wide) = grid, self.size
         down, across = -(-height // tall), -(-width // wide)
@@ -280,11 +280,11 @@ class Neighborhood(Pattern):
         """No more than `radius` rows and columns away."""
         return ((query[0] - key[0]).abs() <= self.radius) & ((query[1] - key[1]).abs() <= self.radius)
 
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """A group a tile."""
-        return Windows((self.tile, self.tile)).seats(grid)
+        return Windows((self.tile, self.tile)).query_index(grid)
 
-    def keys(self, grid: Grid) -> Tensor:
+    def key_index(self, grid: Grid) -> Tensor:
         """The tile and its halo."""
         (height, width), tile = grid, self.tile
         span = torch.arange(tile + 2 * self.radius) - self.radius
@@ -314,16 +314,16 @@ class Blocks(Pattern):
 
     def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
         """Near block or landmark."""
-        asking, asked = ((cell[0] * grid[1] + cell[1]) // self.size for cell in (query, key))
-        return ((asking - asked).abs() <= self.near) | (asked < self.landmarks)
+        query_block, key_block = ((cell[0] * grid[1] + cell[1]) // self.size for cell in (query, key))
+        return ((query_block - key_block).abs() <= self.near) | (key_block < self.landmarks)
 
-    def seats(self, grid: Grid) -> Tensor:
+    def query_index(self, grid: Grid) -> Tensor:
         """A group a block."""
         count = grid[0] * grid[1]
         cell = torch.arange(-(-count // self.size) * self.size)
         return torch.where(cell < count, cell, -1).view(-1, self.size)
 
-    def keys(self, grid: Grid) -> Tensor:
+    def key_index(self, grid: Grid) -> Tensor:
         """Blocks of the band, then landmarks outside it."""
         count = grid[0] * grid[1]
         block = torch.arange(-(-count // self.size))[:, None]

@@ -14,13 +14,13 @@ from patchform.errors import UsageError
 from patchform.lookup import no_such
 from patchform.records import IGNORED, Loss
 
-FOCUS = 2
+GAMMA = 2
 """Power of the focal loss (Lin et al. 2017, section 3.2)."""
 HARD = 0.25
 """Share of an image's pixels that are hard."""
 
 
-class _Seen(NamedTuple):
+class _Pixels(NamedTuple):
     """What the losses see. Each gives (B,): the loss of each image times `counts`, so that a batch is their sum."""
 
     logits: Tensor
@@ -45,15 +45,15 @@ class _Seen(NamedTuple):
         return self.logits.log_softmax(1).gather(1, self.classes[:, None])[:, 0].exp()
 
 
-def _cross_entropy(seen: _Seen) -> Tensor:
+def _cross_entropy(seen: _Pixels) -> Tensor:
     return seen.entropy.sum((1, 2))
 
 
-def _focal(seen: _Seen) -> Tensor:
-    return ((1 - seen.right) ** FOCUS * seen.entropy).sum((1, 2))
+def _focal(seen: _Pixels) -> Tensor:
+    return ((1 - seen.right) ** GAMMA * seen.entropy).sum((1, 2))
 
 
-def _hard(seen: _Seen) -> Tensor:
+def _hard(seen: _Pixels) -> Tensor:
     entropy, weights = seen.entropy.flatten(1), seen.weights.flatten(1)
     order = entropy.detach().masked_fill(weights == 0, -1).argsort(dim=1, descending=True, stable=True)
     number = (HARD * (weights > 0).sum(1, keepdim=True)).ceil()
@@ -62,7 +62,7 @@ def _hard(seen: _Seen) -> Tensor:
     return seen.counts * total / (weights.gather(1, order) * kept).sum(1).clamp(min=1e-6)
 
 
-def _dice(seen: _Seen) -> Tensor:
+def _dice(seen: _Pixels) -> Tensor:
     classes, counted = seen.classes.flatten(1), (seen.weights > 0).flatten(1).float()
     nothing = seen.logits.new_zeros(seen.logits.shape[:2])  # (B, C)
     both = nothing.scatter_add(1, classes, seen.right.flatten(1) * counted)
@@ -139,7 +139,7 @@ class PixelLosses(nn.Module):
             label_smoothing=self.smoothing,
         )
         weights = self.weigh(classes)
-        seen = _Seen(logits, classes.where(classes != IGNORED, 0), weights, entropy, self.class_weights)
+        seen = _Pixels(logits, classes.where(classes != IGNORED, 0), weights, entropy, self.class_weights)
         count = weights.sum()
         return {name: Loss(factor * LOSSES[name](seen).sum(), count) for name, factor in self.losses.items()}
 

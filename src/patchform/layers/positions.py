@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.layers.fitting import Fitted, How, fit_line, resized
+from patchform.layers.fitting import Fitted, TransferContext, fit_line, resized
 from patchform.lookup import no_such
 
 Grid: TypeAlias = tuple[int, int]
@@ -59,12 +59,12 @@ class Learned1D(Position):
             table = torch.cat([table[:, : self.prefix], grown[None]], 1)
         return _add_last(tokens, table[0])
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table (1, P + N, D) of another grid."""
         if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
-        native = how.grid_of(tensor.shape[1] - self.prefix)
-        grown = how.resize(tensor[0, self.prefix :].unflatten(0, native), self.grid, self.mode).flatten(0, 1)
+        native = context.grid_of(tensor.shape[1] - self.prefix)
+        grown = context.resize(tensor[0, self.prefix :].unflatten(0, native), self.grid, self.mode).flatten(0, 1)
         return torch.cat([tensor[:, : self.prefix], grown[None]], 1), resized(native, self.grid)
 
 
@@ -88,9 +88,9 @@ class Learned2D(Position):
         table = torch.cat([rows.expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)], -1).flatten(0, 1)
         return _add_last(tokens, table)
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Rows or columns (N, D/2) of another grid."""
-        return fit_line(tensor, getattr(self, name), how, self.mode)
+        return fit_line(tensor, getattr(self, name), context, self.mode)
 
 
 class Sinusoid1D(Position):
@@ -128,7 +128,7 @@ def _add_last(tokens: Tensor, table: Tensor) -> Tensor:
     return torch.cat([before, placed], 1) if before.shape[1] else placed
 
 
-class PlaceInPicture(nn.Module):
+class SinePosition2D(nn.Module):
     """Sines and cosines of row and column as shares of the picture, padding left out (Carion et al. 2020, DETR).
 
     Not added to the tokens: every attention adds them to queries and keys. Half of the width is the row's, half the
@@ -154,10 +154,10 @@ class PlaceInPicture(nn.Module):
         return _crossed(*axes, rows_first=True)
 
 
-class RowsAndColumns(nn.Module):
+class LearnedPosition2D(nn.Module):
     """A learned vector a column beside a learned vector a row, by number (DETR's code: 50 of each, D/2 wide).
 
-    Not added to the tokens, as `PlaceInPicture`. Beyond their number the vectors are spread over all rows or columns.
+    Not added to the tokens, as `SinePosition2D`. Beyond their number the vectors are spread over all rows or columns.
 
     Args:
         width: D, even.
@@ -184,7 +184,7 @@ def _crossed(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
     return torch.cat(of_cells if rows_first else of_cells[::-1], -1).flatten(1, 2)
 
 
-class InsidePosition(nn.Module):
+class RelativePosition(nn.Module):
     """Position inside attention."""
 
     @abstractmethod
@@ -192,7 +192,7 @@ class InsidePosition(nn.Module):
         """(B, G, h, N, d) queries and keys, not scaled -> queries, keys, and a bias (..., h, N, N) or None."""
 
 
-class RelativeBias(InsidePosition):
+class RelativeBias(RelativePosition):
     """A learned number for each head and offset (dy, dx) between query and key (Liu et al. 2021, Swin, equation 4).
 
     The table is (2H - 1) * (2W - 1) rows by heads, row (dy + H - 1) * (2W - 1) + dx + W - 1. Pairs with a token in
@@ -229,7 +229,7 @@ class RelativeBias(InsidePosition):
         prefix = q.shape[-2] - cells
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table of another grid or window, as a picture of offsets."""
         if tensor.dim() != 2 or tensor.shape[1] != self.table.shape[1]:
             raise ValueError("it is no table of so many heads")
@@ -241,7 +241,7 @@ class RelativeBias(InsidePosition):
         return table, resized(((side + 1) // 2,) * 2, self.grid, "window")
 
 
-class Relative2D(InsidePosition):
+class Relative2D(RelativePosition):
     """Learned embeddings of row and column offsets that meet the scaled query (Ramachandran 2019; BoTNet, 2021).
 
     Adds scale * q . (rows[dy] + columns[dx]) to the score of a pair, dy and dx from query to key. The embeddings are
@@ -267,9 +267,9 @@ class Relative2D(InsidePosition):
         bias = (by_row[..., :, None] + by_column[..., None, :]).flatten(-2).flatten(-3, -2)
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Rows or columns (2N - 1, d) of another grid."""
-        return fit_line(tensor, getattr(self, name), how, "bilinear")
+        return fit_line(tensor, getattr(self, name), context, "bilinear")
 
 
 def _steps(length: int, device: torch.device) -> Tensor:
@@ -278,7 +278,7 @@ def _steps(length: int, device: torch.device) -> Tensor:
     return place - place[:, None] + length - 1
 
 
-class Rope2D(InsidePosition):
+class Rope2D(RelativePosition):
     """Rotary embeddings along both axes (Su et al. 2021; in 2D as EVA-02 and DINOv3 have it).
 
     The first half of a head turns with the row, the second with the column; channel i turns together with channel
@@ -310,7 +310,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if prefix == 0 else torch.cat([x[..., :prefix, :], turned], -2)
 
 
-def outside(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> Position:
+def absolute(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> Position:
     """The absolute position of that name; names of inside ones give the one that adds nothing.
 
     Raises:
@@ -329,7 +329,7 @@ def outside(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> P
     return Position()
 
 
-def inside(name: PositionName, width: int, heads: int, grid: Grid) -> InsidePosition | None:
+def relative(name: PositionName, width: int, heads: int, grid: Grid) -> RelativePosition | None:
     """The position inside attention of that name; names of absolute ones give None."""
     if name == "relative_bias":
         return RelativeBias(heads, grid)

@@ -10,16 +10,16 @@ from patchform.layers import fitting
 from patchform.layers.attention import CrossAttention
 from patchform.layers.blocks import MLP
 from patchform.layers.drop import DropPath
-from patchform.layers.fitting import Fitted, How
+from patchform.layers.fitting import Fitted, TransferContext
 from patchform.layers.linear import Linear
 
 
-def hide(x: Tensor, padding: Tensor | None) -> Tensor:
+def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
     """(B, H, W, D) with zeros on padding (B, H, W), as a convolution finds beyond the border."""
     return x if padding is None else x.masked_fill(padding[..., None], 0)
 
 
-class Squares(nn.Module):
+class PatchProjection(nn.Module):
     """Cut a map into squares and project each: a convolution with kernel = stride, as one matrix product.
 
     The kernel's row, column and channel axes are joined, channels last as the map has them: `proj.weight` is
@@ -45,7 +45,7 @@ class Squares(nn.Module):
         squares = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, rows, p, columns, p, D)
         return self.proj(squares.transpose(2, 3).flatten(3))
 
-    def fit(self, name: str, tensor: Tensor, how: How) -> Fitted:
+    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Weights (D', p * p * D) for another D: these squares are cut from the picture."""
         cells = self.side**2
         if (
@@ -56,7 +56,7 @@ class Squares(nn.Module):
         ):
             raise ValueError("these squares are of another side or width")
         kernel, own = (x.unflatten(1, (cells, -1)).transpose(1, 2) for x in (tensor, self.proj.weight))
-        kernel, said = fitting.channels(kernel, own, how)
+        kernel, said = fitting.channels(kernel, own, context)
         return kernel.transpose(1, 2).flatten(1), said
 
 
@@ -72,14 +72,14 @@ class Reduction(nn.Module):
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
-        self.squares = Squares(width, width, side)
+        self.squares = PatchProjection(width, width, side)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D), padding (B, H, W) -> (B, H // r, W // r, D), one row and column at least, and its padding."""
         side = self.squares.side
         rows, columns = (max(side, length - length % side) for length in x.shape[1:3])
-        x = hide(x, padding)[:, :rows, :columns]
+        x = zero_padding(x, padding)[:, :rows, :columns]
         hidden = None if padding is None else grids.shrink_mask(padding[:, :rows, :columns], side)
         return self.norm(self.squares(x)), hidden
 
@@ -138,7 +138,9 @@ class ReducedBlock(nn.Module):
         return self.mlp(self.norm2(x))
 
 
-def squares_block(width: int, heads: int, mlp_ratio: float, side: int, *, drop_path: float = 0.0) -> ReducedBlock:
+def patch_projection_block(
+    width: int, heads: int, mlp_ratio: float, side: int, *, drop_path: float = 0.0
+) -> ReducedBlock:
     """A block that looks at the whole map, its squares of `side` x `side` cells made into one each (PVT, Twins)."""
     reduction = Reduction(width, side) if side > 1 else None
     mlp = MLP(width, int(width * mlp_ratio))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchform.geometry.anchors import BACKGROUND, spacing
 
 
-class Read(nn.Module):
+class MultiScaleRoIAlign(nn.Module):
     """What lies in each region: RoIAlign of the level that suits its size (Lin et al. 2017, FPN, equation 1).
 
     RoIAlign is of He et al. 2017 (Mask R-CNN, section 3), with 2 x 2 points a cell.
@@ -58,11 +58,11 @@ class Read(nn.Module):
         return torch.cat(found), torch.cat(rows).argsort()
 
 
-def sampled(stands_for: Tensor, number: int, share: float, seed: int) -> Tensor:
+def balanced_sample(stands_for: Tensor, number: int, share: float, seed: int) -> Tensor:
     """A sample in which what stands for objects is neither all nor lost (Ren et al. 2015, section 3.1.3).
 
     Args:
-        stands_for: (N,) int64 as `geometry.anchors.matched` gives it.
+        stands_for: (N,) int64 as `geometry.anchors.match_boxes` gives it.
         number: of the sample.
         share: at most of it that stands for objects.
         seed: of what is drawn.

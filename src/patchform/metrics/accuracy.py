@@ -37,8 +37,8 @@ class Accuracy(Metric):
     right as often as the first class occurs, not always.
 
     Numbers: `top1` and `top5` (share of images whose class is among the best k; top5 is None below 6 classes),
-    `class_mean` (mean of the classes' accuracies, "balanced accuracy"), `log_loss` (mean of -log p of the true class,
-    with p no less than the smallest float32). Tables: `classes` and `confusion`.
+    `mean_class_accuracy` (mean of the classes' accuracies, "balanced accuracy"), `log_loss` (mean of -log p of the true
+    class, with p no less than the smallest float32). Tables: `classes` and `confusion`.
 
     Args:
         classes: names in the order of the scores.
@@ -73,7 +73,7 @@ class Accuracy(Metric):
         numbers = {
             "top1": share(sum(right), samples),
             "top5": share(self._top5, samples) if len(self.classes) > 5 else None,
-            "class_mean": mean(accuracies),
+            "mean_class_accuracy": mean(accuracies),
             "log_loss": share(self._log_loss, samples),
         }
         rows = [list(row) for row in zip(accuracies, images, predicted)]

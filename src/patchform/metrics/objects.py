@@ -16,7 +16,7 @@ import numpy as np
 from patchform.errors import DataError
 from patchform.metrics import operating_points
 from patchform.metrics.base import Metric, Scores, Table, same_number
-from patchform.metrics.overlap import Kind, Pair, Seen, areas_of, count, pair
+from patchform.metrics.overlap import Kind, ObjectArrays, Pair, areas_of, count, pair
 from patchform.records import Target
 
 SIZES = ("", "_small", "_medium", "_large")
@@ -118,7 +118,7 @@ def measured(pairs: Sequence[Pair], classes: int, kind: Kind) -> Curves:
     return Curves(np.where(precision < 0, np.nan, precision), np.where(recall < 0, np.nan, recall))
 
 
-def _coco(pictures: Sequence[Seen], classes: int, kind: Kind) -> Any:
+def _coco(pictures: Sequence[ObjectArrays], classes: int, kind: Kind) -> Any:
     """Objects as the COCO tools hold them in memory. Their ids begin at 1: 0 means "none" to the tools."""
     from faster_coco_eval import COCO
 
@@ -155,7 +155,7 @@ def _coco(pictures: Sequence[Seen], classes: int, kind: Kind) -> Any:
     return made
 
 
-def _size(seen: Seen) -> dict[str, int]:
+def _size(seen: ObjectArrays) -> dict[str, int]:
     height, width = seen.masks[0]["size"] if seen.masks else (0, 0)
     return {"height": height, "width": width}
 

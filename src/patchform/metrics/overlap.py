@@ -23,7 +23,7 @@ ENOUGH = 0.5
 RIGHT, WRONG, UNJUDGED = 1, 0, -1
 
 
-class Seen(NamedTuple):
+class ObjectArrays(NamedTuple):
     """Objects of one picture, on the CPU."""
 
     boxes: np.ndarray
@@ -43,8 +43,8 @@ class Seen(NamedTuple):
 class Pair(NamedTuple):
     """What is there, and what a model says is there."""
 
-    truth: Seen
-    answer: Seen
+    truth: ObjectArrays
+    answer: ObjectArrays
 
 
 def pair(prediction: Target, target: Target, *, kinds: Sequence[Kind]) -> Pair:
@@ -70,7 +70,7 @@ def count(pairs: Sequence[Pair], classes: int) -> np.ndarray:
     return np.bincount(np.concatenate([np.zeros(0, np.int64), *found]), minlength=classes)
 
 
-def areas_of(seen: Seen, kind: Kind) -> np.ndarray:
+def areas_of(seen: ObjectArrays, kind: Kind) -> np.ndarray:
     """(N,) float64 pixels."""
     if seen.areas is not None:
         return seen.areas
@@ -118,7 +118,7 @@ def judged(pair: Pair, overlap: np.ndarray) -> np.ndarray:
     return verdict
 
 
-def _seen(objects: Instances, kinds: Sequence[Kind]) -> Seen:
+def _seen(objects: Instances, kinds: Sequence[Kind]) -> ObjectArrays:
     number = len(objects.classes)
     if not objects.boxes.isfinite().all():
         raise DivergedError("boxes that are not finite", remedy="go back to an earlier checkpoint")
@@ -140,7 +140,7 @@ def _seen(objects: Instances, kinds: Sequence[Kind]) -> Seen:
         scores = _array(finite(objects.scores.float()), np.float64)
     order = np.argsort(-scores, kind="stable")
     crowd = np.zeros(number, bool) if objects.crowd is None else _array(objects.crowd, bool)
-    return Seen(
+    return ObjectArrays(
         boxes[order],
         _array(objects.classes, np.int64)[order],
         scores[order],

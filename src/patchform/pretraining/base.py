@@ -18,11 +18,12 @@ from patchform.model import Model
 from patchform.records import Batch, Embedding, Features, Loss, Preprocessing, Target
 
 
-class Beside(Head):
-    """What a method has beside its trunk: decoder, mask tokens, a student. It is left behind when the trunk goes on.
+class MethodHead(Head):
+    """What a method has beside its backbone: decoder, mask tokens, a student. It is left behind when the backbone goes
+    on.
 
-    As a head it predicts the trunk's summary, in which `metrics.representation` looks for what was learnt; losses are
-    the method's own.
+    As a head it predicts the backbone's summary, in which `metrics.representation` looks for what was learnt; losses
+    are the method's own.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("pretraining",)
@@ -43,16 +44,16 @@ class Beside(Head):
 
 
 class Method(Model):
-    """A trunk that learns without labels. A file of this folder holds one; its name is what a recipe calls the head.
+    """A backbone that learns without labels. A file of this folder holds one; its name is what a recipe calls the head.
 
     The constructor takes the `backbone` and the `preprocessing`, then its own options, keyword-only. All that is no
-    part of the result lies below `head`: so `backbone`, as it is stored, fills the trunk of a model of any task.
+    part of the result lies below `head`: so `backbone`, as it is stored, fills the backbone of a model of any task.
 
     Raises:
         UsageError: a backbone of clips.
     """
 
-    def __init__(self, backbone: Backbone, head: Beside, preprocessing: Preprocessing) -> None:
+    def __init__(self, backbone: Backbone, head: MethodHead, preprocessing: Preprocessing) -> None:
         if backbone.frames is not None:
             raise UsageError("this backbone looks at clips, not at pictures", remedy="take another one")
         super().__init__(backbone, head, classes=(), preprocessing=preprocessing)
@@ -73,7 +74,7 @@ class Method(Model):
 # --------------------------------------------------------------------------------------------------- masks of patches
 
 
-class Hidden(NamedTuple):
+class PatchMask(NamedTuple):
     """Which patches of each image are hidden."""
 
     order: Tensor
@@ -88,7 +89,7 @@ class Hidden(NamedTuple):
         return mask.scatter_(1, self.order[:, : self.visible], False)
 
 
-def hide(noise: Tensor, ratio: float) -> Hidden:
+def random_mask(noise: Tensor, ratio: float) -> PatchMask:
     """Hide the patches of the highest numbers.
 
     Args:
@@ -101,9 +102,9 @@ def hide(noise: Tensor, ratio: float) -> Hidden:
     count = noise.shape[1]
     visible = int(count * (1 - ratio))
     if not 0 < visible < count:
-        remedy = "take larger pictures, or a trunk of smaller patches"
+        remedy = "take larger pictures, or a backbone of smaller patches"
         raise UsageError(f"of {count} patches {visible} stay visible at a ratio of {ratio:g}", remedy=remedy)
-    return Hidden(noise.argsort(1), visible)
+    return PatchMask(noise.argsort(1), visible)
 
 
 def check_ratio(ratio: float) -> float:
@@ -140,8 +141,8 @@ def unpatchify(patches: Tensor, side: int, size: tuple[int, int]) -> Tensor:
     return squares.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)[..., : size[0], : size[1]]
 
 
-class Paint(nn.Module):
-    """Hides patches of any trunk's input behind a learned colour (Xie et al. 2022, SimMIM, section 3.2, in pixels).
+class MaskColour(nn.Module):
+    """Hides patches of any backbone's input behind a learned colour (Xie et al. 2022, SimMIM, section 3.2, in pixels).
 
     Args:
         channels: of the images.
@@ -159,7 +160,7 @@ class Paint(nn.Module):
 
 
 def coarsest(maps: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """(B, N, C): the cells of the coarsest map, in raster order, resized to `grid` where a trunk has others."""
+    """(B, N, C): the cells of the coarsest map, in raster order, resized to `grid` where a backbone has others."""
     map_ = maps[-1]
     if map_.shape[-2:] != grid:
         map_ = nn.functional.interpolate(map_, size=grid, mode="bilinear", align_corners=False)

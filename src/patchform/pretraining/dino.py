@@ -7,7 +7,7 @@ the masked-patch term of iBOT (Zhou et al., ICLR 2022, arXiv:2111.07832) as an o
            (large ones)      teacher = moving average of the student
 
 The backbone of the model is the teacher, which the authors evaluate and hand on; the student, both projections and the
-centre lie below `head`. So a finished run is an ordinary trunk under something that is left behind.
+centre lie below `head`. So a finished run is an ordinary backbone under something that is left behind.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform import processes
+from patchform import distributed
 from patchform.backbones.base import Backbone
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.heads.base import number_of
 from patchform.layers.drop import DropPath
-from patchform.pretraining.base import Beside, Method, hide, is_vit
+from patchform.pretraining.base import Method, MethodHead, is_vit, random_mask
 from patchform.records import Batch, Features, Loss, Preprocessing, Target
 
-CENTRING = 0.9
+CENTRE_MOMENTUM = 0.9
 """What stays of the centre at each step."""
-HIDDEN = 0.3
+MASK_RATIO = 0.3
 """Share of the patches of a crop that the student does not see, where the masked-patch term is switched on."""
 
 
 class DINO(Method):
-    """Learns to say of small crops what a slower self says of large ones.
+    """Learns to say of small crops what a slower self teacher_logits of large ones.
 
     It needs `augmentation.views` of 2 or more; the small ones of `local_views` the student alone sees.
 
@@ -51,14 +51,14 @@ class DINO(Method):
         warm_epochs: see there.
         frozen_epochs: for so many the last layer of the student's projection stays as it is.
         masked: weight of the masked-patch term, for a ViT alone: of 3 in 10 patches of half of the large crops, drawn
-            anywhere and not in blocks as iBOT's, the student says from a learned vector what the teacher says of them.
-            Summary and patches share the projection. 0 leaves it out.
+            anywhere and not in blocks as iBOT's, the student teacher_logits from a learned vector what the teacher
+            teacher_logits of them. Summary and patches share the projection. 0 leaves it out.
 
     Raises:
         UsageError: an option out of its range.
     """
 
-    head: Comparison
+    head: DINOHead
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class DINO(Method):
         if not min(student_temperature, *teacher_temperature) > 0:
             raise UsageError("a temperature of 0 or less", remedy="give positive numbers")
         if masked < 0 or (masked and not is_vit(backbone)):
-            raise UsageError(f"masked is {masked}", remedy="it is 0 or more, and 0 for trunks other than a ViT")
-        head = Comparison(backbone, hidden, bottleneck, outputs, masked=masked > 0)
+            raise UsageError(f"masked is {masked}", remedy="it is 0 or more, and 0 for backbones other than a ViT")
+        head = DINOHead(backbone, hidden, bottleneck, outputs, masked=masked > 0)
         super().__init__(backbone, head, preprocessing)
         if backbone.prefers_channels_last:
             head.student.to(memory_format=torch.channels_last)
@@ -121,16 +121,16 @@ class DINO(Method):
         large = _crops(self.normalise(batch.images))  # (V * B, C, H, W)
         with torch.no_grad():
             taught = self.backbone(large)
-            says = self.head.teacher(self.head(taught)).float()
-            goals = self._goals(says, self.head.centre).chunk(number)
-            self.head.note(says, self.head.total)
+            teacher_logits = self.head.teacher(self.head(taught)).float()
+            teacher_probs = self._teacher_probs(teacher_logits, self.head.centre).chunk(number)
+            self.head.note(teacher_logits, self.head.total)
         small = [] if batch.views is None else [_crops(self.normalise(batch.views))]
-        learnt, mask = self._seen(large, number)
-        guesses = [self.head(learnt), *(self.head(self.head.student(crops)) for crops in small)]
+        learnt, mask = self._masked_student(large, number)
+        student_logits = [self.head(learnt), *(self.head(self.head.student(crops)) for crops in small)]
         frozen = self.step < self.frozen_epochs * self.epoch
-        logits = self.head.projection(torch.cat(guesses), frozen=frozen).float() / self.student_temperature
+        logits = self.head.projection(torch.cat(student_logits), frozen=frozen).float() / self.student_temperature
         logs = logits.log_softmax(1).split(len(batch.images))
-        pairs = [(goal, log) for i, goal in enumerate(goals) for j, log in enumerate(logs) if i != j]
+        pairs = [(goal, log) for i, goal in enumerate(teacher_probs) for j, log in enumerate(logs) if i != j]
         sums = {"summary": sum((_cross(goal, log) for goal, log in pairs), start=logits.new_zeros(())) / len(pairs)}
         if mask is not None:
             sums["patches"] = self.masked * self._patches(taught, learnt, mask, frozen=frozen) / number
@@ -146,13 +146,13 @@ class DINO(Method):
             self.head.recentre()
         self.step = step + 1
 
-    def _goals(self, says: Tensor, centre: Tensor) -> Tensor:
+    def _teacher_probs(self, teacher_logits: Tensor, centre: Tensor) -> Tensor:
         """What the student is to say: the teacher's logits centred and sharpened."""
         first, last = self.teacher_temperature
         share = min(1.0, self.step // self.epoch / self.warm_epochs) if self.warm_epochs else 1.0
-        return ((says - centre) / (first + share * (last - first))).softmax(-1)
+        return ((teacher_logits - centre) / (first + share * (last - first))).softmax(-1)
 
-    def _seen(self, large: Tensor, number: int) -> tuple[Features, Tensor | None]:
+    def _masked_student(self, large: Tensor, number: int) -> tuple[Features, Tensor | None]:
         """The student's features of the large crops, and (V * B, N) which patches it did not see."""
         student, token = self.head.student, self.head.mask_token
         if token is None or not is_vit(student):
@@ -161,7 +161,7 @@ class DINO(Method):
         count = cells.shape[1] * cells.shape[2]
         draws = torch.rand(len(cells) // number, number, count + 1, device=large.device)  # picture by picture
         noise, half = draws.transpose(0, 1).flatten(0, 1).split([count, 1], 1)
-        mask = hide(noise, HIDDEN).mask & (half < 0.5)
+        mask = random_mask(noise, MASK_RATIO).mask & (half < 0.5)
         spoilt = torch.where(mask.unflatten(1, cells.shape[1:3])[..., None], token.to(cells.dtype), cells)
         return student.through(spoilt, grids.size_of(large)), mask
 
@@ -171,23 +171,24 @@ class DINO(Method):
         assert learnt.tokens is not None
         assert self.head.patch_centre is not None
         with torch.no_grad():
-            says = self.head.teacher(taught.tokens[mask]).float()
-            goals = self._goals(says, self.head.patch_centre)
-            self.head.note(says, self.head.patch_total)
+            teacher_logits = self.head.teacher(taught.tokens[mask]).float()
+            teacher_probs = self._teacher_probs(teacher_logits, self.head.patch_centre)
+            self.head.note(teacher_logits, self.head.patch_total)
         logs = (
             self.head.projection(learnt.tokens[mask], frozen=frozen).float() / self.student_temperature
         ).log_softmax(1)
         weights = (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask]
-        return -((goals * logs).sum(1) * weights).sum()
+        return -((teacher_probs * logs).sum(1) * weights).sum()
 
 
-class Comparison(Beside):
-    """The student, both projections, and the centre of what the teacher says.
+class DINOHead(MethodHead):
+    """The student, both projections, and the centre of what the teacher teacher_logits.
 
     Args:
         backbone: which the student begins as a copy of.
         hidden, bottleneck, outputs: of the projections.
-        masked: whether there is a vector for hidden patches, and a centre of what the teacher says of patches.
+        masked: whether there is a vector for hidden patches, and a centre of what the teacher teacher_logits of
+            patches.
     """
 
     centre: Tensor
@@ -210,19 +211,19 @@ class Comparison(Beside):
         """Of both the number of images."""
         return dict.fromkeys(("summary", "patches"), number_of(targets))
 
-    def note(self, says: Tensor, total: Tensor | None) -> None:
-        """Note what the teacher says, (M, K), until the end of the step."""
+    def note(self, teacher_logits: Tensor, total: Tensor | None) -> None:
+        """Note what the teacher teacher_logits, (M, K), until the end of the step."""
         assert total is not None
-        total[:-1] += says.sum(0)
-        total[-1] += len(says)
+        total[:-1] += teacher_logits.sum(0)
+        total[-1] += len(teacher_logits)
 
     def recentre(self) -> None:
         """Move the centres towards the mean of what was noted, in all processes."""
-        processes.add_up([total for total in (self.total, self.patch_total) if total is not None])
+        distributed.all_reduce_sum([total for total in (self.total, self.patch_total) if total is not None])
         for centre, total in ((self.centre, self.total), (self.patch_centre, self.patch_total)):
             if centre is not None and total is not None:
                 there = (total[-1] > 0).to(centre.dtype)  # no wait for the device
-                centre.lerp_(total[:-1] / total[-1].clamp(min=1), (1 - CENTRING) * there)
+                centre.lerp_(total[:-1] / total[-1].clamp(min=1), (1 - CENTRE_MOMENTUM) * there)
                 total.zero_()
 
 

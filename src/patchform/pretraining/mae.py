@@ -1,10 +1,10 @@
 """MAE: masked autoencoders are scalable vision learners (He et al., CVPR 2022, arXiv:2111.06377).
 
-    image --> patches --> the visible quarter --> encoder (the trunk) --> narrower, mask tokens, positions
+    image --> patches --> the visible quarter --> encoder (the backbone) --> narrower, mask tokens, positions
                                                                                   |
                   pixels of the hidden patches <-- loss -- linear <-- decoder ----+
 
-A ViT sees the visible patches alone: at 75 % a quarter of its work. Trunks that need whole grids (Swin, PVT and kin)
+A ViT sees the visible patches alone: at 75 % a quarter of its work. Backbones that need whole grids (Swin, PVT and kin)
 see all of the picture, with hidden squares of their coarsest cells behind a learned colour, and the decoder has that
 map before it; so SimMIM (Xie et al. 2022) does.
 """
@@ -21,17 +21,17 @@ from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.heads.base import number_of
 from patchform.layers.blocks import Block
-from patchform.layers.positions import InsidePosition, SinCos2D
+from patchform.layers.positions import RelativePosition, SinCos2D
 from patchform.pretraining.base import (
-    Beside,
-    Hidden,
+    MaskColour,
     Method,
-    Paint,
+    MethodHead,
+    PatchMask,
     check_ratio,
     coarsest,
-    hide,
     is_vit,
     patchify,
+    random_mask,
     side_of,
 )
 from patchform.records import Batch, Loss, Preprocessing
@@ -46,7 +46,7 @@ class Reconstruction(NamedTuple):
     patches: Tensor
     """(B, N, p * p * C): pixels of all patches as `patchify` orders them, normalised as the method's targets are."""
     mask: Tensor
-    """(B, N) bool, True where the trunk did not see."""
+    """(B, N) bool, True where the backbone did not see."""
 
 
 class MAE(Method):
@@ -56,8 +56,9 @@ class MAE(Method):
         backbone: any; a ViT must have its positions outside attention ("learned_1d", or "sincos_2d" as the authors).
         preprocessing: of the pictures.
         ratio: share of the patches that is hidden, between 0 and 1.
-        width, depth, heads: of the decoder. The authors' are those of all their models; for a trunk as small as ViT-S
-            such a decoder works more than the trunk.
+        width, depth, heads: of the decoder. The authors' are those of all their models; for a backbone as small as
+        ViT-S
+            such a decoder works more than the backbone.
         norm_pixels: whether targets are pixels less the mean of their patch over its deviation (section 4.1).
 
     Raises:
@@ -84,12 +85,12 @@ class MAE(Method):
             width=width,
             depth=depth,
             heads=heads,
-            paint=Paint(channels) if whole else None,
+            paint=MaskColour(channels) if whole else None,
         )
         super().__init__(backbone, decoder, preprocessing)
         self.ratio, self.norm_pixels = check_ratio(ratio), norm_pixels
         if is_vit(backbone):
-            if any(isinstance(module, InsidePosition) for module in backbone.modules()):
+            if any(isinstance(module, RelativePosition) for module in backbone.modules()):
                 what = "positions inside attention need all patches, and this method leaves some out"
                 raise UsageError(what, remedy="set model.options.position to sincos_2d or learned_1d")
             _start(backbone)
@@ -116,9 +117,9 @@ class MAE(Method):
         grid = grids.cells(grids.size_of(images), side)
         if noise is None:
             noise = torch.rand(len(images), grid[0] * grid[1], device=images.device)
-        hidden = hide(noise, self.ratio)
+        hidden = random_mask(noise, self.ratio)
         if is_vit(self.backbone):
-            seen = self.backbone.seen(images, hidden.order[:, : hidden.visible])
+            seen = self.backbone.encode_visible(images, hidden.order[:, : hidden.visible])
             return Reconstruction(self.head.pixels(seen, grid, hidden), hidden.mask)
         assert self.head.paint is not None
         features = self.backbone(self.head.paint(images, hidden.mask, side))
@@ -133,18 +134,18 @@ class MAE(Method):
         return (patches - mean) / (variance + EPS).sqrt()
 
 
-class Decoder(Beside):
-    """A narrow transformer from the trunk's tokens to pixels.
+class Decoder(MethodHead):
+    """A narrow transformer from the backbone's tokens to pixels.
 
     Args:
-        inside: D of the trunk's tokens.
+        inside: D of the backbone's tokens.
         pixels: of a patch, all channels.
         width, depth, heads: its own.
-        paint: hides patches from a trunk that needs all of them; None: there are mask tokens for those left out.
+        paint: hides patches from a backbone that needs all of them; None: there are mask tokens for those left out.
     """
 
     def __init__(
-        self, inside: int, pixels: int, *, width: int, depth: int, heads: int, paint: Paint | None = None
+        self, inside: int, pixels: int, *, width: int, depth: int, heads: int, paint: MaskColour | None = None
     ) -> None:
         super().__init__()
         if width % 4 or width % heads:
@@ -161,7 +162,7 @@ class Decoder(Beside):
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
-    def pixels(self, tokens: Tensor, grid: tuple[int, int], hidden: Hidden | None = None) -> Tensor:
+    def pixels(self, tokens: Tensor, grid: tuple[int, int], hidden: PatchMask | None = None) -> Tensor:
         """Pixels of all patches.
 
         Args:

@@ -1,10 +1,10 @@
 """Masked patch prediction, the ViT paper's own experiment (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929, appendix
 B.1.2).
 
-    image --> patches --> half of them corrupted --> trunk --> linear --> colours of the corrupted patches
+    image --> patches --> half of them corrupted --> backbone --> linear --> colours of the corrupted patches
                             8 in 10: a learned vector; 1 in 10: another patch; 1 in 10: as it is
 
-A ViT has its projected patches corrupted, before they are placed. Trunks of other kinds have the pixels of their
+A ViT has its projected patches corrupted, before they are placed. Backbones of other kinds have the pixels of their
 coarsest cells corrupted, the learned vector being a colour, and are read from their coarsest map.
 """
 
@@ -22,13 +22,13 @@ from patchform.geometry import grids
 from patchform.heads.base import number_of
 from patchform.lookup import no_such
 from patchform.pretraining.base import (
-    Beside,
     Method,
+    MethodHead,
     check_ratio,
     coarsest,
-    hide,
     is_vit,
     patchify,
+    random_mask,
     side_of,
     unpatchify,
 )
@@ -58,7 +58,7 @@ class MaskedPatches(Method):
         UsageError: an option out of its range, or more than 3 channels for a target of colours.
     """
 
-    head: Guess
+    head: PatchHead
 
     def __init__(
         self, backbone: Backbone, preprocessing: Preprocessing, *, ratio: float = 0.5, target: Goal = "mean_colour"
@@ -73,7 +73,7 @@ class MaskedPatches(Method):
         outputs = {"mean_colour": colours, "small_patch": SMALL**2 * colours, "pixels": side**2 * channels}[target]
         whole = not is_vit(backbone)
         inside = backbone.channels[-1] if whole else backbone.width
-        super().__init__(backbone, Guess(inside, channels if whole else inside, outputs, norm=whole), preprocessing)
+        super().__init__(backbone, PatchHead(inside, channels if whole else inside, outputs, norm=whole), preprocessing)
         self.ratio, self.target, self.colours = ratio, target, colours
 
     def forward(self, batch: Batch, noise: Tensor | None = None, fate: Tensor | None = None) -> dict[str, Loss]:
@@ -93,7 +93,7 @@ class MaskedPatches(Method):
         shape, device = (len(images), grid[0] * grid[1]), images.device
         draws = torch.rand(shape[0], 3, shape[1], device=device).unbind(1)  # image by image, as parts of a batch draw
         noise, fate, swap = draws[0] if noise is None else noise, draws[1] if fate is None else fate, draws[2]
-        mask = hide(noise, self.ratio).mask
+        mask = random_mask(noise, self.ratio).mask
         if is_vit(self.backbone):
             cells = self.backbone.patches(images).flatten(1, 2)
             spoilt = corrupted(cells, mask, fate, swap, self.head.mask_token[0])
@@ -123,11 +123,11 @@ class MaskedPatches(Method):
         return (levels * weights[:, None]).sum(1).unflatten(0, patches.shape[:2])
 
 
-class Guess(Beside):
+class PatchHead(MethodHead):
     """The learned vector that stands for a patch, and the layer that says what was there.
 
     Args:
-        inside: D of the trunk's tokens.
+        inside: D of the backbone's tokens.
         vector: length of what is corrupted: D, or the channels of a colour.
         outputs: numbers said of a patch.
         norm: for tokens that are not normalised.

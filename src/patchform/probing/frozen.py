@@ -1,6 +1,6 @@
-"""Features of a frozen trunk: computed once, kept on the disk, and how good a probe of them is.
+"""Features of a frozen backbone: computed once, kept on the disk, and how good a probe of them is.
 
-What is kept is found again by a key, the SHA-256 of all that the numbers follow from: the trunk's architecture and
+What is kept is found again by a key, the SHA-256 of all that the numbers follow from: the backbone's architecture and
 weights, the preprocessing, the pictures, the output, the precision and the version of patchform. Of a picture its name,
 classes, size and time of change count, not its bytes; of a plug-in, not its code.
 """
@@ -21,7 +21,7 @@ from patchform import __version__
 from patchform.data.collate import to_device
 from patchform.data.dataset import Pictures
 from patchform.data.listing import Listing
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.data.shards import status
 from patchform.data.transforms import evaluation_transform
 from patchform.device import pick_device
@@ -45,7 +45,7 @@ Output = Literal["summary", "tokens"]
 
 
 class Frozen(NamedTuple):
-    """What a trunk says of the pictures of a listing, in the order of the listing, on the CPU."""
+    """What a backbone says of the pictures of a listing, in the order of the listing, on the CPU."""
 
     summaries: Tensor
     """(N, D) float32."""
@@ -77,10 +77,10 @@ def features(
         listing: pictures of one class each.
         output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
         cache: folder that keeps features, made if need be; None keeps nothing.
-        batch_size: images that go through the trunk at once.
+        batch_size: images that go through the backbone at once.
         workers: processes that decode.
         device: "auto" takes the accelerator if there is one.
-        precision: bfloat16 runs the trunk under autocast.
+        precision: bfloat16 runs the backbone under autocast.
         progress: called with (done, all) images after each batch; not when the features were kept.
         say: called with a sentence when kept features are damaged, and so computed anew, or cannot be kept.
 
@@ -123,8 +123,8 @@ def outputs(
 
     Raises:
         DataError: no picture, or one that cannot be read.
-        UsageError: the trunk does not give this output or looks at clips; or a cache, and a model that was put together
-            by hand.
+        UsageError: the backbone does not give this output or looks at clips; or a cache, and a model that was put
+            together by hand.
         DivergedError: features that are not finite.
         ResourceError: the cache cannot be made.
     """
@@ -160,7 +160,7 @@ def _computed(
     for batch in batches:
         found = _chosen(model.features(batch), output)
         if not found.isfinite().all():
-            raise DivergedError("the trunk gives features that are not finite", where=batch.names[0])
+            raise DivergedError("the backbone gives features that are not finite", where=batch.names[0])
         if not done:
             with torch.inference_mode(False):  # else nothing could be trained on them
                 kept = torch.empty(count, found.shape[1])
@@ -231,9 +231,9 @@ def identity(model: Model, listing: Listing, *, output: Output, precision: str) 
     }
 
 
-def _digest_of_weights(trunk: nn.Module) -> str:
+def _digest_of_weights(backbone: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, tensor in trunk.state_dict().items():
+    for name, tensor in backbone.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on the features of a frozen trunk, solved to its one optimum.
+"""Linear probe: multinomial logistic regression on the features of a frozen backbone, solved to its one optimum.
 
 With features z of mean 0 and deviation 1 (over the training pictures), the mean of the cross-entropy of
 softmax(W z + b) plus decay / 2 times the sum of the squares of W is minimised with L-BFGS in float64 over all pictures
@@ -63,10 +63,11 @@ class Probe(NamedTuple):
         return torch.nn.functional.linear(summaries, self.weight, self.bias).softmax(1)
 
     def into(self, model: Model) -> Model:
-        """A classifier, ready to be saved: the trunk of `model`, which is shared, under a linear head with this probe.
+        """A classifier, ready to be saved: the backbone of `model`, which is shared, under a linear head with this
+        probe.
 
         Raises:
-            UsageError: a probe of another trunk, or of another output than the summary.
+            UsageError: a probe of another backbone, or of another output than the summary.
         """
         if self.output != "summary" or self.weight.shape[1] != model.backbone.width:
             raise UsageError("not a probe of this model's summary", remedy="fit one on features of this model")

@@ -1,4 +1,4 @@
-"""DETR: layouts of weights of its head, which stand behind those of a trunk."""
+"""DETR: layouts of weights of its head, which stand behind those of a backbone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _classes = Operation(lambda tensors, shape, sizes: torch.cat(tensors), _apart)
 
 
 def _classifier(theirs: str) -> Rule:
-    return (f"{theirs}.{{p}}", ("head.classifier.{p}", "head.nothing.{p}"), _classes)
+    return (f"{theirs}.{{p}}", ("head.classifier.{p}", "head.no_object.{p}"), _classes)
 
 
 def _facebook_attention(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -105,24 +105,24 @@ _TRANSFORMERS_5_MASKS = Rules(
 )
 
 
-def layouts(trunk: Rules, own: Rules) -> dict[str, Rules]:
+def layouts(backbone: Rules, own: Rules) -> dict[str, Rules]:
     """Layouts of whole detectors, with masks and without.
 
     detr: facebookresearch/detr. detr_transformers: the files of transformers' DetrForObjectDetection and
-    DetrForSegmentation; _5: what its version 5 has in memory; _timm: those whose trunk is timm's, as published.
+    DetrForSegmentation; _5: what its version 5 has in memory; _timm: those whose backbone is timm's, as published.
 
     Args:
-        trunk: of the trunk alone, as facebookresearch/detr and timm name it.
+        backbone: of the backbone alone, as facebookresearch/detr and timm name it.
         own: the same, as transformers does.
     """
     files, memory = "model.backbone.conv_encoder.model.", "model.backbone.model."
     found: dict[str, Rules] = {}
     for name, head, masks, front, body in (
-        ("detr", _FACEBOOK, _FACEBOOK_MASKS, "backbone.0.body.", trunk),
+        ("detr", _FACEBOOK, _FACEBOOK_MASKS, "backbone.0.body.", backbone),
         ("detr_transformers", _TRANSFORMERS, _FACEBOOK_MASKS, files, own),
-        ("detr_transformers_timm", _TRANSFORMERS, _FACEBOOK_MASKS, files, trunk),
+        ("detr_transformers_timm", _TRANSFORMERS, _FACEBOOK_MASKS, files, backbone),
         ("detr_transformers_5", _TRANSFORMERS_5, _TRANSFORMERS_5_MASKS, memory, own),
-        ("detr_transformers_5_timm", _TRANSFORMERS_5, _TRANSFORMERS_5_MASKS, memory, trunk),
+        ("detr_transformers_5_timm", _TRANSFORMERS_5, _TRANSFORMERS_5_MASKS, memory, backbone),
     ):
         whole = Rules(*prefix(body, front, ""), *head)
         found |= {name: whole, f"{name}_masks": Rules(*prefix(whole, "detr.", ""), *masks)}

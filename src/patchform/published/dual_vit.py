@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from patchform.backbones.dual_vit import QUESTIONS
+from patchform.backbones.dual_vit import QUERY_SIDE
 from patchform.records import Score
 from patchform.weights.operations import join_shares, reshape
 from patchform.weights.rules import Rules, prefix
 
 # fmt: off
 _DUAL = Rules(  # in the order of the equations
-    ("attn.qkv_proxy.0.{p}", "norm3.{p}"), ("attn.qkv_proxy.1.{p}", "confer.{p}"), ("attn.gamma1", "scale3.gamma"),
-    ("attn.q_proxy_ln.{p}", "norm4.{p}"), ("attn.{m}_proxy.{p}", "read.{m}.{p}"), ("attn.gamma2", "scale4.gamma"),
-    ("attn.p_ln.{p}", "norm5.{p}"), ("attn.mlp_proxy.{i}.{p}", "think.{i}.{p}"), ("attn.gamma3", "scale5.gamma"),
-    ("norm1.{p}", "pixel_norm.{p}"), ("attn.proxy_ln.{p}", "norm6.{p}"), ("attn.{m}.{p}", "look.{m}.{p}"),
+    ("attn.qkv_proxy.0.{p}", "norm3.{p}"), ("attn.qkv_proxy.1.{p}", "semantic_attention.{p}"),
+    ("attn.gamma1", "scale3.gamma"),
+    ("attn.q_proxy_ln.{p}", "norm4.{p}"), ("attn.{m}_proxy.{p}", "semantic_cross_attention.{m}.{p}"),
+    ("attn.gamma2", "scale4.gamma"),
+    ("attn.p_ln.{p}", "norm5.{p}"), ("attn.mlp_proxy.{i}.{p}", "semantic_mlp.{i}.{p}"), ("attn.gamma3", "scale5.gamma"),
+    ("norm1.{p}", "pixel_norm.{p}"), ("attn.proxy_ln.{p}", "norm6.{p}"),
+    ("attn.{m}.{p}", "pixel_cross_attention.{m}.{p}"),
     ("gamma1", "scale6.gamma"), ("norm2.{p}", "norm7.{p}"), ("gamma2", "scale7.gamma"),
 )
 _MERGE = Rules(
@@ -28,10 +31,10 @@ LAYOUTS = {
         ("patch_embed1.conv.{i}.{p}", "backbone.stem.conv.{i}.{p}"),
         ("patch_embed1.{m}.{p}", "backbone.stem.halve.{m}.{p}"),
         ("patch_embed{s+2}.{m}.{p}", "backbone.halves.{s}.{m}.{p}"),
-        ("q", "backbone.start.questions", reshape(QUESTIONS**2, -1)),
-        ("q_embed.{i}.{p}", "backbone.start.ask.{i}.{p}"),
+        ("q", "backbone.start.queries", reshape(QUERY_SIDE**2, -1)),
+        ("q_embed.{i}.{p}", "backbone.start.query.{i}.{p}"),
         ("kv.{p}", "backbone.start.kv.{p}"),
-        ("se.{i}.{p}", "backbone.start.weigh.{i}.{p}"),
+        ("se.{i}.{p}", "backbone.start.gate.{i}.{p}"),
         ("proxy_ln.{p}", "backbone.start.norm.{p}"),
         ("norm_proxy{s+1}.{p}", "backbone.projections.{s}.0.{p}"),
         ("proxy_embed{s+2}.proj_proxy.0.{p}", "backbone.projections.{s}.1.{p}"),
@@ -44,7 +47,7 @@ LAYOUTS = {
         ("block{s+1}.{b}.mlp.{m}.{p}", "backbone.stages.{s}.{b}.mlp.{m}.{p}"),
         ("norm{s+1}.{p}", "backbone.norms.{s}.{p}"),
         ("post_network.0.norm{n}.{p}", "backbone.class_block.norm{n}.{p}"),
-        ("post_network.0.attn.{m}.{p}", "backbone.class_block.ask.{m}.{p}"),
+        ("post_network.0.attn.{m}.{p}", "backbone.class_block.attention.{m}.{p}"),
         ("post_network.0.mlp.{m}.{p}", "backbone.class_block.mlp.{m}.{p}"),
         ("head.{p}", "head.classifier.{p}"),
         ("aux_head.{p}", "head.auxiliary.{p}"),

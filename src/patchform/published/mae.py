@@ -1,4 +1,4 @@
-"""MAE: layouts of weights of whole pre-trainings, trunk and decoder."""
+"""MAE: layouts of weights of whole pre-trainings, backbone and decoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _decoder(root: str, blocks: tuple[Rule, ...]) -> tuple[Rule, ...]:
     )
 
 
-def _trunk(rules: Rules) -> tuple[Rule, ...]:
+def _backbone(rules: Rules) -> tuple[Rule, ...]:
     """Without what is no part of pre-training: classifiers, mask tokens, decoders that are dropped; positions fixed."""
     found: list[Rule] = []
     for names, own, *operation in rules:
@@ -43,13 +43,13 @@ def _trunk(rules: Rules) -> tuple[Rule, ...]:
 
 
 def layouts(authors: Rules, files: Rules, memory: Rules) -> dict[str, Rules]:
-    """Layouts of a trunk with fixed positions ("sincos_2d") and its decoder.
+    """Layouts of a backbone with fixed positions ("sincos_2d") and its decoder.
 
     mae_whole: facebookresearch/mae. transformers_mae: the files of transformers' ViTMAEForPreTraining; _5: what its
     version 5 has in memory.
 
     Args:
-        authors: of the trunk, as facebookresearch/mae names it.
+        authors: of the backbone, as facebookresearch/mae names it.
         files: the same, as files of transformers do.
         memory: the same, as transformers has them in memory.
     """
@@ -67,14 +67,14 @@ def layouts(authors: Rules, files: Rules, memory: Rules) -> dict[str, Rules]:
     theirs, layers = "decoder.", "decoder.decoder_layers.{b}."
     token: Rule = ("mask_token", "head.mask_token")
     return {
-        "mae_whole": Rules(*_trunk(authors), token, *_decoder("", _blocks("decoder_blocks.{b}.", plain))),
+        "mae_whole": Rules(*_backbone(authors), token, *_decoder("", _blocks("decoder_blocks.{b}.", plain))),
         "transformers_mae": Rules(
-            *_trunk(files),
+            *_backbone(files),
             (theirs + "mask_token", "head.mask_token"),
             *_decoder(theirs, _blocks(layers, in_files, apart)),
         ),
         "transformers_5_mae": Rules(
-            *_trunk(memory),
+            *_backbone(memory),
             (theirs + "mask_token", "head.mask_token"),
             *_decoder(theirs, _blocks(layers, in_memory, apart_5)),
         ),

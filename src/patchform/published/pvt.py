@@ -92,8 +92,8 @@ _MM = Rules(
 )
 
 
-def _with(trunk: Rules, head: str) -> Rules:
-    return Rules(*trunk, (f"{head}.{{p}}", "head.classifier.{p}"))
+def _with(backbone: Rules, head: str) -> Rules:
+    return Rules(*backbone, (f"{head}.{{p}}", "head.classifier.{p}"))
 
 
 LAYOUTS = {
@@ -121,14 +121,15 @@ LAYOUTS = {
         ("head.{p}", "head.classifier.{p}"),
     ),
     "transformers": _with(prefix(_HF_V2, "pvt_v2.", ""), "classifier"),
-    "transformers_trunk": _with(_HF_V2, "classifier"),
+    "transformers_backbone": _with(_HF_V2, "classifier"),
     "transformers_v1": _with(prefix(_HF_V1, "pvt.", ""), "classifier"),
-    "transformers_v1_trunk": _with(_HF_V1, "classifier"),
-    "mm_trunk": _with(_MM, "head.fc"),
+    "transformers_v1_backbone": _with(_HF_V1, "classifier"),
+    "mm_backbone": _with(_MM, "head.fc"),
 }
-"""authors: whai362/PVT, both versions, and detectors and segmenters of version 2. timm and mm_trunk: version 2.
-transformers: PvtV2ForImageClassification; _v1: PvtForImageClassification; _trunk: the models without a head. mm_trunk:
-what is behind prefix="backbone." in detectors of open-mmlab/mmdetection; its names are from the source, not run.
+"""authors: whai362/PVT, both versions, and detectors and segmenters of version 2. timm and mm_backbone: version 2.
+transformers: PvtV2ForImageClassification; _v1: PvtForImageClassification; _backbone: the models without a head.
+mm_backbone: what is behind prefix="backbone." in detectors of open-mmlab/mmdetection; its names are from the source,
+not run.
 
 Detectors of version 1, the authors' and OpenMMLab's, have no class token in their last stage, as ours has: they are
 another function, and their files are refused."""

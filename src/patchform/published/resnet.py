@@ -29,7 +29,7 @@ LAYOUTS = {
     "torchvision": Rules(*_TORCHVISION, ("fc.{p}", "head.classifier.{p}")),
     **{
         name: Rules(*prefix(_TRANSFORMERS, root, ""), ("classifier.1.{p}", "head.classifier.{p}"))
-        for name, root in {"transformers": "resnet.", "transformers_trunk": ""}.items()
+        for name, root in {"transformers": "resnet.", "transformers_backbone": ""}.items()
     },
     "mm": Rules(*prefix(_TORCHVISION, "backbone.", ""), ("head.fc.{p}", "head.classifier.{p}")),
     **retinanet.layouts(_TORCHVISION),
@@ -37,7 +37,7 @@ LAYOUTS = {
     **detr.layouts(_TORCHVISION, _TRANSFORMERS),
 }
 """torchvision: also timm's resnet18 to resnet152, and what mmdet, mmseg and DETR have behind prefix="backbone." or
-"backbone.0.body.". transformers: ResNetForImageClassification; _trunk: ResNetModel. mm: classifiers of mmpretrain,
+"backbone.0.body.". transformers: ResNetForImageClassification; _backbone: ResNetModel. mm: classifiers of mmpretrain,
 names of their source. detr, torchvision_retinanet, torchvision_rcnn and what begins so: see `published.detr`,
 `published.retinanet` and `published.faster_rcnn`.
 ResNets with a deep stem or a mean in their shortcuts (ResNet-D, resnet50c) are refused."""

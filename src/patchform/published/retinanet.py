@@ -1,4 +1,4 @@
-"""RetinaNet: layouts of weights of its head, to be put behind those of a trunk."""
+"""RetinaNet: layouts of weights of its head, to be put behind those of a backbone."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ TORCHVISION_FIRST = _torchvision("", {f"{2 * number}": f"convolutions.{number}" 
 """The names of its first version, which the file of retinanet_resnet50_fpn still has."""
 
 
-def layouts(trunk: Rules) -> dict[str, Rules]:
-    """Layouts of the whole detector on a trunk that torchvision names so."""
-    behind = prefix(trunk, "backbone.body.", "")
+def layouts(backbone: Rules) -> dict[str, Rules]:
+    """Layouts of the whole detector on a backbone that torchvision names so."""
+    behind = prefix(backbone, "backbone.body.", "")
     return {
         "torchvision_retinanet": Rules(*behind, *TORCHVISION),
         "torchvision_retinanet_first": Rules(*behind, *TORCHVISION_FIRST),

@@ -160,8 +160,8 @@ _without_k = Operation(  # their bias of the keys is there and set to 0 whenever
 )
 
 
-def _with(trunk: Rules, head: str, front: str = "") -> Rules:
-    return Rules(*prefix(trunk, front, "backbone."), (f"{head}.{{p}}", "head.classifier.{p}"))
+def _with(backbone: Rules, head: str, front: str = "") -> Rules:
+    return Rules(*prefix(backbone, front, "backbone."), (f"{head}.{{p}}", "head.classifier.{p}"))
 
 
 LAYOUTS = {
@@ -187,7 +187,7 @@ LAYOUTS = {
             ("mm", _MM, "head.fc", "backbone."),
             ("mm_v2", _MM_V2, "head.fc", "backbone."),
         )
-        for part in ("", "_trunk")
+        for part in ("", "_backbone")
     },
     "transformers_dense": _with(Rules(*_HF_NORMS, *_HF), "classifier"),
 }
@@ -195,8 +195,9 @@ LAYOUTS = {
 backbones have a norm for every map. torchvision, torchvision_v2: in version 1 the name "attn.qkv.bias" is of another
 tensor, so that none serves both. transformers, transformers_v2: Swin and Swinv2ForImageClassification as files have
 them; _5: version 1 as it is in memory since the library's version 5. mm, mm_v2: classifiers of open-mmlab/mmpretrain.
-_trunk: the model without a head; mm_trunk is also what is behind prefix="backbone." in mmdetection and mmsegmentation,
-and transformers_dense in the library's own segmenters (SwinBackbone; that of version 2 lacks the norm: refused).
+_backbone: the model without a head; mm_backbone is also what is behind prefix="backbone." in mmdetection and
+mmsegmentation, and transformers_dense in the library's own segmenters (SwinBackbone; that of version 2 lacks the norm:
+refused).
 
 The names of microsoft_dense and of mm are from their sources, not run."""
 

@@ -6,7 +6,7 @@ from patchform.backbones.timesformer import VARIANTS
 from patchform.published import vit
 from patchform.records import Score
 from patchform.weights.operations import reshape
-from patchform.weights.rules import Kin, Rules, prefix
+from patchform.weights.rules import CrossFamily, Rules, prefix
 
 _patches = reshape(-1, "channels", "patch", "patch")
 
@@ -52,14 +52,14 @@ LAYOUTS = {
     "facebook": prefix(_FACEBOOK, "model.", ""),  # the released files hold it under "model_state"
     **{
         name: Rules(*prefix(_TRANSFORMERS, root, "backbone."), ("classifier.{p}", "head.classifier.{p}"))
-        for name, root in {"transformers": "timesformer.", "transformers_trunk": ""}.items()
+        for name, root in {"transformers": "timesformer.", "transformers_backbone": ""}.items()
     },
 }
-"""facebook: facebookresearch/TimeSformer. transformers: TimesformerForVideoClassification; _trunk: TimesformerModel.
+"""facebook: facebookresearch/TimeSformer. transformers: TimesformerForVideoClassification; _backbone: TimesformerModel.
 All three schemes of attention; that of transformers does not run space-only attention on more than one clip."""
 
-STARTS = vit.starts(
-    Kin(
+INIT_LAYOUTS = vit.starts(
+    CrossFamily(
         fresh={
             "backbone.time": "a picture has no time",
             "backbone.blocks.{b}.temporal_proj.{p}": "a picture has no time",
@@ -69,7 +69,7 @@ STARTS = vit.starts(
             "backbone.blocks.{b}.temporal_attention.{l}.{p}": "backbone.blocks.{b}.attention.{l}.{p}",
         },
         lacks={},
-        still=True,
+        from_images=True,
     )
 )
 """As the authors' code starts from a ViT: attention over time is a copy of that over space, and the layer behind it,

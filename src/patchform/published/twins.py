@@ -63,13 +63,13 @@ LAYOUTS = {
     "meituan": Rules(*_MEITUAN, _NORM),
     "meituan_dense": Rules(*_MEITUAN, _NORMS, ("norm.{p}", Drop("the authors' dense code does not use it"))),
     "mm": Rules(*prefix(_MM, "backbone.", ""), _MM_HEAD),
-    "mm_trunk": Rules(*_MM, _MM_HEAD),
+    "mm_backbone": Rules(*_MM, _MM_HEAD),
     "mmseg_svt": Rules(*_MMSEG, _MM_HEAD),
 }
 """meituan: Meituan-AutoML/Twins and timm; _dense: the former's detectors and segmenters (norm_maps=True). mm:
-classifiers of open-mmlab/mmpretrain; _trunk: their backbone. mmseg_svt: what is behind prefix="backbone." in segmenters
-of open-mmlab/mmsegmentation (norm_maps=True); those with PCPVT have no norm of the tokens and are refused. The names of
-mm and mmseg_svt are from the sources, not run."""
+classifiers of open-mmlab/mmpretrain; _backbone: their backbone. mmseg_svt: what is behind prefix="backbone." in
+segmenters of open-mmlab/mmsegmentation (norm_maps=True); those with PCPVT have no norm of the tokens and are refused.
+The names of mm and mmseg_svt are from the sources, not run."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="Meituan-AutoML/Twins README")

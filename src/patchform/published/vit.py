@@ -11,7 +11,7 @@ from patchform.published.base import HALF, timm, torchvision
 from patchform.records import Preprocessing, Score, WeightsFile
 from patchform.weights import flax
 from patchform.weights.operations import Operation, join, reshape
-from patchform.weights.rules import Drop, Kin, Rule, Rules, prefix
+from patchform.weights.rules import CrossFamily, Drop, Rule, Rules, prefix
 
 _QKV = ("query", "key", "value")
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -34,7 +34,8 @@ def _block(theirs: str, parts: Mapping[str, str], number: str = "{b}") -> tuple[
     return tuple((theirs + part, f"backbone.blocks.{number}.{own}") for part, own in parts.items())
 
 
-# ------------------------------------------------------------------------------------------- the names of timm and kin
+# ------------------------------------------------------------------------------------------- the names of timm and
+# cross_family
 
 _TIMM_BLOCK = {
     "attn.{m}.{p}": "attention.{m}.{p}",
@@ -97,7 +98,7 @@ _MEMORY_ATTENTION = ("attention.{}_proj.{{p}}", "attention.o_proj.{p}", ("q", "k
 def _transformers(
     root: str, blocks: str, parts: Mapping[str, str], attention: tuple[str, str, tuple[str, ...]]
 ) -> Rules:
-    """A model whose trunk is below `root`: "vit." where it stands beside a classifier, else ""."""
+    """A model whose backbone is below `root`: "vit." where it stands beside a classifier, else ""."""
     block, (each, out, names) = f"{root}{blocks}.{{b}}.", attention
     return Rules(
         *_stem(f"{root}embeddings.", "patch_embeddings.projection", "cls_token", "position_embeddings"),
@@ -114,8 +115,8 @@ def _transformers(
 
 _VIT_FILE = _VIT_BLOCK | {"intermediate.dense.{p}": "mlp.fc1.{p}", "output.dense.{p}": "mlp.fc2.{p}"}
 _VIT_MEMORY = _VIT_BLOCK | {"mlp.{m}.{p}": "mlp.{m}.{p}"}
-_ROOTS = {"": "vit.", "_trunk": ""}
-_DINOV2_ROOTS = {"": "dinov2.", "_registers": "dinov2_with_registers.", "_trunk": ""}
+_ROOTS = {"": "vit.", "_backbone": ""}
+_DINOV2_ROOTS = {"": "dinov2.", "_registers": "dinov2_with_registers.", "_backbone": ""}
 _TRANSFORMERS = {
     **{
         f"transformers{of}": _transformers(root, "encoder.layer", _VIT_FILE, _FILE_ATTENTION)
@@ -187,18 +188,18 @@ LAYOUTS = {
         f"dinov2_4x{size}": Rules(*_timm("register_tokens", _chunks(4, size)), ("mask_token", _MASK)) for size in (3, 6)
     },
     "mm": Rules(*prefix(_MM, "backbone.", ""), *_MM_HEAD),
-    "mm_trunk": Rules(*_MM, *_MM_HEAD),
+    "mm_backbone": Rules(*_MM, *_MM_HEAD),
     "mmseg": Rules(*_mm("attn.attn.in_proj_{p}", "attn.attn.out_proj.{p}"), *_MM_HEAD),
 }
 """timm: also facebookresearch/deit (without distillation) and facebookresearch/dino, whose file of student and
 teacher wants prefix="module.backbone." or "backbone.". google: arrays of the .npz files of
 google-research/vision_transformer (they want gelu="tanh"). big_vision: those of google-research/big_vision with
 learned positions and the mean of the patches (summary="mean"). transformers: ViT and ViT-MAE as files have
-them; _5: as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _trunk: a bare model,
+them; _5: as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _backbone: a bare model,
 whose pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours have 1e-6. mae: files of
-pre-training by facebookresearch/mae, without their decoder; with it, and for trunks of fixed positions: see
+pre-training by facebookresearch/mae, without their decoder; with it, and for backbones of fixed positions: see
 `published.mae`. dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks.
-mm: classifiers of mmpretrain; _trunk: their backbone. mmseg: its VisionTransformer with a final norm. The names of
+mm: classifiers of mmpretrain; _backbone: their backbone. mmseg: its VisionTransformer with a final norm. The names of
 mae, dinov2 and mm are from their source.
 
 Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table without a
@@ -220,7 +221,7 @@ _OWN = Rules(
 """Our own names, whatever the head."""
 
 
-def starts(kin: Kin) -> dict[str, Rules]:
+def starts(cross_family: CrossFamily) -> dict[str, Rules]:
     """The layouts of ViT for a family that starts from it and names its parts alike; "vit_" in front of their names.
 
     Weights of DINOv2 have factors on the branches, which no such family has, and some have no learned positions.
@@ -230,7 +231,10 @@ def starts(kin: Kin) -> dict[str, Rules]:
         for name, rules in {**LAYOUTS, "patchform": _OWN}.items()
         if "dinov2" not in name and any(rule[1] == "backbone.position.table" for rule in rules)
     }
-    return {f"vit_{name}": Rules(*rules, corners=rules.corners, kin=kin) for name, rules in layouts.items()}
+    return {
+        f"vit_{name}": Rules(*rules, corners=rules.corners, cross_family=cross_family)
+        for name, rules in layouts.items()
+    }
 
 
 SCORES = (

@@ -8,7 +8,7 @@ from patchform.published import vit
 from patchform.records import Score
 from patchform.weights import flax
 from patchform.weights.operations import reshape
-from patchform.weights.rules import Kin, Rule, Rules, prefix
+from patchform.weights.rules import CrossFamily, Rule, Rules, prefix
 
 # -------------------------------------------------------------------------------------------------------------- scenic
 
@@ -55,7 +55,7 @@ def _scenic(*encoders: Rule) -> Rules:
 _CLASSIFIER: Rule = ("classifier.{p}", "head.classifier.{p}")
 
 
-def _trunk(of: str) -> Rules:
+def _backbone(of: str) -> Rules:
     """That of their ViT, with other kernels in front."""
     boxes = reshape(-1, "channels", "frames", "patch", "patch")
     kernel: Rule = ("embeddings.patch_embeddings.projection.weight", "backbone.patches.proj.weight", boxes)
@@ -72,24 +72,24 @@ LAYOUTS = {
     ),
     "scenic_fsa": _scenic(*_encoder("Transformer", norms=_APART, looks=_LOOKS, mlp="MlpBlock")),
     **{
-        name: Rules(_CLASSIFIER, *prefix(_trunk(f"{name}_trunk"), "vivit.", ""))
+        name: Rules(_CLASSIFIER, *prefix(_backbone(f"{name}_backbone"), "vivit.", ""))
         for name in ("transformers", "transformers_5")
     },
-    **{name: _trunk(name) for name in ("transformers_trunk", "transformers_5_trunk")},
+    **{name: _backbone(name) for name in ("transformers_backbone", "transformers_5_backbone")},
 }
 """scenic: google-research/scenic, parameters with the parts of their names joined by "/"; models 1 and 4 have the same
-names; _fe: model 2; _fsa: model 3. transformers: VivitForVideoClassification and, _trunk, VivitModel as files have
+names; _fe: model 2; _fsa: model 3. transformers: VivitForVideoClassification and, _backbone, VivitModel as files have
 them; _5: as they are in memory since its version 5. Its pooler is our hidden layer."""
 
-STARTS = vit.starts(
-    Kin(
+INIT_LAYOUTS = vit.starts(
+    CrossFamily(
         fresh={
             "backbone.temporal.*": "a picture has no time",
             "backbone.blocks.{b}.temporal_*": "a picture has no time",
         },
         copies={},
         lacks={"backbone.class_token": "there is no class token"},
-        still=True,
+        from_images=True,
     )
 )
 """Section 3.4 of the paper: kernels as `Transfer.frames` says, positions alike at all times, and what looks along time

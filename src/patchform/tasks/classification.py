@@ -56,8 +56,8 @@ class Classification(Task):
         label = cast("Label", target)
         if label.scores is None:
             names = ", ".join(classes[index] for index in label.classes.tolist())
-            return drawing.caption(image, [drawing.Bar(names or "no class")])
-        return drawing.caption(image, [drawing.Bar(classes[index], score) for index, score in _best(label)])
+            return drawing.caption(image, [drawing.Line(names or "no class")])
+        return drawing.caption(image, [drawing.Line(classes[index], score) for index, score in _best(label)])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """Names and scores.

@@ -31,7 +31,7 @@ class Pretraining(Task):
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """The image above the size of its embedding."""
         scores = cast("Embedding", target).scores
-        return drawing.caption(image, [drawing.Bar(f"{len(scores)} numbers, length {float(scores.norm()):.3g}")])
+        return drawing.caption(image, [drawing.Line(f"{len(scores)} numbers, length {float(scores.norm()):.3g}")])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"embedding": [...]}."""

@@ -45,10 +45,10 @@ class SemanticSegmentation(Task):
         regions = cast("Regions", target)
         colors = drawing.palette()
         shares = _shares(regions)
-        legend = [drawing.Bar(classes[index], share, colors[index]) for index, share in shares[:LEGEND]]
+        legend = [drawing.Line(classes[index], share, colors[index]) for index, share in shares[:LEGEND]]
         if len(shares) > LEGEND:
-            legend.append(drawing.Bar(f"and {len(shares) - LEGEND} more"))
-        return drawing.caption(drawing.overlay(image, regions.classes), legend or [drawing.Bar("nothing is labelled")])
+            legend.append(drawing.Line(f"and {len(shares) - LEGEND} more"))
+        return drawing.caption(drawing.overlay(image, regions.classes), legend or [drawing.Line("nothing is labelled")])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"shares": {name: share}} of the labelled pixels, the largest first, without classes that do not occur."""

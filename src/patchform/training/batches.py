@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from patchform import processes
+from patchform import distributed
 from patchform.data.collate import to_device
 from patchform.data.dataset import Splits, open_data, training_pictures
 from patchform.data.listing import Listing
-from patchform.data.order import TrainingBatches, aspects, balance, generator, training_loader
+from patchform.data.loader import TrainingBatches, aspects, balance, generator, training_loader
 from patchform.data.transforms import Mixing
 from patchform.records import Batch, Preprocessing
 from patchform.settings import Recipe
@@ -81,9 +81,9 @@ class Batches:
 
     def next(self, step: int) -> Batch:
         """The batch of a step, whichever is next; errors as of the loader, in all processes."""
-        batch = to_device(processes.agreed(self._load), self._around.device)
+        batch = to_device(distributed.all_or_none(self._load), self._around.device)
         place = self._around.place
-        dice = () if place.alone else (place.rank,)
+        dice = () if place.single else (place.rank,)
         return self._mixing.mix(batch, generator(self._seed, "mix", step, *dice))
 
     def _load(self) -> Batch:

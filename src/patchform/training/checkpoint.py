@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from patchform import processes
+from patchform import distributed
 from patchform.errors import ModelFileError
 from patchform.model import Model
 from patchform.weights import files
@@ -121,7 +121,7 @@ def machine(model: Model) -> dict[str, Any]:
     """What the last bits of a result depend on beside the recipe."""
     device = next(model.parameters()).device
     return {
-        "processes": processes.here().number,
+        "processes": distributed.rank_and_world().world_size,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

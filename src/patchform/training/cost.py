@@ -14,10 +14,10 @@ from patchform import lookup
 from patchform.data.collate import parts, to_device
 from patchform.data.dataset import outlined
 from patchform.data.listing import Listing
-from patchform.data.order import generator
+from patchform.data.loader import generator
 from patchform.data.transforms import Mixing
+from patchform.distributed import SINGLE
 from patchform.layers.drop import DropPath
-from patchform.processes import ALONE
 from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Preprocessing, Regions, Target
 from patchform.settings import Recipe
 from patchform.tasks.base import Task
@@ -135,7 +135,7 @@ class Meter:
         fresh = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init_from=None, compile=False))
         counts = [1] * len(listing.classes)
         self.model = model_of(fresh, listing, preprocessing, counts=counts, say=lambda note: None).to(device).train()
-        self.learner = Learner(self.model, fresh, Course(1, recipe.training.epochs), ALONE)
+        self.learner = Learner(self.model, fresh, Course(1, recipe.training.epochs), SINGLE)
         self.learner.frozen.at(recipe.training.epochs - 1)  # when most is learnt
         for module in self.model.modules():
             if isinstance(module, DropPath) and module.rate > 0:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from patchform import processes
+from patchform import distributed
 from patchform.backbones.base import Backbone
+from patchform.distributed import Rank
 from patchform.errors import UsageError
 from patchform.layers.norms import BatchNorm1d, BatchNorm2d
 from patchform.model import Model
-from patchform.processes import Place
 from patchform.settings import Recipe
 
 Frozen = int | str
@@ -139,30 +139,30 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone()
-        processes.add_up([total])
+        distributed.all_reduce_sum([total])
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
-        processes.add_up([total])
+        distributed.all_reduce_sum([total])
         return total
 
 
-def statistics_note(model: Model, recipe: Recipe, place: Place) -> str | None:
+def statistics_note(model: Model, recipe: Recipe, place: Rank) -> str | None:
     """What to say of a run whose batch statistics are not those of whole batches; None where they are.
 
     Raises:
         UsageError: statistics of all processes, each of which may look at another number of parts.
     """
     settings, synchronised = recipe.training, recipe.model.norms == "synchronised"
-    share = math.ceil(settings.batch_size / place.number)
+    share = math.ceil(settings.batch_size / place.world_size)
     parted = 0 < settings.micro_batch < share or settings.pixels_at_once > 0
-    if synchronised and not place.alone and parted:
+    if synchronised and not place.single and parted:
         remedy = "set training.micro_batch and training.pixels_at_once to 0, or model.norms to learn"
         raise UsageError("model.norms synchronised needs each process's share of a batch at once", remedy=remedy)
     live = [layer for layer in batch_norms(model) if layer.training]
-    if not live or not (parted or (not place.alone and not synchronised)):
+    if not live or not (parted or (not place.single and not synchronised)):
         return None
     at_once = "a part" if parted else "a process's share"
     return (

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
-from patchform import processes
+from patchform import distributed
 from patchform.data.collate import split
-from patchform.data.order import derive
+from patchform.data.loader import derive
+from patchform.distributed import Rank
 from patchform.model import Model
-from patchform.processes import Place
 from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.training import ema, freezing, optimizer, schedule
@@ -30,14 +30,14 @@ class Learner:
         place: of this process.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, course: Course, place: Place) -> None:
+    def __init__(self, model: Model, recipe: Recipe, course: Course, place: Rank) -> None:
         self.model, self.recipe, self.course, self.place = model, recipe, course, place
         self.average = ema.average_of(model) if recipe.training.ema else None
         if recipe.model.checkpointing:
             recompute_activations(model)
         if recipe.model.compile:
             model.trained.compile()
-        if recipe.model.norms == "synchronised" and not place.alone:
+        if recipe.model.norms == "synchronised" and not place.single:
             freezing.synchronise(model)
         self.frozen = freezing.Freezing(model, recipe, course.epoch)
         self.optimizer = optimizer.build(model, recipe.optimizer)
@@ -63,7 +63,7 @@ class Learner:
             counted: False where the share is another process's too.
         """
         settings = self.recipe.training
-        if not self.place.alone:  # each process draws by itself, and a checkpoint of the first one need not know what
+        if not self.place.single:  # each process draws by itself, and a checkpoint of the first one need not know what
             torch.manual_seed(derive(settings.seed, "model", number, self.place.rank))
         self.frozen.at(number)
         optimizer.set_rate(self.optimizer, self.rate(number))
@@ -71,13 +71,13 @@ class Learner:
             self.model,
             list(split(batch, settings.micro_batch, settings.pixels_at_once)),
             optimizer=self.optimizer,
-            reduce=processes.add_up,
+            reduce=distributed.all_reduce_sum,
             precision=settings.precision,
             clip=self.recipe.optimizer.clip,
             counted=counted,
         )
         if result.finite:
-            processes.average(freezing.running_statistics(self.model))
+            distributed.all_reduce_mean(freezing.running_statistics(self.model))
             if self.average is not None:
                 ema.update(self.average, self.model, settings.ema)
             self.model.after_step(number)

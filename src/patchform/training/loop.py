@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from patchform import processes
+from patchform import distributed
 from patchform.device import pick_device
-from patchform.errors import DataError, DivergedError, Elsewhere, Interrupted
+from patchform.errors import DataError, DivergedError, Interrupted, PeerError
 from patchform.model import Model, load, save
 from patchform.settings import Recipe, TrainingSettings
 from patchform.training import run
@@ -48,8 +48,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
     best/ (the best model so far) and, at the end, the model itself. What lies in it is described in `patchform.model`,
     `training.checkpoint` and `training.metrics_log`.
 
-    Of several processes (`patchform.processes`) each looks at its share of every batch; gradients are added up, so all
-    take one step, that of the whole batch. The first one validates and writes.
+    Of several processes (`patchform.distributed`) each looks at its share of every batch; gradients are added up, so
+    all take one step, that of the whole batch. The first one validates and writes.
 
     Args:
         recipe: all settings; complete in itself.
@@ -64,14 +64,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
         ResourceError: out of memory, a full disk.
         Interrupted: SIGTERM or Ctrl-C; the run was saved.
-        Elsewhere: of several processes another one failed; the run was saved.
+        PeerError: of several processes another one failed; the run was saved.
     """
     refuse_nonsense(recipe)
     settings, stem = recipe.training, f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
     with (
         run.Stop() as stop,
-        processes.joined() as place,
-        Reporter(shown=progress, heard=place.first) as reporter,
+        distributed.process_group() as place,
+        Reporter(shown=progress, heard=place.is_main) as reporter,
         run.opened(Path(recipe.runs), recipe.name, stem=stem, resume=resume) as folder,
     ):
         around = Surroundings(folder, _device(settings), place, reporter, stop)
@@ -91,9 +91,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
             saver.resume()
         counters = saver.counters
         model.begin(step=counters.step, steps=course.steps, epoch=course.epoch)
-        if place.first:
+        if place.is_main:
             saver.write_recipe()
-        processes.as_first(list(model.state_dict().values()))  # one seed gives other bits on another processor
+        distributed.broadcast(list(model.state_dict().values()))  # one seed gives other bits on another processor
 
         # ------------------------------------------------------------------------------------------------ steps
         at_once = min(settings.micro_batch or settings.batch_size, settings.batch_size)
@@ -106,14 +106,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         with memory_errors(at_once, data.preprocessing), saver.log() as log:
             try:
                 _take_steps(learner, batches, validation, saver, log)
-            except (Interrupted, DataError, DivergedError, Elsewhere):
+            except (Interrupted, DataError, DivergedError, PeerError):
                 if saver.finite():
                     saver.save()
                 raise
 
         # -------------------------------------------------------------------------------------------- the model
         final = learner.evaluated if counters.best is None else load(folder / run.BEST)
-        processes.agreed(lambda: save(final, folder) if place.first else None)
+        distributed.all_or_none(lambda: save(final, folder) if place.is_main else None)
         return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
 
 
@@ -125,12 +125,12 @@ def _take_steps(
     while True:
         step = counters.step
         if course.ends(step, course.epoch) and counters.reported < step:  # a resume may be at a validated end
-            counters.tell(processes.of_first(lambda: validation.end_epoch(counters, log)))
+            counters.tell(distributed.broadcast_text(lambda: validation.end_epoch(counters, log)))
         last = step >= course.steps
         last |= 0 < patience <= counters.without_better
         if last or saver.due(step):
-            processes.agreed(saver.save)
-        processes.agreed(saver.around.stop.check)
+            distributed.all_or_none(saver.save)
+        distributed.all_or_none(saver.around.stop.check)
         if last:
             return
         batch = batches.next(step)
@@ -170,7 +170,7 @@ def _announce(learner: Learner, data: TrainingData, around: Surroundings, at_onc
 
 def _diverged(around: Surroundings, rate: float, step: int, names: list[str], result: StepResult) -> DivergedError:
     """The error, after all file names of the batch were written beside the log."""
-    if around.place.first:
+    if around.place.is_main:
         replace_text(around.folder / "diverged.json", json.dumps({"step": step, "files": names}, indent=1))
     return DivergedError(
         f"the loss is {result.loss:g} and its gradient's norm {result.norm:g} at step {step} (learning rate {rate:g})",

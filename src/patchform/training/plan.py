@@ -21,9 +21,9 @@ import torch
 
 from patchform import lookup
 from patchform.data.dataset import open_data
-from patchform.data.instances import Whole
+from patchform.data.detection_transforms import Whole
 from patchform.data.listing import Listing
-from patchform.data.order import TrainingBatches, aspects, balance
+from patchform.data.loader import TrainingBatches, aspects, balance
 from patchform.data.samples import CACHE_BYTES
 from patchform.data.transforms import whole_size
 from patchform.device import pick_device
@@ -51,7 +51,7 @@ WINDOW = 14
 """Cells of a side above which windows are proposed: that of ViTDet."""
 
 
-class Way(NamedTuple):
+class Option(NamedTuple):
     """A way to run the recipe, and what it takes."""
 
     settings: dict[str, Any]
@@ -73,12 +73,12 @@ class Plan(NamedTuple):
     room: int
     """Bytes that there are for tensors."""
     held: Held
-    ways: tuple[Way, ...]
+    ways: tuple[Option, ...]
     """The recipe as it is, then others."""
     notes: tuple[str, ...]
 
     @property
-    def best(self) -> Way | None:
+    def best(self) -> Option | None:
         """The first way that fits, None if none does."""
         return next((way for way in self.ways if way.fits), None)
 
@@ -191,15 +191,15 @@ def _largest(recipe: Recipe, preprocessing: Preprocessing, size: Size) -> Size:
 
 def _ways(
     recipe: Recipe, batches: Sequence[Sequence[Size]], cost: Cost, room: int, changed: dict[str, Any]
-) -> Iterator[Way]:
+) -> Iterator[Option]:
     """As the recipe says; with the largest parts that fit; and, for pictures of several sizes, the most pixels."""
     settings, frames = recipe.training, max(1, recipe.data.frames)
 
-    def way(part: int, pixels: int, **more: int) -> Way:
+    def way(part: int, pixels: int, **more: int) -> Option:
         load = max(loads(batches, part, pixels and max(1, pixels // frames)), key=cost.peak)
         peak = cost.peak(load)
         news = changed | {f"training.{name}": value for name, value in more.items()}
-        return Way(news, load.images, load.size, peak, peak * MARGIN <= room)
+        return Option(news, load.images, load.size, peak, peak * MARGIN <= room)
 
     whole = max(map(len, batches))
     asked = min(settings.micro_batch or whole, whole)

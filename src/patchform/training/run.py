@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from patchform import processes
+from patchform import distributed
 from patchform.errors import FolderError, Interrupted, ResourceError
 from patchform.training.progress import Reporter
 from patchform.weights import files
@@ -30,7 +30,7 @@ class Surroundings(NamedTuple):
 
     folder: Path
     device: torch.device
-    place: processes.Place
+    place: distributed.Rank
     reporter: Reporter
     stop: Stop
 
@@ -156,11 +156,11 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
                 files.clear_temporaries(place)
             return str(folder)
 
-        folder = Path(processes.of_first(own))
+        folder = Path(distributed.broadcast_text(own))
         try:
             yield folder
         except BaseException:
-            if processes.here().first and not resume and not (folder / RECIPE).exists():
+            if distributed.rank_and_world().is_main and not resume and not (folder / RECIPE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 

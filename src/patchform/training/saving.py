@@ -62,7 +62,7 @@ class Saver:
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one."""
-        if self.counters.step == self._saved or not self.around.place.first:
+        if self.counters.step == self._saved or not self.around.place.is_main:
             return
         settings = self.learner.recipe.training
         if not self.finite():
@@ -89,7 +89,7 @@ class Saver:
 
     def log(self) -> MetricsLog | nullcontext[None]:
         """The log of the run from this step on; None in processes that do not write."""
-        if not self.around.place.first:
+        if not self.around.place.is_main:
             return nullcontext()
         tensorboard = self.learner.recipe.training.tensorboard
         return MetricsLog(self.around.folder, self.counters.step, self.counters.reported, tensorboard=tensorboard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patchform import lookup
 from patchform.data.dataset import evaluation_pictures
-from patchform.data.order import evaluation_loader
+from patchform.data.loader import evaluation_loader
 from patchform.evaluation import evaluate
 from patchform.metrics.base import Scores
 from patchform.model import save

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from patchform.errors import ModelFileError, UsageError
+from patchform.weights.load_report import Entry, Fate, Report, shorten
+from patchform.weights.name_patterns import Binding, Pattern
 from patchform.weights.operations import Operation, Sizes, copy
-from patchform.weights.patterns import Binding, Pattern
-from patchform.weights.report import Entry, Fate, Report, shorten
 
 SizesOf: TypeAlias = Sizes | Callable[[str], Sizes]
 """The same for all tensors, or by own name."""
@@ -48,7 +48,7 @@ class Drop(NamedTuple):
     why: str
 
 
-class Kin(NamedTuple):
+class CrossFamily(NamedTuple):
     """What a model has beside, or lacks of, the family that a layout was written for; patterns are of own names."""
 
     fresh: Mapping[str, str]
@@ -57,10 +57,10 @@ class Kin(NamedTuple):
     """Pattern -> the one whose sources it is made from too, with the same placeholders."""
     lacks: Mapping[str, str]
     """Pattern -> why the model may do without it: what the source has for it is dropped."""
-    still: bool = False
+    from_images: bool = False
     """The layout is of single pictures, the model of clips."""
 
-    def twin(self, own: str) -> tuple[str, str]:
+    def copy_source(self, own: str) -> tuple[str, str]:
         """The own tensor that this one is a copy of, itself else, and the pattern of a copy, "" else."""
         for copied, original in self.copies.items():
             binding = Pattern(copied).match(own)
@@ -68,13 +68,15 @@ class Kin(NamedTuple):
                 return Pattern(original).render(binding) or own, original
         return own, ""
 
-    def below(self, front: str) -> Kin:
+    def below(self, own_prefix: str) -> CrossFamily:
         """The same one level deeper."""
-        fresh, lacks = ({front + name: why for name, why in of.items()} for of in (self.fresh, self.lacks))
-        return Kin(fresh, {front + to: front + of for to, of in self.copies.items()}, lacks, self.still)
+        fresh, lacks = ({own_prefix + name: why for name, why in of.items()} for of in (self.fresh, self.lacks))
+        return CrossFamily(
+            fresh, {own_prefix + to: own_prefix + of for to, of in self.copies.items()}, lacks, self.from_images
+        )
 
 
-ALIKE = Kin({}, {}, {})
+SAME_FAMILY = CrossFamily({}, {}, {})
 DROP = Drop("follows from the architecture")
 Names: TypeAlias = str | tuple[str, ...]
 Rule: TypeAlias = tuple[Names, Names | Drop] | tuple[Names, Names | Drop, Operation]
@@ -160,7 +162,7 @@ class Plan(NamedTuple):
 
     made: dict[str, tuple[_Rule, list[str]]]
     """Own name -> the rule that makes it and the names in the source that it is made from."""
-    aside: tuple[Entry, ...]
+    dropped: tuple[Entry, ...]
     """What is dropped or new."""
     faults: tuple[str, ...]
 
@@ -174,14 +176,14 @@ class Rules:
             (source pattern, Drop("why")).
         corners: its home resizes position tables bilinearly with the corners aligned, as scipy.ndimage.zoom of order 1
             does, and not bicubically.
-        kin: for models of another family: how they differ. Such a layout is not written, only read.
+        cross_family: for models of another family: how they differ. Such a layout is not written, only read.
 
     Raises:
         UsageError: a rule that cannot be run both ways.
     """
 
-    def __init__(self, *rules: Rule, corners: bool = False, kin: Kin = ALIKE) -> None:
-        self.rules, self.corners, self.kin = rules, corners, kin
+    def __init__(self, *rules: Rule, corners: bool = False, cross_family: CrossFamily = SAME_FAMILY) -> None:
+        self.rules, self.corners, self.cross_family = rules, corners, cross_family
         self._rules = [_read(rule) for rule in rules]
 
     def __iter__(self) -> Iterator[Rule]:
@@ -194,7 +196,7 @@ class Rules:
         own: Mapping[str, Tensor],
         *,
         sizes: SizesOf | None = None,
-        spare: Mapping[str, str] | None = None,
+        may_miss: Mapping[str, str] | None = None,
         adapt: Adapt | None = None,
     ) -> tuple[dict[str, Tensor], Report]:
         """Convert a published state dict.
@@ -203,7 +205,8 @@ class Rules:
             source: state dict in the published layout.
             own: the model's state dict; only names, shapes and kinds of numbers are read, so it may be on "meta".
             sizes: lengths that `reshape` knows by name, for all or by own name; those given are checked.
-            spare: beginnings of own names that are not filled, each with why; what the source has for them is dropped.
+            may_miss: beginnings of own names that are not filled, each with why; what the source has for them is
+                dropped.
             adapt: resizes a tensor that does not suit its place, see `Adapt`; without it such a tensor is refused.
 
         Returns:
@@ -214,9 +217,9 @@ class Rules:
             ModelFileError: a tensor that no rule knows or the model has no place for, one of the model's that is not
                 filled or filled twice, or one of a shape that does not suit.
         """
-        plan = self.plan(source, own, spare or {})
+        plan = self.plan(source, own, may_miss or {})
         if plan.faults:
-            plan = self.plan(source, own, spare or {}, hints=True)
+            plan = self.plan(source, own, may_miss or {}, hints=True)
             raise ModelFileError(
                 f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}",
                 remedy="use the layout and the variant that the weights were published for",
@@ -228,23 +231,25 @@ class Rules:
             filled[name], note = _convert(rule, taken, name, own[name], _of(sizes, name), adapt)
             as_it_was = filled[name] is taken[names[0]]
             kept: Fate = "matched" if as_it_was else "joined" if len(names) > 1 else "converted"
-            copied = f"as {twin}" if (twin := self.kin.twin(name)[1]) else ""
+            copied = f"as {twin}" if (twin := self.cross_family.copy_source(name)[1]) else ""
             entries.append(Entry("resized" if note else kept, name, tuple(names), note or copied))
-        return filled, Report((*entries, *plan.aside))
+        return filled, Report((*entries, *plan.dropped))
 
     def knows(self, source: Iterable[str]) -> bool:
         """Whether there is a rule for every name: where not, a plan has faults, and takes far longer to say so."""
         return all(self._goes_to(name) is not None for name in source)
 
-    def plan(self, source: Iterable[str], own: Iterable[str], spare: Mapping[str, str], *, hints: bool = False) -> Plan:
+    def plan(
+        self, source: Iterable[str], own: Iterable[str], may_miss: Mapping[str, str], *, hints: bool = False
+    ) -> Plan:
         """What goes where, by names alone; arguments as in `load`. `hints` of near names take their time."""
         source, own = dict.fromkeys(source), dict.fromkeys(own)
         goes: dict[tuple[str, str], None] = {}  # source name and own name
-        aside: list[Entry] = []
+        dropped: list[Entry] = []
         faults: list[str] = []
 
         def spared(name: str) -> str:
-            return next((why for start, why in spare.items() if name.startswith(start)), "")
+            return next((why for start, why in may_miss.items() if name.startswith(start)), "")
 
         def near(name: str, known: Iterable[str]) -> str:
             return _near(name, known) if hints and len(faults) < SHOWN else ""
@@ -254,29 +259,29 @@ class Rules:
             if to is None:
                 faults.append(f"no rule for {name}{near(name, self._source_patterns())}")
             elif isinstance(to, Drop) or spared(to[0]):
-                aside.append(Entry("dropped", name, (name,), to.why if isinstance(to, Drop) else spared(to[0])))
+                dropped.append(Entry("dropped", name, (name,), to.why if isinstance(to, Drop) else spared(to[0])))
             elif missing := [place for place in to if place not in own]:
-                if why := _why(self.kin.lacks, missing[0]):
-                    aside.append(Entry("dropped", name, (name,), why))
+                if why := _why(self.cross_family.lacks, missing[0]):
+                    dropped.append(Entry("dropped", name, (name,), why))
                     continue
                 faults.append(f"{name} has no place: the model has no {missing[0]}{near(missing[0], own)}")
             else:
                 goes |= dict.fromkeys((name, place) for place in to)
         made: dict[str, tuple[_Rule, list[str]]] = {}
         for name in own:
-            if why := spared(name) or _why(self.kin.fresh, name):
-                aside.append(Entry("new", name, (), why))
+            if why := spared(name) or _why(self.cross_family.fresh, name):
+                dropped.append(Entry("new", name, (), why))
                 continue
-            makes = self._made_from(self.kin.twin(name)[0])
+            makes = self._made_from(self.cross_family.copy_source(name)[0])
             if makes is None:
                 faults.append(f"no rule fills {name}{near(name, self._own_patterns())}")
                 continue
             if name.endswith(COUNT) and source.keys().isdisjoint(makes[1]):
-                aside.append(Entry("new", name, (), "frozen norms and old files do not count"))
+                dropped.append(Entry("new", name, (), "frozen norms and old files do not count"))
                 continue
             made[name] = makes
             for other in makes[1]:
-                if self.kin.twin(name)[1] and other in source:
+                if self.cross_family.copy_source(name)[1] and other in source:
                     continue  # it goes to the one that is copied
                 if (other, name) in goes:
                     del goes[other, name]
@@ -284,7 +289,7 @@ class Rules:
                     why = f"{other} goes elsewhere" if other in source else f"the source has no {other}"
                     faults.append(f"{name} is not filled: {why}")
         faults += [f"{name} fills {to}, which is made from {', '.join(made[to][1])}" for name, to in goes]
-        return Plan(made, tuple(aside), tuple(faults))
+        return Plan(made, tuple(dropped), tuple(faults))
 
     def dump(self, own: Mapping[str, Tensor], *, sizes: SizesOf | None = None) -> dict[str, Tensor]:
         """Write the model's tensors in the published layout; `load` of it gives the same bits. Dropped ones stay away.
@@ -341,11 +346,11 @@ def prefix(rules: Rules, source_prefix: str, own_prefix: str) -> Rules:
         sources = _deeper(source_prefix, rule[0])
         place = rule[1] if isinstance(rule[1], Drop) else _deeper(own_prefix, rule[1])
         deeper.append((sources, place, rule[2]) if len(rule) == 3 else (sources, place))
-    return Rules(*deeper, corners=rules.corners, kin=rules.kin.below(own_prefix))
+    return Rules(*deeper, corners=rules.corners, cross_family=rules.cross_family.below(own_prefix))
 
 
-def _deeper(front: str, names: Names) -> Names:
-    return front + names if isinstance(names, str) else tuple(front + text for text in names)
+def _deeper(own_prefix: str, names: Names) -> Names:
+    return own_prefix + names if isinstance(names, str) else tuple(own_prefix + text for text in names)
 
 
 def recognise(
@@ -353,7 +358,7 @@ def recognise(
     source: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
     *,
-    spare: Mapping[str, str] | None = None,
+    may_miss: Mapping[str, str] | None = None,
 ) -> str:
     """Name of the layout that a state dict is in: the one by which every tensor finds its place in the model.
 
@@ -361,12 +366,12 @@ def recognise(
         layouts: by name.
         source: state dict.
         own: the model's state dict.
-        spare: as `Rules.load` has it.
+        may_miss: as `Rules.load` has it.
 
     Raises:
         ModelFileError: there is none (it says what the nearest one misses), or several that would give other tensors.
     """
-    plans = {name: rules.plan(source, own, spare or {}) for name, rules in layouts.items()}
+    plans = {name: rules.plan(source, own, may_miss or {}) for name, rules in layouts.items()}
     fitting = [name for name, plan in plans.items() if not plan.faults]
     ways = {tuple((own_name, *names) for own_name, (_, names) in plans[name].made.items()) for name in fitting}
     if len(ways) == 1 and source:
@@ -376,7 +381,7 @@ def recognise(
     if not layouts:
         raise ModelFileError("no layout of published weights is known for this family")
     nearest = min(plans, key=lambda name: len(plans[name].faults))
-    faults = list(layouts[nearest].plan(source, own, spare or {}, hints=True).faults)
+    faults = list(layouts[nearest].plan(source, own, may_miss or {}, hints=True).faults)
     raise ModelFileError(
         f"the weights are of no known layout ({', '.join(layouts)}): for {nearest}, the nearest, {len(faults)} of the "
         f"tensors do not fit: {shorten(faults, SHOWN)}",

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from patchform.errors import ModelFileError
 from patchform.weights import files
-from patchform.weights.report import shorten
+from patchform.weights.load_report import shorten
 
 FORMAT = 2
 """Version of model.json; a reader refuses all others."""

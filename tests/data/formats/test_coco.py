@@ -11,7 +11,7 @@ from patchform.data.checks import check, examine
 from patchform.data.dataset import open_data
 from patchform.data.faults import Faults
 from patchform.data.formats import coco
-from patchform.data.listing import Runs
+from patchform.data.listing import RLE
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
@@ -136,12 +136,12 @@ def test_outlines_of_all_kinds_crowds_and_pictures_without_objects(tmp_path):
         None,
     )
     first, second = (item.objects for item in listing.items)
-    assert first.outlines[0][1].tolist() == [[20, 20], [30, 20], [30.5, 30], [20, 30]]
-    assert first.outlines[0][0].dtype == np.float32
-    assert first.outlines[1:] == (plain, None, None)
+    assert first.segmentations[0][1].tolist() == [[20, 20], [30, 20], [30.5, 30], [20, 30]]
+    assert first.segmentations[0][0].dtype == np.float32
+    assert first.segmentations[1:] == (plain, None, None)
     assert first.crowd.tolist() == [False, True, False, False]
     assert first.areas.tolist() == [99.5] * 4
-    assert (len(second.boxes), second.crowd, second.outlines, second.size) == (0, None, None, (HEIGHT, WIDTH))
+    assert (len(second.boxes), second.crowd, second.segmentations, second.size) == (0, None, None, (HEIGHT, WIDTH))
     assert listing.notes == (
         "1 of 2 pictures have no object; they are kept",
         "1 crowd regions count for nothing: neither right nor wrong",
@@ -158,7 +158,7 @@ def test_compressed_run_lengths_are_checked_as_pycocotools_writes_them(tmp_path)
         annotations.append(annotation(segmentation={"size": found["size"], "counts": found["counts"].decode()}))
     faults, listing = faults_of(tmp_path, annotations)
     assert faults == []
-    assert listing.items[0].objects.outlines[3] == Runs(found_bytes(annotations[3]), (HEIGHT, WIDTH))
+    assert listing.items[0].objects.segmentations[3] == RLE(found_bytes(annotations[3]), (HEIGHT, WIDTH))
 
 
 def found_bytes(record):
@@ -197,7 +197,7 @@ def test_bad_outlines(tmp_path, segmentation, kind):
     kept = kind in ("part-degenerate", "outline-clipped")
     assert len(listing.items[0].objects.boxes) == 1 + kept
     if kept:
-        (polygon,) = listing.items[0].objects.outlines[1]
+        (polygon,) = listing.items[0].objects.segmentations[1]
         assert abs(polygon).max() <= 2 * WIDTH
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from patchform.data.checks import check
 from patchform.data.dataset import Pictures, open_data
 from patchform.data.formats import coco_stuff
-from patchform.data.masks import decode_mask
-from patchform.data.scenes import evaluation_scene
+from patchform.data.mask_files import decode_mask
+from patchform.data.segmentation_transforms import evaluation_scene
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
@@ -78,7 +78,7 @@ def test_regions_are_drawn_in_their_order(tmp_path):
             wanted = painted((number, index), {92: 0, 183: 1, 95: 2})
             assert torch.equal(sample.target.classes, wanted)
             backwards = listing.items[index].mask._replace(classes=listing.items[index].mask.classes[::-1])
-            assert not torch.equal(decode_mask(backwards, listing.coding), wanted)  # control
+            assert not torch.equal(decode_mask(backwards, listing.mask_codes), wanted)  # control
     _, report = check(train, NATIVE)
     assert report.pixels == tuple(
         int(sum((painted((0, index), {92: 0, 183: 1, 95: 2}) == class_).sum() for index in range(2)))
@@ -90,7 +90,7 @@ def test_classes_that_are_not_named_are_ignored(tmp_path):
     train, _, notes = opened(written(tmp_path), classes=("bridge", "banner"))
     assert train.classes == ("bridge", "banner")
     assert any("left out" in note and '"other"' in note for note in notes)
-    assert torch.equal(decode_mask(train.items[0].mask, train.coding), painted((0, 0), {92: 1, 183: 255, 95: 0}))
+    assert torch.equal(decode_mask(train.items[0].mask, train.mask_codes), painted((0, 0), {92: 1, 183: 255, 95: 0}))
 
 
 def test_polygons_are_drawn_too(tmp_path):
@@ -99,11 +99,11 @@ def test_polygons_are_drawn_too(tmp_path):
     listing = coco_stuff.read(
         written(tmp_path, ["train2017"], annotations=lists) / "annotations" / "stuff_train2017.json", PLAIN, None
     )
-    found = decode_mask(listing.items[0].mask, listing.coding, SIZE)
+    found = decode_mask(listing.items[0].mask, listing.mask_codes, SIZE)
     wanted = torch.full(SIZE, 255, dtype=torch.uint8)
     wanted[3:6, 2:7] = 2
     assert torch.equal(found, wanted)
-    assert (decode_mask(listing.items[1].mask, listing.coding, SIZE) == 255).all()
+    assert (decode_mask(listing.items[1].mask, listing.mask_codes, SIZE) == 255).all()
 
 
 def test_pictures_may_lie_in_images(tmp_path):
@@ -112,7 +112,7 @@ def test_pictures_may_lie_in_images(tmp_path):
     (tmp_path / "val2017").rename(tmp_path / "images" / "val2017")
     listing = coco_stuff.read(tmp_path, PLAIN, ("sky", "bridge", "banner", "other"))
     assert listing.name(0) == "0.png"
-    assert torch.equal(decode_mask(listing.items[0].mask, listing.coding), painted((0, 0), {92: 2, 183: 3, 95: 1}))
+    assert torch.equal(decode_mask(listing.items[0].mask, listing.mask_codes), painted((0, 0), {92: 2, 183: 3, 95: 1}))
 
 
 BAD = {
@@ -150,7 +150,7 @@ def test_settings_of_label_pictures_are_refused(tmp_path):
 def test_a_picture_of_another_size_is_said(tmp_path):
     train, _, _ = opened(written(tmp_path))
     with pytest.raises(DataError, match="one size"):
-        decode_mask(train.items[0].mask, train.coding, (10, 13))
+        decode_mask(train.items[0].mask, train.mask_codes, (10, 13))
     other = train.items[0].mask._replace(size=(8, 13))
     with pytest.raises(DataError, match="run lengths for"):
-        decode_mask(other, train.coding)
+        decode_mask(other, train.mask_codes)

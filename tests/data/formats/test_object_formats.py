@@ -48,7 +48,7 @@ def test_write_then_read_is_identity(name, outlines, tmp_path):
         source, target = tmp_path / f"source{seed}", tmp_path / f"target{seed}"
         parts = {}
         for part in ("train", "val"):
-            parts[part] = random_listing(source / part, seed, keeps=format_.KEEPS, outlines=outlines, prefix=part)
+            parts[part] = random_listing(source / part, seed, keeps=format_.KEEPS, segmentations=outlines, prefix=part)
             before = tree_state(source)
             assert format_.write(parts[part], target, part=part, pictures="link") == ()
             assert tree_state(source) == before

@@ -15,7 +15,7 @@ from tarred import special, tar
 from patchform.data.dataset import open_data, open_evaluation, split_listing, training_pictures
 from patchform.data.formats import shards, unlabelled, unlabelled_shards
 from patchform.data.listing import Item
-from patchform.data.order import TrainingBatches, training_loader
+from patchform.data.loader import TrainingBatches, training_loader
 from patchform.doctor import diagnose, task_of
 from patchform.errors import DataError
 from patchform.model import build_model

@@ -169,6 +169,6 @@ def test_torchvision_reads_what_is_written(tmp_path):
 
 
 def test_what_is_lost_is_said(tmp_path):
-    listing = random_listing(tmp_path / "source", 1, outlines=True)
+    listing = random_listing(tmp_path / "source", 1, segmentations=True)
     outlined = sum(len(item.objects.boxes) for item in listing.items)
     assert voc.write(listing, tmp_path / "target") == (f"{outlined} outlines, which Pascal VOC's xml has no place for",)

@@ -144,8 +144,8 @@ def test_outlines_and_boxes_in_one_file_upright(tmp_path):
     item = yolo.read(placed(tmp_path, {"a": text}, orientation=6), PLAIN, None).items[0]
     assert item.objects.size == (WIDTH, HEIGHT)  # turned: 40 wide, 50 high
     np.testing.assert_allclose(item.objects.boxes, [[4, 10, 20, 30], [16, 18.75, 24, 31.25]], rtol=1e-6)
-    np.testing.assert_allclose(item.objects.outlines[0][0], [[4, 10], [20, 10], [20, 30]], rtol=1e-6)
-    assert item.objects.outlines[1] is None
+    np.testing.assert_allclose(item.objects.segmentations[0][0], [[4, 10], [20, 10], [20, 30]], rtol=1e-6)
+    assert item.objects.segmentations[1] is None
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ def test_lists_lead_nowhere_else(tmp_path):
 
 
 def test_what_is_lost_is_said(tmp_path):
-    listing = random_listing(tmp_path / "source", 1, keeps={"crowd"}, outlines=True)
+    listing = random_listing(tmp_path / "source", 1, keeps={"crowd"}, segmentations=True)
     item = listing.items[1]
-    two = (item.objects.outlines[0][0], item.objects.outlines[0][0] + np.float32(20))
-    item = item._replace(objects=item.objects._replace(outlines=(two, *item.objects.outlines[1:])))
+    two = (item.objects.segmentations[0][0], item.objects.segmentations[0][0] + np.float32(20))
+    item = item._replace(objects=item.objects._replace(segmentations=(two, *item.objects.segmentations[1:])))
     listing = type(listing)(classes=listing.classes, items=(*listing.items[2:], item), root=listing.root)
     crowds = sum(int(i.objects.crowd.sum()) for i in listing.items if i.objects.crowd is not None)
     assert crowds
@@ -221,7 +221,7 @@ def test_what_is_lost_is_said(tmp_path):
     )
     back = yolo.read(tmp_path / "target", PLAIN, None)
     named = {i.path.name: i for i in back.items}[item.path.name]
-    (joined,) = named.objects.outlines[0]
+    (joined,) = named.objects.segmentations[0]
     tools = pytest.importorskip("faster_coco_eval").mask
     size = item.objects.size
     ours, theirs = (
@@ -232,6 +232,6 @@ def test_what_is_lost_is_said(tmp_path):
 
 
 def test_run_lengths_are_refused(tmp_path):
-    listing = random_listing(tmp_path / "source", 1, keeps={"runs"}, outlines=True)
+    listing = random_listing(tmp_path / "source", 1, keeps={"runs"}, segmentations=True)
     with pytest.raises(DataError, match=r"run lengths.*write COCO's json"):
         yolo.write(listing, tmp_path / "target")

@@ -23,20 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from patchform.data.faults import Faults
-from patchform.data.json_lists import elements
-from patchform.data.listing import TRAIN, VALIDATION, Listing, Objects, Outline, Runs, is_hidden, quoted
-from patchform.data.objects import (
+from patchform.data.annotations import (
+    Annotations,
     Picture,
-    Rows,
+    annotate,
     class_table,
-    gather,
     is_inside,
     notes_on,
     polygon_area,
     present,
     runs_of,
 )
+from patchform.data.faults import Faults
+from patchform.data.json_lists import elements
+from patchform.data.listing import RLE, TRAIN, VALIDATION, Listing, Objects, Segmentation, is_hidden, quoted
 from patchform.data.writing import Pictures, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
@@ -91,7 +91,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, fa
     order, table, notes = class_table(tuple(lists.categories), settings, classes, file)
     folder = _folder(file, [name for name, _, _ in lists.images])
     pictures = present(lists.pictures(folder), settings, found)
-    items = gather(pictures, lists.rows(table), found)
+    items = annotate(pictures, lists.rows(table), found)
     free = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
     ids = tuple(lists.categories[name] if name in lists.categories else next(free) for name in order)
     if faults is None:
@@ -181,7 +181,7 @@ class _Lists:
         self._boxes, self._areas, self._crowd = array("d"), array("d"), bytearray()
         self._of_image: list[int | str] = []
         self._of_category: list[int | str] = []
-        self._outlines: list[Outline | None] = []
+        self._outlines: list[Segmentation | None] = []
         self._any_outline = False
         readers = {"images": self._image, "categories": self._category, "annotations": self._annotation}
         seen: dict[str, int] = {}
@@ -270,7 +270,7 @@ class _Lists:
         """All listed pictures, None where the name was refused."""
         return [Picture(folder / name, name, size, id_) if name else None for name, size, id_ in self.images]
 
-    def rows(self, table: Mapping[str, int]) -> Rows:
+    def rows(self, table: Mapping[str, int]) -> Annotations:
         """All objects, given the index of each class. Those of unknown pictures and classes are fatal faults."""
         image, category = self._image_ids.get, self._category_ids.get
         pictures = np.array([image(id_, -1) for id_ in self._of_image], np.int64)
@@ -285,14 +285,14 @@ class _Lists:
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
         if not self.images:
             pictures, classes, boxes = pictures[:0], classes[:0], boxes[:0]
-        return Rows(
+        return Annotations(
             boxes=boxes,
             classes=classes,
             pictures=pictures.clip(min=0),
             place=self._place,
             crowd=np.frombuffer(bytes(self._crowd), np.uint8)[: len(boxes)].astype(bool),
             areas=np.array(self._areas, np.float64)[: len(boxes)],
-            outlines=self._outlines[: len(boxes)] if self._any_outline else None,
+            segmentations=self._outlines[: len(boxes)] if self._any_outline else None,
             otherwise=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
             mistake="x1, y1, x2, y2",
         )
@@ -310,17 +310,17 @@ def _whole(value: object) -> int:
     raise ValueError(f"{str(value)[:40]!r} is no size")
 
 
-def _outline(value: Any) -> Outline | None:
-    """Raises TypeError, ValueError or KeyError for what is none; polygons of no area are left to `gather`."""
+def _outline(value: Any) -> Segmentation | None:
+    """Raises TypeError, ValueError or KeyError for what is none; polygons of no area are left to `annotate`."""
     if not value:
         return None
     if isinstance(value, dict):
         counts, (height, width) = value["counts"], value["size"]
         if isinstance(counts, str):
-            return Runs(counts.encode("ascii"), (_whole(height), _whole(width)))
+            return RLE(counts.encode("ascii"), (_whole(height), _whole(width)))
         if not all(type(count) is int for count in counts):
             raise TypeError("counts are no whole numbers")
-        return Runs(tuple(counts), (_whole(height), _whole(width)))
+        return RLE(tuple(counts), (_whole(height), _whole(width)))
     if not isinstance(value, list):
         raise TypeError("segmentation is neither polygons nor run lengths")
     polygons = value if isinstance(value[0], list) else [value]
@@ -375,7 +375,7 @@ def _records(objects: Objects, ids: Sequence[int | str]) -> Iterator[dict[str, A
     for index, class_ in enumerate(objects.classes.tolist()):
         left, top, right, bottom = _shortest(objects.boxes[index])
         width, height = right - left, bottom - top
-        outline = objects.outlines[index] if objects.outlines else None
+        outline = objects.segmentations[index] if objects.segmentations else None
         area = _shortest(objects.areas[index : index + 1])[0] if objects.areas is not None else _area(outline)
         yield {
             "category_id": ids[class_],
@@ -386,17 +386,17 @@ def _records(objects: Objects, ids: Sequence[int | str]) -> Iterator[dict[str, A
         }
 
 
-def _segmentation(outline: Outline) -> Any:
-    if isinstance(outline, Runs):
+def _segmentation(outline: Segmentation) -> Any:
+    if isinstance(outline, RLE):
         counts = outline.counts.decode() if isinstance(outline.counts, bytes) else list(outline.counts)
         return {"size": list(outline.size), "counts": counts}
     return [_shortest(polygon.ravel()) for polygon in outline]
 
 
-def _area(outline: Outline | None) -> float | None:
+def _area(outline: Segmentation | None) -> float | None:
     if outline is None:
         return None
-    if not isinstance(outline, Runs):
+    if not isinstance(outline, RLE):
         return polygon_area(outline)
     lengths = runs_of(outline.counts)
     return None if lengths is None else float(lengths[1::2].sum())

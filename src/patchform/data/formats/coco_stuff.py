@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from patchform.data.annotations import class_table, is_inside
 from patchform.data.json_lists import elements
-from patchform.data.listing import TRAIN, VALIDATION, Coding, Drawn, Item, Listing, Outline, Runs, quoted
-from patchform.data.objects import class_table, is_inside
+from patchform.data.listing import RLE, TRAIN, VALIDATION, Item, Listing, MaskCodes, PolygonMask, Segmentation, quoted
 from patchform.errors import DataError, UsageError
 from patchform.records import IGNORED
 from patchform.settings import DataSettings
@@ -64,7 +64,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, fa
         raise DataError(f"{len(files)} lists: {names}", where=path, remedy="set data.path and data.validation to files")
     file = files[0]
     pictures: dict[Any, Mapping[str, Any]] = {}
-    regions: dict[Any, list[tuple[Any, Outline]]] = {}
+    regions: dict[Any, list[tuple[Any, Segmentation]]] = {}
     categories: dict[Any, str] = {}
     for key, record in elements(file):
         if key not in ("images", "annotations", "categories") or record is None:
@@ -96,10 +96,10 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, fa
         if odd := [category for category, _ in known if category not in indices]:
             raise DataError(f"regions of an unknown category: {quoted(odd)}", where=f"{file}, picture {name}")
         size = (int(record["height"]), int(record["width"]))
-        drawn = Drawn(tuple(each for _, each in known), tuple(indices[category] for category, _ in known), size)
+        drawn = PolygonMask(tuple(each for _, each in known), tuple(indices[category] for category, _ in known), size)
         items.append(Item(folder / name, (), drawn))
     notes += ("pixels of no region are ignored",)
-    return Listing(classes=order, items=tuple(items), root=folder, notes=notes, coding=Coding())
+    return Listing(classes=order, items=tuple(items), root=folder, notes=notes, mask_codes=MaskCodes())
 
 
 def _is_list(path: Path) -> bool:
@@ -126,7 +126,7 @@ def _folder(file: Path) -> Path:
     raise DataError("no folder of pictures", where=file, remedy=f"make {home / part}")
 
 
-def _outline(segmentation: Any) -> Outline:
+def _outline(segmentation: Any) -> Segmentation:
     """Raises KeyError, TypeError or ValueError when it is none."""
     if isinstance(segmentation, list):
         polygons = tuple(np.array(each, np.float32).reshape(-1, 2) for each in segmentation)
@@ -135,7 +135,7 @@ def _outline(segmentation: Any) -> Outline:
         return polygons
     counts, (height, width) = segmentation["counts"], segmentation["size"]
     lengths = counts.encode("ascii") if isinstance(counts, str) else tuple(int(each) for each in counts)
-    return Runs(lengths, (int(height), int(width)))
+    return RLE(lengths, (int(height), int(width)))
 
 
 def _said(record: Any) -> str:

@@ -20,6 +20,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
 from patchform.data.faults import Faults
 from patchform.data.images import read as read_bytes
 from patchform.data.listing import (
@@ -34,7 +35,6 @@ from patchform.data.listing import (
     read_text,
     walk,
 )
-from patchform.data.objects import Picture, Rows, class_table, gather, is_inside, notes_on, present
 from patchform.data.writing import Pictures, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
@@ -118,14 +118,14 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, fa
         raise DataError("no picture is listed", where=path)
     own = ordered(names)
     order, table, notes = class_table(own, settings, classes, folders.labels)
-    rows = Rows(
+    rows = Annotations(
         boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
         classes=np.array([table[name] for name in names], np.int64),
         pictures=np.array(of_picture, np.int64),
         place=places.__getitem__,
         crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
     )
-    items = gather(present(pictures, settings, found), rows, found)
+    items = annotate(present(pictures, settings, found), rows, found)
     if faults is None:
         found.refuse(path)
     without = len(files) - len(listed) if folders.names is None else 0
@@ -225,7 +225,9 @@ def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pict
     write_new(folder / _SETS / f"{part}.txt", [f"{name}\n" for name in names])
     place_pictures(listing, folder / "JPEGImages", pictures)
     outlined = sum(
-        sum(outline is not None for outline in item.objects.outlines or ()) for item in listing.items if item.objects
+        sum(outline is not None for outline in item.objects.segmentations or ())
+        for item in listing.items
+        if item.objects
     )
     return (f"{outlined} outlines, which Pascal VOC's xml has no place for",) if outlined else ()
 

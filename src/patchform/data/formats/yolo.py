@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
 from patchform.data.faults import Faults
 from patchform.data.listing import (
+    RLE,
     SUFFIXES,
     Listing,
     Objects,
-    Outline,
-    Runs,
+    Segmentation,
     first_suffix,
     is_hidden,
     quoted,
@@ -35,7 +36,6 @@ from patchform.data.listing import (
     read_text,
     walk,
 )
-from patchform.data.objects import Picture, Rows, class_table, gather, is_inside, notes_on, present
 from patchform.data.results import box_shares
 from patchform.data.writing import Pictures, check_target, place_pictures, write_new
 from patchform.errors import DataError, FolderError, ResourceError
@@ -108,7 +108,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, fa
             unlabelled += 1
         elif picture is not None and picture.size is not None:
             lines.read(file, index, picture.name, picture.size)
-    items = gather(sized, lines.rows([table[name] for name in own]), found)
+    items = annotate(sized, lines.rows([table[name] for name in own]), found)
     if faults is None:
         found.refuse(path)
     notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
@@ -295,7 +295,7 @@ class _Lines:
         self._classes: list[int] = []
         self._of_picture: list[int] = []
         self._places: list[tuple[str, int]] = []
-        self._outlines: list[Outline | None] = []
+        self._outlines: list[Segmentation | None] = []
 
     def read(self, file: Path, picture: int, name: str, size: tuple[int, int]) -> None:
         """Take the objects of a picture in, given its index and (height, width)."""
@@ -342,14 +342,14 @@ class _Lines:
         self._classes.append(class_)
         self._outlines.append(outline)
 
-    def rows(self, table: Sequence[int]) -> Rows:
+    def rows(self, table: Sequence[int]) -> Annotations:
         """All objects, given the index of the class of each number."""
-        return Rows(
+        return Annotations(
             boxes=np.array(self._boxes, np.float64).reshape(-1, 4),
             classes=np.array([table[class_] for class_ in self._classes], np.int64),
             pictures=np.array(self._of_picture, np.int64),
             place=lambda index: "{}, line {}".format(*self._places[index]),
-            outlines=self._outlines if any(outline is not None for outline in self._outlines) else None,
+            segmentations=self._outlines if any(outline is not None for outline in self._outlines) else None,
             otherwise=np.array(self._otherwise, np.float64).reshape(-1, 4),
             mistake="pixels, where shares of width and height are expected",
         )
@@ -388,7 +388,7 @@ def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pict
         raise DataError("two pictures have one name but for the suffix", where=listing.root)
     every = [item.objects for item in listing.items if item.objects is not None]
     crowds = sum(int(objects.crowd.sum()) for objects in every if objects.crowd is not None)
-    runs = sum(isinstance(outline, Runs) for objects in every for outline in _counted(objects))
+    runs = sum(isinstance(outline, RLE) for objects in every for outline in _counted(objects))
     if runs:
         what = f"{runs} outlines are run lengths, for which YOLO's text has no place"
         raise DataError(what, where=listing.root, remedy="write COCO's json")
@@ -396,16 +396,16 @@ def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pict
     for name, objects in zip(names, every, strict=True):
         write_new(folder / "labels" / part / name, _lines(objects))
     place_pictures(listing, folder / "images" / part, pictures)
-    joined = sum(not isinstance(o, Runs | None) and len(o) > 1 for objects in every for o in _counted(objects))
+    joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in every for o in _counted(objects))
     notes = (f"{crowds} crowd regions, for which YOLO's text has no place",) if crowds else ()
     return notes + ((f"{joined} outlines of several polygons became one, with lines between",) if joined else ())
 
 
-def _counted(objects: Objects) -> Iterator[Outline | None]:
+def _counted(objects: Objects) -> Iterator[Segmentation | None]:
     """Outlines of what is no crowd."""
     for index in range(len(objects.boxes)):
         if objects.crowd is None or not objects.crowd[index]:
-            yield objects.outlines[index] if objects.outlines else None
+            yield objects.segmentations[index] if objects.segmentations else None
 
 
 def _write_yaml(classes: Sequence[str], folder: Path, part: str) -> None:
@@ -431,7 +431,7 @@ def _lines(objects: Objects) -> Iterator[str]:
         if objects.crowd is not None and objects.crowd[index]:
             continue
         outline = next(outlines)
-        if outline is None or isinstance(outline, Runs):
+        if outline is None or isinstance(outline, RLE):
             shares = box_shares(objects.boxes[index].tolist(), objects.size)
         else:
             shares = (_joined(outline).astype(np.float64) / (width, height)).ravel().tolist()

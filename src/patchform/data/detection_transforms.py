@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchform.data.listing import Objects, Outline, Runs
+from patchform.data.listing import RLE, Objects, Segmentation
 from patchform.data.transforms import (
     Jitter,
     evaluation_transform,
@@ -115,10 +115,10 @@ def instances(objects: Objects, *, outlined: bool) -> Instances:
 
 
 def _decoded(objects: Objects) -> Bitmaps:
-    outlines: Sequence[Outline | None] = objects.outlines or [None] * len(objects.boxes)
+    segmentations: Sequence[Segmentation | None] = objects.segmentations or [None] * len(objects.boxes)
     parts = []
-    for outline, (left, top, right, bottom) in zip(outlines, objects.boxes.tolist(), strict=True):
-        if isinstance(outline, Runs):
+    for outline, (left, top, right, bottom) in zip(segmentations, objects.boxes.tolist(), strict=True):
+        if isinstance(outline, RLE):
             parts.append(masks.from_runs(outline.counts, objects.size))
         else:
             corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])

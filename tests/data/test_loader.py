@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from patchform.data.dataset import Pictures, open_evaluation
 from patchform.data.listing import Item, Listing, Objects
-from patchform.data.order import (
+from patchform.data.loader import (
     TrainingBatches,
     aspects,
     balance,
@@ -22,8 +22,8 @@ from patchform.data.order import (
     training_loader,
 )
 from patchform.data.transforms import evaluation_transform, training_transform
+from patchform.distributed import Rank
 from patchform.errors import DataError, ResourceError, UsageError
-from patchform.processes import Place
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings
 
@@ -79,7 +79,7 @@ def test_any_step_can_be_the_first():
 def test_processes_share_each_batch(count, size, number):
     steps = 2 * -(-count // size)
     alone = list(TrainingBatches(count, size, 5, 0, steps))
-    orders = [TrainingBatches(count, size, 5, 0, steps, share=Place(rank, number)) for rank in range(number)]
+    orders = [TrainingBatches(count, size, 5, 0, steps, share=Rank(rank, number)) for rank in range(number)]
     borrowed = 0
     for step, parts in enumerate(zip(*orders, strict=True)):
         assert orders[0].size(step) == len(alone[step])

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from patchform.errors import Elsewhere, Interrupted, ResourceError, UsageError
+from patchform.errors import Interrupted, PeerError, ResourceError, UsageError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
@@ -26,29 +26,29 @@ BUCKET = 1 << 24
 """Numbers that are added up in one go, so that the room for them does not grow with the model."""
 
 
-class Place(NamedTuple):
+class Rank(NamedTuple):
     """Where a process stands among those that work together."""
 
     rank: int
-    number: int
+    world_size: int
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
+    def single(self) -> bool:
         """Whether there is no other."""
-        return self.number == 1
+        return self.world_size == 1
 
 
-ALONE = Place(0, 1)
-_PLACE = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+SINGLE = Rank(0, 1)
+_TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
-def joined() -> Iterator[Place]:
+def process_group() -> Iterator[Rank]:
     """Work with the processes that torchrun started beside this one, if it did; the place of this one.
 
     On GPUs each process takes the one of its number on its machine.
@@ -57,36 +57,36 @@ def joined() -> Iterator[Place]:
         UsageError: there are several, and what torchrun says of each is not there.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
-        yield here()
+        yield rank_and_world()
         return
-    if missing := [name for name in _PLACE if name not in os.environ]:
+    if missing := [name for name in _TORCHRUN if name not in os.environ]:
         remedy = "start it with torchrun, or unset WORLD_SIZE"
         raise UsageError(f"WORLD_SIZE is set and {missing[0]} is not", remedy=remedy)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
-        yield here()
+        yield rank_and_world()
     finally:
         dist.destroy_process_group()
 
 
-def here() -> Place:
+def rank_and_world() -> Rank:
     """The place of this process."""
     if not (dist.is_available() and dist.is_initialized()):
-        return ALONE
-    return Place(dist.get_rank(), dist.get_world_size())
+        return SINGLE
+    return Rank(dist.get_rank(), dist.get_world_size())
 
 
-def agreed(work: Callable[[], T]) -> T:
+def all_or_none(work: Callable[[], T]) -> T:
     """What `work` gives; where it fails in one process, all of them fail.
 
     Raises:
         PatchformError: what `work` raised here.
         Interrupted: it was interrupted elsewhere.
-        Elsewhere: it failed in another process.
+        PeerError: it failed in another process.
     """
-    if here().alone:
+    if rank_and_world().single:
         return work()
     found, error = None, None
     try:
@@ -94,57 +94,57 @@ def agreed(work: Callable[[], T]) -> T:
     except Exception as fault:
         error = fault
     code = torch.tensor(0 if error is None else getattr(error, "exit_code", 1))
-    with _lost():
+    with _peer_errors():
         dist.all_reduce(code, dist.ReduceOp.MAX)
     if error is not None:
         raise error
     if worst := int(code):
-        raise Interrupted(worst) if worst > 128 else Elsewhere(worst)
+        raise Interrupted(worst) if worst > 128 else PeerError(worst)
     return found  # type: ignore[return-value]
 
 
-def of_first(work: Callable[[], str]) -> str:
-    """The text that `work` gives in the first process, in all of them; errors as `agreed`."""
-    place = here()
-    text = agreed(lambda: work() if place.first else "")
-    if place.alone:
+def broadcast_text(work: Callable[[], str]) -> str:
+    """The text that `work` gives in the first process, in all of them; errors as `all_or_none`."""
+    rank = rank_and_world()
+    text = all_or_none(lambda: work() if rank.is_main else "")
+    if rank.single:
         return text
     data = text.encode(errors="surrogateescape")
     length = torch.tensor(len(data))
-    with _lost():
+    with _peer_errors():
         dist.broadcast(length, 0)
         letters = torch.zeros(int(length), dtype=torch.uint8)
-        if place.first:
+        if rank.is_main:
             letters.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         dist.broadcast(letters, 0)
     return bytes(letters.tolist()).decode(errors="surrogateescape")
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """Put into each tensor its sum over all processes; they have the same shapes, types and devices in each."""
-    _exchange(tensors, lambda together: dist.all_reduce(together))
+    _in_buckets(tensors, lambda together: dist.all_reduce(together))
 
 
-def average(tensors: Sequence[Tensor]) -> None:
+def all_reduce_mean(tensors: Sequence[Tensor]) -> None:
     """Put into each tensor its mean over all processes, likewise."""
-    if not here().alone and tensors:
-        add_up(tensors)
-        torch._foreach_div_(list(tensors), here().number)
+    if not rank_and_world().single and tensors:
+        all_reduce_sum(tensors)
+        torch._foreach_div_(list(tensors), rank_and_world().world_size)
 
 
-def as_first(tensors: Sequence[Tensor]) -> None:
+def broadcast(tensors: Sequence[Tensor]) -> None:
     """Put into each tensor what it holds in the first process."""
-    _exchange(tensors, lambda together: dist.broadcast(together, 0))
+    _in_buckets(tensors, lambda together: dist.broadcast(together, 0))
 
 
 @torch.no_grad()
-def _exchange(tensors: Sequence[Tensor], work: Callable[[Tensor], object]) -> None:
+def _in_buckets(tensors: Sequence[Tensor], work: Callable[[Tensor], object]) -> None:
     """Let all processes work on the tensors together, in place and many at once."""
-    if here().alone:
+    if rank_and_world().single:
         return
     for part in _buckets(tensors):
         together = torch.cat([tensor.reshape(-1) for tensor in part])
-        with _lost():
+        with _peer_errors():
             work(together)
         for tensor, found in zip(part, together.split([tensor.numel() for tensor in part])):
             tensor.copy_(found.view(tensor.shape))
@@ -166,7 +166,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def _peer_errors() -> Iterator[None]:
     """A process that ended in the middle of things is missed by all."""
     try:
         yield

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchform.data.collate import Packed, collate, pack, unpack
 from patchform.data.listing import Listing
+from patchform.distributed import SINGLE, Rank
 from patchform.errors import PatchformError, ResourceError
-from patchform.processes import ALONE, Place
 from patchform.records import Batch, Sample
 
 Key = tuple[int, int]
@@ -122,7 +122,7 @@ class TrainingBatches(Sampler[list[Key]]):
         steps: int,
         weights: Tensor | None = None,
         groups: Tensor | None = None,
-        share: Place = ALONE,
+        share: Rank = SINGLE,
     ) -> None:
         self.count, self.batch_size, self.seed, self.share = count, batch_size, seed, share
         self.start_step, self.steps, self.weights = start_step, steps, weights
@@ -136,7 +136,7 @@ class TrainingBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         for step in range(self.start_step, self.steps):
             batch = self.whole(step)
-            yield batch[self.share.rank :: self.share.number] or batch[:1]
+            yield batch[self.share.rank :: self.share.world_size] or batch[:1]
 
     def whole(self, step: int) -> list[Key]:
         """Keys of the batch of a step, of all processes together."""

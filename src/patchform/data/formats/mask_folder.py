@@ -21,9 +21,9 @@ from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
     VALIDATION,
-    Coding,
     Item,
     Listing,
+    MaskCodes,
     by_name,
     check_names,
     first_suffix,
@@ -141,7 +141,7 @@ def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) ->
         others = quoted([folder.name for folder in folders.unused])
         more += (f"masks are those of {folders.masks.name}/, not of {others}",)
     items = tuple(Item(picture, (), mask) for picture, mask in pairs)
-    return Listing(classes=order, items=items, root=folders.pictures, notes=(*notes, *more), coding=coding)
+    return Listing(classes=order, items=items, root=folders.pictures, notes=(*notes, *more), mask_codes=coding)
 
 
 # ------------------------------------------------------------------------------------------------------------ folders
@@ -228,7 +228,7 @@ def _table_names(file: Path) -> tuple[str, ...]:
 
 def _by_id(
     places: dict[str, int], settings: DataSettings, table: Sequence[int] | None, *, fixed: bool
-) -> tuple[Coding, tuple[str, ...]]:
+) -> tuple[MaskCodes, tuple[str, ...]]:
     """What the numbers mean, and a note on it.
 
     Args:
@@ -259,13 +259,13 @@ def _by_id(
         begin = "0 is unlabelled and ignored, 1" if first else "0"
         note = f'in masks {begin} is class "{names[0]}"; {ignore} is'
     ids = dict(zip(numbers, places.values())) | dict.fromkeys((*others, ignore), IGNORED)
-    return Coding(ids=tuple(ids.items())), (f"{note} ignored",)
+    return MaskCodes(ids=tuple(ids.items())), (f"{note} ignored",)
 
 
 Colors = tuple[tuple[str, tuple[int, int, int]], ...]
 
 
-def _by_color(colors: Colors, places: dict[str, int], settings: DataSettings) -> tuple[Coding, tuple[str, ...]]:
+def _by_color(colors: Colors, places: dict[str, int], settings: DataSettings) -> tuple[MaskCodes, tuple[str, ...]]:
     """What the colours mean, and notes on it. Colours of other names than the classes' are ignored."""
     if settings.zero == "ignore":
         raise UsageError("data.zero is about numbers, and data.colors is given", remedy="leave out one of them")
@@ -273,7 +273,7 @@ def _by_color(colors: Colors, places: dict[str, int], settings: DataSettings) ->
     bare = [name for name in places if name not in dict(colors)]
     if bare:
         raise DataError(f"classes without a colour: {quoted(bare)}", where=settings.colors, remedy="add them")
-    coding = Coding(colors=tuple((color, places.get(name, IGNORED)) for name, color in colors))
+    coding = MaskCodes(colors=tuple((color, places.get(name, IGNORED)) for name, color in colors))
     ignored = (f"colours of no class are ignored: {quoted(others)}",) if others else ()
     return coding, (f"masks are read by colour, {len(colors)} of them", *ignored)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchform.data.instances import (
+from patchform.data.detection_transforms import (
     LEAST_SHARE,
     CopyPaste,
     LargeScaleJitter,
@@ -17,7 +17,7 @@ from patchform.data.instances import (
     view,
     without,
 )
-from patchform.data.listing import Objects, Runs
+from patchform.data.listing import RLE, Objects
 from patchform.errors import UsageError
 from patchform.geometry import masks
 from patchform.records import Instances, Preprocessing
@@ -275,7 +275,7 @@ def test_mirrored_boxes():
 
 
 def test_annotations_become_tensors():
-    outlines = ((np.array([[2, 2], [8, 2], [8, 6]], np.float32),), Runs((10, 3, 107), (12, 10)), None)
+    outlines = ((np.array([[2, 2], [8, 2], [8, 6]], np.float32),), RLE((10, 3, 107), (12, 10)), None)
     boxes = np.array([[2, 2, 8, 6], [0, 10, 2, 12], [1, 1, 4, 3]], np.float32)
     given = Objects(boxes, np.array([1, 0, 2]), (12, 10), np.array([False, True, False]), None, outlines)
     found = instances(given, outlined=True)

@@ -29,7 +29,7 @@ class Crops(NamedTuple):
     """(local_views, C, h, w), None where there are none."""
 
 
-class Views:
+class MultiCrop:
     """Random crops of a picture: `views` of the model's size, which may differ in their changes, and `local_views`.
 
     Each is cropped, mirrored, jittered, made grey, blurred and solarised, in this order, by the draws of its own. The

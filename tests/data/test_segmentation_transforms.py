@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from patchform.data.scenes import Mirror, ScaledCrop, evaluation_scene, training_scene
+from patchform.data.segmentation_transforms import Mirror, ScaledCrop, evaluation_scene, training_scene
 from patchform.data.transforms import Jitter, resize
 from patchform.errors import UsageError
 from patchform.records import IGNORED, Preprocessing, Regions

@@ -10,10 +10,10 @@ import pytest
 from bad_pictures import class_folders, encode, mask_folders, tree_state
 from PIL import Image
 
-from patchform.data import checks, earlier
+from patchform.data import check_cache, checks
 from patchform.data.checks import check, examine
 from patchform.data.dataset import open_evaluation
-from patchform.data.listing import Coding, Drawn, Item, Listing
+from patchform.data.listing import Item, Listing, MaskCodes, PolygonMask
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
 
@@ -113,7 +113,7 @@ def test_edits_of_the_data_are_seen(edit, tmp_path, looked):
 
 
 def test_the_control_a_key_that_sees_nothing_lies(tmp_path, monkeypatch):
-    monkeypatch.setattr(earlier, "key", lambda *_: "0" * 40)
+    monkeypatch.setattr(check_cache, "key", lambda *_: "0" * 40)
     root = made(tmp_path / "set")
     examine(masks(root), PLAIN)
     same_size_label(root)
@@ -163,9 +163,9 @@ def test_regions_of_other_classes_are_seen(tmp_path, looked):
     mask_folders(tmp_path / "set", ["a"])
     square = (np.array([[0, 0], [9, 0], [9, 9], [0, 9]], np.float32),)
     for class_ in (0, 1, 1):
-        drawn = Drawn((square,), (class_,), (24, 32))
+        drawn = PolygonMask((square,), (class_,), (24, 32))
         item = Item(tmp_path / "set" / "images" / "a.png", (), drawn)
-        listing = Listing(classes=NAMES, items=(item,), root=tmp_path, coding=Coding())
+        listing = Listing(classes=NAMES, items=(item,), root=tmp_path, mask_codes=MaskCodes())
         pixels = examine(listing, PLAIN).pixels
         assert pixels == fresh(listing).pixels == tuple(81 * (index == class_) for index in range(3))
     assert len(looked) == 2
@@ -174,7 +174,7 @@ def test_regions_of_other_classes_are_seen(tmp_path, looked):
 def test_another_version_is_seen(tmp_path, monkeypatch, looked):
     listing = masks(made(tmp_path / "set"))
     examine(listing, PLAIN)
-    monkeypatch.setattr(earlier, "__version__", "0.0.0")
+    monkeypatch.setattr(check_cache, "__version__", "0.0.0")
     examine(listing, PLAIN)
     assert len(looked) == 2
 
@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_used_is_done_without(tmp_path, monkeypatch, look
     monkeypatch.setenv("PATCHFORM_CACHE", str(tmp_path / "file"))
     assert examine(listing, PLAIN) == examine(listing, PLAIN) == fresh(listing)
     monkeypatch.setenv("PATCHFORM_CACHE", str(tmp_path / "locked"))
-    monkeypatch.setattr(earlier.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr(check_cache.os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
     assert examine(listing, PLAIN) == fresh(listing)
     assert list((tmp_path / "locked" / "checks").iterdir()) == []
 
@@ -214,11 +214,11 @@ def test_the_data_stay_as_they_are_and_progress_ends(tmp_path):
 
 
 def test_the_oldest_go_first(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(earlier, "KEPT", 2)
+    monkeypatch.setattr(check_cache, "KEPT", 2)
     for number in range(4):
-        earlier.store(f"{number}", {"faults": []})
+        check_cache.store(f"{number}", {"faults": []})
         os.utime(cache / f"{number}.json", (number, number))
-    earlier.store("new", {"faults": []})
-    assert earlier.load("new") == {"faults": []}
-    assert earlier.load("0") is None
+    check_cache.store("new", {"faults": []})
+    assert check_cache.load("new") == {"faults": []}
+    assert check_cache.load("0") is None
     assert len(list(cache.iterdir())) == 2

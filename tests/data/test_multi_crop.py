@@ -7,8 +7,8 @@ from PIL import Image
 from patchform.data.collate import collate, split, to_device
 from patchform.data.dataset import training_pictures
 from patchform.data.listing import Item, Listing
-from patchform.data.order import TrainingBatches, training_loader
-from patchform.data.views import Views
+from patchform.data.loader import TrainingBatches, training_loader
+from patchform.data.multi_crop import MultiCrop
 from patchform.errors import UsageError
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings
@@ -36,27 +36,27 @@ def picture(seed=0, deep=False):
 def test_crops_have_their_sizes_and_the_type_of_the_picture(deep):
     image = picture(deep=deep)
     before = image.clone()
-    crops = Views(replace(SIZE, bits=16 if deep else 8), FULL)(image)
+    crops = MultiCrop(replace(SIZE, bits=16 if deep else 8), FULL)(image)
     assert crops.images.shape == (2, 3, 32, 24)
     assert crops.local.shape == (3, 3, 16, 16)
     assert crops.images.dtype == crops.local.dtype == image.dtype
     assert torch.equal(image, before)
     assert not torch.equal(crops.images[0], crops.images[1])
-    assert Views(SIZE, replace(FULL, local_views=0, blur=(), solarise=()))(image).local is None
+    assert MultiCrop(SIZE, replace(FULL, local_views=0, blur=(), solarise=()))(image).local is None
 
 
 def test_changes_are_of_the_crops_that_they_are_meant_for():
     torch.manual_seed(0)  # a blur may be too small to show
     square, image = Preprocessing(size=(40, 40)), picture()
-    same = Views(square, PLAIN)(image).images
+    same = MultiCrop(square, PLAIN)(image).images
     assert all(torch.equal(crop, image) for crop in same)
-    solarised = Views(square, replace(PLAIN, solarise=(0.0, 1.0)))(image).images
+    solarised = MultiCrop(square, replace(PLAIN, solarise=(0.0, 1.0)))(image).images
     assert torch.equal(solarised[0], image)
     assert torch.equal(solarised[1], torch.where(image >= 128, 255 - image, image))
-    blurred = Views(square, replace(PLAIN, blur=(1.0, 0.0)))(image).images
+    blurred = MultiCrop(square, replace(PLAIN, blur=(1.0, 0.0)))(image).images
     assert blurred[0].float().std() < image.float().std()
     assert torch.equal(blurred[1], image)
-    grey = Views(square, replace(PLAIN, grey=1.0))(image).images
+    grey = MultiCrop(square, replace(PLAIN, grey=1.0))(image).images
     assert torch.equal(grey[0, 0], grey[0, 2])
 
 
@@ -116,6 +116,6 @@ def test_views_travel_with_their_batch(listing):
 )
 def test_settings_that_are_none(change, words):
     with pytest.raises(UsageError, match=words):
-        Views(SIZE, replace(FULL, **change))
+        MultiCrop(SIZE, replace(FULL, **change))
     with pytest.raises(UsageError, match="3 channels"):
-        Views(replace(SIZE, channels=1), FULL)
+        MultiCrop(replace(SIZE, channels=1), FULL)

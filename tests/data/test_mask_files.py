@@ -7,12 +7,12 @@ import torch
 from bad_pictures import array_bytes, encode, exif, mutations, png
 from PIL import Image
 
-from patchform.data.listing import Coding
-from patchform.data.masks import decode_mask
+from patchform.data.listing import MaskCodes
+from patchform.data.mask_files import decode_mask
 from patchform.errors import DataError
 
-IDS = Coding(ids=(*((number, number) for number in range(200)), (255, 255)))
-NAMED = Coding(colors=(((128, 64, 0), 0), ((0, 0, 255), 1), ((7, 7, 7), 2), ((0, 0, 0), 255)))
+IDS = MaskCodes(ids=(*((number, number) for number in range(200)), (255, 255)))
+NAMED = MaskCodes(colors=(((128, 64, 0), 0), ((0, 0, 255), 1), ((7, 7, 7), 2), ((0, 0, 0), 255)))
 
 
 def numbers(high=200, size=(12, 20), seed=0):
@@ -67,15 +67,15 @@ def test_palettes_are_not_looked_at_and_pil_would_stretch_small_depths():  # the
 
 def test_numbers_become_classes_by_the_coding():
     ids = np.array([[0, 1, 2, 3, 255]], np.uint8)
-    coding = Coding(ids=((0, 255), (1, 2), (2, 0), (3, 1), (255, 255)))
+    coding = MaskCodes(ids=((0, 255), (1, 2), (2, 0), (3, 1), (255, 255)))
     assert decode_mask(encode(Image.fromarray(ids), "PNG"), coding).tolist() == [[255, 2, 0, 1, 255]]
-    high = Coding(ids=((0, 0), (40_000, 1)))
+    high = MaskCodes(ids=((0, 0), (40_000, 1)))
     deep = Image.fromarray(np.array([[0, 40_000]], np.uint16))
     assert decode_mask(encode(deep, "PNG"), high).tolist() == [[0, 1]]
 
 
 def test_a_number_of_no_class_is_refused_with_its_pixels(tmp_path):
-    coding = Coding(ids=(*((number, number) for number in range(19)), (255, 255)))
+    coding = MaskCodes(ids=(*((number, number) for number in range(19)), (255, 255)))
     ids = numbers(19)
     ids[:3, :5] = 37
     file = tmp_path / "a.png"

@@ -4,9 +4,9 @@ import pytest
 from bad_pictures import array_bytes, encode, exif, gradient
 from PIL import Image
 
+from patchform.data.annotations import is_inside, polygon_area, runs_of
 from patchform.data.images import decode, upright_size
-from patchform.data.listing import Runs
-from patchform.data.objects import is_inside, polygon_area, runs_of
+from patchform.data.listing import RLE
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 
@@ -73,7 +73,7 @@ def test_runs_of_both_forms():
         np.testing.assert_array_equal(runs_of(tuple(lengths.tolist())), lengths)
     for damaged in (b"0o", b"~~ ", b"o" * 30 + b"0", b"O0", (3, -1), (10**30,)):
         assert runs_of(damaged) is None
-    assert Runs((), (1, 1)).counts == ()
+    assert RLE((), (1, 1)).counts == ()
 
 
 def test_areas_of_polygons():

@@ -4,17 +4,17 @@ import argparse
 
 import pytest
 
-from patchform.commands import asking
+from patchform.commands import inference_options
 from patchform.errors import UsageError
-from patchform.inference import Scaled, Sliced, Sliding, Views
+from patchform.inference import MultiScale, MultiView, SlicedObjects, SlidingWindow
 from patchform.model import build_model, save
 
 
 def way(*words):
     parser = argparse.ArgumentParser()
     parser.add_argument("--run")
-    asking.add_arguments(parser)
-    return asking.way(parser.parse_args(words))
+    inference_options.add_arguments(parser)
+    return inference_options.chosen(parser.parse_args(words))
 
 
 def a_run(folder, task, head):
@@ -26,16 +26,16 @@ def test_words_become_ways_to_ask(tmp_path):
     pixels = a_run(tmp_path / "pixels", "semantic_segmentation", "setr")
     objects = a_run(tmp_path / "objects", "detection", "retinanet")
     assert way() is None
-    assert way("--window", "512", "--run", pixels) == Sliding((512, 512), (342, 342))
-    assert way("--window", "64", "--stride", "64", "--run", pixels) == Sliding((64, 64), (64, 64))
-    assert way("--window", "64", "--margin", "16", "--run", pixels) == Sliding((64, 64), (32, 32), margin=16)
-    assert way("--window", "512", "--run", objects) == Sliced((512, 512), (342, 342))
+    assert way("--window", "512", "--run", pixels) == SlidingWindow((512, 512), (342, 342))
+    assert way("--window", "64", "--stride", "64", "--run", pixels) == SlidingWindow((64, 64), (64, 64))
+    assert way("--window", "64", "--margin", "16", "--run", pixels) == SlidingWindow((64, 64), (32, 32), margin=16)
+    assert way("--window", "512", "--run", objects) == SlicedObjects((512, 512), (342, 342))
     with pytest.raises(UsageError, match="--margin is for masks"):
         way("--window", "64", "--margin", "8", "--run", objects)
-    assert way("--mirrored") == Scaled((1.0,), True)
-    assert way("--scales", "0.5", "1") == Scaled((0.5, 1.0), False)
-    assert way("--clips", "4", "--crops", "3") == Views(4, 3)
-    assert way("--crops", "3") == Views(1, 3)
+    assert way("--mirrored") == MultiScale((1.0,), True)
+    assert way("--scales", "0.5", "1") == MultiScale((0.5, 1.0), False)
+    assert way("--clips", "4", "--crops", "3") == MultiView(4, 3)
+    assert way("--crops", "3") == MultiView(1, 3)
 
 
 @pytest.mark.parametrize(

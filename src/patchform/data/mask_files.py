@@ -8,7 +8,7 @@ Rules, the same for all files:
   palette, whose colours do not matter. With a colour map its colour counts, in palettes and grey pictures too.
 * A number or colour that stands for nothing is a fault; it is never taken for "ignore".
 
-Masks that are annotated as regions (`Drawn`) are drawn.
+Masks that are annotated as regions (`PolygonMask`) are drawn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from patchform.data.images import (
     read,
     upright,
 )
-from patchform.data.listing import Coding, Drawn, Runs
+from patchform.data.listing import RLE, MaskCodes, PolygonMask
 from patchform.errors import DataError
 from patchform.geometry.masks import from_polygons, from_runs
 from patchform.records import IGNORED
@@ -45,7 +45,7 @@ _INVERTED = ("1;I", "1;IR", "L;I", "L;IR")
 _UNKNOWN = -1
 
 
-def decode_mask(source: Path | bytes | Drawn, coding: Coding, size: tuple[int, int] | None = None) -> Tensor:
+def decode_mask(source: Path | bytes | PolygonMask, coding: MaskCodes, size: tuple[int, int] | None = None) -> Tensor:
     """Decode a label picture.
 
     Args:
@@ -60,7 +60,7 @@ def decode_mask(source: Path | bytes | Drawn, coding: Coding, size: tuple[int, i
         DataError: not a picture, damaged, too large, lossy, of another size, or with a number or colour that stands for
             no class; run lengths that do not fit.
     """
-    if isinstance(source, Drawn):
+    if isinstance(source, PolygonMask):
         if size is not None and tuple(source.size) != tuple(size):
             _refuse_size(source.size, size)
         return _draw(source)
@@ -72,10 +72,10 @@ def decode_mask(source: Path | bytes | Drawn, coding: Coding, size: tuple[int, i
         return torch.from_numpy(classes)
 
 
-def _draw(regions: Drawn) -> Tensor:
+def _draw(regions: PolygonMask) -> Tensor:
     classes = torch.full(regions.size, IGNORED, dtype=torch.uint8)
-    for outline, class_ in zip(regions.outlines, regions.classes, strict=True):
-        if not isinstance(outline, Runs):
+    for outline, class_ in zip(regions.segmentations, regions.classes, strict=True):
+        if not isinstance(outline, RLE):
             shape = from_polygons(outline, regions.size)
         elif tuple(outline.size) == tuple(regions.size):
             shape = from_runs(*outline)
@@ -129,7 +129,7 @@ def _values(data: bytes, *, by_color: bool) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------- numbers to classes
 
 
-def _by_id(values: np.ndarray, coding: Coding) -> np.ndarray:
+def _by_id(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
     table = _table(coding.ids)
     beyond = (values < 0) | (values >= len(table))  # 32-bit files may hold anything
     if not beyond.any():
@@ -142,7 +142,7 @@ def _by_id(values: np.ndarray, coding: Coding) -> np.ndarray:
     return found
 
 
-def _no_class(odd: int, number: int, coding: Coding) -> DataError:
+def _no_class(odd: int, number: int, coding: MaskCodes) -> DataError:
     known = [id_ for id_, class_ in coding.ids if class_ != IGNORED]
     ignored = [id_ for id_, class_ in coding.ids if class_ == IGNORED]
     what = f"number {odd} in {number} pixels is no class ({min(known)}..{max(known)} are, {_few(ignored)} ignored)"
@@ -155,7 +155,7 @@ def _few(ids: list[int]) -> str:
     return ", ".join(map(str, ids[:4])) + (" ... are" if len(ids) > 4 else " is" if len(ids) == 1 else " are")
 
 
-def _by_color(values: np.ndarray, coding: Coding) -> np.ndarray:
+def _by_color(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
     keys, classes = _color_table(coding.colors)
     packed = _packed(values.astype(np.int32))
     place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)

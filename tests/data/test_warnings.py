@@ -3,7 +3,7 @@ import pytest
 from annotated import random_listing
 from bad_pictures import class_folders
 
-from patchform.data import hints
+from patchform.data import warnings
 from patchform.data.dataset import open_evaluation
 from patchform.data.faults import KINDS, Faults
 from patchform.data.listing import Item, Listing, Objects
@@ -33,7 +33,7 @@ def listing_of(tmp_path, boxes, classes, crowd=None, names=("cat", "dog"), ids=N
 )
 def test_boxes(boxes, classes, crowd, kinds, tmp_path):
     faults = Faults()
-    hints.on_boxes(listing_of(tmp_path, boxes, classes, crowd), faults)
+    warnings.on_boxes(listing_of(tmp_path, boxes, classes, crowd), faults)
     assert [fault.kind for fault in faults] == kinds
     assert all(KINDS[kind].hint and not KINDS[kind].fatal for kind in kinds)
     for fault in faults:
@@ -44,8 +44,8 @@ def test_boxes(boxes, classes, crowd, kinds, tmp_path):
 def test_pairs_are_those_of_a_loop(tmp_path):
     listing = random_listing(tmp_path, 3, number=12)
     faults = Faults()
-    hints.on_boxes(listing, faults)
-    tiny = sum(int(min(b[2] - b[0], b[3] - b[1]) < hints.TINY) for i in listing.items for b in i.objects.boxes)
+    warnings.on_boxes(listing, faults)
+    tiny = sum(int(min(b[2] - b[0], b[3] - b[1]) < warnings.TINY) for i in listing.items for b in i.objects.boxes)
     assert faults.counts["box-tiny"] == tiny > 0
 
 
@@ -62,7 +62,7 @@ def test_pairs_are_those_of_a_loop(tmp_path):
 )
 def test_classes(numbers, ids, kinds, tmp_path):
     faults = Faults()
-    hints.on_classes(listing_of(tmp_path, [], [], ids=ids), numbers, faults)
+    warnings.on_classes(listing_of(tmp_path, [], [], ids=ids), numbers, faults)
     assert [fault.kind for fault in faults] == kinds
     faults.refuse(tmp_path)
     assert faults.notes() == ()
@@ -70,7 +70,7 @@ def test_classes(numbers, ids, kinds, tmp_path):
 
 def test_objects_are_counted_without_crowds(tmp_path):
     boxes = [[0, 0, 20, 20]] * 4
-    assert hints.objects_of(listing_of(tmp_path, boxes, [1, 0, 1, 1], [False, False, True, False])) == (1, 2)
+    assert warnings.objects_of(listing_of(tmp_path, boxes, [1, 0, 1, 1], [False, False, True, False])) == (1, 2)
 
 
 def test_copies_and_conflicts(tmp_path):
@@ -79,7 +79,7 @@ def test_copies_and_conflicts(tmp_path):
     for place in ("a/zz.png", "b/zz.png"):
         (tmp_path / place).write_bytes(first)
     faults = Faults()
-    hints.on_copies(open_evaluation(tmp_path, DataSettings(), ("a", "b")), faults)
+    warnings.on_copies(open_evaluation(tmp_path, DataSettings(), ("a", "b")), faults)
     assert [(fault.kind, fault.where, fault.what) for fault in faults] == [
         ("picture-repeated", "a/zz.png", "a/001.png"),
         ("class-conflict", "b/zz.png", "a/001.png"),

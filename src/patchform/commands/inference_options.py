@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
-    from patchform.inference import Ask
+    from patchform.inference import Inference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,17 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crops", type=int, metavar="N", help="of videos: and N crops of each clip (default: 1)")
 
 
-def way(arguments: argparse.Namespace) -> Ask | None:
+def chosen(arguments: argparse.Namespace) -> Inference | None:
     """The way that was asked for; None for the usual one.
 
-    Windows are of the picture itself (`Sliced`) if the model of `arguments.run` finds objects, otherwise of the model's
-    input (`Sliding`).
+    Windows are of the picture itself (`SlicedObjects`) if the model of `arguments.run` finds objects, otherwise of the
+    model's input (`SlidingWindow`).
 
     Raises:
         UsageError: windows, scales and views at once, or a number that is none.
         ModelFileError: windows, and no intact model that says what they are for.
     """
-    from patchform.inference import Scaled, Sliced, Sliding, Views
+    from patchform.inference import MultiScale, MultiView, SlicedObjects, SlidingWindow
 
     if arguments.clips is not None or arguments.crops is not None:
         clips, crops = (1 if number is None else number for number in (arguments.clips, arguments.crops))
@@ -47,7 +47,7 @@ def way(arguments: argparse.Namespace) -> Ask | None:
             raise UsageError(f"{clips} clips and {crops} crops", remedy="give numbers of at least 1")
         if arguments.window or arguments.scales or arguments.mirrored:
             raise UsageError("views of videos beside windows or scales", remedy="choose one of them")
-        return Views(clips, crops)
+        return MultiView(clips, crops)
     for name in ("stride", "margin"):
         if getattr(arguments, name) is not None and arguments.window is None:
             raise UsageError(f"--{name} without --window")
@@ -55,7 +55,7 @@ def way(arguments: argparse.Namespace) -> Ask | None:
         scales = tuple(arguments.scales or (1.0,))
         if min(scales) <= 0:
             raise UsageError(f"a scale of {min(scales):g}", remedy="give numbers above 0")
-        return Scaled(scales, arguments.mirrored) if arguments.scales or arguments.mirrored else None
+        return MultiScale(scales, arguments.mirrored) if arguments.scales or arguments.mirrored else None
     if arguments.scales or arguments.mirrored:
         raise UsageError("windows and scales at once", remedy="choose one of them")
     margin = arguments.margin or 0
@@ -66,10 +66,10 @@ def way(arguments: argparse.Namespace) -> Ask | None:
         raise UsageError(f"windows of {arguments.window} pixels{beside}, {stride} apart, do not cover a picture")
     window, apart = (arguments.window,) * 2, (stride,) * 2
     if not _finds_objects(arguments.run):
-        return Sliding(window, apart, margin=margin)
+        return SlidingWindow(window, apart, margin=margin)
     if margin:
         raise UsageError("--margin is for masks", remedy="leave it out where a model finds objects")
-    return Sliced(window, apart)
+    return SlicedObjects(window, apart)
 
 
 def _finds_objects(run: str) -> bool:

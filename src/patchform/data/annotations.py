@@ -15,7 +15,7 @@ import numpy as np
 
 from patchform.data.faults import Faults
 from patchform.data.images import upright_size
-from patchform.data.listing import Item, Listing, Objects, Outline, Runs, by_name, check_names, quoted, read_names
+from patchform.data.listing import RLE, Item, Listing, Objects, Segmentation, by_name, check_names, quoted, read_names
 from patchform.errors import DataError, UsageError
 from patchform.geometry.masks import run_lengths
 from patchform.settings import DataSettings
@@ -41,7 +41,7 @@ class Picture(NamedTuple):
     id: int | str | None = None
 
 
-class Rows(NamedTuple):
+class Annotations(NamedTuple):
     """All objects of a part, N of them, as annotated."""
 
     boxes: np.ndarray
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     """(N,) bool."""
     areas: np.ndarray | None = None
     """(N,) float64, NaN where there is none."""
-    outlines: Sequence[Outline | None] | None = None
+    segmentations: Sequence[Segmentation | None] | None = None
     otherwise: np.ndarray | None = None
     """(N, 4) float64 xyxy: what the boxes would be if written in the way that they are most often mistaken for."""
     mistake: str = ""
@@ -148,7 +148,7 @@ def _entries(folder: str) -> set[str]:
 # ------------------------------------------------------------------------------------------------------------ objects
 
 
-def gather(pictures: Sequence[Picture | None], rows: Rows, faults: Faults) -> tuple[Item, ...]:
+def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faults) -> tuple[Item, ...]:
     """The items of all pictures that are there, with their objects in the order of the rows.
 
     Boxes with a negative side are fatal faults; empty ones and those wholly outside are dropped, those partly outside
@@ -160,7 +160,7 @@ def gather(pictures: Sequence[Picture | None], rows: Rows, faults: Faults) -> tu
     there = np.array([picture is not None for picture in pictures], bool)[rows.pictures]
     wanted = (rows.classes >= 0) & there
     boxes, keep = _checked_boxes(rows, limits, wanted, faults)
-    outlines = None if rows.outlines is None else list(rows.outlines)
+    outlines = None if rows.segmentations is None else list(rows.segmentations)
     if outlines is not None:
         having = [index for index in np.flatnonzero(keep).tolist() if outlines[index] is not None]
         of_rows = sizes[rows.pictures]
@@ -187,7 +187,7 @@ def gather(pictures: Sequence[Picture | None], rows: Rows, faults: Faults) -> tu
             size=picture.size,
             crowd=crowd[part] if crowd is not None and crowd[part].any() else None,
             areas=areas[part] if areas is not None and not np.isnan(areas[part]).any() else None,
-            outlines=own if own and any(outline is not None for outline in own) else None,
+            segmentations=own if own and any(outline is not None for outline in own) else None,
             id=picture.id,
         )
         items.append(Item(picture.path, tuple(sorted(set(classes[part].tolist()))), objects=objects))
@@ -208,13 +208,15 @@ def missing_outlines(listing: Listing, faults: Faults) -> None:
     """Note the objects without an outline."""
     for index, item in enumerate(listing.items):
         if item.objects is not None and len(item.objects.boxes):
-            outlines = item.objects.outlines or (None,) * len(item.objects.boxes)
+            outlines = item.objects.segmentations or (None,) * len(item.objects.boxes)
             for number, outline in enumerate(outlines, 1):
                 if outline is None:
                     faults.add("outline-missing", listing.name(index), f"object {number} of {len(outlines)}")
 
 
-def _checked_boxes(rows: Rows, limits: np.ndarray, wanted: np.ndarray, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+def _checked_boxes(
+    rows: Annotations, limits: np.ndarray, wanted: np.ndarray, faults: Faults
+) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) float32 clipped boxes, and (N,) which are kept."""
     boxes = rows.boxes
 
@@ -241,7 +243,7 @@ def _checked_boxes(rows: Rows, limits: np.ndarray, wanted: np.ndarray, faults: F
     return rounded, full & ~outside & (rounded[:, 2:] > rounded[:, :2]).all(1)
 
 
-def _suspicion(rows: Rows, limits: np.ndarray, leaving: np.ndarray) -> str:
+def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:
     """What the numbers look like, when most boxes that leave their picture would then be good ones."""
     if rows.otherwise is None:
         return ""
@@ -258,7 +260,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _check_outlines(
-    outlines: list[Outline | None],
+    outlines: list[Segmentation | None],
     which: Sequence[int],
     sizes: np.ndarray,
     place: Callable[[int], str],
@@ -271,7 +273,7 @@ def _check_outlines(
     """
     for index in which:
         outline = outlines[index]
-        if not isinstance(outline, Runs):
+        if not isinstance(outline, RLE):
             continue
         what, lengths, (height, width) = "", runs_of(outline.counts), sizes[index].tolist()
         if tuple(outline.size) != (height, width):
@@ -284,7 +286,7 @@ def _check_outlines(
             continue
         faults.add("outline-bad" if what else "outline-degenerate", place(index), what)
         outlines[index] = None
-    polygons = {index: found for index in which if not isinstance(found := outlines[index], Runs | None)}
+    polygons = {index: found for index in which if not isinstance(found := outlines[index], RLE | None)}
     reaches = sizes.max(1)
     for index in _odd_polygons(polygons, reaches):
         reach = int(reaches[index])
