@@ -102,11 +102,11 @@ def real_peak(made, images, size, listing=None):
     """Bytes of a second step of the recipe as the loop takes it, which begins without gradients."""
     meter = meter_of(made, listing)
     for count in (1, images):
-        meter.mover.zero_grad(set_to_none=True)
+        meter.optimizer.zero_grad(set_to_none=True)
         with peaks.measured(CPU) as step:
             batch = to_device(meter._made_up(count, size, padded=listing is not None), CPU)
             gradients(meter.model, batch, part=made.training.micro_batch)
-            meter.mover.step()
+            meter.optimizer.step()
     held = meter._held()
     return step.most + held.weights + held.moments + held.average
 

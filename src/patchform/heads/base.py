@@ -164,13 +164,14 @@ class DenseHead(Head):
         rows, columns = (self._seen(side).to(device) for side in raw.size)
         wanted = torch.stack([region.classes for region in regions]).to(device)
         wanted = wanted[:, rows[:, None], columns].long()
-        found = self.losses(raw.cells.seen_at(raw.size, rows, columns), wanted)
-        (seen, *_) = (loss.count for loss in found.values())
-        sums = {name: loss.sum for name, loss in found.items()}
+        losses = self.losses(raw.cells.seen_at(raw.size, rows, columns), wanted)
+        (seen, *_) = (loss.count for loss in losses.values())
+        sums = {name: loss.sum for name, loss in losses.items()}
         if raw.auxiliary:
             others = [self.losses(cells.seen_at(raw.size, rows, columns), wanted) for cells in raw.auxiliary]
-            sums["auxiliary"] = self.auxiliary_weight * torch.stack([p.sum for o in others for p in o.values()]).sum()
-        # the pixels that are looked at speak for all: how many those are is known before it is drawn which
+            each = torch.stack([loss.sum for other in others for loss in other.values()])
+            sums["auxiliary"] = self.auxiliary_weight * each.sum()
+        # the pixels that are looked at speak for all: which they are is drawn, the count must be known before
         count = seen if len(rows) * len(columns) == math.prod(raw.size) else self._count(targets)
         return {name: Loss(total * (count / seen.clamp(min=LEAST)), count) for name, total in sums.items()}
 

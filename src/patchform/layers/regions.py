@@ -71,10 +71,10 @@ def balanced_sample(stands_for: Tensor, number: int, share: float, seed: int) ->
         (K,) int64, K <= number: rows, those that stand for objects first.
     """
     objects, nothing = (stands_for >= 0).nonzero()[:, 0], (stands_for == BACKGROUND).nonzero()[:, 0]
-    dice = torch.Generator(stands_for.device).manual_seed(seed)
-    first = _drawn(objects, int(number * share), dice)
-    return torch.cat([first, _drawn(nothing, number - len(first), dice)])
+    generator = torch.Generator(stands_for.device).manual_seed(seed)
+    first = _drawn(objects, int(number * share), generator)
+    return torch.cat([first, _drawn(nothing, number - len(first), generator)])
 
 
-def _drawn(rows: Tensor, most: int, dice: torch.Generator) -> Tensor:
-    return rows[torch.randperm(len(rows), generator=dice, device=rows.device)[:most]]
+def _drawn(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]

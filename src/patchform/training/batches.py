@@ -83,8 +83,8 @@ class Batches:
         """The batch of a step, whichever is next; errors as of the loader, in all processes."""
         batch = to_device(distributed.all_or_none(self._load), self._around.device)
         place = self._around.place
-        dice = () if place.single else (place.rank,)
-        return self._mixing.mix(batch, generator(self._seed, "mix", step, *dice))
+        rng_key = () if place.single else (place.rank,)
+        return self._mixing.mix(batch, generator(self._seed, "mix", step, *rng_key))
 
     def _load(self) -> Batch:
         return next(self._incoming)

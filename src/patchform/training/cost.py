@@ -140,8 +140,8 @@ class Meter:
         for module in self.model.modules():
             if isinstance(module, DropPath) and module.rate > 0:
                 module.rate = NEVER
-        self.mover = self.learner.optimizer
-        optimizer.set_rate(self.mover, 0.0)
+        self.optimizer = self.learner.optimizer
+        optimizer.set_rate(self.optimizer, 0.0)
         self.mixing = Mixing(recipe.augmentation, len(listing.classes))
 
     def cost(
@@ -201,10 +201,10 @@ class Meter:
         with peaks.measured(self.device) as passes:
             norm = gradients(model, [batch], precision=recipe.training.precision).norm
         with peaks.measured(self.device) as moving:
-            move(model, norm, optimizer=self.mover, clip=recipe.optimizer.clip)
+            move(model, norm, optimizer=self.optimizer, clip=recipe.optimizer.clip)
             if self.learner.average is not None:
                 ema.update(self.learner.average, model, recipe.training.ema)
-        self.mover.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad(set_to_none=False)
         return _Taken(arriving.most, arriving.left, passes.most, moving.most)
 
     def _made_up(self, images: int, size: Size, *, padded: bool) -> Batch:
@@ -254,7 +254,7 @@ class Meter:
 
     def _held(self) -> Held:
         parameters = list(self.model.parameters())
-        state = [value for moments in self.mover.state.values() for value in moments.values()]
+        state = [value for moments in self.optimizer.state.values() for value in moments.values()]
         average = self.learner.average
         copy = [] if average is None else [*average.parameters(), *average.buffers()]
         weights, moments, kept = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
