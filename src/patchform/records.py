@@ -11,6 +11,7 @@ Conventions, the same everywhere:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -145,3 +146,22 @@ class Batch(NamedTuple):
     """(B, H, W) bool, True on padding."""
     views: Tensor | None = None
     """(B, V, C, h, w): small crops of each picture, for methods that compare views; `images` then has crops for T."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss of a batch, or of a part of one: parts, and the shares of several processes, add up field by field."""
+
+    sum: Tensor
+    """() float32, already weighted by the loss's factor."""
+    count: Tensor
+    """() float32, 0 or more: how many things (images, pixels, objects) it is a sum over, each by its weight."""
+
+    @property
+    def mean(self) -> Tensor:
+        """() what is minimised; 0 where nothing counts."""
+        return self.sum / self.count.clamp(min=LEAST)
+
+
+LEAST = 1e-6
+"""Divides what is a sum over nothing, and so 0."""

@@ -16,7 +16,7 @@ from patchform.geometry import grids
 from patchform.heads.base import Head
 from patchform.layers.patches import pad_to
 from patchform.model import Model
-from patchform.records import Batch, Embedding, Features, Target
+from patchform.records import Batch, Embedding, Features, Loss, Target
 
 
 class MethodHead(Head):
@@ -39,7 +39,7 @@ class MethodHead(Head):
         """One `Embedding` an image."""
         return [Embedding(vector) for vector in raw.float()]
 
-    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
         """Not asked: see `Method`."""
         raise NotImplementedError
 

@@ -33,7 +33,7 @@ from patchform.geometry import grids
 from patchform.settings import ModelSettings, Recipe
 from patchform.training import peaks
 from patchform.training.cost import FEW, Cost, Held, Meter, Size, loads
-from patchform.training.loop import memory_errors
+from patchform.training.memory import memory_errors
 from patchform.training.preparation import refuse_nonsense
 
 Progress = Callable[[str, int, int], None]
