@@ -180,13 +180,13 @@ def test_a_classifier_whose_tensors_disagree_is_refused():
     assert unchanged(built, before)
 
 
-@pytest.mark.parametrize("head", ["auto", "fill", "new"])
+@pytest.mark.parametrize("head", ["auto", "load", "reinit"])
 def test_a_trunk_goes_under_another_head(head, tmp_path):
     source = randomise(model())
     save(source, tmp_path / "run")
     dense = randomise(model(head="setr", task="semantic_segmentation"), seed=1)
     fresh = kept(dense)
-    if head == "fill":
+    if head == "load":
         with pytest.raises(ModelFileError, match="do not fit"):
             pf.load_weights(dense, tmp_path / "run", transfer=Transfer(head=head))
         assert unchanged(dense, fresh)

@@ -278,7 +278,7 @@ def test_every_parameter_learns():
 def test_only_the_class_token_asks():
     fusion = variant("nano").stages[0].fusions[0]
     seen = []
-    fusion.ask.q.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    fusion.attention.q.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     fusion(torch.randn(2, 1, 16), torch.randn(2, 9, 32))
     assert seen == [(2, 1, 32)]
 

@@ -273,8 +273,8 @@ def test_positions_are_resized_in_space_and_in_time():
 
 
 def test_tables_of_other_clips_and_of_pictures():
-    def fitted(own, source, *, still=False, grid=None):
-        return own.fit("table", source.table.detach(), TransferContext(Transfer(grid=grid), still=still))
+    def fitted(own, source, *, from_images=False, grid=None):
+        return own.fit("table", source.table.detach(), TransferContext(Transfer(grid=grid), from_images=from_images))
 
     own = randomise(Places(6, (4, 4), 3, prefix=1), seed=1)
     table, said = fitted(own, longer := randomise(Places(6, (4, 4), 5, prefix=1)))
@@ -292,12 +292,12 @@ def test_tables_of_other_clips_and_of_pictures():
     with pytest.raises(ValueError, match="2 grids"):  # 12 moments of 4 x 4 or 3 of 8 x 8
         fitted(own, randomise(Places(6, (8, 8), 3, prefix=1)))
     picture = randomise(Learned1D(6, (5, 5), prefix=1))
-    table, said = fitted(own, picture, still=True)
+    table, said = fitted(own, picture, from_images=True)
     assert said == "grid 5 x 5 to 4 x 4, 1 in time to 3"
     same = picture(torch.zeros(1, 17, 6), (4, 4))
     torch.testing.assert_close(table, torch.cat([same[:, :1], same[:, 1:].repeat(1, 3, 1)], 1))
     without = Places(6, (4, 4), 3)
-    table, _ = fitted(without, picture, still=True)  # the row of the class token is left out
+    table, _ = fitted(without, picture, from_images=True)  # the row of the class token is left out
     torch.testing.assert_close(table, same[:, 1:].repeat(1, 3, 1))
     with pytest.raises(ValueError, match="no table of this width"):
         fitted(own, Learned1D(7, (4, 4)))

@@ -152,7 +152,7 @@ class Unshifted(Windows):
 class Deaf(Neighborhood):
     """Broken on purpose: a halo one cell too small."""
 
-    def keys(self, grid):
+    def key_index(self, grid):
         inner = Neighborhood(self.radius - 1, self.tile)
         return inner.key_index(grid)
 

@@ -175,7 +175,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.enter = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.GELU(), nn.Linear(width, other))
         self.norm = nn.LayerNorm(other, eps=EPS)
-        self.ask = CrossAttention(other, heads)
+        self.attention = CrossAttention(other, heads)
         self.residual = DropPath(drop_path)
         self.leave = nn.Sequential(nn.LayerNorm(other, eps=EPS), nn.GELU(), nn.Linear(other, width))
 
@@ -190,7 +190,7 @@ class Fusion(nn.Module):
         """(B, 1, D'), the only query, and (B, N, D') -> (B, 1, D')."""
         tokens = self.norm(torch.cat([token, patches], 1))
         allowed = None if padding is None else ~padding[:, None, None, None]
-        return self.ask(tokens[:, :1], tokens, allowed)
+        return self.attention(tokens[:, :1], tokens, allowed)
 
 
 class ConvolutionalPatches(nn.Module):

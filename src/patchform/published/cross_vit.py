@@ -36,13 +36,13 @@ _SHARED: tuple[Rule, ...] = (
     ("blocks.{s}.projs.{b}.{i}.{p}", "backbone.stages.{s}.fusions.{b}.enter.{i}.{p}"),
     ("blocks.{s}.revert_projs.{b}.{i}.{p}", "backbone.stages.{s}.fusions.{b}.leave.{i}.{p}"),
     ("blocks.{s}.fusion.{b}.norm1.{p}", "backbone.stages.{s}.fusions.{b}.norm.{p}"),
-    ("blocks.{s}.fusion.{b}.attn.wq.{p}", "backbone.stages.{s}.fusions.{b}.ask.q.{p}"),
+    ("blocks.{s}.fusion.{b}.attn.wq.{p}", "backbone.stages.{s}.fusions.{b}.attention.q.{p}"),
     (
         ("blocks.{s}.fusion.{b}.attn.wk.{p}", "blocks.{s}.fusion.{b}.attn.wv.{p}"),
-        "backbone.stages.{s}.fusions.{b}.ask.kv.{p}",
+        "backbone.stages.{s}.fusions.{b}.attention.kv.{p}",
         join,
     ),
-    ("blocks.{s}.fusion.{b}.attn.proj.{p}", "backbone.stages.{s}.fusions.{b}.ask.proj.{p}"),
+    ("blocks.{s}.fusion.{b}.attn.proj.{p}", "backbone.stages.{s}.fusions.{b}.attention.proj.{p}"),
     ("norm.{b}.{p}", "backbone.norms.{b}.{p}"),
 )
 _PARTS: Rule = ("head.{b}.{p}", "head.classifier.parts.{b}.{p}")

@@ -24,7 +24,7 @@ LAYOUTS = {
         ("network.{s+2}.{b}.norm{n}.{p}", "backbone.stages.{s}.{b}.norm{n}.{p}"),
         ("cls_token", "backbone.class_token"),
         ("post_network.{b}.norm{n}.{p}", "backbone.class_blocks.{b}.norm{n}.{p}"),
-        ("post_network.{b}.attn.{m}.{p}", "backbone.class_blocks.{b}.ask.{m}.{p}"),
+        ("post_network.{b}.attn.{m}.{p}", "backbone.class_blocks.{b}.attention.{m}.{p}"),
         ("post_network.{b}.mlp.{m}.{p}", "backbone.class_blocks.{b}.mlp.{m}.{p}"),
         ("norm.{p}", "backbone.norm.{p}"),
         ("head.{p}", "head.classifier.{p}"),
