@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
     way = inference_options.chosen(arguments)
     written = write(
-        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"ask": way} if way else {})),
+        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"infer": way} if way else {})),
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,

@@ -25,6 +25,8 @@ from patchform.settings import AugmentationSettings
 
 DIGITS = 6
 """Of written scores; float32 has no more."""
+CURVES = "pr.png"
+"""Precision over recall, which an evaluation draws beside its numbers where a metric gives them."""
 
 
 class Mix(Protocol):
