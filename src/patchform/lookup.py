@@ -87,19 +87,15 @@ def _dotted(kind: str, name: str) -> str:
 
 
 class Plugins:
-    """The plug-ins of this process. A process of its own that unpickles it has them, their code executed, as here."""
+    """The plug-in folders of this process: a worker that unpickles it finds what it then imports, as here."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        files = [(kind, name, path) for kind in KINDS for name, path in _files(kind).items()]
-        loaded = [(k, n) for k, n, path in files if not path.is_relative_to(_HOME) and _dotted(k, n) in sys.modules]
-        return _restored, (tuple(_plugins), tuple(loaded))
+        return _restored, tuple(_plugins)
 
 
-def _restored(folders: Iterable[Path], loaded: Iterable[tuple[str, str]]) -> Plugins:
+def _restored(*folders: Path) -> Plugins:
     for folder in folders:
         add_plugin(folder)
-    for kind, name in loaded:
-        module(kind, name)
     return Plugins()
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -64,7 +65,8 @@ class Facts(Dataset):
     def __getitem__(self, key):
         places = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
         held = any(os.path.exists(place) and os.readlink(place).endswith(run.LOCK) for place in places)
-        facts = torch.tensor([os.getpid(), torch.get_num_threads(), held]).view(3, 1, 1)
+        deaf = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        facts = torch.tensor([os.getpid(), torch.get_num_threads(), held, deaf]).view(4, 1, 1)
         return Sample(image=facts, target=Label(torch.tensor([0])), name="facts", size=(1, 1))
 
 
@@ -193,7 +195,8 @@ def test_workers_give_the_bits_that_none_gives(sets, method, tmp_path, monkeypat
     try:
         here = loaded(everything)
         with run.lock(tmp_path):
-            assert all(batch.images[:, 2].all() for batch in loaded(Facts()))  # control: this process does hold it
+            assert all(batch.images[:, 2].all() for batch in loaded(Facts()))  # controls: this process does hold it
+            assert not any(batch.images[:, 3].any() for batch in loaded(Facts()))  # and hears Ctrl-C
             there = loaded(everything, method)
     finally:
         lookup._files.cache_clear()
@@ -202,11 +205,12 @@ def test_workers_give_the_bits_that_none_gives(sets, method, tmp_path, monkeypat
     *there, first, second = there
     assert len(here) == len(there) == KEPT // 2 * (len(sets) + 1)
     assert [same(one, other) for one, other in zip(here, there)] == [True] * len(here)
-    numbers, threads, held = torch.cat([first.images, second.images]).flatten(1).unbind(1)
+    numbers, threads, held, deaf = torch.cat([first.images, second.images]).flatten(1).unbind(1)
     assert len(set(numbers.tolist())) == 2  # two workers
     assert os.getpid() not in numbers.tolist()
     assert threads.tolist() == [1] * KEPT
     assert not held.any()
+    assert deaf.all()
     assert not same(own, first)  # control: what is true of a process differs
 
 

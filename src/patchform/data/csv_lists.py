@@ -21,6 +21,7 @@ from patchform.data.listing import (
     VIDEO_SUFFIXES,
     Item,
     Listing,
+    Medium,
     by_name,
     check_names,
     mapping_note,
@@ -48,14 +49,14 @@ def is_of_videos(path: Path) -> bool:
     return image is not None and _is_video(path.parent / rows[0][1][image])
 
 
-def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, *, videos: bool) -> Listing:
+def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, medium: Medium) -> Listing:
     """Read the list.
 
     Args:
         path: the CSV file.
         settings: `labels` says whether an item may have none or several classes.
         classes: names that give the indices (training's, or the model's); None: those that occur, or the columns.
-        videos: whether the paths are those of videos.
+        medium: what the paths lead to.
 
     Raises:
         DataError: columns missing; no row; a row of other length, without or with too many classes, or with an unknown
@@ -92,7 +93,7 @@ def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | Non
         *((f"ignored columns: {quoted(extra)}",) if extra else ()),
         *(mapping_note(order) if classes is None else ()),
     )
-    return Listing(classes=order, items=items, root=path.parent, notes=notes, videos=videos)
+    return Listing(classes=order, items=items, root=path.parent, notes=notes, medium=medium)
 
 
 def _is_video(path: Path) -> bool:

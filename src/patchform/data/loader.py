@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -185,7 +187,7 @@ def evaluation_loader(
     dataset: Dataset[Sample], batch_size: int, workers: int = 0, *, pin: bool = False
 ) -> DataLoader[Batch]:
     """Batches of every sample once, in order, as of epoch 0. Arguments and errors as in `training_loader`."""
-    keys = [(0, index) for index in range(len(dataset))]  # type: ignore[arg-type]
+    keys = [(0, index) for index in range(len(cast("Sized", dataset)))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return _Loader(dataset, batches, workers, pin=pin, persistent=True)
 
@@ -206,7 +208,8 @@ class _Loader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        loaded = super().__iter__()
+        with _unheard() if self.num_workers else nullcontext():
+            loaded = super().__iter__()
         while True:
             try:
                 found: Any = next(loaded, None)
@@ -254,6 +257,17 @@ def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
 
 def _pass(found: Any) -> Any:
     return found
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C does not reach processes that begin meanwhile, not even while one that is started afresh still imports."""
+    resource_tracker.ensure_running()  # the queues of workers need it, and its start would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(_: int) -> None:

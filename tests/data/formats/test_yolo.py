@@ -187,6 +187,17 @@ def test_pixels_in_place_of_shares_are_recognised(tmp_path):
         yolo.open(root, PLAIN, None)
 
 
+@pytest.mark.parametrize(
+    ("used", "classes", "hints"), [("1", None, 1), ("01", None, 0), ("0", None, 0), ("1", ("cat", "dog"), 0)]
+)
+def test_numbers_that_seem_to_begin_at_one(tmp_path, used, classes, hints):
+    lines = "".join(f"{number} 0.5 0.5 0.2 0.2\n" for number in used)
+    faults = Faults()
+    yolo.open(placed(tmp_path, {"a": lines}), PLAIN, classes, faults)
+    assert faults.counts["class-first"] == hints == faults.counts.total()
+    assert faults.fatal == 0
+
+
 def test_files_that_do_not_pair(tmp_path):
     root = placed(tmp_path, {"a": BOX})
     (root / "labels" / "train" / "gone.txt").write_text(BOX)
@@ -194,7 +205,7 @@ def test_files_that_do_not_pair(tmp_path):
     (root / "images" / "train" / "a.png").write_bytes((root / "images" / "train" / "a.jpg").read_bytes())
     faults = Faults()
     yolo.open(root, PLAIN, None, faults)
-    assert sorted(faults.counts.items()) == [("labels-alone", 1), ("picture-twice", 1)]
+    assert sorted(faults.counts.items()) == [("class-first", 1), ("labels-alone", 1), ("picture-twice", 1)]
     (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe")
     yolo.open(root, PLAIN, None, faults := Faults())
     assert faults.counts["labels-bad"] == 2
@@ -206,7 +217,7 @@ def test_lists_lead_nowhere_else(tmp_path):
     faults = Faults()
     listing = yolo.open(root / "train.txt", PLAIN, None, faults)
     assert [item.path.name for item in listing.items] == ["a.jpg"]
-    assert sorted(faults.counts.items()) == [("picture-missing", 1), ("picture-outside", 2)]
+    assert sorted(faults.counts.items()) == [("class-first", 1), ("picture-missing", 1), ("picture-outside", 2)]
 
 
 def test_what_is_lost_is_said(tmp_path):

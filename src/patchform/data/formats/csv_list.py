@@ -7,7 +7,7 @@ from pathlib import Path
 from patchform.data import csv_lists
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import Listing
+from patchform.data.listing import PICTURES, VIDEOS, Listing
 from patchform.settings import DataSettings
 
 
@@ -28,4 +28,4 @@ class CsvList(Format):
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """Read the list; videos are listed as such, and so refused later. Errors as of `csv_lists.read_list`."""
         videos = settings.frames > 0 or csv_lists.is_of_videos(path)
-        return csv_lists.read_list(path, settings, classes, videos=videos)
+        return csv_lists.read_list(path, settings, classes, VIDEOS if videos else PICTURES)

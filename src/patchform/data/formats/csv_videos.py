@@ -7,7 +7,7 @@ from pathlib import Path
 from patchform.data import csv_lists
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import Listing
+from patchform.data.listing import VIDEOS, Listing
 from patchform.settings import DataSettings
 
 
@@ -27,4 +27,4 @@ class CsvVideos(Format):
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """Read the list. Errors as of `csv_lists.read_list`."""
-        return csv_lists.read_list(path, settings, classes, videos=True)
+        return csv_lists.read_list(path, settings, classes, VIDEOS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from patchform.data.class_folders import has_folders, read_folders
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import SUFFIXES, Listing
+from patchform.data.listing import PICTURES, Listing
 from patchform.data.shards import hold_data
 from patchform.settings import DataSettings
 
@@ -25,8 +24,4 @@ class ImageFolder(Format):
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the pictures of all class folders, in deeper folders too. Arguments and errors as of `read_folders`."""
-        return read_folders(path, settings, classes, choose=_pictures, suffixes=SUFFIXES)
-
-
-def _pictures(folder: Path, files: Sequence[Path]) -> list[Path]:
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
+        return read_folders(path, settings, classes, PICTURES)

@@ -11,7 +11,7 @@ from pathlib import Path
 from patchform.data.class_folders import has_folders, read_folders
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, Listing, first_suffix, videos_among
+from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, VIDEOS, Listing, first_suffix
 from patchform.settings import DataSettings
 
 
@@ -32,4 +32,4 @@ class VideoFolder(Format):
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the videos of all class folders, in deeper folders too. Arguments and errors as of `read_folders`."""
-        return read_folders(path, settings, classes, choose=videos_among, suffixes=VIDEO_SUFFIXES, videos=True)
+        return read_folders(path, settings, classes, VIDEOS)

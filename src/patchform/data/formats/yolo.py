@@ -102,6 +102,8 @@ class Yolo(WritableFormat):
                 unlabelled += 1
             elif picture is not None and picture.size is not None:
                 lines.read(file, index, picture.name, picture.size)
+        if classes is None:  # a part to validate on may lack any class
+            lines.hint_at_numbers()
         items = annotate(sized, lines.rows([table[name] for name in own]), faults)
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
         notes += notes_on(items, "regions")
@@ -363,6 +365,11 @@ class _Lines:
         self._otherwise.append(otherwise)
         self._classes.append(class_)
         self._outlines.append(outline)
+
+    def hint_at_numbers(self) -> None:
+        """Note that the first number is never used and the last one is: names stand in a list of their own."""
+        if len(self.names) > 1 and 0 not in self._classes and len(self.names) - 1 in self._classes:
+            self.faults.add("class-first", f'class "{self.names[0]}"')
 
     def rows(self, table: Sequence[int]) -> Annotations:
         """All objects, given the index of the class of each number."""
