@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from losses import gradients
 
 from patchform import lookup
 from patchform.commands import recipes
@@ -21,7 +22,6 @@ from patchform.data.transforms import Mixing, training_transform
 from patchform.model import build_model
 from patchform.records import Bitmaps, Instances, Label, Regions, Sample
 from patchform.training import optimizer, preparation, schedule
-from patchform.training.loop import gradients
 
 SIDE, IMAGES, FRAMES = 64, 2, 5
 CLASSES = {

@@ -17,7 +17,7 @@ from patchform import lookup
 from patchform.backbones.base import Backbone, over_frames
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.records import Architecture, Batch, Features, Preprocessing, Target
+from patchform.records import Architecture, Batch, Features, Loss, Preprocessing, Target
 from patchform.tasks.base import find_task
 from patchform.weights import files
 from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
@@ -64,8 +64,8 @@ class Model(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch: named scalars whose sum is minimised."""
+    def forward(self, batch: Batch) -> dict[str, Loss]:
+        """Losses of a batch by name; the sum of their means is minimised."""
         return self.head.loss(self.head(self.features(batch), batch.targets), batch.targets)
 
     @torch.no_grad()
@@ -93,9 +93,9 @@ class Model(nn.Module):
         shape = (len(padding), *(1,) * (images.dim() - 3), *padding.shape[1:])  # no time, no channels
         return pixels.masked_fill(padding.view(shape), 0)
 
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: the weight of these targets in the loss of a larger batch."""
-        return self.head.count(targets)
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """() float32 by name of loss: the counts of `forward`, known before it."""
+        return self.head.counts(targets)
 
     @property
     def trained(self) -> Backbone:

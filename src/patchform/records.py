@@ -163,6 +163,25 @@ class Batch(NamedTuple):
     """(B, V, C, h, w): small crops of each picture, for methods that compare views; `images` then has crops for T."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss of a batch, or of a part of one: parts, and the shares of several processes, add up field by field."""
+
+    sum: Tensor
+    """() float32, already weighted by the loss's factor."""
+    count: Tensor
+    """() float32, 0 or more: how many things (images, pixels, objects) it is a sum over, each by its weight."""
+
+    @property
+    def mean(self) -> Tensor:
+        """() what is minimised; 0 where nothing counts."""
+        return self.sum / self.count.clamp(min=LEAST)
+
+
+LEAST = 1e-6
+"""Divides what is a sum over nothing, and so 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """Everything between a decoded file and the model, stated once and stored in the model file."""

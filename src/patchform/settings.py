@@ -106,6 +106,13 @@ class ModelSettings:
     """Weights to start from: a run folder, or a file in a published layout."""
     transfer: Transfer = field(default_factory=Transfer)
     """What may differ between those weights and this model."""
+    frozen: int | Literal["all"] = 0
+    """Layers of the backbone, from the input on, that stay as they are; all: the whole backbone."""
+    frozen_epochs: int = 0
+    """Epochs after which they learn as well; 0: never."""
+    norms: Literal["learn", "frozen", "synchronised"] = "learn"
+    """Batch normalisation. frozen: that of the backbone keeps the statistics, scales and shifts that it starts from;
+    synchronised: of several processes, by the statistics of all."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -201,7 +208,7 @@ class OptimizerSettings:
     layer_decay: float = 1.0
     """Learning rate is multiplied by this for each layer further from the head, in (0, 1]."""
     backbone_rate: float = 1.0
-    """Learning rate of the whole backbone is multiplied by this; 0 leaves it as it is."""
+    """Learning rate of the whole backbone is multiplied by this; 0 is model.frozen all."""
     clip: float = 0.0
     """Highest norm of the gradient; 0 does not clip."""
 
@@ -235,7 +242,8 @@ class TrainingSettings:
     batch_size: int = 64
     """Images of one optimizer step, of all processes together."""
     micro_batch: int = 0
-    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same."""
+    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same, but
+    for batch normalisation, of which the run then speaks (model.norms)."""
     pixels_at_once: int = 0
     """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it.
     Parts then have no more padding than their own pictures need: gradients are the same but for what a model makes of

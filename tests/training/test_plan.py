@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from losses import gradients
 
 import patchform as pf
 from patchform import cli
@@ -20,7 +21,6 @@ from patchform.records import Batch, Instances, Label, Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings, ModelSettings, Recipe, TrainingSettings
 from patchform.training import cost, peaks, plan
 from patchform.training.cost import Cost, Growth, Held, Load
-from patchform.training.loop import gradients
 from patchform.training.preparation import preprocessing_of
 
 CPU = torch.device("cpu")
@@ -80,6 +80,19 @@ def test_room_is_the_least_that_any_file_says(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- prediction
 
 
+def test_what_is_frozen_takes_no_gradients_no_moments_and_no_graph():
+    made = recipe("vit/nano")
+    free, still, thawed = (
+        predicted(dataclasses.replace(made, model=dataclasses.replace(made.model, **model)))
+        for model in ({}, {"frozen": "all"}, {"frozen": "all", "frozen_epochs": 1})
+    )
+    assert still.held.gradients < 0.1 * free.held.gradients
+    assert still.held.moments < 0.1 * free.held.moments
+    assert still.image(64 * 64) < 0.5 * free.image(64 * 64)
+    assert still.held.weights == free.held.weights
+    assert thawed.held == free.held  # at the end of the run
+
+
 def meter_of(made, listing=None):
     listing = listing or Listing(classes=tuple(map(str, range(10))), items=(), root=Path())
     return cost.Meter(made, listing, preprocessing_of(made.data), CPU)
@@ -89,11 +102,11 @@ def real_peak(made, images, size, listing=None):
     """Bytes of a second step of the recipe as the loop takes it, which begins without gradients."""
     meter = meter_of(made, listing)
     for count in (1, images):
-        meter.mover.zero_grad(set_to_none=True)
+        meter.optimizer.zero_grad(set_to_none=True)
         with peaks.measured(CPU) as step:
             batch = to_device(meter._made_up(count, size, padded=listing is not None), CPU)
-            gradients(meter.model, batch, part=made.training.micro_batch, precision="float32")
-            meter.mover.step()
+            gradients(meter.model, batch, part=made.training.micro_batch)
+            meter.optimizer.step()
     held = meter._held()
     return step.most + held.weights + held.moments + held.average
 

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from patchform.errors import Interrupted, ModelFileError
-from patchform.training import checkpoint, loop
+from patchform.training import checkpoint, loop, validation
 from patchform.weights import files
 
 OPTIONS = {
@@ -80,14 +80,14 @@ def test_a_run_without_a_checkpoint_begins_anew_and_a_finished_one_ends_at_once(
 def test_a_stop_inside_the_validation_saves_the_step_and_validates_again(pictures, tmp_path, monkeypatch):
     sections = {"training": {"ema": 0.9, "save_every": 0}}
     whole = loop.train(tiny.recipe(pictures, tmp_path, "whole", **sections), progress=False)
-    recipe, evaluate = tiny.recipe(pictures, tmp_path, "cut", **sections), loop.evaluate
+    recipe, evaluate = tiny.recipe(pictures, tmp_path, "cut", **sections), validation.evaluate
 
     def interrupted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "evaluate", interrupted)
+        patched.setattr(validation, "evaluate", interrupted)
         with pytest.raises(Interrupted) as caught:
             loop.train(recipe, progress=False)
     assert caught.value.exit_code == 143

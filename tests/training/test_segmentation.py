@@ -11,7 +11,7 @@ import patchform as pf
 from patchform.commands import predict as predict_command
 from patchform.evaluation import evaluate_run
 from patchform.inference import SlidingWindow
-from patchform.training import loop
+from patchform.training import step
 
 COLOURS = ((220, 60, 40), (40, 200, 60), (50, 70, 230))
 
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(scenes, tmp_path):
     whole = pf.train("semantic_segmentation", progress=False, **settings(scenes, tmp_path / "a", epochs=2))
     stopped = settings(scenes, tmp_path / "b", epochs=2, save_every=2)
     calls = {"left": 4}
-    usual = loop.gradients
+    usual = step.gradients
 
     def interrupted(*arguments, **options):
         if not calls["left"]:
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(scenes, tmp_path):
         return usual(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "gradients", interrupted)
+        patch.setattr(step, "gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pf.train("semantic_segmentation", progress=False, **stopped)
     resumed = pf.train(tmp_path / "b" / "first", resume=True, progress=False)

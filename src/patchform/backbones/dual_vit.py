@@ -51,7 +51,7 @@ from patchform.layers.attention import Attention, CrossAttention, attend, join_h
 from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.norms import LayerScale
+from patchform.layers.norms import BatchNorm2d, LayerScale
 from patchform.records import Features, Variant
 
 EPS = 1e-6  # of LN(P), LN([P, S]), the class block and the stages' ends; the other norms have torch's 1e-5
@@ -281,7 +281,7 @@ class Stem(nn.Module):
         self.conv = nn.Sequential()
         for channels, side, stride in ((in_channels, 7, 2), (inside, 3, 1), (inside, 3, 1)):
             self.conv.append(nn.Conv2d(channels, inside, side, stride, padding=side // 2, bias=False))
-            self.conv.extend([nn.BatchNorm2d(inside), nn.ReLU(inplace=True)])
+            self.conv.extend([BatchNorm2d(inside), nn.ReLU(inplace=True)])
         self.halve = Halve(inside, width)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from patchform.layers import blocks
 from patchform.layers.blocks import MLP, Block, ClassBlock
 from patchform.layers.drop import linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, resized
+from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import pad_to
 from patchform.records import Features, Variant
 
@@ -142,7 +143,7 @@ class Stem(nn.Module):
         for before, kernel, stride in ((in_channels, 7, 2), (channels, 3, 1), (channels, 3, 1)):
             layers += [
                 nn.Conv2d(before, channels, kernel, stride=stride, padding=kernel // 2, bias=False),
-                nn.BatchNorm2d(channels),
+                BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             ]
         self.convolutions = nn.Sequential(*layers)

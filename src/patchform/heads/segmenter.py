@@ -25,6 +25,7 @@ from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.convolutions import CellNorm, classifier
 from patchform.layers.drop import linear_rates
+from patchform.layers.norms import BatchNorm2d
 from patchform.records import Features, Target
 
 
@@ -73,7 +74,7 @@ class Segmenter(DenseHead):
         self.norm = CellNorm(channels[-1])
         self.decoder: nn.Module
         if decoder == "linear":
-            self.decoder = nn.Sequential(nn.BatchNorm2d(channels[-1]), classifier(channels[-1], classes))
+            self.decoder = nn.Sequential(BatchNorm2d(channels[-1]), classifier(channels[-1], classes))
         else:
             self.decoder = MaskTransformer(channels[-1], inside, classes, depth=depth, heads=heads, drop_path=drop_path)
 

@@ -15,7 +15,7 @@ from patchform.geometry import grids
 from patchform.heads.base import Head
 from patchform.layers.patches import pad_to
 from patchform.model import Model
-from patchform.records import Batch, Embedding, Features, Preprocessing, Target
+from patchform.records import Batch, Embedding, Features, Loss, Preprocessing, Target
 
 
 class MethodHead(Head):
@@ -38,7 +38,7 @@ class MethodHead(Head):
         """One `Embedding` an image."""
         return [Embedding(vector) for vector in raw.float()]
 
-    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
         """Not asked: see `Method`."""
         raise NotImplementedError
 

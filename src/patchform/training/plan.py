@@ -34,7 +34,7 @@ from patchform.settings import ModelSettings, Recipe
 from patchform.tasks.base import find_task
 from patchform.training import peaks
 from patchform.training.cost import FEW, Cost, Held, Meter, Size, loads
-from patchform.training.loop import memory_errors
+from patchform.training.memory import memory_errors
 from patchform.training.preparation import preprocessing_of, refuse_nonsense
 
 Progress = Callable[[str, int, int], None]

@@ -45,6 +45,12 @@ def refuse_nonsense(recipe: Recipe) -> None:
         "data.workers": (data.workers >= 0, "at least 0"),
         "data.skip_bad": (0 <= data.skip_bad < 1, "in [0, 1)"),
         "model.drop_path": (model.drop_path is None or 0 <= model.drop_path < 1, "in [0, 1)"),
+        "model.frozen": (
+            model.frozen == "all" or (isinstance(model.frozen, int) and model.frozen >= 0),
+            "a number of layers, or all",
+        ),
+        "model.frozen_epochs": (model.frozen_epochs >= 0, "at least 0"),
+        "model.norms": (model.norms in ("learn", "frozen", "synchronised"), "learn, frozen or synchronised"),
         "augmentation.views": (change.views == 1 or (change.views > 1 and unlabelled), "1, or more for pretraining"),
         **{
             f"augmentation.{name}": (change.views > 1 or not getattr(change, name), "left out without views")
