@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,13 +19,9 @@ from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.records import Batch, Features, Loss, Target
 from patchform.schema import Misfit
+from patchform.tasks.base import find_task
 from patchform.weights import files
 from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
-
-UNLABELLED = "pretraining"
-"""The task without classes, whose models are a folder of their own."""
-VIDEO, FRAMES = "video_classification", 8
-"""The task of clips, and how many frames they have where nobody says."""
 
 
 class Model(nn.Module):
@@ -153,8 +149,8 @@ def build_model(
     Args:
         task: "classification", ...
         backbone: family/size.
-        head: name of a head that serves the task; for "pretraining" of a method of that folder.
-        classes: class names, at least one; not looked at for "pretraining", which has none.
+        head: name of a head that serves the task, or of a method of pre-training.
+        classes: class names, at least one; not looked at for a task without labels.
         ids: see `Model`.
         preprocessing: default: the variant's published input size and ImageNet's statistics.
         backbone_options: arguments of the backbone that override its row.
@@ -173,7 +169,7 @@ def build_model(
     )
     if preprocessing is None:
         _, variant = lookup.backbone(backbone)
-        native = variant.options.get("frames", FRAMES if task == VIDEO else 0)
+        native = variant.options.get("frames", find_task(task).frames)
         preprocessing = Preprocessing(size=(variant.image_size, variant.image_size), frames=native)
     return _assembled(made_of, preprocessing, classes, ids, None)
 
@@ -186,9 +182,10 @@ def _assembled(
     thresholds: Sequence[float] | None,
 ) -> Model:
     """The model of a description."""
-    if not classes and made_of.task != UNLABELLED:
+    task = find_task(made_of.task)
+    if not classes and task.labelled:
         raise UsageError("a model needs at least one class")
-    if made_of.task == VIDEO and not preprocessing.frames:
+    if task.frames and not preprocessing.frames:
         raise UsageError("clips of 0 frames", remedy="set preprocessing.frames")
     for name in ("mean", "std"):
         numbers = getattr(preprocessing, name)
@@ -200,34 +197,52 @@ def _assembled(
         if value and name in inspect.signature(variant.build).parameters:
             arguments[name] = value
     backbone = build_backbone(made_of.backbone, **(arguments | made_of.backbone_options))
-    if made_of.task == UNLABELLED:
-        method = lookup.the_class("pretraining", made_of.head, Model)
-        lookup.check_options(method, made_of.head_options, of=f"method {made_of.head}")
-        learner: Model = method(backbone, preprocessing, architecture=made_of, **made_of.head_options)
-        return learner
-    kind = lookup.the_class("heads", made_of.head, Head)
-    if made_of.task not in kind.tasks:  # type: ignore[attr-defined]
-        raise UsageError(
-            f'head "{made_of.head}" does not serve {made_of.task}',
-            remedy=f"it serves {', '.join(kind.tasks)}",  # type: ignore[attr-defined]
-        )
-    lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
-    top = kind(
-        channels=backbone.channels,
-        strides=backbone.strides,
-        width=backbone.width,
-        classes=len(classes),
-        **made_of.head_options,
-    )
+    head = _BUILDERS[task.models](backbone, tuple(classes), preprocessing, made_of)
+    if isinstance(head, Model):
+        return head
     return Model(
         backbone,
-        top,
+        head,
         classes=classes,
         preprocessing=preprocessing,
         architecture=made_of,
         ids=ids,
         thresholds=thresholds,
     )
+
+
+def _head(backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture) -> Head:
+    """A head of `heads/`."""
+    kind: type[Head] = lookup.the_class("heads", made_of.head, Head)
+    if made_of.task not in kind.tasks:
+        raise UsageError(
+            f'head "{made_of.head}" does not serve {made_of.task}', remedy=f"it serves {', '.join(kind.tasks)}"
+        )
+    lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
+    build: Any = kind  # the options are the head's own
+    head: Head = build(
+        channels=backbone.channels,
+        strides=backbone.strides,
+        width=backbone.width,
+        classes=len(classes),
+        **made_of.head_options,
+    )
+    return head
+
+
+def _as_method(
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
+) -> Model:
+    """A method of `pretraining/`, which is a model itself and has no classes."""
+    kind = lookup.the_class("pretraining", made_of.head, Model)
+    lookup.check_options(kind, made_of.head_options, of=f"method {made_of.head}")
+    build: Any = kind
+    model: Model = build(backbone, preprocessing, architecture=made_of, **made_of.head_options)
+    return model
+
+
+_BUILDERS: dict[str, Callable[..., Head | Model]] = {"heads": _head, "pretraining": _as_method}
+"""By the folder in which a task's models are found (`Task.models`)."""
 
 
 def describe(model: Model, *, thresholds: Sequence[float] | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from patchform.data.transforms import Mixing, RandomCrop, evaluation_transform, 
 from patchform.errors import UsageError
 from patchform.records import Batch, Label, Preprocessing, Regions
 from patchform.settings import AugmentationSettings
+from patchform.tasks.base import find_task
 
 PLAIN = AugmentationSettings(crop_scale=(1.0, 1.0), flip=0.0)
 
@@ -61,12 +62,18 @@ def test_keep_resizes_the_shorter_side_and_bounds_the_longer(given, wanted):
     assert native.data_ptr() == image.data_ptr()
 
 
-def test_mixing_refuses_masks():
+def test_only_tasks_of_labels_mix():
     batch = Batch(torch.zeros(2, 3, 4, 4), (Regions(torch.zeros(4, 4)),) * 2, ("a", "b"), ((4, 4),) * 2)
     generator = torch.Generator()
-    assert Mixing(AugmentationSettings(), 3).mix(batch, generator) is batch
-    with pytest.raises(UsageError, match="whole images"):
-        Mixing(AugmentationSettings(mixup=0.2), 3).mix(batch, generator)
+    for name in ("semantic_segmentation", "detection", "instance_segmentation", "pretraining"):
+        task = find_task(name)
+        assert task.mixing(AugmentationSettings(), 3).mix(batch, generator) is batch
+        assert task.mixing(AugmentationSettings(mixup=0.2, mix_probability=0.0), 3).mix(batch, generator) is batch
+        for wrong in ({"mixup": 0.2}, {"cutmix": 1.0}):
+            with pytest.raises(UsageError, match="whole images"):
+                task.mixing(AugmentationSettings(**wrong), 3)
+    for name in ("classification", "video_classification"):
+        assert find_task(name).mixing(AugmentationSettings(mixup=0.2), 3).active
 
 
 def test_what_would_do_nothing_is_skipped():

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         skip_bad=arguments.skip_bad,
         say=to_people.print,
-        **({"ask": way} if way else {}),
+        **({"infer": way} if way else {}),
     )
     if arguments.json:
         print(json.dumps(scores.as_json(), allow_nan=False))

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from patchform import schema
+from patchform import lookup, schema
 from patchform.errors import UsageError
 from patchform.schema import DEEPEST
 from patchform.settings import MOVED, MOVED_VALUES, Recipe, check
@@ -60,6 +60,8 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
         where = None if misfit.key in dict(_flat(above)) else path
         raise UsageError(misfit.what, where=where, remedy=misfit.remedy) from None
     check(made)
+    if made.task not in lookup.names("tasks"):
+        raise lookup.no_such("task", made.task, lookup.names("tasks"))
     return made
 
 

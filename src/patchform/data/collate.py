@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Regions, Sample, Target
+from patchform.errors import UsageError
+from patchform.records import Batch, Sample, Target
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -97,131 +100,123 @@ def parts(sizes: Sequence[tuple[int, int]], count: int, pixels: int) -> Iterator
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on a device. Asynchronous for batches in pinned memory; labels, masks of one size, and objects travel
-    as a few tensors. Classes are int64 there.
+    """The batch on a device. Asynchronous for batches in pinned memory; targets travel as a few tensors.
+
+    Whole numbers that targets hold as uint8 are int64 there.
     """
     return batch._replace(
         images=batch.images.to(device, non_blocking=True),
-        targets=_targets_to(batch.targets, device),
+        targets=PackedTargets.of(batch.targets).to(device),
         padding=_move(batch.padding, device),
         views=_move(batch.views, device),
     )
-
-
-def _targets_to(targets: Sequence[Target], device: torch.device | str) -> tuple[Target, ...]:
-    packed = pack(targets)
-    if isinstance(packed, Tensor):
-        packed = packed.to(device, non_blocking=True).long()
-    if packed is not None:
-        return unpack(packed, device)
-    return tuple(_alone_to(target, device) for target in targets)
-
-
-def _alone_to(target: Target, device: torch.device | str) -> Target:
-    if isinstance(target, Regions):
-        return Regions(target.classes.to(device, non_blocking=True).long(), _move(target.scores, device))
-    if isinstance(target, Label):
-        return Label(target.classes.to(device), _move(target.scores, device))
-    if isinstance(target, Embedding):
-        return Embedding(target.scores.to(device))
-    return unpack(_pack_objects([target]), device)[0]
 
 
 def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
-class Joined(NamedTuple):
-    """One tensor of several: those that there are, one after the other."""
+class PackedTargets(Sequence[Target]):
+    """Targets of a batch as few large tensors instead of many small ones, on the way from a worker to a device.
 
-    tensor: Tensor | None
-    """None where there is none."""
-    lengths: tuple[int | None, ...]
-    """Of each, None for one that there is not."""
+    As a sequence it gives the targets; their tensors are views of the joined ones.
+
+    Args:
+        column: of the targets.
+    """
+
+    def __init__(self, column: _Column) -> None:
+        self.column = column
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor | None]) -> Joined:
-        """Join tensors that are equal in all but their first axis."""
-        present = [tensor for tensor in tensors if tensor is not None]
-        lengths = tuple(None if tensor is None else len(tensor) for tensor in tensors)
-        return cls(torch.cat(present) if present else None, lengths)
+    def of(cls, targets: Sequence[Target]) -> PackedTargets:
+        """Pack targets, unless they are packed.
 
-    def parts(self, device: torch.device | str) -> tuple[Tensor | None, ...]:
-        """The tensors again, views of the one on the device."""
-        if self.tensor is None:
-            return tuple(None for _ in self.lengths)
-        counts = [length for length in self.lengths if length is not None]
-        found = iter(self.tensor.to(device, non_blocking=True).split(counts))
-        return tuple(None if length is None else next(found) for length in self.lengths)
+        Raises:
+            UsageError: targets, or values of a field, of several types.
+        """
+        return targets if isinstance(targets, PackedTargets) else cls(_Column.of(targets))
 
+    def pin_memory(self) -> PackedTargets:
+        """The same in pinned memory. torch's loader asks for it."""
+        return PackedTargets(self.column.each(Tensor.pin_memory))
 
-class PackedObjects(NamedTuple):
-    """`Instances` of several images."""
+    def to(self, device: torch.device | str) -> tuple[Target, ...]:
+        """The targets on a device, uint8 as int64."""
 
-    fields: tuple[Joined, ...]
-    """Boxes, classes, scores, crowds, areas; bits and boxes of the masks."""
-    sizes: tuple[tuple[int, int], ...]
-    """(height, width) of the masks, (0, 0) without."""
+        def arrived(tensor: Tensor) -> Tensor:
+            moved = tensor.to(device, non_blocking=True)
+            return moved.long() if moved.dtype == torch.uint8 else moved
 
+        return tuple(self.column.each(arrived).values())
 
-Packed = tuple[Tensor, tuple[int, ...], Tensor | None] | Tensor | PackedObjects
-"""Labels as one tensor of classes, how many each label has, and (B, C) scores if they have them; masks (B, H, W); or
-objects."""
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets where they are."""
+        return tuple(self.column.values())
 
+    def __len__(self) -> int:
+        return len(self.column.there)
 
-def pack(targets: Sequence[Target]) -> Packed | None:
-    """Few large tensors instead of many small ones, for transfers between processes and to a device.
-
-    None when the targets are of several kinds, only some labels have scores, or masks of pixels differ in size or have
-    scores.
-    """
-    objects = [target for target in targets if isinstance(target, Instances)]
-    if objects and len(objects) == len(targets):
-        return _pack_objects(objects)
-    masks = [target.classes for target in targets if isinstance(target, Regions) and target.scores is None]
-    if masks and len(masks) == len(targets) and len({(mask.shape, mask.dtype) for mask in masks}) == 1:
-        return torch.stack(masks)
-    labels = [target for target in targets if isinstance(target, Label)]
-    scores = [label.scores for label in labels if label.scores is not None]
-    if not labels or len(labels) < len(targets) or len(scores) not in (0, len(labels)):
-        return None
-    classes = torch.cat([label.classes for label in labels])
-    return classes, tuple(len(label.classes) for label in labels), torch.stack(scores) if scores else None
+    @overload
+    def __getitem__(self, index: int) -> Target: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Target, ...]: ...
+    def __getitem__(self, index: int | slice) -> Target | tuple[Target, ...]:
+        return self.targets[index]
 
 
-_FIELDS: tuple[Callable[[Instances], Tensor | None], ...] = (
-    lambda objects: objects.boxes,
-    lambda objects: objects.classes,
-    lambda objects: objects.scores,
-    lambda objects: objects.crowd,
-    lambda objects: objects.areas,
-    lambda objects: None if objects.masks is None else objects.masks.bits,
-    lambda objects: None if objects.masks is None else objects.masks.boxes,
-)
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """One field of several records: of each a tensor, a record itself, a plain value, or None."""
 
+    there: tuple[bool, ...]
+    """Of each, whether it is not None."""
+    content: Tensor | tuple[Any, ...]
+    """Of those: tensors of one shape stacked, or others flat and joined; the columns of records; or plain values."""
+    kind: type | None = None
+    """Of records."""
+    shapes: tuple[torch.Size, ...] | None = None
+    """Of tensors that are joined."""
 
-def _pack_objects(targets: Sequence[Instances]) -> PackedObjects:
-    return PackedObjects(
-        fields=tuple(Joined.of([field(target) for target in targets]) for field in _FIELDS),
-        sizes=tuple((0, 0) if target.masks is None else target.masks.size for target in targets),
-    )
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> _Column:
+        """Of the values of a field. Raises UsageError for several types."""
+        there = tuple(value is not None for value in values)
+        known = [value for value in values if value is not None]
+        kinds = {(type(value), getattr(value, "dtype", None)) for value in known}
+        if len(kinds) > 1:
+            names = sorted(f"{kind.__name__} {dtype or ''}".strip() for kind, dtype in kinds)
+            raise UsageError(f"targets of several types in one batch: {', '.join(names)}", remedy="give all the same")
+        if not known or not isinstance(known[0], tuple | Tensor):
+            return cls(there, tuple(known))
+        if isinstance(known[0], Tensor):
+            shapes = tuple(tensor.shape for tensor in known)
+            if len(set(shapes)) == 1:
+                return cls(there, torch.stack(known))
+            return cls(there, torch.cat([tensor.flatten() for tensor in known]), shapes=shapes)
+        if not hasattr(known[0], "_fields"):
+            return cls(there, tuple(known))
+        return cls(there, tuple(map(cls.of, zip(*known))), type(known[0]))
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Column:
+        """The same with `change` of each tensor."""
+        if isinstance(self.content, Tensor):
+            return replace(self, content=change(self.content))
+        return self if self.kind is None else replace(self, content=tuple(one.each(change) for one in self.content))
 
-def unpack(packed: Packed, device: torch.device | str = "cpu") -> tuple[Target, ...]:
-    """The targets again; tensors are views of the moved ones."""
-    if isinstance(packed, Tensor):
-        return tuple(Regions(mask) for mask in packed.to(device, non_blocking=True).unbind())
-    if isinstance(packed, PackedObjects):
-        rows = zip(packed.sizes, *(field.parts(device) for field in packed.fields), strict=True)
-        return tuple(_objects(size, row) for size, *row in rows)
-    classes, lengths, scores = packed
-    parts = classes.to(device, non_blocking=True).split(list(lengths))
-    if scores is None:
-        return tuple(Label(part) for part in parts)
-    return tuple(Label(part, row) for part, row in zip(parts, scores.to(device, non_blocking=True).unbind()))
+    def values(self) -> Sequence[Any]:
+        """What it was made of; tensors are views."""
+        known: Iterable[Any] = self.content if isinstance(self.content, tuple) else self._tensors(self.content)
+        if self.kind is not None:
+            known = map(self.kind, *(column.values() for column in self.content))
+        if all(self.there):
+            return tuple(known)
+        known = iter(known)
+        return tuple(next(known) if there else None for there in self.there)
 
-
-def _objects(size: tuple[int, int], row: Sequence[Tensor | None]) -> Instances:
-    boxes, classes, scores, crowd, areas, bits, outer = row
-    masks = None if bits is None or outer is None else Bitmaps(bits, outer, (size[0], size[1]))
-    return Instances(cast("Tensor", boxes), cast("Tensor", classes), scores, masks, crowd, areas)
+    def _tensors(self, joined: Tensor) -> Iterable[Tensor]:
+        if self.shapes is None:
+            return joined.unbind()
+        parts = joined.split([shape.numel() for shape in self.shapes])
+        return (part.view(shape) for part, shape in zip(parts, self.shapes))

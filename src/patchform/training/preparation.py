@@ -22,9 +22,10 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.heads.base import DenseHead, Head
 from patchform.loading import load_weights
-from patchform.model import UNLABELLED, VIDEO, Model, build_model, describe
+from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
+from patchform.tasks.base import find_task
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 
@@ -32,9 +33,10 @@ from patchform.training.run import Stop
 def refuse_nonsense(recipe: Recipe) -> None:
     """Raise UsageError for a setting out of its range, or that is not for the task, before anything is read."""
     settings.check(recipe)
-    change, unlabelled = recipe.augmentation, recipe.task == UNLABELLED
+    change, task = recipe.augmentation, find_task(recipe.task)
+    unlabelled = not task.labelled
     needed = {
-        "preprocessing.frames": (recipe.task != VIDEO or recipe.preprocessing.frames > 0, "at least 1 for videos"),
+        "preprocessing.frames": (not task.frames or recipe.preprocessing.frames > 0, "at least 1 for videos"),
         "augmentation.views": (unlabelled or change.views == 1, "1, or more for pretraining"),
         **{
             f"augmentation.{name}": (change.views > 1 or not getattr(change, name), "left out without views")
