@@ -243,11 +243,9 @@ def show_data(
     if part not in parts:
         raise DataError("no validation part of its own", where=data, remedy="show train")
     listing, kind = parts[part], find_task(chosen)
-    if augmented is None:
-        pictures = kind.evaluation_samples(listing, doctor.whole(recipe.preprocessing, chosen))
-    else:
-        seed = recipe.training.seed
-        pictures = kind.training_samples(listing, recipe.preprocessing, recipe.augmentation, seed)
+    pictures = kind.evaluation_samples(listing, doctor.whole(recipe.preprocessing, chosen))
+    if augmented is not None:
+        pictures = kind.training_samples(listing, recipe.preprocessing, recipe.augmentation, recipe.training.seed)
     number = min(count, len(listing))
     indices = [index * len(listing) // number for index in range(number)]
     drawn: list[Image.Image] = []
