@@ -44,6 +44,7 @@ from patchform.data.dataset import open_data
 from patchform.data.loader import evaluation_loader
 from patchform.data.pictures import LabelledPictures
 from patchform.data.transforms import evaluation_transform
+from patchform.descriptions import Preprocessing
 from patchform.evaluation import evaluate
 from patchform.model import build_model
 from patchform.published import vit
@@ -59,7 +60,6 @@ from patchform.settings import (
 )
 from patchform.tasks.base import task_of
 from patchform.training.loop import train
-from patchform.training.preparation import preprocessing_of
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIDE, PATCH, WIDTH, DEPTH, HEADS = 32, 4, 96, 6, 3
@@ -80,7 +80,8 @@ def recipe_of(a, runs):
     return Recipe(
         name="run",
         runs=str(runs),
-        data=DataSettings(path=str(a.data), image_size=SIDE, crop_share=1.0, mean=MEAN, std=STD, workers=a.workers),
+        data=DataSettings(path=str(a.data), workers=a.workers),
+        preprocessing=Preprocessing(size=(SIDE, SIDE), crop_share=1.0, mean=MEAN, std=STD),
         model=ModelSettings(
             backbone="vit/nano", options={"patch": PATCH, "width": WIDTH, "depth": DEPTH, "heads": HEADS}
         ),
@@ -201,13 +202,13 @@ def run_timm(a, runs):
         scores.append(their_accuracy(model, validation, a.precision))
     wall, cpu = (now - then for now, then in zip(clocks(), start))
     recipe = recipe_of(a, runs)
-    splits = open_data(recipe.data, seed=0, preprocessing=preprocessing_of(recipe.data))
+    splits = open_data(recipe.data, seed=0, preprocessing=recipe.preprocessing)
     ours = build_model(
         recipe.task,
         backbone=recipe.model.backbone,
         head=recipe.model.head,
         classes=splits.train.classes,
-        preprocessing=preprocessing_of(recipe.data),
+        preprocessing=recipe.preprocessing,
         backbone_options=recipe.model.options,
     )
     ours.load_state_dict(vit.LAYOUTS["timm"].load(model.state_dict(), ours.state_dict())[0])

@@ -40,7 +40,7 @@ WARM = 4
 def opened(a):
     size = (a.size, a.size)
     preprocessing = Preprocessing(size=size, crop_share=1.0, frames=a.frames, frame_step=2, sampling=a.sampling)
-    data = DataSettings(path=str(a.data), frames=a.frames)
+    data = DataSettings(path=str(a.data))
     return open_data(data, seed=0, preprocessing=preprocessing, task=TASK).train, preprocessing
 
 

@@ -65,13 +65,13 @@ SETS = {
 
 def ours(a, name, set_, folder):
     usual = {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False, "precision": a.precision}
-    data = {"path": str(folder), "image_size": list(set_.size), "resize": "fit"}
+    given = {"data": {"path": str(folder)}, "preprocessing": {"size": list(set_.size), "resize": "fit"}}
     with tempfile.TemporaryDirectory() as runs:
 
         def run(run_name, epochs):
             every = min(a.every or epochs, epochs) if run_name == "whole" else epochs
             training = {**usual, "epochs": epochs, "validate_every": every}
-            settings = {"data": data, "runs": runs, "name": run_name, "training": training}
+            settings = {**given, "runs": runs, "name": run_name, "training": training}
             return patchform.train(recipes.resolve(a.recipe or f"{set_.task}/small", settings), progress=False)
 
         done, epochs, spent = fitted(run, a.seconds)

@@ -43,11 +43,8 @@ def looked(a, runs):
     settings = {
         "name": "pictures",
         "runs": runs,
-        "data": {
-            "path": str(SCENES / "images" / "training"),
-            "image_size": [192, 256],
-            "validation_share": 0.05,
-        },
+        "data": {"path": str(SCENES / "images" / "training"), "validation_share": 0.05},
+        "preprocessing": {"size": [192, 256]},
         "training": {**course(a, a.pictures, a.pictures), "batch_size": 16},
         "schedule": {"warmup_epochs": min(5.0, a.pictures / 10)},
         "optimizer": {"lr": a.rate},

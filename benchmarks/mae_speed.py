@@ -23,7 +23,7 @@ from patchform.pretraining.base import random_mask
 from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import OptimizerSettings
 from patchform.training import optimizer
-from patchform.training.loop import gradients
+from patchform.training.step import gradients
 
 SIDE, PATCHES = 224, 196
 DECODERS = {"narrow": {"width": 192, "depth": 4, "heads": 6}, "authors'": {"width": 512, "depth": 8, "heads": 16}}
@@ -55,7 +55,7 @@ class Steps:
             hidden = random_mask(torch.rand(len(images), PATCHES), self.model.ratio)
             self.model.backbone.seen(images, hidden.order[:, : hidden.visible]).square().mean().backward()
         else:
-            gradients(self.model, self.batch, part=0, precision="float32")
+            gradients(self.model, [self.batch])
         self.mover.step()
         self.mover.zero_grad(set_to_none=True)
         return time.process_time() - began

@@ -30,6 +30,7 @@ import torch
 import patchform
 from patchform import lookup
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Preprocessing
 from patchform.errors import DivergedError
 from patchform.evaluation import evaluate_run
 from patchform.model import build_backbone
@@ -67,7 +68,8 @@ def recipe_of(family, a, runs):
     return Recipe(
         name=family,
         runs=str(runs),
-        data=DataSettings(path=str(PICTURES), image_size=SIDE, crop_share=1.0),
+        data=DataSettings(path=str(PICTURES)),
+        preprocessing=Preprocessing(size=(SIDE, SIDE), crop_share=1.0),
         model=ModelSettings(backbone=f"{family}/nano"),
         augmentation=AugmentationSettings(crop_scale=CROP, flip=0.5),
         optimizer=OptimizerSettings(lr=LR, weight_decay=DECAY, clip=CLIP),

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import patchform
+from patchform.descriptions import Preprocessing
 from patchform.evaluation import evaluate_run
 from patchform.settings import (
     AugmentationSettings,
@@ -40,7 +41,8 @@ def recipe(a, name, runs, seed, *, data, side, epochs, lr, start=None, batch=50)
     return Recipe(
         name=name,
         runs=str(runs),
-        data=DataSettings(path=str(data), image_size=side, crop_share=1.0 if data == FIRST else 0.875),
+        data=DataSettings(path=str(data)),
+        preprocessing=Preprocessing(size=(side, side), crop_share=1.0 if data == FIRST else 0.875),
         model=ModelSettings(backbone=a.backbone, init_from=start),
         augmentation=AugmentationSettings(crop_scale=(0.5, 1.0), flip=0.5),
         loss=LossSettings(smoothing=0.1),

@@ -39,8 +39,9 @@ def trained(a, name, runs, *, frames=None, model=None, every=None, epochs=None):
     """A run, and what it took."""
     training = {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False}
     training |= {"epochs": epochs} if epochs else {}
-    data = {"path": str(DATA / name)} | ({"frames": frames} if frames else {})
-    settings = {"data": data, "runs": str(runs), "training": training} | ({"model": model} if model else {})
+    settings: dict = {"preprocessing": {"frames": frames}} if frames else {}
+    settings |= {"data": {"path": str(DATA / name)}, "runs": str(runs), "training": training}
+    settings |= {"model": model} if model else {}
     recipe = recipes.resolve(a.recipe, settings)
     every = every or recipe.training.epochs
     clock = Clock()
@@ -73,7 +74,7 @@ def inflated(a, name):
             backbone = {"backbone": "vit/nano", "options": picture, "head": "linear"}
             start, spent = trained(a, LEARNT_FROM, runs, frames=1, model=backbone, epochs=a.picture_epochs)
             took = spent.core
-            model = {"init_from": str(start.folder), "transfer": {"frames": "central", "head": "new"}}
+            model = {"init_from": str(start.folder), "transfer": {"frames": "central", "head": "reinit"}}
         done, spent = trained(a, name, runs, model=model, every=1, epochs=a.epochs)
         return {"curve": curve_of(done.folder), "pictures": took, "core": spent.core}
 

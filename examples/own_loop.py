@@ -19,7 +19,7 @@ targets = tuple(Label(torch.tensor([int(level > 100)])) for level in levels)
 batch = Batch(images, targets, tuple(map(str, range(16))), ((32, 32),) * 16)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for _ in range(20):
-    loss = sum(model(batch).values())
+    loss = sum(one.mean for one in model(batch).values())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

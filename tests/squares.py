@@ -61,10 +61,11 @@ class Squares(Head):
         return Instances(boxes, classes, torch.tensor(scores)[order], masks.from_dense(dense))
 
 
-def detector(size=(64, 64), resize="fit", **options):
-    """The model; its input is resized to nearest pixels."""
+def detector(size=(64, 64), resize="fit", facts=None, **options):
+    """The model; its input is resized to nearest pixels. `facts`: its ids and thresholds."""
     preprocessing = Preprocessing(size=size, resize=resize, interpolation="nearest", mean=(0.0,), std=(1.0,))
-    return Model(Pixels(), Squares(**options), classes=("red", "green", "blue"), preprocessing=preprocessing).eval()
+    names = ("red", "green", "blue")
+    return Model(Pixels(), Squares(**options), classes=names, preprocessing=preprocessing, **(facts or {})).eval()
 
 
 def picture(size, *squares):

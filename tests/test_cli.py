@@ -13,7 +13,7 @@ from patchform import cli, lookup
 from patchform.commands import demo, evaluate, models, predict, train
 
 SMALL = [
-    "--data.image_size", "16", "--model.backbone", "vit/nano", "--model.options", "{patch: 8, width: 24, depth: 2}",
+    "--preprocessing.size", "16", "--model.backbone", "vit/nano", "--model.options", "{patch: 8, width: 24, depth: 2}",
     "--training.epochs", "2", "--training.batch_size", "16", "--training.threads", "1", "--training.device", "cpu",
     "--training.tensorboard", "false", "--schedule.warmup_epochs", "0",
 ]  # fmt: skip

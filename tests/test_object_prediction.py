@@ -38,7 +38,7 @@ def test_thresholds_are_the_models_own_or_those_given():
     (found,) = asked(model).predict(pixels)
     assert found.target.boxes.tolist() == boxes_of(*SQUARES[:2])  # above one half
     assert SURE == 0.5
-    model.thresholds = (0.99, 0.2, 0.1)
+    model = detector(facts={"thresholds": (0.99, 0.2, 0.1)})
     (found,) = asked(model).predict(pixels)
     assert found.target.boxes.tolist() == boxes_of(*SQUARES[1:])
     assert masks.to_dense(found.target.masks).sum((1, 2)).tolist() == [144, 36, 225]
@@ -46,7 +46,7 @@ def test_thresholds_are_the_models_own_or_those_given():
         (found,) = asked(model, threshold=threshold).predict(pixels)
         assert len(found.target.boxes) == len(found.target.masks.boxes) == number
     exact = model.predict(collate([Sample(pixels, None, "", (64, 64))]))[0].scores.tolist()
-    model.thresholds = (exact[0], exact[1], 1.0)  # a score that is its threshold counts
+    model = detector(facts={"thresholds": (exact[0], exact[1], 1.0)})  # a score that is its threshold counts
     (found,) = asked(model).predict(pixels)
     assert len(found.target.boxes) == 2
     with pytest.raises(UsageError, match="a threshold of"):
@@ -54,9 +54,8 @@ def test_thresholds_are_the_models_own_or_those_given():
 
 
 def test_evaluation_never_applies_thresholds():
-    model, pixels = detector(), picture((64, 64), *SQUARES)
+    model, pixels = detector(facts={"thresholds": (1.0, 1.0, 1.0)}), picture((64, 64), *SQUARES)
     truth = Instances(torch.tensor(boxes_of(*SQUARES)).float(), torch.tensor([0, 1, 1, 2]))
-    model.thresholds = (1.0, 1.0, 1.0)
     batch = collate([Sample(pixels, truth, "a", (64, 64))])
     scores = evaluate(model, [batch], Detection(), metric=Detection().full_metric(model.classes, thresholds=(1,) * 3))
     assert scores.numbers["ap"] == 1.0
@@ -90,7 +89,7 @@ def test_formats_of_other_tools(tmp_path):
     assert rows[1]["segmentation"]["size"] == [40, 64]
     with pytest.raises(FolderError, match="exists"):
         write(predictor, tmp_path / "b.png", out=tmp_path / "coco", format="coco")
-    predictor.model.ids = tuple(range(10, 10 + len(predictor.classes)))
+    predictor = Predictor(detector(facts={"ids": (10, 11, 12)}), InstanceSegmentation(), device="cpu")
     write(predictor, tmp_path / "b.png", out=tmp_path / "ids", format="coco")
     assert [row["category_id"] for row in json.loads((tmp_path / "ids" / "results.json").read_text())] == [10, 11]
 

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from losses import gradients
 
 from patchform import lookup
 from patchform.commands import recipes
@@ -21,7 +22,6 @@ from patchform.data.transforms import Mixing, training_transform
 from patchform.model import build_model
 from patchform.records import Bitmaps, Instances, Label, Regions, Sample
 from patchform.training import optimizer, preparation, schedule
-from patchform.training.loop import gradients
 
 SIDE, IMAGES, FRAMES = 64, 2, 5
 CLASSES = {
@@ -108,7 +108,7 @@ def build(recipe, *, classes):
         backbone=recipe.model.backbone,
         head=recipe.model.head,
         classes=[f"class {number}" for number in range(classes)],
-        preprocessing=preparation.preprocessing_of(recipe.data),
+        preprocessing=recipe.preprocessing,
         backbone_options=options,
         head_options=recipe.model.head_options,
     )
@@ -163,11 +163,13 @@ def nano(recipe):
     top |= {key: min(value, 16) for key, value in top.items() if key.startswith("channels_")}
     for key, value in NANO_HEADS.get(recipe.model.head, {}).items():
         top[key] = top.get(key, {}) | value if isinstance(value, dict) else value
-    full = preparation.preprocessing_of(recipe.data).size
+    full = recipe.preprocessing.size
     side, sizes = min(SIDE, *full), tuple(size * SIDE // max(full) for size in recipe.augmentation.sizes)
     return dataclasses.replace(
         recipe,
-        data=dataclasses.replace(recipe.data, image_size=side, frames=min(FRAMES, recipe.data.frames)),
+        preprocessing=dataclasses.replace(
+            recipe.preprocessing, size=(side, side), frames=min(FRAMES, recipe.preprocessing.frames)
+        ),
         augmentation=dataclasses.replace(recipe.augmentation, sizes=sizes),
         model=dataclasses.replace(recipe.model, backbone=f"{family}/{small}", options=options, head_options=top),
     )
@@ -203,7 +205,7 @@ def a_batch(recipe, preprocessing, classes):
     for _ in range(IMAGES):
         clip = (preprocessing.frames,) if preprocessing.frames else ()
         image = torch.randint(256, (*clip, 3, SIDE, SIDE), generator=draw).byte()
-        image, shown, views = image[..., : recipe.data.channels, :, :], target, None
+        image, shown, views = image[..., : recipe.preprocessing.channels, :, :], target, None
         if recipe.augmentation.views > 1:
             image, views = MultiCrop(preprocessing, recipe.augmentation)(image)
         elif recipe.task in ("classification", "video_classification", "pretraining"):

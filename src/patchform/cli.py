@@ -6,6 +6,7 @@ Nothing here or at the top of a command's file imports torch: help and wrong opt
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     words, settings = _take_settings(argv)
-    arguments = _parser().parse_args(words)
+    arguments = _parser(words).parse_args(words)
     if settings and arguments.verb not in ("train", "data"):
         raise UsageError(f"no such option: --{next(iter(settings))}", remedy=f"patchform {arguments.verb} --help")
     arguments.settings = settings
@@ -105,7 +106,8 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (self.more() if self.more else "")
 
 
-def _parser() -> _Parser:
+def _parser(words: Sequence[str] = ()) -> _Parser:
+    """The parser of all verbs; `words` of the command line tell what a help text is about."""
     everywhere = _Parser(add_help=False, allow_abbrev=False)
     everywhere.add_argument("--json", action="store_true", help="speak JSON, errors too")
     everywhere.add_argument("--debug", action="store_true", help="show where in the code an error arose")
@@ -136,7 +138,8 @@ def _parser() -> _Parser:
             allow_abbrev=False,
         )
         verb.add_arguments(own)
-        own.more = getattr(verb, "more_help", None)
+        if verb is train:
+            own.more = functools.partial(train.more_help, words)
     return parser
 
 

@@ -23,8 +23,9 @@ from patchform.data.dataset import formats, open_evaluation, open_training, serv
 from patchform.data.faults import KINDS, Fault, Faults
 from patchform.data.images import decode
 from patchform.data.listing import Listing
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
-from patchform.records import Preprocessing, Sample
+from patchform.records import Sample
 from patchform.settings import DataSettings
 from patchform.tasks.base import Task, find_task
 
@@ -136,12 +137,19 @@ def task_of(path: str | Path) -> str:
     return found[0]
 
 
-def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progress | None = None) -> Diagnosis:
+def diagnose(
+    settings: DataSettings,
+    *,
+    task: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
     """Find all that is wrong with a data set.
 
     Args:
         settings: `path`, and how it is read.
         task: what it is for; default: as its layout says (`task_of`), and what is in it (`Task.refined`).
+        preprocessing: channels, bits and frames count.
         progress: called with (part, done, all) after each picture.
 
     Raises:
@@ -155,7 +163,7 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
     kind = find_task(chosen)
     if not serves(path, chosen):
         open_training(settings, task=chosen)  # says what was looked for
-    preprocessing = whole(settings, chosen)
+    preprocessing = whole(preprocessing or Preprocessing(), chosen)
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
         chosen = kind.refined(listing)
@@ -176,16 +184,10 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
     return Diagnosis(path=path, task=chosen, parts=tuple(parts), preprocessing=preprocessing)
 
 
-def whole(settings: DataSettings, task: str) -> Preprocessing:
+def whole(preprocessing: Preprocessing, task: str) -> Preprocessing:
     """How pictures, or clips, are looked at in their own size."""
-    return Preprocessing(
-        resize="native",
-        channels=settings.channels,
-        bits=settings.bits,
-        frames=settings.frames or find_task(task).frames,
-        frame_step=settings.frame_step,
-        sampling=settings.sampling,
-    )
+    frames = preprocessing.frames or find_task(task).frames
+    return replace(preprocessing, resize="native", frames=frames)
 
 
 def _opened(settings: DataSettings, task: str, faults: Faults) -> tuple[Listing | None, Path | None]:

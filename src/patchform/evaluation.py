@@ -22,10 +22,10 @@ from patchform.metrics.base import Metric, Scores
 from patchform.model import Model, load
 from patchform.records import Batch
 from patchform.settings import DataSettings
-from patchform.tasks.base import Task, task_of
+from patchform.tasks.base import CURVES, Task, task_of
 from patchform.weights import files
 
-REPORT, CONFUSION, CURVES = "evaluation.json", "confusion.png", "pr.png"
+REPORT, CONFUSION = "evaluation.json", "confusion.png"
 """What `evaluate_run` writes."""
 
 Precision = Literal["float32", "bfloat16"]
@@ -181,5 +181,4 @@ def settings_for(model: Model, settings: DataSettings | None = None) -> DataSett
         settings or DataSettings(),
         labels="multi" if multi else "single",
         allow_empty_class=True,
-        frames=model.preprocessing.frames,
     )

@@ -18,9 +18,10 @@ from torch import Tensor
 from patchform.data.collate import collate, split, to_device
 from patchform.data.detection_transforms import join, take
 from patchform.data.transforms import evaluation_transform
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError, expect
 from patchform.model import Model
-from patchform.records import Batch, Instances, Label, Preprocessing, Regions, Sample, Target
+from patchform.records import Batch, Instances, Label, Regions, Sample, Target
 
 NEAR = 2.0
 """Pixels from the border of a window within which a box is taken to be cut by it."""

@@ -13,17 +13,21 @@ import importlib.abc
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Unpack, get_args, get_origin, get_type_hints
 
+from patchform import schema
+from patchform.descriptions import Published, Variant, WeightsFile
 from patchform.errors import UsageError
-from patchform.records import Published, Variant, WeightsFile
+from patchform.schema import Range
 
 KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect")
+NOT_OPTIONS = ("self", "architecture")
+LARGEST_OPTION = 1_000_000
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []
 
@@ -168,12 +172,49 @@ def weights_file(name: str) -> WeightsFile:
     return rows[name]
 
 
-def check_options(build: Any, options: Iterable[str], *, of: str) -> None:
-    """Raise UsageError, naming the nearest, for an option that the constructor `build` does not take."""
-    known = [name for name in inspect.signature(build).parameters if name != "self"]
-    for option in options:
+def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Mapping[str, Any] | None = None) -> None:
+    """Raise UsageError for an option that a constructor does not take, the nearest named, or that is of another type.
+
+    A whole number is at least 1, or as low as the option is by default; or its annotation has a `Range`.
+
+    Args:
+        build: a class.
+        options: arguments of it.
+        of: whose they are, in words.
+        usual: what it is given by default.
+    """
+    known = _options(build)
+    for option, value in options.items():
         if option not in known:
             raise no_such(f"option of {of}", option, known)
+        hint, default = known[option]
+        default = (usual or {}).get(option, default)
+        lowest = min(1, default) if type(default) is int else 1
+        bound = Range(least=lowest if hint in (int, int | None) else -LARGEST_OPTION, most=LARGEST_OPTION)
+        try:
+            if schema.plain(hint):
+                own = any(isinstance(note, Range) for note in getattr(hint, "__metadata__", ()))
+                schema.read(value, hint if own else Annotated[hint, bound])
+        except schema.Misfit as misfit:
+            what = schema.Misfit(misfit.value, misfit.needed, key=f"option {option} of {of}", outside=misfit.outside)
+            raise UsageError(what.what, remedy=what.remedy) from None
+
+
+def _options(build: Any) -> dict[str, tuple[Any, Any]]:
+    """Type and default of what a constructor takes, those of `**options: Unpack[...]` among them."""
+    try:
+        hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__, include_extras=True)
+    except NameError:  # of types that only a checker imports
+        hints = {}
+    known: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in inspect.signature(build).parameters.items():
+        hint = hints.get(name, Any)
+        if get_origin(hint) is Unpack:
+            below = get_type_hints(get_args(hint)[0], include_extras=True)
+            known |= {option: (kind, None) for option, kind in below.items()}
+        elif name not in NOT_OPTIONS:
+            known[name] = (hint, parameter.default)
+    return known
 
 
 def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchform import lookup
+from patchform import lookup, schema
 from patchform.backbones.base import Backbone, over_frames
+from patchform.descriptions import Architecture, Description, Preprocessing
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.records import Architecture, Batch, Features, Preprocessing, Target
+from patchform.records import Batch, Features, Loss, Target
+from patchform.schema import Misfit
 from patchform.tasks.base import find_task
 from patchform.weights import files
 from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
-
-R = TypeVar("R", Architecture, Preprocessing)
 
 
 class Model(nn.Module):
@@ -33,12 +32,12 @@ class Model(nn.Module):
         classes: names in the order of the head's outputs.
         preprocessing: how pictures become input; stored with the model, read by every command.
         architecture: names to build the same model again; None for models put together by hand (they cannot be saved).
-
-    Attributes:
-        thresholds: scores from which a prediction of an object counts, one a class, chosen on validation data and
-            stored with the model; None where none were chosen. `predict` does not apply them.
         ids: of the classes in the data that they were learnt from (COCO's category ids), for results that others read;
             None where those have none.
+        thresholds: scores from which a prediction of an object counts, one a class, chosen on validation data and
+            stored with the model; None where none were chosen. `predict` does not apply them.
+
+    All of these are attributes, and none is set later.
     """
 
     def __init__(
@@ -49,23 +48,26 @@ class Model(nn.Module):
         classes: Sequence[str],
         preprocessing: Preprocessing,
         architecture: Architecture | None = None,
+        ids: Sequence[int | str] | None = None,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if backbone.prefers_channels_last:
             backbone.to(memory_format=torch.channels_last)
         self.backbone, self.head = backbone, head
-        self.classes = tuple(classes)
-        self.preprocessing, self.architecture = preprocessing, architecture
-        self.thresholds: tuple[float, ...] | None = None
-        self.ids: tuple[int | str, ...] | None = None
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1), persistent=False)
+        self.classes: Final = tuple(classes)
+        self.preprocessing: Final = preprocessing.resolved()
+        self.architecture: Final = architecture
+        self.ids: Final = None if ids is None else tuple(ids)
+        self.thresholds: Final = None if thresholds is None else tuple(thresholds)
+        self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocessing.std).view(-1, 1, 1), persistent=False)
 
     mean: Tensor
     std: Tensor
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch: named scalars whose sum is minimised."""
+    def forward(self, batch: Batch) -> dict[str, Loss]:
+        """Losses of a batch by name; the sum of their means is minimised."""
         return self.head.loss(self.head(self.features(batch), batch.targets), batch.targets)
 
     @torch.no_grad()
@@ -93,13 +95,13 @@ class Model(nn.Module):
         shape = (len(padding), *(1,) * (images.dim() - 3), *padding.shape[1:])  # no time, no channels
         return pixels.masked_fill(padding.view(shape), 0)
 
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: the weight of these targets in the loss of a larger batch."""
-        return self.head.count(targets)
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """() float32 by name of loss: the counts of `forward`, known before it."""
+        return self.head.counts(targets)
 
     @property
     def trained(self) -> Backbone:
-        """The built that gradients move: the backbone, but for models whose backbone is a teacher."""
+        """What gradients move: the backbone, but for models whose backbone is a teacher."""
         return self.backbone
 
     def begin(self, *, step: int, steps: int, epoch: int) -> None:
@@ -126,7 +128,7 @@ def build_backbone(name: str, **options: Any) -> Backbone:
         UsageError: no such family, size or option; the message names the nearest.
     """
     _, variant = lookup.backbone(name)
-    lookup.check_options(variant.build, options, of=name)
+    lookup.check_options(variant.build, options, of=name, usual=variant.options)
     native = {"image_size": variant.image_size} if "image_size" in inspect.signature(variant.build).parameters else {}
     return variant.build(**{**native, **variant.options, **options})
 
@@ -137,6 +139,7 @@ def build_model(
     backbone: str,
     head: str,
     classes: Sequence[str],
+    ids: Sequence[int | str] | None = None,
     preprocessing: Preprocessing | None = None,
     backbone_options: dict[str, Any] | None = None,
     head_options: dict[str, Any] | None = None,
@@ -148,6 +151,7 @@ def build_model(
         backbone: family/size.
         head: name of a head that serves the task, or of a method of pre-training.
         classes: class names, at least one; not looked at for a task without labels.
+        ids: see `Model`.
         preprocessing: default: the variant's published input size and ImageNet's statistics.
         backbone_options: arguments of the backbone that override its row.
         head_options: arguments of the head.
@@ -156,36 +160,59 @@ def build_model(
         UsageError: an unknown name or option, a head of another task, no classes, or statistics of another number of
             channels.
     """
-    of = find_task(task)
-    if not classes and of.labelled:
-        raise UsageError("a model needs at least one class")
-    _, variant = lookup.backbone(backbone)
+    made_of = Architecture(
+        task=task,
+        backbone=backbone,
+        head=head,
+        backbone_options=dict(backbone_options or {}),
+        head_options=dict(head_options or {}),
+    )
     if preprocessing is None:
-        native = variant.options.get("frames", of.frames)
+        _, variant = lookup.backbone(backbone)
+        native = variant.options.get("frames", find_task(task).frames)
         preprocessing = Preprocessing(size=(variant.image_size, variant.image_size), frames=native)
-    if of.frames and not preprocessing.frames:
-        raise UsageError("clips of 0 frames", remedy="set data.frames")
+    return _assembled(made_of, preprocessing, classes, ids, None)
+
+
+def _assembled(
+    made_of: Architecture,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    ids: Sequence[int | str] | None,
+    thresholds: Sequence[float] | None,
+) -> Model:
+    """The model of a description."""
+    task = find_task(made_of.task)
+    if not classes and task.labelled:
+        raise UsageError("a model needs at least one class")
+    if task.frames and not preprocessing.frames:
+        raise UsageError("clips of 0 frames", remedy="set preprocessing.frames")
     for name in ("mean", "std"):
-        if len(getattr(preprocessing, name)) not in (1, preprocessing.channels):
-            raise UsageError(
-                f"{name} has {len(getattr(preprocessing, name))} numbers for {preprocessing.channels} channels"
-            )
-    options = dict(backbone_options or {})
+        numbers = getattr(preprocessing, name)
+        if numbers and len(numbers) not in (1, preprocessing.channels):
+            raise UsageError(f"{name} has {len(numbers)} numbers for {preprocessing.channels} channels")
+    _, variant = lookup.backbone(made_of.backbone)
     arguments: dict[str, Any] = {"in_channels": preprocessing.channels}
     for name, value in (("image_size", preprocessing.size), ("frames", preprocessing.frames)):
         if value and name in inspect.signature(variant.build).parameters:
             arguments[name] = value
-    built = build_backbone(backbone, **(arguments | options))
-    made_of = Architecture(
-        task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
+    backbone = build_backbone(made_of.backbone, **(arguments | made_of.backbone_options))
+    head = _BUILDERS[task.models](backbone, tuple(classes), preprocessing, made_of)
+    if isinstance(head, Model):
+        return head
+    return Model(
+        backbone,
+        head,
+        classes=classes,
+        preprocessing=preprocessing,
+        architecture=made_of,
+        ids=ids,
+        thresholds=thresholds,
     )
-    return _BUILDERS[of.models](built, tuple(classes), preprocessing, made_of)
 
 
-def _under_head(
-    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
-) -> Model:
-    """A backbone under a head of `heads/`."""
+def _head(backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture) -> Head:
+    """A head of `heads/`."""
     kind: type[Head] = lookup.the_class("heads", made_of.head, Head)
     if made_of.task not in kind.tasks:
         raise UsageError(
@@ -193,14 +220,14 @@ def _under_head(
         )
     lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
     build: Any = kind  # the options are the head's own
-    head = build(
+    head: Head = build(
         channels=backbone.channels,
         strides=backbone.strides,
         width=backbone.width,
         classes=len(classes),
         **made_of.head_options,
     )
-    return Model(backbone, head, classes=classes, preprocessing=preprocessing, architecture=made_of)
+    return head
 
 
 def _as_method(
@@ -209,45 +236,57 @@ def _as_method(
     """A method of `pretraining/`, which is a model itself and has no classes."""
     kind = lookup.the_class("pretraining", made_of.head, Model)
     lookup.check_options(kind, made_of.head_options, of=f"method {made_of.head}")
-    model: Model = kind(backbone, preprocessing, **made_of.head_options)
-    model.architecture = made_of
+    build: Any = kind
+    model: Model = build(backbone, preprocessing, architecture=made_of, **made_of.head_options)
     return model
 
 
-_BUILDERS = {"heads": _under_head, "pretraining": _as_method}
+_BUILDERS: dict[str, Callable[..., Head | Model]] = {"heads": _head, "pretraining": _as_method}
 """By the folder in which a task's models are found (`Task.models`)."""
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """Everything needed to build the model again and to use it, as plain JSON values (the content of model.json)."""
+def describe(model: Model, *, thresholds: Sequence[float] | None = None) -> dict[str, Any]:
+    """Everything needed to build the model again and to use it, as plain JSON values (the content of model.json).
+
+    Args:
+        model: built by `build_model`.
+        thresholds: chosen since; default: those that it has.
+    """
     if model.architecture is None:
         raise UsageError("this model was put together by hand and has no names", remedy="build it with build_model")
-    return {
-        "format": FORMAT,
-        "architecture": dataclasses.asdict(model.architecture),
-        "classes": list(model.classes),
-        "preprocessing": dataclasses.asdict(model.preprocessing),
-        "thresholds": None if model.thresholds is None else list(model.thresholds),
-        "ids": None if model.ids is None else list(model.ids),
-    }
+    chosen = model.thresholds if thresholds is None else tuple(thresholds)
+    description = Description(
+        format=FORMAT,
+        architecture=model.architecture,
+        classes=model.classes,
+        preprocessing=model.preprocessing,
+        thresholds=chosen,
+        ids=model.ids,
+    )
+    return dataclasses.asdict(description)
 
 
 # ---------------------------------------------------------------------------------------------------- save and load
 
-LARGEST_SIDE, LARGEST_OPTION = 16_384, 1_000_000
-"""Bounds on what a model file may ask for, checked before anything is built."""
 SCRATCH = 1 << 24
 """Tensor elements that may be made in building a model, beside two for each byte of its weights file (one is usual)."""
+CALLS = 20
+"""Operations that may be done in building a model, for each tensor of its weights file (two or three are usual)."""
 
 
-def save(model: Model, folder: str | Path) -> None:
+def save(model: Model, folder: str | Path, *, thresholds: Sequence[float] | None = None) -> None:
     """Write `model.safetensors`, `model.json` and their manifest into a folder, which is made if need be.
+
+    Args:
+        model: built by `build_model`.
+        folder: where to.
+        thresholds: chosen since; default: those that it has.
 
     Raises:
         UsageError: the model was put together by hand.
         ResourceError: the disk is full or the place is not writable.
     """
-    description = describe(model)
+    description = describe(model, thresholds=thresholds)
     with files.atomic_folder(Path(folder)) as place:
         files.write_tensors(place / WEIGHTS, model.state_dict())
         files.write_json(place / DESCRIPTION, description)
@@ -268,111 +307,59 @@ def load(folder: str | Path, *, weights: bool = True) -> Model:
     """
     folder = Path(folder)
     description = read_description(folder)
-    with _Bounded(2 * (folder / WEIGHTS).stat().st_size + SCRATCH):
+    weights_file = folder / WEIGHTS
+    with _Bounded(2 * weights_file.stat().st_size + SCRATCH, CALLS * (files.count_tensors(weights_file) + 100)):
         model = _build(description, folder / DESCRIPTION)
     if weights:
-        _fill(model, files.read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        _fill(model, files.read_tensors(weights_file), weights_file)
     return model.eval()
 
 
 class _Bounded(TorchDispatchMode):
-    """Within it, so many tensor elements may be made: a few lines of JSON cannot ask for a giant."""
+    """Within it, so many tensor elements may be made, by so many calls: lines of JSON cannot ask for a giant."""
 
-    def __init__(self, elements: int) -> None:
+    def __init__(self, elements: int, calls: int) -> None:
         super().__init__()
-        self.left = elements
+        self.left, self.calls = elements, calls
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = call(*args, **(kwargs or {}))
+        self.calls -= 1
         if isinstance(made, Tensor) and not call._schema.is_mutable:
             self.left -= made.numel()
-            if self.left < 0:
-                raise ValueError("it would be far larger than its weights file")
+        if min(self.left, self.calls) < 0:
+            raise ValueError("it would be far larger than its weights file")
         return made
 
 
-def _build(description: dict[str, Any], source: Path) -> Model:
-    if odd := set(description) ^ {"format", "architecture", "classes", "preprocessing", "thresholds", "ids"}:
-        raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
-    made_of = _record(Architecture, description["architecture"], source)
-    preprocessing = _record(Preprocessing, description["preprocessing"], source)
-    p = preprocessing
-    if not all(0 < number <= LARGEST_SIDE for number in (*p.size, p.channels, p.frame_step, p.frames + 1)):
-        raise ModelFileError(f"size, channels, frames and frame_step are not in 1..{LARGEST_SIDE}", where=source)
-    thresholds = _thresholds(description["thresholds"], len(description["classes"]), source)
-    ids = _ids(description["ids"], len(description["classes"]), source)
+def _build(content: dict[str, Any], source: Path) -> Model:
     try:
-        model = build_model(
-            made_of.task,
-            backbone=made_of.backbone,
-            head=made_of.head,
-            classes=description["classes"],
-            preprocessing=preprocessing,
-            backbone_options=_frozen(made_of.backbone_options),
-            head_options=_frozen(made_of.head_options),
-        )
+        found = schema.build(Description, content)
+        _check_classes(found)
+        options = {name: _frozen(getattr(found.architecture, name)) for name in ("backbone_options", "head_options")}
+        made_of = dataclasses.replace(found.architecture, **options)
+        return _assembled(made_of, found.preprocessing, found.classes, found.ids, found.thresholds)
+    except schema.Misfit as misfit:
+        raise ModelFileError(misfit.what, where=source, remedy=misfit.remedy) from None
     except Exception as error:  # whatever a constructor says of a file's values, the file is at fault
         raise ModelFileError(f"cannot be built: {error}", where=source) from error
-    model.thresholds, model.ids = thresholds, ids
-    return model
 
 
-def _thresholds(values: Any, number: int, source: Path) -> tuple[float, ...] | None:
-    """None, or a number of 0 or more for each class."""
-    if values is None:
-        return None
-    if not _fits(values, tuple[float, ...]) or len(values) != number or not all(0 <= x < math.inf for x in values):
-        raise ModelFileError(f"thresholds are not {number} numbers of 0 or more", where=source)
-    return tuple(float(value) for value in values)
-
-
-def _ids(values: Any, number: int, source: Path) -> tuple[int | str, ...] | None:
-    """None, or a whole number or a word for each class, all different."""
-    if values is None:
-        return None
-    plain = isinstance(values, list) and all(type(value) in (int, str) for value in values)
-    if not plain or len(values) != number or len(set(values)) < number:
-        raise ModelFileError(f"ids are not {number} different numbers or words", where=source)
-    return tuple(values)
-
-
-def _record(kind: type[R], values: Any, source: Path) -> R:
-    """A frozen dataclass from JSON values: each field there, none other, each of its type."""
-    types = get_type_hints(kind)
-    if not isinstance(values, dict) or set(values) != set(types):
-        odd = set(values) ^ set(types) if isinstance(values, dict) else types
-        raise ModelFileError(f"unknown or missing keys: {', '.join(sorted(odd))}", where=source)
-    for name, value in values.items():
-        if not _fits(value, types[name]):
-            raise ModelFileError(f"{name} is not of type {types[name]}", where=source)
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return kind(**fields)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has a type, as far as the records use types."""
-    of, inner = get_origin(kind), get_args(kind)
-    if of is Literal:
-        return value in inner
-    if of is tuple:
-        return isinstance(value, list) and (
-            all(_fits(item, inner[0]) for item in value)
-            if inner[-1] is Ellipsis
-            else len(value) == len(inner) and all(map(_fits, value, inner))
-        )
-    if of is dict:
-        return isinstance(value, dict)
-    return type(value) in ((int, float) if kind is float else (kind,))
+def _check_classes(found: Description) -> None:
+    """Raise Misfit unless there is a threshold, or another id, for each class."""
+    number = len(found.classes)
+    if found.thresholds is not None and len(found.thresholds) != number:
+        raise Misfit(found.thresholds, f"{number} numbers", key="thresholds")
+    if found.ids is not None and not len(found.ids) == len(set(found.ids)) == number:
+        raise Misfit(found.ids, f"{number} different numbers or words", key="ids")
 
 
 def _frozen(options: Any) -> Any:
-    """Options as a constructor had them (JSON knows no tuples), refused when a number is out of all proportion."""
+    """Options as a constructor had them: JSON knows no tuples."""
     if isinstance(options, dict):
         return {key: _frozen(value) for key, value in options.items()}
     if isinstance(options, list):
         return tuple(_frozen(value) for value in options)
-    if isinstance(options, int | float) and abs(options) > LARGEST_OPTION:
-        raise ValueError(f"an option of {options:g} is above {LARGEST_OPTION}")
     return options
 
 

@@ -12,10 +12,17 @@ Conventions, the same everywhere:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
+
+from patchform.descriptions import Architecture as Architecture
+from patchform.descriptions import Preprocessing as Preprocessing
+from patchform.descriptions import Published as Published
+from patchform.descriptions import Score as Score
+from patchform.descriptions import Variant as Variant
+from patchform.descriptions import WeightsFile as WeightsFile
 
 
 class Features(NamedTuple):
@@ -163,117 +170,20 @@ class Batch(NamedTuple):
     """(B, V, C, h, w): small crops of each picture, for methods that compare views; `images` then has crops for T."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """Everything between a decoded file and the model, stated once and stored in the model file."""
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss of a batch, or of a part of one: parts, and the shares of several processes, add up field by field."""
 
-    size: tuple[int, int] = (224, 224)
-    """Model input (height, width) in pixels."""
-    resize: Literal["crop", "squash", "keep", "fit", "native"] = "crop"
-    """crop: resize the shorter side, keep the aspect, take the centre; squash: resize both sides. The whole picture at
-    its aspect, for dense tasks: keep: its shorter side becomes that of `size`; fit: the same, but its longer side stays
-    within that of `size`, whichever way the picture lies; native: in its own pixels."""
-    crop_share: float = 0.875
-    """For crop: share of the resized image's shorter side that the centre crop keeps, in (0, 1]."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
-    """Always antialiased."""
-    channels: int = 3
-    """1 grey, 3 RGB, 4 RGBA or any number of bands."""
-    bits: Literal[8, 16] = 8
-    """Depth that is kept: 8 gives uint8; 16 gives float32 in 0..1 and loses nothing of 16-bit files."""
-    background: int = 0
-    """Grey level, 0..255, behind transparent pixels when the model does not see alpha."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Per channel (or one for all), of values scaled to 0..1."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    frames: int = 0
-    """Of a clip; 0: pictures."""
-    frame_step: int = 1
-    """For dense: frames of the video from one of the clip to the next."""
-    sampling: Literal["dense", "uniform"] = "uniform"
-    """uniform: the middle frame of each of `frames` equal parts of the video, in training any frame of the part. dense:
-    frames `frame_step` apart from the middle of the video, in training from any start. A video with fewer frames than
-    that repeats its last one."""
+    sum: Tensor
+    """() float32, already weighted by the loss's factor."""
+    count: Tensor
+    """() float32, 0 or more: how many things (images, pixels, objects) it is a sum over, each by its weight."""
+
+    @property
+    def mean(self) -> Tensor:
+        """() what is minimised; 0 where nothing counts."""
+        return self.sum / self.count.clamp(min=LEAST)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What a model is made of, by names of the registry: enough to build it again."""
-
-    task: str
-    backbone: str
-    """family/size, such as swin/t."""
-    head: str
-    backbone_options: dict[str, Any]
-    """Arguments that override the variant's row."""
-    head_options: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One row of a backbone file's `VARIANTS`: what to build and at which input size it was published."""
-
-    build: Any
-    """The Backbone class."""
-    image_size: int
-    """Height and width of the published input, pixels. Passed on where the class takes `image_size`."""
-    options: dict[str, Any]
-    """Arguments of the class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One row of a family's `SCORES`: what was reported for a variant."""
-
-    variant: str
-    scores: dict[str, float]
-    """Such as {"imagenet-1k top-1": 81.2}; per cent."""
-    source: str
-    """Paper and table, or the authors' page."""
-    image_size: int = 224
-    training: str = "imagenet-1k"
-    """What it was trained on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsFile:
-    """One row of a family's `WEIGHTS`: a file that somebody published, and all that using it takes.
-
-    Its name is family/variant.tag, such as "vit/b16.augreg_in21k_ft_in1k". It is fetched when a user names it.
-    """
-
-    variant: str
-    tag: str
-    """What tells the files of a variant apart."""
-    place: str
-    """ "hub:owner/name/file"; "https://..."; or "torchvision:function/weights", a pickle, which is not fetched."""
-    megabytes: int
-    """About: four bytes for each number of the model."""
-    licence: str
-    layout: str
-    """One of the family's `LAYOUTS`."""
-    preprocessing: Preprocessing
-    classes: int
-    """Outputs of its classifier; 0 where it has none."""
-    labels: str = ""
-    """What its classes are: "imagenet-1k" (with names), "imagenet-21k", "imagenet-22k", or nothing."""
-    sha256: str | None = None
-    """None where it is not known: a plain address then needs one from the user."""
-    backbone_options: dict[str, Any] = field(default_factory=dict)
-    """Arguments that override the variant's row."""
-    head: str = "linear"
-    head_options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What the world knows of a family beside its paper: the content of `published/<family>.py`."""
-
-    layouts: dict[str, Any]
-    """`LAYOUTS`: `weights.rules.Rules` by name, between a published classifier and one of ours."""
-    scores: tuple[Score, ...]
-    """`SCORES`."""
-    weights: tuple[WeightsFile, ...] = ()
-    """`WEIGHTS`."""
-    init_layouts: dict[str, Any] = field(default_factory=dict)
-    """`INIT_LAYOUTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""
+LEAST = 1e-6
+"""Divides what is a sum over nothing, and so 0."""

@@ -1,4 +1,4 @@
-"""Typed settings of a run: frozen dataclasses whose attribute docstrings are the help text of the command line.
+"""Typed settings of a run: frozen dataclasses. Each field states its range and its meaning once (`schema`).
 
 A recipe is a YAML file with exactly these keys (`recipes/<task>/<name>.yaml`); `--section.key value` goes over it.
 Nothing here names a class or an import path, so no file can. This module imports no torch: `--help` must be quick.
@@ -7,7 +7,16 @@ Nothing here names a class or an import path, so no file can. This module import
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from patchform import schema
+from patchform.descriptions import Preprocessing
+from patchform.errors import UsageError
+from patchform.schema import Factor, Length, Misfit, Options, Positive, Range, Share, Side
+
+BelowOne = Annotated[float, Range(least=0, below=1)]
+PartOf = Annotated[float, Range(above=0, most=1)]
+Scale = Annotated[float, Range(above=0, most=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,47 +27,23 @@ class DataSettings:
     """Folder of class folders, of images/ beside masks/, of tar shards, with train/ and val/; or a CSV list."""
     validation: str | None = None
     """Folder or CSV to validate on; default: val/ beside train/, else a share of `path`."""
-    validation_share: float = 0.2
-    """Share of each class that is held out when no validation set exists, in (0, 1)."""
+    validation_share: Annotated[float, Range(above=0, below=1)] = 0.2
+    """Share of each class that is held out when no validation set exists."""
     labels: Literal["single", "multi"] = "single"
     """One class an image, or any number of them (CSV)."""
-    image_size: int | tuple[int, int] = 224
-    """Model input in pixels: one side, or [height, width]."""
-    resize: Literal["crop", "squash", "keep", "fit", "native"] = "crop"
-    """crop: keep the aspect and take the centre; squash: resize both sides. For masks and objects: keep: resize the
-    shorter side; fit: the same, with the longer side within image_size's; native: leave the picture as it is."""
-    crop_share: float = 0.875
-    """Share of the shorter side that the centre crop keeps, in (0, 1]."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
-    """How pixels are resampled (always antialiased)."""
-    channels: int = 3
-    """1 grey, 3 RGB, 4 RGBA, or the number of bands."""
-    bits: Literal[8, 16] = 8
-    """Depth of the input: 16 keeps 16-bit files whole."""
-    mean: tuple[float, ...] | None = None
-    """Per channel, of values in 0..1; default: ImageNet's for 3 channels, 0.5 otherwise."""
-    std: tuple[float, ...] | None = None
-    """Per channel, of values in 0..1; default: ImageNet's for 3 channels, 0.5 otherwise."""
-    frames: int = 0
-    """Of videos: frames of a clip; 0: the data are pictures."""
-    frame_step: int = 1
-    """Of dense sampling: frames of the video from one of the clip to the next."""
-    sampling: Literal["dense", "uniform"] = "uniform"
-    """uniform: a frame of each of as many equal parts of the video as the clip has frames, at random in training, the
-    middle one elsewhere; dense: frames frame_step apart, from a random start in training, of the middle elsewhere."""
-    workers: int = 0
+    workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Processes that decode and augment, for each that trains; results do not depend on it."""
     balanced: bool = False
     """Draw every class equally often."""
-    skip_bad: float = 0.0
-    """Highest share of unreadable files that are left out and counted, in [0, 1); 0 stops at the first."""
+    skip_bad: BelowOne = 0.0
+    """Highest share of unreadable files that are left out and counted; 0 stops at the first."""
     allow_empty_class: bool = False
     """Accept class folders without a picture."""
-    classes: str | tuple[str, ...] | None = None
+    classes: str | Annotated[tuple[str, ...], Length(least=1, most=100_000)] | None = None
     """Names of the classes of masks: a list, or a file; default: classes.txt or classes.json beside them."""
     zero: Literal["class", "ignore"] = "class"
     """Number 0 in masks. class: 0 is the first class; ignore: it is unlabelled and 1 is the first class."""
-    ignore: int = 255
+    ignore: Annotated[int, Range(least=0, most=65_535)] = 255
     """Number in masks of pixels that count for nothing."""
     colors: str | None = None
     """For masks that are pictures of colours: a file with lines of a name and its red, green and blue in 0..255."""
@@ -75,7 +60,7 @@ class Transfer:
     """load: every tensor of the head, the classifier by class names where both sides have them; reinit: it
     stays fresh; auto: loaded, but it stays fresh where the source has another head or none, or other classes without
     names."""
-    classes: tuple[str, ...] = ()
+    classes: Annotated[tuple[str, ...], Length(most=100_000)] = ()
     """Names of the source's classes in the order of its classifier, where its file does not hold them."""
     channels: Literal["refuse", "repeat", "average", "slice", "new"] = "refuse"
     """First layer for another number of channels. repeat: in turn, scaled by the ratio of the numbers; average: all the
@@ -84,7 +69,7 @@ class Transfer:
     """Patch kernels for another patch size: resample keeps the product with a patch that is resized likewise."""
     frames: Literal["refuse", "central", "average"] = "refuse"
     """Kernels of single frames in a model of clips: in the middle frame of a tubelet, or shared by its frames."""
-    grid: tuple[int, int] | None = None
+    grid: tuple[Side, Side] | None = None
     """Rows and columns of the source's (finest) position table where they are not equal."""
 
 
@@ -96,16 +81,23 @@ class ModelSettings:
     """family/size; `patchform models` lists them."""
     head: str = "linear"
     """Name of the head."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     """Arguments of the backbone that override its row. Those of a recipe go when its family is replaced."""
-    head_options: dict[str, Any] = field(default_factory=dict)
+    head_options: Options = field(default_factory=dict)
     """Arguments of the head. Those of a recipe go when its head is replaced."""
-    drop_path: float | None = None
-    """Highest rate of stochastic depth, in [0, 1); default: the row's."""
+    drop_path: BelowOne | None = None
+    """Highest rate of stochastic depth; null: the row's."""
     init_from: str | None = None
     """Weights to start from: a run folder, or a file in a published layout."""
     transfer: Transfer = field(default_factory=Transfer)
     """What may differ between those weights and this model."""
+    frozen: Annotated[int, Range(least=0, most=10_000)] | Literal["all"] = 0
+    """Layers of the backbone, from the input on, that stay as they are; all: the whole backbone."""
+    frozen_epochs: Annotated[int, Range(least=0, most=1_000_000)] = 0
+    """Epochs after which they learn as well; 0: never."""
+    norms: Literal["learn", "frozen", "synchronised"] = "learn"
+    """Batch normalisation. frozen: that of the backbone keeps the statistics, scales and shifts that it starts from;
+    synchronised: of several processes, by the statistics of all."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -116,55 +108,56 @@ class ModelSettings:
 class AugmentationSettings:
     """Random changes of the training pictures; each draw depends on (seed, epoch, index) only."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[PartOf, PartOf] = (0.08, 1.0)
     """Area share of the random resized crop; [1, 1] takes the evaluation crop."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    crop_ratio: tuple[Scale, Scale] = (0.75, 1.3333)
     """Aspect ratios (width / height) of the random crop."""
-    scale: tuple[float, float] = (0.5, 2.0)
-    """With masks and objects: range of the random scale before the random crop of data.image_size, which keeps the
-    aspect. Objects, too, may see the whole picture: with [1, 1], with sizes, or with data.resize squash or native."""
-    sizes: tuple[int, ...] = ()
+    scale: tuple[Scale, Scale] = (0.5, 2.0)
+    """With masks and objects: range of the random scale before the random crop of preprocessing.size, which keeps the
+    aspect. Objects, too, may see the whole picture: with [1, 1], with sizes, or with preprocessing.resize squash or
+    native."""
+    sizes: Annotated[tuple[Side, ...], Length()] = ()
     """With objects: the whole picture, its shorter side one of these, drawn anew each time; instead of scale."""
-    mosaic: float = 0.0
+    mosaic: Share = 0.0
     """With objects: probability that four pictures are put together to one."""
-    copy_paste: float = 0.0
+    copy_paste: Share = 0.0
     """With masks of objects: probability that objects of another picture are pasted in."""
-    crop_padding: int = 0
+    crop_padding: Annotated[int, Range(least=0, most=16_384)] = 0
     """If above 0: pad by so many pixels and crop at random (small pictures) instead of crop_scale."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip."""
-    vertical_flip: float = 0.0
+    vertical_flip: Share = 0.0
     """Probability of a vertical flip."""
     policy: Literal["none", "rand_augment", "trivial_augment"] = "none"
     """Automatic augmentation policy."""
-    magnitude: int = 9
-    """Strength of rand_augment, 0..30."""
-    operations: int = 2
+    magnitude: Annotated[int, Range(least=0, most=30)] = 9
+    """Strength of rand_augment."""
+    operations: Annotated[int, Range(least=0, most=100)] = 2
     """Operations an image of rand_augment."""
-    color_jitter: float = 0.0
+    color_jitter: Share = 0.0
     """Strength of brightness, contrast and saturation jitter; with masks and objects of hue too, where 0.5 is usual,
     and with views."""
-    erasing: float = 0.0
+    erasing: Share = 0.0
     """Probability of random erasing."""
-    mixup: float = 0.0
+    mixup: Factor = 0.0
     """Alpha of mixup; 0 turns it off."""
-    cutmix: float = 0.0
+    cutmix: Factor = 0.0
     """Alpha of cutmix; 0 turns it off."""
-    mix_probability: float = 1.0
+    mix_probability: Share = 1.0
     """Share of batches that are mixed."""
-    views: int = 1
+    views: Annotated[int, Range(least=1, most=100)] = 1
     """Crops of a picture that are learnt from together, each changed by itself: dino takes 2."""
-    local_views: int = 0
+    local_views: Annotated[int, Range(least=0, most=100)] = 0
     """Small crops beside them."""
-    local_size: int = 96
+    local_size: Side = 96
     """Side of the small crops, pixels."""
-    local_scale: tuple[float, float] = (0.05, 0.4)
+    local_scale: tuple[PartOf, PartOf] = (0.05, 0.4)
     """Area share of the small crops."""
-    grey: float = 0.0
+    grey: Share = 0.0
     """With views: probability that a crop is grey."""
-    blur: tuple[float, ...] = ()
+    blur: Annotated[tuple[Share, ...], Length(most=101)] = ()
     """With views: probability of a blur, one number a crop, and one more for the small ones."""
-    solarise: tuple[float, ...] = ()
+    solarise: Annotated[tuple[Share, ...], Length(most=101)] = ()
     """With views: probability that bright pixels are inverted, numbers likewise."""
 
 
@@ -172,12 +165,12 @@ class AugmentationSettings:
 class LossSettings:
     """How wrong is measured."""
 
-    smoothing: float = 0.0
-    """Label smoothing, in [0, 1)."""
-    class_weights: Literal["none", "root", "balanced"] | list[float] = "none"
+    smoothing: BelowOne = 0.0
+    """Label smoothing."""
+    class_weights: Literal["none", "root", "balanced"] | list[Positive] = "none"
     """Weight of each class: balanced = inverse of its frequency, root = the square root of that, or one number a class
     in the order of the names."""
-    pixel_stride: int = 1
+    pixel_stride: Side = 1
     """With masks: in training every so-manyth row and column of pixels counts, beginning anywhere at each step: the
     same loss from fewer pixels, in less time."""
 
@@ -188,21 +181,21 @@ class OptimizerSettings:
 
     name: Literal["adamw", "lamb", "sgd"] = "adamw"
     """Update rule."""
-    lr: float = 1e-3
+    lr: Annotated[float, Range(above=0, most=1000)] = 1e-3
     """Highest learning rate, for the whole batch as given."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.05
     """Decoupled, for sgd part of the gradient; not on norms, biases, positions and tokens."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Averaging constants of adamw and lamb."""
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
     """Of sgd."""
-    eps: float = 1e-8
+    eps: Annotated[float, Range(above=0, most=1)] = 1e-8
     """Of adamw and lamb."""
-    layer_decay: float = 1.0
-    """Learning rate is multiplied by this for each layer further from the head, in (0, 1]."""
-    backbone_rate: float = 1.0
-    """Learning rate of the whole backbone is multiplied by this; 0 leaves it as it is."""
-    clip: float = 0.0
+    layer_decay: PartOf = 1.0
+    """Learning rate is multiplied by this for each layer further from the head."""
+    backbone_rate: Annotated[float, Range(least=0, most=1000)] = 1.0
+    """Learning rate of the whole backbone is multiplied by this; 0 is model.frozen all."""
+    clip: Factor = 0.0
     """Highest norm of the gradient; 0 does not clip."""
 
 
@@ -212,53 +205,54 @@ class ScheduleSettings:
 
     name: Literal["cosine", "polynomial", "steps", "constant"] = "cosine"
     """Shape after the warm-up."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: Factor = 5.0
     """Linear rise from lr * warmup_start to lr."""
-    warmup_start: float = 1e-3
+    warmup_start: Share = 1e-3
     """Share of lr at step 0."""
-    floor: float = 0.0
+    floor: Share = 0.0
     """Share of lr at the last step, of cosine and polynomial."""
-    power: float = 0.9
+    power: Annotated[float, Range(least=0, most=100)] = 0.9
     """Of polynomial."""
-    milestones: tuple[float, ...] = ()
+    milestones: Annotated[tuple[Positive, ...], Length()] = ()
     """Of steps: epochs after each of which the rate is multiplied by gamma; those beyond the run never come."""
-    gamma: float = 0.1
-    """Of steps, in (0, 1]."""
+    gamma: PartOf = 0.1
+    """Of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """The run itself."""
 
-    epochs: int = 100
+    epochs: Annotated[int, Range(least=1, most=1_000_000)] = 100
     """Passes over the training set."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Range(least=1, most=1_000_000)] = 64
     """Images of one optimizer step, of all processes together."""
-    micro_batch: int = 0
-    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same."""
-    pixels_at_once: int = 0
+    micro_batch: Annotated[int, Range(least=0, most=1_000_000)] = 0
+    """Images that go through the model at once; 0: the whole batch, or a process's share. Gradients are the same, but
+    for batch normalisation, of which the run then speaks (model.norms)."""
+    pixels_at_once: Annotated[int, Range(least=0, most=2**40)] = 0
     """Pixels, padding included, that go through the model at once; 0: no bound. A large picture alone may exceed it.
     Parts then have no more padding than their own pictures need: gradients are the same but for what a model makes of
     padding."""
-    seed: int = 0
+    seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 0
     """Of weights, order, augmentation and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward pass; parameters stay float32."""
-    ema: float = 0.0
-    """Decay of the moving average of the weights, in [0, 1); 0 keeps none. It is what is evaluated and saved."""
-    validate_every: int = 1
+    ema: BelowOne = 0.0
+    """Decay of the moving average of the weights; 0 keeps none. It is what is evaluated and saved."""
+    validate_every: Annotated[int, Range(least=1, most=1_000_000)] = 1
     """Epochs between validations."""
-    save_every: int = 0
+    save_every: Annotated[int, Range(least=0, most=2**40)] = 0
     """Steps between checkpoints; 0: at the end of each epoch."""
-    keep: int = 2
+    keep: Annotated[int, Range(least=1, most=1_000_000)] = 2
     """Good checkpoints that stay on disk (the best one beside)."""
-    patience: int = 0
+    patience: Annotated[int, Range(least=0, most=1_000_000)] = 0
     """Stop after so many validations without a better score; 0 never."""
     on_save_error: Literal["stop", "continue"] = "stop"
     """What a full disk does to the run."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where it runs."""
-    threads: int = 0
+    threads: Annotated[int, Range(least=0, most=1024)] = 0
     """CPU threads; 0: torch's default."""
     tensorboard: bool = True
     """Write events for TensorBoard beside metrics.csv."""
@@ -275,9 +269,40 @@ class Recipe:
     runs: str = "runs"
     """Folder of run folders."""
     data: DataSettings = field(default_factory=DataSettings)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     model: ModelSettings = field(default_factory=ModelSettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+MOVED = {
+    "data.image_size": "preprocessing.size",
+    **{
+        f"data.{name}": f"preprocessing.{name}"
+        for name in Preprocessing.__dataclass_fields__
+        if name not in ("size", "background")
+    },
+}
+"""Earlier names of settings, which are still read, and the names of now."""
+MOVED_VALUES = {"model.transfer.head": {"fill": "load", "new": "reinit"}}
+"""Likewise of values."""
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UsageError for a setting of another type or out of its range, whatever the task."""
+    try:
+        schema.check(recipe)
+    except Misfit as misfit:
+        raise UsageError(misfit.what, remedy=misfit.remedy) from None
+    change, name = recipe.augmentation, recipe.name
+    for key in ("crop_scale", "crop_ratio", "scale", "local_scale"):
+        low, high = getattr(change, key)
+        if low > high:
+            raise UsageError(f"augmentation.{key} is {[low, high]}", remedy="it must be in order, the lower one first")
+    if recipe.schedule.name == "steps" and not recipe.schedule.milestones:
+        raise UsageError("schedule.milestones is []", remedy="it must be one number of epochs or more")
+    if name is not None and (not name or name in (".", "..") or set(name) & set("/\\\0")):
+        raise UsageError(f"name is {name!r}", remedy="it must be the name of a folder, without a path")

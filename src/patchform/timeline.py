@@ -18,10 +18,11 @@ from patchform.data.collate import collate, to_device
 from patchform.data.encoded import write
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video, stream
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.inference import Inference
 from patchform.model import Model
-from patchform.records import Preprocessing, Sample, Target
+from patchform.records import Sample, Target
 from patchform.tasks.base import Task
 
 AT_ONCE = 8

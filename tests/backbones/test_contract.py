@@ -108,6 +108,18 @@ def test_what_lies_under_padding_changes_nothing(family):
     assert (free.summary[1] - one.summary[1]).abs().max() > 1e-3  # control: without the mask it does
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_picture_that_is_all_padding_harms_no_other(family, dtype):
+    backbone, images = nano(family).train(), pictures(family)
+    padding = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
+    padding[1] = True
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        features = backbone(images, padding=padding)
+    (features.summary.float().square().sum() + features.maps[-1].float().square().sum()).backward()
+    assert features.summary.isfinite().all()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in backbone.parameters())
+
+
 def test_every_parameter_gets_a_gradient(family):
     backbone = nano(family).train()
     torch.manual_seed(0)

@@ -44,15 +44,20 @@ def test_words_become_ways_to_ask(tmp_path):
         (("--stride", "3"), "without --window"),
         (("--margin", "3"), "without --window"),
         (("--window", "64", "--margin", "32"), "do not cover"),
-        (("--window", "64", "--margin", "-1"), "do not cover"),
         (("--window", "8", "--stride", "9"), "do not cover"),
-        (("--window", "0"), "do not cover"),
         (("--window", "8", "--mirrored"), "at once"),
-        (("--scales", "0"), "a scale of 0"),
-        (("--clips", "0"), "at least 1"),
         (("--clips", "2", "--mirrored"), "choose one"),
     ],
 )
 def test_words_that_make_no_sense_are_refused(words, said):
     with pytest.raises(UsageError, match=said):
         way(*words)
+
+
+@pytest.mark.parametrize(
+    "words", ["--window 64 --margin -1", "--window 0", "--scales 0", "--scales 1 nan", "--clips 0"]
+)
+def test_numbers_out_of_range_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        way(*words.split())
+    assert "it must be " in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_bad_pictures_stop_it_or_are_left_out(run, photos, tmp_path, capsys):
         (["{photos}"], 4, "not an intact model"),
         (["{run}", "--out", "{run}"], 2, "make no model"),
         (["{run}", "--out", "{run}", "--method", "linear"], 5, "exists already"),
-        (["{run}", "--neighbours", "0"], 2, "0 neighbours"),
+        (["{run}", "--neighbours", "0"], 2, "--neighbours: it is 0; it must be at least 1"),
         (["{run}", "--method", "svm"], 2, "invalid choice"),
         (["{run}", "--device", "mps"], 2, "no mps device"),
     ],

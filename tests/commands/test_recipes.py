@@ -1,11 +1,14 @@
-import inspect
+import json
+from dataclasses import asdict, replace
 
 import pytest
+import yaml
 
-from patchform import lookup
+from patchform import cli, lookup, schema
 from patchform.commands import recipes
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.settings import Recipe
+from patchform.settings import MOVED, Recipe
 
 
 def test_a_task_names_its_default_and_settings_go_over_it():
@@ -26,7 +29,7 @@ def test_a_task_names_its_default_and_settings_go_over_it():
         ("optimiser: {lr: 1}", "did you mean optimizer"),
         ("learning_rate: 1", "no such setting: learning_rate"),
         ("optimizer: {lr: fast}", "it is a number"),
-        ("optimizer: {lr: .inf}", "cannot be inf"),
+        ("optimizer: {lr: .inf}", "is inf"),
         ("training: {epochs: 1.5}", "it is a whole number"),
         ("optimizer: {name: adan}", "one of adamw, lamb, sgd"),
         ("- a\n- b", "no settings"),
@@ -51,11 +54,29 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
     assert (recipe.optimizer.lr, recipe.name, recipe.training.epochs) == (1e-3, "012", 7)
 
 
-def test_every_setting_has_a_meaning():
-    text = recipes.help_text()
-    for name, _ in recipes.names():
-        assert f"--{name} " in text or f"--{name}\n" in text, name
-    assert inspect.getdoc(Recipe)
+def test_every_setting_has_a_meaning_a_range_and_a_default():
+    for field in schema.fields(Recipe()):
+        assert field.meaning.endswith((".", "]")), field.name
+        assert field.section, field.name
+    text = " ".join(recipes.help_text().split())
+    assert "a number in (0, 1000]; default: 0.001" in text
+    assert "one of adamw, lamb, sgd; default: adamw" in text
+
+
+@pytest.mark.parametrize("task", ["", *recipes.tasks(), "detection/detr_r50_coco"])
+def test_help_shows_what_a_task_begins_with(task, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", *([task] if task else []), "--help"])
+    text = capsys.readouterr().out
+    for odd in ("Literal", "Union", "Annotated", "CONFIG", "typing", "None", "Optional"):
+        assert odd not in text
+    known = [line.strip() for line in text.splitlines() if line.startswith("  --") and "." in line.split()[0]]
+    assert sorted(known) == sorted(f"--{name}" for name in recipes.names() if "." in name)
+    recipe = recipes.resolve(task) if task else Recipe()
+    flat = " ".join(text.split())
+    for field in schema.fields(recipe):
+        assert f"default: {schema.shown(field.value)}" in flat, field.name
+    assert ("default: mask_rcnn" in flat) == (recipe.model.head == "mask_rcnn")
 
 
 def test_a_task_is_any_that_there_is():
@@ -86,3 +107,50 @@ def test_options_go_with_the_backbone_and_the_head_that_they_were_made_for(tmp_p
     ).model
     assert (headed.options, headed.head_options) == ({"patch": 8}, {"dense": 1})
     assert recipes.resolve(file, {"model": {"head": "linear"}}).model.head_options == {"dropout": 0.1}
+
+
+EARLIER = (
+    "data: {path: photos, image_size: [32, 48], resize: fit, crop_share: 0.9, interpolation: bilinear, channels: 1,"
+    " bits: 16, mean: [0.4], std: [0.2], frames: 4, frame_step: 2, sampling: dense, workers: 2}\n"
+)
+
+
+def test_earlier_names_of_settings_are_read_everywhere(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(EARLIER)  # as in the folder of an earlier run
+    wanted = Preprocessing(
+        size=(32, 48), resize="fit", crop_share=0.9, interpolation="bilinear", channels=1, bits=16,
+        mean=(0.4,), std=(0.2,), frames=4, frame_step=2, sampling="dense",
+    )  # fmt: skip
+    found = recipes.resolve(tmp_path)
+    assert found.preprocessing == wanted
+    assert (found.data.path, found.data.workers) == ("photos", 2)
+    over = recipes.resolve(tmp_path, {"data": {"image_size": 64}, "preprocessing": {"channels": "3"}}).preprocessing
+    assert over == replace(wanted, size=(64, 64), channels=3)
+    flags = recipes.nested({"data.image_size": "[8, 9]", "preprocessing.std": "[1e-1]"})
+    assert recipes.resolve(Recipe(), flags).preprocessing == Preprocessing(size=(8, 9), std=(0.1,))
+    assert len(MOVED) == 11
+    for old, new in MOVED.items():
+        with pytest.raises(UsageError, match=f"{old} and {new} are the same setting; give {new} alone"):
+            recipes.resolve(Recipe(), recipes.nested({old: "1", new: "1"}))
+
+
+def test_earlier_words_of_settings_are_read(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: {transfer: {head: new, patch: resample}}\n")
+    found = recipes.resolve(tmp_path).model.transfer
+    assert (found.head, found.patch) == ("reinit", "resample")
+    assert recipes.resolve(tmp_path, {"model": {"transfer": {"head": "fill"}}}).model.transfer.head == "load"
+
+
+def test_one_size_stands_for_both_sides_and_statistics_follow_the_channels():
+    assert recipes.resolve(Recipe(), {"preprocessing": {"size": 64}}).preprocessing.size == (64, 64)
+    grey = recipes.resolve(Recipe(), {"preprocessing": {"channels": 1}}).preprocessing
+    assert (grey.mean, grey.resolved().mean, grey.resolved().std) == (None, (0.5,), (0.5,))
+    assert Preprocessing().resolved().mean == (0.485, 0.456, 0.406)
+    with pytest.raises(UsageError, match=r"size cannot be .64, 64, 64."):
+        recipes.resolve(Recipe(), {"preprocessing": {"size": "[64, 64, 64]"}})
+
+
+def test_a_recipe_that_is_written_is_read_again(tmp_path):
+    made = recipes.resolve("detection/detr_r50_coco", {"name": "012", "model": {"options": {"dilated": 1}}})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(made)))))
+    assert recipes.resolve(tmp_path) == made

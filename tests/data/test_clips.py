@@ -28,7 +28,7 @@ from patchform.records import Batch, Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings, Recipe
 from patchform.tasks.classification import Classification
 from patchform.tasks.video_classification import VideoClassification
-from patchform.training.preparation import preprocessing_of, refuse_nonsense
+from patchform.training.preparation import refuse_nonsense
 
 TASK = "video_classification"
 STILL = AugmentationSettings(crop_scale=(1, 1), flip=0)
@@ -275,30 +275,27 @@ def test_settings_that_do_not_go_with_the_data_are_refused(root, tmp_path):
         lambda listing, p: VideoClassification().training_samples(listing, p, STILL, 0),
         VideoClassification().evaluation_samples,
     ):
-        with pytest.raises(UsageError, match=r"are videos, and data\.frames is 0"):
+        with pytest.raises(UsageError, match=r"are videos, and preprocessing\.frames is 0"):
             make(listing, Preprocessing())
     moving.frame_folder(tmp_path / "pictures")
     pictures = open_evaluation(tmp_path, DataSettings(), ("pictures",))
-    with pytest.raises(UsageError, match=r"are pictures, and data\.frames is 4"):
+    with pytest.raises(UsageError, match=r"are pictures, and preprocessing\.frames is 4"):
         Classification().evaluation_samples(pictures, NATIVE)
     with pytest.raises(UsageError, match="mosaic is for objects"):
         VideoClassification().training_samples(listing, NATIVE, AugmentationSettings(mosaic=0.5), 0)
 
 
 def test_settings_of_clips_go_into_the_model_and_nonsense_is_refused():
-    data = DataSettings(frames=6, frame_step=3, sampling="dense")
-    recipe = Recipe(task=TASK, data=data)
+    recipe = Recipe(task=TASK, preprocessing=Preprocessing(frames=6, frame_step=3, sampling="dense"))
     refuse_nonsense(recipe)
-    found = preprocessing_of(data)
-    assert (found.frames, found.frame_step, found.sampling) == (6, 3, "dense")
     for change, said in (
         ({"frames": 0}, "frames is 0; it must be at least 1 for videos"),
         ({"frames": -1}, "frames is -1"),
         ({"frame_step": 0}, "frame_step is 0; it must be at least 1"),
-        ({"sampling": "sparse"}, "sampling is sparse; it must be dense or uniform"),
+        ({"sampling": "sparse"}, "sampling cannot be .sparse.; it is one of dense, uniform"),
     ):
         with pytest.raises(UsageError, match=said):
-            refuse_nonsense(replace(recipe, data=replace(data, **change)))
+            refuse_nonsense(replace(recipe, preprocessing=replace(recipe.preprocessing, **change)))
 
 
 def test_clips_of_several_sizes_are_padded_and_parts_count_their_frames():

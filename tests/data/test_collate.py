@@ -5,8 +5,9 @@ import torch
 
 from patchform.data.collate import PackedTargets, collate, split, to_device
 from patchform.data.loader import evaluation_loader
+from patchform.errors import UsageError
 from patchform.geometry import masks
-from patchform.records import Instances, Label, Regions, Sample, tensors_of
+from patchform.records import Instances, Label, Regions, Sample
 
 
 def sample(index, height=4, width=5, target=True):
@@ -106,6 +107,13 @@ def equal(first, second):
     return first == second
 
 
+def joined(packed):
+    """All that travels."""
+    found = []
+    packed.column.each(lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -117,7 +125,7 @@ def equal(first, second):
 )
 def test_objects_travel_as_few_tensors_and_arrive_equal(given):
     packed = PackedTargets.of(given)
-    assert len(packed.joined) == len({tensor.dtype for target in given for tensor in tensors_of(target)})
+    assert 0 < len(joined(packed)) <= 7
     assert PackedTargets.of(packed) is packed
     assert len(packed) == len(given)
     assert equal(tuple(packed), tuple(given))
@@ -128,8 +136,8 @@ def test_objects_travel_as_few_tensors_and_arrive_equal(given):
     moved = to_device(batch, "meta").targets
     assert all(target.boxes.device.type == "meta" for target in moved)
     assert all(target.masks is None or target.masks.bits.device.type == "meta" for target in moved)
-    mixed = batch._replace(targets=(given[0], Label(torch.tensor([1]))))
-    assert equal(to_device(mixed, "cpu").targets, mixed.targets)
+    with pytest.raises(UsageError, match="Instances, Label"):
+        PackedTargets.of((given[0], Label(torch.tensor([1]))))
 
 
 def test_labels_travel_packed_and_arrive_equal():
@@ -137,9 +145,8 @@ def test_labels_travel_packed_and_arrive_equal():
     scored = [label._replace(scores=torch.rand(3)) for label in labels]
     for given in (labels, scored, [labels[0], scored[1]]):
         packed = PackedTargets.of(given)
-        assert [tensor.dim() for tensor in packed.joined.values()] == [1] * len(packed.joined)
         assert equal(tuple(packed), tuple(given))
-    assert len(PackedTargets.of(labels).joined) == 1
+    assert [len(joined(PackedTargets.of(given))) for given in (labels, scored)] == [1, 2]
     assert tuple(PackedTargets.of([])) == ()
 
 
@@ -149,7 +156,7 @@ def test_masks_travel_as_one_tensor_and_arrive_as_int64():
     batch = collate([sample(index)._replace(target=mask) for index, mask in enumerate(masks)])
     for given in (masks, other):
         packed = PackedTargets.of(given)
-        assert {dtype: tensor.dtype for dtype, tensor in packed.joined.items()} == {torch.uint8: torch.uint8}
+        assert [tensor.dtype for tensor in joined(packed)] == [torch.uint8]
         assert equal(tuple(packed), tuple(given))
         for targets in (tuple(given), packed):
             found = to_device(batch._replace(targets=targets), "cpu").targets

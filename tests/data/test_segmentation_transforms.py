@@ -193,7 +193,7 @@ def test_settings_that_are_not_for_masks_are_refused(settings):
 
 def test_crops_at_evaluation_and_jitter_of_bands_are_refused():
     for make in (evaluation_scene, lambda p: training_scene(p, AugmentationSettings())):
-        with pytest.raises(UsageError, match=r"data\.resize"):
+        with pytest.raises(UsageError, match=r"preprocessing\.resize"):
             make(Preprocessing(size=(8, 8)))
     with pytest.raises(UsageError, match="color_jitter"):
         training_scene(prepared((8, 8), channels=4), AugmentationSettings(color_jitter=0.5))

@@ -3,6 +3,7 @@ there."""
 
 import pytest
 import torch
+from losses import means, total_loss
 from reference import randomise
 
 from patchform import lookup
@@ -102,7 +103,7 @@ def is_a_prediction(found, size, with_masks):
 def one_step_one_prediction(form, backbone, size, padded):
     model, batch = whole(form, backbone, score_threshold=0.0), scene(size, padded=padded)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    losses = model(batch)
+    losses = means(model(batch))
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     for name, parameter in model.head.named_parameters():
@@ -112,7 +113,7 @@ def one_step_one_prediction(form, backbone, size, padded):
     optimizer.step()
 
     optimizer.zero_grad()
-    losses = model(nothing(batch))
+    losses = means(model(nothing(batch)))
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     for name, parameter in model.head.named_parameters():
@@ -139,7 +140,7 @@ def test_learns_one_batch(form, backbone):
     model, batch = whole(form, backbone), scene((48, 64))
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=2e-3), []
     for _ in range(25):
-        loss = sum(model(batch).values())
+        loss = total_loss(model(batch))
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -174,7 +175,7 @@ def test_what_is_padded_on_says_nothing(form):
 def test_crowds_alone_are_as_good_as_nothing(form):
     model, batch = whole(form, "pvt").train(), scene((64, 64))
     crowds = tuple(one._replace(crowd=torch.ones_like(one.classes, dtype=torch.bool)) for one in batch.targets)
-    losses = model(batch._replace(targets=crowds))
+    losses = means(model(batch._replace(targets=crowds)))
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
 
@@ -186,7 +187,7 @@ def test_mixed_precision_is_close(form):
     for enabled in (False, True):
         torch.manual_seed(0)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses = model(batch)
+            losses = means(model(batch))
             found = model.predict(batch)
         assert all(loss.dtype == torch.float32 for loss in losses.values())
         assert all(one.boxes.dtype == one.scores.dtype == torch.float32 for one in found)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from losses import means
 from reference import golden, load, randomise, rounding_of
 from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
@@ -190,14 +191,14 @@ def test_losses_and_pairs_are_the_authors():
     factors = {"class": 1, "box": 5, "giou": 2}
     theirs = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
     wanted = {name: factors[name] * data[f"loss.{theirs[name]}"][0] for name in factors}
-    wanted["auxiliary"] = sum(factors[name] * data[f"loss.{theirs[name]}_0"][0] for name in factors)
-    torch.testing.assert_close(own.loss(raw, targets), wanted, rtol=2e-6, atol=0)
+    wanted |= {f"auxiliary_{name}": factors[name] * data[f"loss.{theirs[name]}_0"][0] for name in factors}
+    torch.testing.assert_close(means(own.loss(raw, targets)), wanted, rtol=2e-6, atol=0)
     pairs = own.match(raw, own.truth(raw, targets))[-1]
     for number, part in enumerate(pairs.split([3, 1])):
         wanted = torch.empty_like(part)
         wanted[data[f"match{number}.target"]] = data[f"match{number}.pred"]
         assert torch.equal(part, wanted)
-    other = head(losses={"no_object": 0.2}).loss(raw, targets)  # control
+    other = means(head(losses={"no_object": 0.2}).loss(raw, targets))  # control
     assert abs(other["class"] - data["loss.loss_ce"][0]) > 1e-3
 
 
@@ -258,8 +259,8 @@ def test_a_perfect_output_decodes_to_the_target_and_costs_nothing():
     assert found.classes[:2].tolist() == [3, 5]
     torch.testing.assert_close(found.boxes[:2], boxes * torch.tensor([3.0, 2.0, 3.0, 2.0]))
     assert (found.scores[2:] < 1e-6).all()
-    assert all(loss < 1e-5 for loss in own.loss(raw, [target]).values())
-    assert own.loss(raw, [target._replace(classes=torch.tensor([5, 3]))])["class"] > 1  # control
+    assert all(loss < 1e-5 for loss in means(own.loss(raw, [target])).values())
+    assert means(own.loss(raw, [target._replace(classes=torch.tensor([5, 3]))]))["class"] > 1  # control
 
 
 def test_crowds_and_objects_beyond_the_queries_cost_nothing_and_break_nothing():
@@ -270,24 +271,27 @@ def test_crowds_and_objects_beyond_the_queries_cost_nothing_and_break_nothing():
         classes=torch.cat([targets[0].classes, torch.tensor([6])]),
         crowd=torch.tensor([False, False, False, True]),
     )
-    assert own.loss(raw, [crowd, targets[1]]) == own.loss(raw, targets)
-    assert own.count([crowd, targets[1]]) == own.count(targets)
-    assert own.loss(raw, [crowd._replace(crowd=None), targets[1]]) != own.loss(raw, targets)  # control
+    assert means(own.loss(raw, [crowd, targets[1]])) == means(own.loss(raw, targets))
+    assert own.counts([crowd, targets[1]]) == own.counts(targets)
+    assert means(own.loss(raw, [crowd._replace(crowd=None), targets[1]])) != means(own.loss(raw, targets))  # control
     many = Instances(targets[0].boxes[:1].repeat(9, 1), torch.arange(9) % 7)
     pairs = own.match(raw, own.truth(raw, [many, targets[1]]))
     assert (pairs[:, :9] >= 0).sum(1).tolist() == [6, 6]
-    assert all(loss.isfinite() for loss in own.loss(raw, [many, targets[1]]).values())
+    assert all(loss.isfinite() for loss in means(own.loss(raw, [many, targets[1]])).values())
 
 
-def test_parts_with_as_many_objects_an_image_make_the_whole():
+def test_parts_make_the_whole_whatever_their_objects():
     _, raw, targets = criterion()
-    raw, targets = raw._replace(logits=raw.logits[:, [0, 0]], boxes=raw.boxes[:, [0, 0]].roll(1, 2)), [targets[0]] * 2
-    own, parts = head(), []
+    own, whole, parts = head(), head().loss(raw, targets), []
+    assert len({len(target.classes) for target in targets}) == 2
     for number in range(2):
         part = told(raw.logits[:, [number]], raw.boxes[:, [number]], raw.pictures[[number]])
-        parts.append(own.count(targets[:1]) * sum(own.loss(part, targets[:1]).values()))
-    torch.testing.assert_close(sum(parts) / own.count(targets), sum(own.loss(raw, targets).values()))
-    assert own.count([Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]) == pytest.approx(0.6)
+        parts.append(own.loss(part, [targets[number]]))
+    for name, loss in whole.items():
+        torch.testing.assert_close(sum(part[name].sum for part in parts), loss.sum)
+        torch.testing.assert_close(sum(part[name].count for part in parts), loss.count)
+    nothing = own.counts([Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))])
+    assert (nothing["class"], nothing["giou"]) == (pytest.approx(0.6), 0)
 
 
 @pytest.mark.parametrize(
@@ -372,11 +376,11 @@ def test_masks_of_a_perfect_output_come_back():
     targets = [Instances(found.boxes / 2, found.classes, masks=masks.from_dense(truth[order, :48]))]
     queries = own.match(raw, own.truth(raw, targets))[-1]
     truth[queries] = masks.to_dense(targets[0].masks, (64, 64)).float()
-    losses = own.loss(raw, targets)
+    losses = means(own.loss(raw, targets))
     assert losses["mask"] < 1e-3
     assert losses["dice"] < 1e-2
     truth[:] = truth.roll(1, 0)  # control
-    assert own.loss(raw, targets)["dice"] > 0.1
+    assert means(own.loss(raw, targets))["dice"] > 0.1
 
 
 def test_objects_without_masks_are_refused():

@@ -16,6 +16,7 @@ from detectors import (
     their_targets,
     theirs,
 )
+from losses import means
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
@@ -66,7 +67,7 @@ def test_same_losses_as_torchvision(counts):
     other, size = theirs().train(), (128, 192)
     head, (images, batch, _) = ours(other), pictures(size, size)
     targets = [objects(size, count, seed=count) for count in counts]
-    found = head.loss(head(features(batch), targets), targets)
+    found = means(head.loss(head(features(batch), targets), targets))
     each = [other([image], their_targets([target])) for image, target in zip(images, targets)]
     for mine, their in LOSSES.items():
         wanted = sum(losses[their] for losses in each) / 2
@@ -82,7 +83,9 @@ def test_same_losses_as_torchvision(counts):
         wanted = their.weight.grad / 2
         assert (mine.weight.grad - wanted).norm() < 2e-3 * wanted.norm()  # some ReLU is at its corner
     wrong = [target._replace(classes=(target.classes + 1) % 3) for target in targets]  # control
-    assert (head.loss(head(features(batch), wrong), wrong)["classification"] - found["classification"]).abs() > 1e-3
+    assert (
+        means(head.loss(head(features(batch), wrong), wrong))["classification"] - found["classification"]
+    ).abs() > 1e-3
 
 
 @pytest.mark.parametrize("kind", [FasterRCNN, MaskRCNN])
@@ -148,7 +151,7 @@ def test_every_parameter_learns_and_nothing_there_is_no_harm(form, size):
         head.zero_grad()
         seen = features(F.pad(batch, (0, -size[1] % 32, 0, -size[0] % 32)))  # as many cells as a backbone has
         seen = seen._replace(size=size, pixel_padding=padded)
-        losses = head.loss(head(seen, targets), targets)
+        losses = means(head.loss(head(seen, targets), targets))
         assert all(loss.isfinite() for loss in losses.values())
         sum(losses.values()).backward()
         for name, parameter in head.named_parameters():
@@ -191,12 +194,12 @@ def test_crowds_count_for_nothing():
     assert (raw.objects[0] < 3).all()
     inside = raw.objects[0] == BACKGROUND
     assert not inside.any()  # every region lies in the crowd: none is background
-    losses = head.loss(raw, [crowd])
+    losses = means(head.loss(raw, [crowd]))
     assert all(loss.isfinite() for loss in losses.values())
     plain = head(seen, [target])
     assert (plain.objects[0] == BACKGROUND).any()  # control
     alone = crowd._replace(crowd=torch.tensor([True] * 4))
-    assert head.loss(head(seen, [alone]), [alone])["box"] == 0
+    assert means(head.loss(head(seen, [alone]), [alone]))["box"] == 0
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -251,11 +254,11 @@ def test_predictions_stay_inside_the_picture_and_fall():
 def test_parts_of_a_batch_make_the_whole_where_nothing_is_drawn():
     head, size = small(boxes={"width": 16, "samples": 5000}, proposals={"samples": 50_000}), (64, 96)
     batch, targets = pictures(size, size, size)[1], [objects(size, count) for count in (2, 5, 0)]
-    whole = head.loss(head(features(batch), targets), targets)
-    parts = [head.loss(head(features(batch[i : i + 1]), [targets[i]]), [targets[i]]) for i in range(3)]
+    whole = means(head.loss(head(features(batch), targets), targets))
+    parts = [means(head.loss(head(features(batch[i : i + 1]), [targets[i]]), [targets[i]])) for i in range(3)]
     for name, loss in whole.items():
         torch.testing.assert_close(loss, sum(part[name] for part in parts) / 3)
-    assert head.count(targets) == 3
+    assert head.counts(targets) == dict.fromkeys(whole, 3)
 
 
 def test_samples_follow_the_global_generator():
@@ -267,7 +270,7 @@ def test_samples_follow_the_global_generator():
         raw = head(seen, targets)
         assert len(raw.regions[0]) == 20
         assert 0 < (raw.objects[0] >= 0).sum() <= 5
-        return torch.stack(list(head.loss(raw, targets).values()))
+        return torch.stack(list(means(head.loss(raw, targets)).values()))
 
     assert torch.equal(once(1), once(1))
     assert not torch.equal(once(1), once(2))
@@ -276,9 +279,9 @@ def test_samples_follow_the_global_generator():
 def test_mixed_precision_is_close():
     head, size = small(boxes={"width": 16, "samples": 5000}, proposals={"samples": 50_000}), (64, 96)
     seen, targets = features(pictures(size, size)[1]), [objects(size, 3), objects(size, 0)]
-    exact = head.loss(head(seen, targets), targets)
+    exact = means(head.loss(head(seen, targets), targets))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = head.loss(head(seen, targets), targets)
+        rough = means(head.loss(head(seen, targets), targets))
         found = head.decode(head(seen), [size, size])
     assert found[0].boxes.dtype == found[0].scores.dtype == torch.float32
     for name, loss in rough.items():
@@ -312,7 +315,7 @@ def test_learns_one_batch(neck):
     batch = Batch(images, targets, ("",) * 2, (size,) * 2)
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
     for _ in range(25):
-        parts = model(batch)
+        parts = means(model(batch))
         losses.append(sum(parts.values()).item())
         optimizer.zero_grad()
         sum(parts.values()).backward()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from losses import means
 from reference import randomise
 from torch.nn import functional as F
 
@@ -52,23 +53,23 @@ def test_single_label_loss_is_torchs_cross_entropy(smoothing, weights):
     wanted = F.cross_entropy(
         raw, hard(), weight=None if weights is None else torch.tensor(weights), label_smoothing=smoothing
     )
-    torch.testing.assert_close(built.loss(raw, targets_of("hard"))["loss"], wanted, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(built.loss(raw, targets_of("hard", seed=3))["loss"], wanted, rtol=1e-3)  # control
+    torch.testing.assert_close(means(built.loss(raw, targets_of("hard")))["loss"], wanted, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(means(built.loss(raw, targets_of("hard", seed=3)))["loss"], wanted, rtol=1e-3)  # control
 
 
 def test_soft_target_loss_is_torchs_cross_entropy():
     built = head(smoothing=0.1)
     raw, targets = built(features()), targets_of("soft")
     wanted = F.cross_entropy(raw, torch.stack([target.scores for target in targets]), label_smoothing=0.1)
-    torch.testing.assert_close(built.loss(raw, targets)["loss"], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(means(built.loss(raw, targets))["loss"], wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_a_hard_target_is_a_soft_target_of_ones_and_zeros():
     built = head(smoothing=0.2, class_weights=WEIGHTS)
     raw, targets = built(features()), targets_of("hard")
     soft = [Label(target.classes, F.one_hot(target.classes[0], CLASSES).float()) for target in targets]
-    torch.testing.assert_close(built.loss(raw, targets), built.loss(raw, soft), rtol=0, atol=1e-6)
-    torch.testing.assert_close(built.count(targets), built.count(soft))
+    torch.testing.assert_close(means(built.loss(raw, targets)), means(built.loss(raw, soft)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(built.counts(targets), built.counts(soft))
 
 
 def test_multi_label_loss_is_torchs_binary_cross_entropy():
@@ -77,11 +78,11 @@ def test_multi_label_loss_is_torchs_binary_cross_entropy():
     plain, weighted = head(labels="multi"), head(labels="multi", class_weights=WEIGHTS, smoothing=0.1)
     raw = plain(features())
     wanted = F.binary_cross_entropy_with_logits(raw, present)
-    torch.testing.assert_close(plain.loss(raw, targets)["loss"], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(means(plain.loss(raw, targets))["loss"], wanted, rtol=1e-6, atol=1e-6)
     weights = torch.tensor(WEIGHTS)
     each = F.binary_cross_entropy_with_logits(raw, present * 0.9 + 0.05, reduction="none")
     wanted = (each * weights).sum() / weights.sum() / len(raw)
-    torch.testing.assert_close(weighted.loss(raw, targets)["loss"], wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(means(weighted.loss(raw, targets))["loss"], wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,10 @@ def test_micro_batches_weighted_by_count_are_the_whole_batch(labels, kind, weigh
 
     def gradient_of(parts):
         built.zero_grad()
-        whole = built.count(targets)
+        whole = built.counts(targets)["loss"]
         for part in parts:
             raw = built(Features((), (), (1, 1), summary=rows[part]))
-            (built.loss(raw, targets[part])["loss"] * built.count(targets[part]) / whole).backward()
+            (built.loss(raw, targets[part])["loss"].sum / whole).backward()
         return [parameter.grad.clone() for parameter in built.parameters()]
 
     parts = [slice(0, 4), slice(4, 8), slice(8, 10)]  # the last one is short
@@ -131,7 +132,7 @@ def test_decode_of_a_perfect_output_is_the_target():
         raw = torch.stack([torch.full((CLASSES,), -9.0).index_fill(0, target.classes, 9.0) for target in targets])
         for prediction, target in zip(built.decode(raw, [(1, 1)] * len(raw)), targets):
             assert torch.equal(prediction.classes, target.classes)
-        assert built.loss(raw, targets)["loss"] < 1e-3
+        assert means(built.loss(raw, targets))["loss"] < 1e-3
 
 
 def test_loss_starts_near_chance_and_falls_on_one_batch():
@@ -141,7 +142,7 @@ def test_loss_starts_near_chance_and_falls_on_one_batch():
     losses = []
     for _ in range(60):
         optimizer.zero_grad()
-        loss = built.loss(built(batch), targets)["loss"]
+        loss = means(built.loss(built(batch), targets))["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -152,7 +153,7 @@ def test_loss_starts_near_chance_and_falls_on_one_batch():
 def test_the_summary_has_a_gradient_at_the_first_step():
     summary = features().summary.requires_grad_()
     built = Linear(width=WIDTH, classes=CLASSES)
-    built.loss(built(Features((), (), (1, 1), summary=summary)), targets_of("hard"))["loss"].backward()
+    means(built.loss(built(Features((), (), (1, 1), summary=summary)), targets_of("hard")))["loss"].backward()
     assert summary.grad.abs().min() > 0
 
 
@@ -166,7 +167,7 @@ def test_parameter_names_and_hidden_layer():
 
 def test_bfloat16_logits_give_a_float32_loss():
     built = head()
-    assert built.loss(built(features()).bfloat16(), targets_of("hard"))["loss"].dtype == torch.float32
+    assert means(built.loss(built(features()).bfloat16(), targets_of("hard")))["loss"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectors import CHANNELS, STRIDES, features, objects, ours, pictures, same_predictions, their_targets, theirs
+from losses import means, total_loss
 from torchvision.models.detection import MaskRCNN as Theirs
 
 from patchform.errors import DataError
@@ -51,7 +52,7 @@ def test_same_losses_as_torchvision():
     other, size = theirs(Theirs).train(), (128, 192)
     head, (images, batch, _) = ours(other, MaskRCNN, masks={"samples": 1000}), pictures(size, size)
     targets = [discs(size, count, seed=count) for count in (3, 5)]
-    found = head.loss(head(features(batch), targets), targets)
+    found = means(head.loss(head(features(batch), targets), targets))
     each = [other([image], their_masks([target])) for image, target in zip(images, targets)]
     wanted = sum(losses["loss_mask"] for losses in each) / 2
     torch.testing.assert_close(found["mask"], wanted, rtol=1e-4, atol=1e-6)
@@ -60,7 +61,7 @@ def test_same_losses_as_torchvision():
     pair = head.mask.convs[0].weight.grad, other.roi_heads.mask_head[0][0].weight.grad
     assert (pair[0] - pair[1]).norm() < 2e-3 * pair[1].norm()  # some ReLU of a hundred thousand is at its corner
     head.box_options = type(head.box_options)(aligned=True)  # control: masks half a pixel away
-    assert (head.loss(head(features(batch), targets), targets)["mask"] - wanted).abs() > 1e-4
+    assert (means(head.loss(head(features(batch), targets), targets))["mask"] - wanted).abs() > 1e-4
 
 
 # -------------------------------------------------------------------------------------------------------------- its own
@@ -78,7 +79,7 @@ def test_every_parameter_learns_and_nothing_there_is_no_harm():
     for counts in ((2, 3), (2, 0), (0, 0)):
         targets = [discs(size, count) for count in counts]
         head.zero_grad()
-        losses = head.loss(head(features(batch), targets), targets)
+        losses = means(head.loss(head(features(batch), targets), targets))
         assert (losses["mask"] > 0) == (sum(counts) > 0)
         sum(losses.values()).backward()
         for name, parameter in head.named_parameters():
@@ -95,7 +96,7 @@ def test_fewer_masks_are_the_first_of_the_sample():
     raw = head(features(pictures(size, size)[1]), targets)
     assert (raw.objects[0][:4] >= 0).all()
     assert len(raw.masks) == 2
-    assert head.loss(raw, targets)["mask"].isfinite()
+    assert means(head.loss(raw, targets))["mask"].isfinite()
 
 
 def test_perfect_masks_decode_to_the_target():
@@ -149,7 +150,7 @@ def test_learns_one_batch():
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
         optimizer.zero_grad()
-        sum(model(batch).values()).backward()
+        total_loss(model(batch)).backward()
         optimizer.step()
     for found, target in zip(model.predict(batch), targets):
         seen, wanted = masks.to_dense(found.masks), masks.to_dense(target.masks)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from losses import gradients, means, total_loss
 from reference import randomise
 from torch import nn
 from torchvision.models.detection import RetinaNet as Torchvision
@@ -23,7 +24,6 @@ from patchform.heads.retinanet import Options, RetinaNet
 from patchform.loading import export_weights, load_weights
 from patchform.model import Model, build_model
 from patchform.records import Batch, Features, Instances, Preprocessing
-from patchform.training.loop import gradients
 
 CLASSES, WIDTH = 4, 32
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -133,7 +133,7 @@ def test_same_numbers_as_torchvision(form, size, second):
         reference.head.regression_head._loss_type = kind
         due = reference.compute_loss(goal, wanted, anchors)
         model.head.losses = {"focal": 1.0, kind: 2.0}
-        losses = model.head.loss(found, batch.targets)
+        losses = means(model.head.loss(found, batch.targets))
         torch.testing.assert_close(losses["focal"], due["classification"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(losses[kind], 2 * due["bbox_regression"], rtol=1e-4, atol=1e-5)
         assert due["bbox_regression"] > 0.1
@@ -241,7 +241,7 @@ def test_smooth_l1_and_focal_by_hand():
     second = sigmoid_focal_loss(raw.logits[1], torch.zeros_like(raw.logits[1]), reduction="sum")
     due = encode(truth.boxes[number[stands]], raw.anchors[stands])
     smooth = nn.functional.smooth_l1_loss(raw.shifts[0][stands], due, beta=1 / 9, reduction="sum") / stands.sum()
-    found = model.head.loss(raw, batch.targets)
+    found = means(model.head.loss(raw, batch.targets))
     torch.testing.assert_close(found, {"smooth_l1": smooth / 2, "focal": 3 * (first + second) / 2})
     wider = nn.functional.smooth_l1_loss(raw.shifts[0][stands], due, reduction="sum") / stands.sum()  # control
     assert not torch.isclose(found["smooth_l1"], wider / 2)
@@ -265,7 +265,7 @@ def test_nothing_there(losses, crowd):
         torch.zeros(number, dtype=torch.int64),
         crowd=torch.ones(number, dtype=torch.bool),
     )
-    found = model(batch._replace(targets=(nothing, nothing)))
+    found = means(model(batch._replace(targets=(nothing, nothing))))
     box = next(name for name in losses if name != "focal")
     assert found[box] == 0
     assert 0 < found["focal"] < math.inf
@@ -286,8 +286,10 @@ def test_a_crowd_counts_for_nothing():
     assert inside.sum() > 50
     other = raw._replace(logits=raw.logits + 3 * inside[:, None])
     targets, plain = (truth, truth), (truth._replace(crowd=None), truth._replace(crowd=None))
-    torch.testing.assert_close(model.head.loss(other, targets), model.head.loss(raw, targets))
-    assert not torch.isclose(model.head.loss(other, plain)["focal"], model.head.loss(raw, plain)["focal"])  # control
+    torch.testing.assert_close(means(model.head.loss(other, targets)), means(model.head.loss(raw, targets)))
+    assert not torch.isclose(
+        means(model.head.loss(other, plain))["focal"], means(model.head.loss(raw, plain))["focal"]
+    )  # control
 
 
 def test_parts_of_a_batch_weighted_by_their_count_make_the_whole():
@@ -300,11 +302,11 @@ def test_parts_of_a_batch_weighted_by_their_count_make_the_whole():
         ("",) * 3,
         ((64, 64),) * 3,
     )
-    gradients(model, whole, part=0, precision="float32")
+    gradients(model, whole, part=0)
     wanted = {name: parameter.grad.clone() for name, parameter in model.head.named_parameters()}
     for part in (1, 2):
         model.zero_grad()
-        gradients(model, whole, part=part, precision="float32")
+        gradients(model, whole, part=part)
         for name, parameter in model.head.named_parameters():
             torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6)
 
@@ -312,9 +314,9 @@ def test_parts_of_a_batch_weighted_by_their_count_make_the_whole():
 def test_mixed_precision_is_close():
     model, (_, batch) = small().eval(), scene((64, 64))
     with torch.no_grad():
-        exact = model(batch)
+        exact = means(model(batch))
         with torch.autocast("cpu", torch.bfloat16):
-            rough = model(batch)
+            rough = means(model(batch))
             predictions = model.predict(batch)
     for name, loss in exact.items():
         assert rough[name].dtype == torch.float32
@@ -349,7 +351,7 @@ def test_a_perfect_output_decodes_to_the_target():
     torch.testing.assert_close(found.boxes, boxes.flip(0) * torch.tensor([0.5, 2, 0.5, 2]))
     assert len(nothing.boxes) == len(nothing.scores) == 0
     assert nothing.boxes.shape == (0, 4)
-    assert model.head.loss(raw, batch.targets)["l1"] < 1e-5
+    assert means(model.head.loss(raw, batch.targets))["l1"] < 1e-5
     wrong = model.head.decode(raw._replace(shifts=raw.shifts + 0.1), [(128, 32), (64, 64)])[0]  # control
     assert not torch.allclose(wrong.boxes, boxes.flip(0) * torch.tensor([0.5, 2, 0.5, 2]), atol=0.1)
 
@@ -395,13 +397,13 @@ def test_thresholds_and_numbers():
 def test_levels(backbone, finest, strides):
     model, (_, batch) = small(backbone, finest=finest, sizes=None), scene((70, 53))
     assert model.head.strides == strides
-    model(batch)["focal"].backward()
+    means(model(batch))["focal"].backward()
     unused = [name for name, parameter in model.head.named_parameters() if parameter.grad is None]
     assert all(name.startswith("move.") for name in unused)  # nothing is made in vain
     raw = model.eval().head(model.features(batch))
     sides = raw.anchors[:, 2:] - raw.anchors[:, :2]
-    means = [part.prod(1).sqrt().mean().item() for part in sides.split(raw.levels)]
-    assert means == pytest.approx([4 * stride * 1.28 for stride in strides], rel=0.1)
+    each = [part.prod(1).sqrt().mean().item() for part in sides.split(raw.levels)]
+    assert each == pytest.approx([4 * stride * 1.28 for stride in strides], rel=0.1)
     edge = torch.stack([part[-1, :2] + part[-1, 2:] for part in raw.anchors.split(raw.levels)]) / 2
     reach = torch.tensor([[64.0, 96.0]])  # width and height of the input
     assert (edge < reach).all()
@@ -426,7 +428,7 @@ def test_learns_one_batch():
     model, (_, batch) = small(form={"convolutions": 1, "norm": "group"}), scene((64, 64))
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=3e-3), []
     for _ in range(30):
-        loss = sum(model(batch).values())
+        loss = total_loss(model(batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from losses import means
 from reference import randomise
 
 from patchform.backbones.base import over_frames
@@ -62,7 +63,7 @@ def test_any_number_of_frames_and_gradients_to_all():
     for frames in (1, 2, 7):
         backbone, _, features = features_of(frames=frames)
         head = heads(backbone.width)[1]
-        loss = head.loss(head(features), [Label(torch.tensor([0])), Label(torch.tensor([3]))])["loss"]
+        loss = means(head.loss(head(features), [Label(torch.tensor([0])), Label(torch.tensor([3]))]))["loss"]
         loss.backward()
         assert loss.isfinite()
         assert all(parameter.grad is not None for parameter in head.parameters())

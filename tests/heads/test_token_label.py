@@ -1,5 +1,6 @@
 import pytest
 import torch
+from losses import means
 from torch.nn import functional as F
 
 from patchform.errors import DataError, UsageError
@@ -42,12 +43,12 @@ def test_logits_add_the_best_token_at_a_half():
 def test_loss_is_torchs_cross_entropy_of_image_and_tokens(smoothing):
     built = head(smoothing=smoothing)
     raw, wanted = built(features()), torch.arange(5) % CLASSES
-    found = built.loss(raw, targets())
+    found = means(built.loss(raw, targets()))
     torch.testing.assert_close(found["loss"], F.cross_entropy(raw.summary, wanted, label_smoothing=smoothing))
     tokens = F.cross_entropy(raw.tokens.flatten(0, 1), wanted.repeat_interleave(CELLS), label_smoothing=smoothing)
     torch.testing.assert_close(found["auxiliary"], 0.5 * tokens)
     soft = [Label(label.classes, F.one_hot(label.classes[0], CLASSES).float()) for label in targets()]
-    torch.testing.assert_close(built.loss(raw, soft), found)
+    torch.testing.assert_close(means(built.loss(raw, soft)), found)
 
 
 def test_tokens_on_padding_count_for_nothing():
@@ -57,25 +58,23 @@ def test_tokens_on_padding_count_for_nothing():
     given = features(padding=padding)
     whole, part = built(given), built(given._replace(tokens=given.tokens[:, :3], padding=None))
     torch.testing.assert_close(built.logits(whole), built.logits(part))
-    torch.testing.assert_close(built.loss(whole, targets()), built.loss(part, targets()))
+    torch.testing.assert_close(means(built.loss(whole, targets())), means(built.loss(part, targets())))
     bare = whole._replace(padding=None)
     assert not torch.allclose(built.logits(bare), built.logits(part))  # control
     nothing = Raw(whole.summary, whole.tokens, torch.ones(5, CELLS, dtype=torch.bool))
     assert built.logits(nothing).isfinite().all()
-    assert built.loss(nothing, targets())["auxiliary"] == 0
+    assert means(built.loss(nothing, targets()))["auxiliary"] == 0
 
 
 def test_micro_batches_weighted_by_count_are_the_whole_batch():
     built = head(smoothing=0.1)
     raw, labels = built(features()), targets()
-    whole = built.loss(raw, labels)
-    parts = [slice(0, 2), slice(2, 5)]
-    for name, value in whole.items():
-        mean = sum(
-            built.loss(Raw(raw.summary[part], raw.tokens[part], None), labels[part])[name] * built.count(labels[part])
-            for part in parts
-        )
-        torch.testing.assert_close(mean / built.count(labels), value)
+    parts = [
+        built.loss(Raw(raw.summary[part], raw.tokens[part], None), labels[part]) for part in (slice(0, 2), slice(2, 5))
+    ]
+    for name, whole in built.loss(raw, labels).items():
+        torch.testing.assert_close(sum(part[name].sum for part in parts), whole.sum)
+        assert sum(part[name].count for part in parts) == whole.count == built.counts(labels)[name] == 5
 
 
 def test_what_it_refuses():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from losses import means
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
@@ -27,7 +28,7 @@ def draw(images=3, size=(9, 11), ignored=0.2, seed=0):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_torchs(weights, smoothing):
     logits, classes = draw()
-    found = PixelLosses(CLASSES, class_weights=weights, smoothing=smoothing)(logits, classes)
+    found = means(PixelLosses(CLASSES, class_weights=weights, smoothing=smoothing)(logits, classes))
     weight = None if weights is None else torch.tensor(weights)
     wanted = F.cross_entropy(logits, classes, weight, ignore_index=255, label_smoothing=smoothing)
     torch.testing.assert_close(found, {"cross_entropy": wanted})
@@ -36,7 +37,7 @@ def test_cross_entropy_is_torchs(weights, smoothing):
 def test_focal_of_two_classes_is_torchvisions():
     logits, classes = draw()
     two, binary = logits[:, :2], classes.where(classes == 255, classes % 2)
-    found = PixelLosses(2, losses={"focal": 1.0})(two, binary)["focal"]
+    found = means(PixelLosses(2, losses={"focal": 1.0})(two, binary))["focal"]
     counted = binary != 255
     difference = (two[:, 1] - two[:, 0])[counted]
     wanted = sigmoid_focal_loss(difference, binary[counted].float(), alpha=-1, gamma=2, reduction="mean")
@@ -71,7 +72,7 @@ def by_hand(name, logits, classes, weights):
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 def test_hard_examples_and_dice_by_hand(name, weights):
     logits, classes = draw()
-    found = PixelLosses(CLASSES, losses={name: 0.5}, class_weights=weights)(logits, classes)[name]
+    found = means(PixelLosses(CLASSES, losses={name: 0.5}, class_weights=weights)(logits, classes))[name]
     exact = torch.tensor(weights or [1.0] * CLASSES, dtype=torch.float64)
     torch.testing.assert_close(found, 0.5 * by_hand(name, logits, classes, exact))
     assert (found - 0.5 * by_hand(name, logits, classes.clamp(max=3), exact)).abs() > 1e-3  # control: with the ignored
@@ -79,26 +80,27 @@ def test_hard_examples_and_dice_by_hand(name, weights):
 
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_parts_weighted_by_their_count_make_the_whole(name, weights):
+def test_parts_make_the_whole(name, weights):
     logits, classes = draw()
     loss = PixelLosses(CLASSES, losses={name: 1.0}, class_weights=weights, smoothing=0.1)
-    counts = [loss.weigh(classes[part]).sum() for part in (slice(0, 1), slice(1, 3))]
     parts = [loss(logits[part], classes[part])[name] for part in (slice(0, 1), slice(1, 3))]
     whole = loss(logits, classes)[name]
-    torch.testing.assert_close(sum(c * x for c, x in zip(counts, parts)) / sum(counts), whole)
-    assert (sum(parts) / 2 - whole).abs() > 1e-3  # control: a plain mean is something else
+    torch.testing.assert_close(sum(part.sum for part in parts), whole.sum)
+    torch.testing.assert_close(sum(part.count for part in parts), whole.count)
+    torch.testing.assert_close(whole.count, loss.weigh(classes).sum())
+    assert (sum(part.mean for part in parts) / 2 - whole.mean).abs() > 1e-3  # control: a plain mean is something else
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_ignored_pixels_teach_nothing(name):
     logits, classes = draw()
     loss = PixelLosses(CLASSES, losses={name: 1.0}, smoothing=0.1)
-    loss(logits, classes)[name].backward()
+    means(loss(logits, classes))[name].backward()
     ignored = (classes == 255)[:, None].expand_as(logits)
     assert logits.grad[ignored].abs().max() == 0
     assert logits.grad[~ignored].abs().max() > 0
     logits.grad = None
-    nothing = loss(logits, torch.full_like(classes, 255))[name]
+    nothing = means(loss(logits, torch.full_like(classes, 255)))[name]
     nothing.backward()
     assert nothing == 0
     assert logits.grad.abs().max() == 0
@@ -109,12 +111,12 @@ def test_what_is_right_costs_nothing_and_gradients_lead_there(name):
     _, classes = draw()
     loss = PixelLosses(CLASSES, losses={name: 1.0})
     right = 40.0 * F.one_hot(classes.clamp(max=3), CLASSES).movedim(3, 1)
-    assert loss(right, classes)[name].abs() < 1e-6
+    assert means(loss(right, classes))[name].abs() < 1e-6
     logits = torch.zeros_like(right, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.5)
     for _ in range(60):
         optimizer.zero_grad()
-        loss(logits, classes)[name].backward()
+        means(loss(logits, classes))[name].backward()
         optimizer.step()
     counted = classes != 255
     assert (logits.argmax(1) == classes)[counted].float().mean() > 0.95
@@ -123,10 +125,10 @@ def test_what_is_right_costs_nothing_and_gradients_lead_there(name):
 def test_a_mixture_is_its_parts():
     logits, classes = draw()
     factors = {"cross_entropy": 1.0, "dice": 3.0, "focal": 0.2, "ohem": 2.0}
-    found = PixelLosses(CLASSES, losses=factors)(logits, classes)
+    found = means(PixelLosses(CLASSES, losses=factors)(logits, classes))
     assert list(found) == list(factors)
     for name, factor in factors.items():
-        alone = PixelLosses(CLASSES, losses={name: 1.0})(logits, classes)[name]
+        alone = means(PixelLosses(CLASSES, losses={name: 1.0})(logits, classes))[name]
         torch.testing.assert_close(found[name], factor * alone)
 
 

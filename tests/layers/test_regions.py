@@ -71,17 +71,16 @@ def test_a_region_is_read_where_it_is():
 def test_a_sample():
     stands_for = torch.full((1000,), BACKGROUND)
     stands_for[:30], stands_for[30:100] = torch.arange(30), NEITHER
-    torch.manual_seed(0)
-    rows = balanced_sample(stands_for, 80, 0.25)
+    rows = balanced_sample(stands_for, 80, 0.25, 0)
     assert len(rows) == len(rows.unique()) == 80
     assert (stands_for[rows[:20]] >= 0).all()
     assert (stands_for[rows[20:]] == BACKGROUND).all()
-    assert len(balanced_sample(stands_for, 80, 0.5)) == 80  # all 30 objects
-    assert len(balanced_sample(stands_for[:130], 80, 0.5)) == 60  # all there is
-    assert len(balanced_sample(stands_for[30:100], 80, 0.5)) == 0
+    assert len(balanced_sample(stands_for, 80, 0.5, 0)) == 80  # all 30 objects
+    assert len(balanced_sample(stands_for[:130], 80, 0.5, 0)) == 60  # all there is
+    assert len(balanced_sample(stands_for[30:100], 80, 0.5, 0)) == 0
     drawn = torch.zeros(1000)
-    for _ in range(300):
-        drawn[balanced_sample(stands_for, 80, 0.25)] += 1 / 300
+    for seed in range(300):
+        drawn[balanced_sample(stands_for, 80, 0.25, seed)] += 1 / 300
     assert drawn[30:100].max() == 0
     assert (drawn[:30].mean() - 20 / 30).abs() < 1e-3
     assert (drawn[:30] - 20 / 30).abs().max() < 0.15  # everyone's chance is the same

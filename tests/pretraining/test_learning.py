@@ -74,7 +74,8 @@ def recipe(method, pictures, runs, name="run", **sections):
         task="pretraining",
         name=name,
         runs=str(runs),
-        data=DataSettings(path=str(pictures), image_size=32, **sections.get("data", {})),
+        data=DataSettings(path=str(pictures), **sections.get("data", {})),
+        preprocessing=Preprocessing(size=(32, 32)),
         model=ModelSettings(backbone="vit/nano", head=method, head_options=SMALL[method], drop_path=0.2),
         augmentation=change,
         optimizer=OptimizerSettings(lr=1e-3, clip=1.0),
@@ -145,7 +146,8 @@ def test_the_result_starts_a_classifier_is_probed_and_predicts(finished, picture
     start = Recipe(
         runs=str(tmp_path),
         name="tuned",
-        data=DataSettings(path=str(pictures / "val"), image_size=32),
+        data=DataSettings(path=str(pictures / "val")),
+        preprocessing=Preprocessing(size=(32, 32)),
         model=ModelSettings(backbone="vit/nano", init_from=str(finished)),
         optimizer=OptimizerSettings(backbone_rate=0.0),
         training=TrainingSettings(epochs=1, batch_size=12, threads=1, device="cpu", tensorboard=False),
@@ -192,7 +194,7 @@ def test_a_pretraining_goes_on_from_another(finished, pictures, tmp_path):
         ("mae", {"augmentation": {"mixup": 0.2}}, "augmentation.mixup"),
         ("mae", {"augmentation": {"local_views": 2}}, "augmentation.local_views"),
         ("mae", {"augmentation": {"views": 2}}, "one crop"),
-        ("dino", {"augmentation": {"views": 1, **dict.fromkeys(VIEWS.keys() - {"views"}, 0)}}, "crops"),
+        ("dino", {"augmentation": {"views": 1, "local_views": 0, "grey": 0.0, "blur": (), "solarise": ()}}, "crops"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(method, sections, words, pictures, tmp_path):

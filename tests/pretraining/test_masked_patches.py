@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from losses import means
 from reference import randomise
 from torch.nn import functional as F
 
@@ -34,7 +35,7 @@ def test_half_is_corrupted_and_eight_one_one_in_ten_of_it_are_masked_swapped_and
     pictures, count = 400, 50
     patches = torch.arange(float(pictures * count)).view(pictures, count, 1)
     mask = random_mask(torch.rand(pictures, count), 0.5).mask
-    found = corrupted(patches, mask, torch.rand(pictures, count), torch.tensor([-1.0]))
+    found = corrupted(patches, mask, torch.rand(pictures, count), torch.rand(pictures, count), torch.tensor([-1.0]))
     masked, kept = (found == -1)[..., 0], (found == patches)[..., 0]
     swapped = ~masked & ~kept
     assert torch.equal(mask.sum(1), torch.full((pictures,), 25))
@@ -82,7 +83,7 @@ def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
     model = randomise(method(target))
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     noise, fate = torch.rand(2, 16), torch.full((2, 16), 0.95)  # corrupted by name only
-    loss = model(batch_of(images), noise, fate)["loss"]
+    loss = means(model(batch_of(images), noise, fate))["loss"]
     tokens = model.backbone(model.normalise(images)).tokens
     mask = random_mask(noise, 0.5).mask
     says = model.head.outputs(tokens)
@@ -97,7 +98,7 @@ def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
             each.append(F.cross_entropy(says[picture, patch].view(-1, 512), goals))
     assert len(each) == 16
     torch.testing.assert_close(loss, torch.stack(each).mean())
-    other = model(batch_of(images), noise, torch.zeros(2, 16))["loss"]  # control: all masked
+    other = means(model(batch_of(images), noise, torch.zeros(2, 16)))["loss"]  # control: all masked
     assert not torch.allclose(other, loss)
 
 
@@ -107,20 +108,28 @@ def test_masked_patches_are_not_seen():
     hidden = random_mask(noise, 0.5).mask.view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     other = torch.where(hidden, 1 - images, images)
     model.wanted = lambda pixels: torch.zeros(1, 16, 1, dtype=torch.int64)
-    assert torch.equal(model(batch_of(images), noise, fate)["loss"], model(batch_of(other), noise, fate)["loss"])
+    assert torch.equal(
+        means(model(batch_of(images), noise, fate))["loss"], means(model(batch_of(other), noise, fate))["loss"]
+    )
     left = torch.ones_like(fate)  # control
-    assert not torch.equal(model(batch_of(images), noise, left)["loss"], model(batch_of(other), noise, left)["loss"])
+    assert not torch.equal(
+        means(model(batch_of(images), noise, left))["loss"], means(model(batch_of(other), noise, left))["loss"]
+    )
 
 
 def test_grey_pictures_have_eight_colours():
     model = method(channels=1)
     assert model.head.outputs.out_features == 8
-    assert model(batch_of(torch.rand(2, 1, 32, 32)))["loss"].isfinite()
+    assert means(model(batch_of(torch.rand(2, 1, 32, 32))))["loss"].isfinite()
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"target": "colour"}, "no target"), ({"ratio": 0.0}, "ratio is 0"), ({"channels": 4}, "4096 colours")],
+    [
+        ({"target": "colour"}, "option target of .* cannot be"),
+        ({"ratio": 0.0}, "ratio is 0"),
+        ({"channels": 4}, "4096 colours"),
+    ],
 )
 def test_options_out_of_range(options, words):
     with pytest.raises(UsageError, match=words):

@@ -44,7 +44,7 @@ def built(name, row):
 
 def differences(row, theirs):
     """Facts of a row that are not those of a configuration of timm."""
-    p = row.preprocessing
+    p = row.preprocessing.resolved()
     ours = {
         "size": (3, *p.size),
         "crop": p.crop_share,
@@ -108,7 +108,7 @@ def test_facts_are_torchvisions(name):
     row = ROWS[name]
     function, _, which = row.place.removeprefix("torchvision:").partition("/")
     theirs = models.get_model_weights(function)[which]
-    transforms, p = theirs.transforms(), row.preprocessing
+    transforms, p = theirs.transforms(), row.preprocessing.resolved()
     assert transforms.crop_size == [p.size[0]] == [p.size[1]]
     assert transforms.resize_size == [math.floor(p.size[0] / p.crop_share)]
     assert (tuple(transforms.mean), tuple(transforms.std)) == (p.mean, p.std)

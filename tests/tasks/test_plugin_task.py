@@ -13,8 +13,12 @@ from PIL import Image
 
 import patchform as pf
 from patchform import cli, lookup
+from patchform.data.dataset import open_data
+from patchform.data.loader import evaluation_loader
 from patchform.errors import ModelFileError, UsageError
 from patchform.prediction import write
+from patchform.records import Preprocessing
+from patchform.settings import DataSettings
 from patchform.tasks.base import find_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "counting"
@@ -123,6 +127,10 @@ def test_a_run_of_it_is_resumed_to_the_same_bits(plugin, photos, tmp_path):
     resumed = train("stopped", 4, resume=True)
     pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+    counts = photos / "train" / "counts.csv"
+    counts.write_text(counts.read_text().replace(",2", ",3"))
+    with pytest.raises(ModelFileError, match="data"):  # what a format of one's own read is part of what was learnt from
+        train("stopped", 6, resume=True)
     rows = [line.split(",") for line in (tmp_path / "whole" / "metrics.csv").read_text().splitlines()]
     assert {"off", "closeness", "train_loss"} <= set(rows[0])
 
@@ -140,3 +148,15 @@ def test_what_it_does_not_say_is_refused_or_nothing(plugin):
     assert task.files(task.made_up(None, (8, 8), None, torch.Generator())) == {}
     with pytest.raises(UsageError, match='no task "countin"; did you mean "counting"'):
         find_task("countin")
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_its_targets_come_out_of_workers(plugin, photos, method):
+    pf.add_plugin(plugin)
+    task, preprocessing = find_task("counting"), Preprocessing(size=(24, 24))
+    splits = open_data(DataSettings(path=str(photos)), seed=0, preprocessing=preprocessing, task="counting")
+    samples = task.evaluation_samples(splits.validation, preprocessing)
+    loader = evaluation_loader(samples, 8, workers=1)
+    loader.multiprocessing_context = method
+    pairs = zip(loader, evaluation_loader(samples, 8), strict=True)
+    assert [tuple(one.targets) == tuple(other.targets) for one, other in pairs] == [True, True]

@@ -9,13 +9,14 @@ import sys
 
 import tiny
 
+from patchform import distributed
 from patchform.errors import DataError, PatchformError
-from patchform.training import checkpoint, loop
+from patchform.training import batches, checkpoint, loop, schedule
 
 load = checkpoint._load
 
 
-class RestartedEpoch(loop.TrainingBatches):
+class RestartedEpoch(batches.TrainingBatches):
     """Begins its epoch anew."""
 
     def __iter__(self):
@@ -28,10 +29,10 @@ MUTANTS = {
     "no_rng": lambda: setattr(checkpoint, "_set_random_state", lambda *_: None),
     "no_ema": lambda: setattr(checkpoint, "_load", lambda model, path: load(model, path.parent / "model.safetensors")),
     "no_optimizer": lambda: setattr(checkpoint, "_load_optimizer", lambda *_: None),
-    "no_schedule": lambda: setattr(loop.schedule, "multiplier", forgetful(loop.schedule.multiplier)),
-    "restart_epoch": lambda: setattr(loop, "TrainingBatches", RestartedEpoch),
-    "deaf": lambda: setattr(loop.processes, "add_up", lambda tensors: None),
-    "unreadable": lambda: setattr(loop, "training_loader", unreadable(loop.training_loader)),
+    "no_schedule": lambda: setattr(schedule, "multiplier", forgetful(schedule.multiplier)),
+    "restart_epoch": lambda: setattr(batches, "TrainingBatches", RestartedEpoch),
+    "deaf": lambda: setattr(distributed, "add_up", lambda tensors: None),
+    "unreadable": lambda: setattr(batches, "training_loader", unreadable(batches.training_loader)),
 }
 
 

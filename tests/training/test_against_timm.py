@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from losses import gradients
 
 from patchform import lookup
 from patchform.model import build_model
 from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import OptimizerSettings, ScheduleSettings
 from patchform.training import optimizer, schedule
-from patchform.training.loop import gradients
 
 timm = pytest.importorskip("timm")
 losses, optimizers, schedules = (pytest.importorskip(f"timm.{room}") for room in ("loss", "optim", "scheduler"))
@@ -53,7 +53,7 @@ def trained(*, decay=DECAY, steps=30):
         their_mover.step()
         their_mover.zero_grad()
         batch = Batch(images, tuple(Label(label[None]) for label in labels), ("",) * 8, ((32, 32),) * 8)
-        loss, _ = gradients(ours, batch, part=3, precision="float32")
+        loss, _ = gradients(ours, batch, part=3)
         rate = RATE * schedule.multiplier(our_schedule, step, steps=STEPS, epoch=EPOCH)
         assert rate == pytest.approx(their_mover.param_groups[0]["lr"], rel=1e-9)
         optimizer.set_rate(our_mover, rate)

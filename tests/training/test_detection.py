@@ -59,7 +59,8 @@ SMALL = {
 
 def settings(squares, runs, head, **training):
     return {
-        "data": {"path": str(squares), "image_size": [64, 64], "resize": "fit"},
+        "data": {"path": str(squares)},
+        "preprocessing": {"size": [64, 64], "resize": "fit"},
         "runs": str(runs),
         "name": "first",
         "model": {"backbone": "pvt/nano", "head": head, "head_options": SMALL[head]},

@@ -38,7 +38,8 @@ def test_a_recipe_moves_a_backbone(name, size, backbone, pictures, tmp_path):
         progress=False,
         name=name,
         runs=tmp_path,
-        data={"path": pictures, "image_size": size, "workers": 0},
+        data={"path": pictures, "workers": 0},
+        preprocessing={"size": size},
         model={**NANO, "init_from": backbone},
         training=SHORT,
     )

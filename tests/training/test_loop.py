@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from losses import gradients, total_loss
 from safetensors.torch import save_file
 from torch import nn
 
@@ -16,12 +17,14 @@ from patchform import lookup
 from patchform import model as models
 from patchform.data import samples
 from patchform.data.collate import collate, split
+from patchform.distributed import SINGLE
 from patchform.errors import DataError, DivergedError, FolderError, ResourceError, UsageError
 from patchform.evaluation import evaluate_run
 from patchform.heads.base import Head
 from patchform.model import Model, build_model
-from patchform.records import Batch, Features, Instances, Label, Preprocessing, Sample
-from patchform.training import checkpoint, loop
+from patchform.records import Batch, Features, Instances, Label, Loss, Preprocessing, Sample
+from patchform.training import checkpoint, learner, loop, saving, step
+from patchform.training.schedule import Course
 from patchform.weights import files
 
 
@@ -48,7 +51,7 @@ def batch_of(count, *, soft=False):
 
 def gradient(model, batch, part):
     model.zero_grad()
-    loss, norm = loop.gradients(model, batch, part=part, precision="float32")
+    loss, norm = gradients(model, batch, part=part)
     flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert norm == pytest.approx(flat.norm().item(), rel=1e-5)
     return loss, flat
@@ -70,10 +73,12 @@ class Exact(Head):
         return self.classifier(features.summary)
 
     def loss(self, raw, targets):
-        return {"loss": nn.functional.cross_entropy(raw, torch.cat([t.classes for t in targets]), self.weights)}
+        classes = torch.cat([target.classes for target in targets])
+        total = nn.functional.cross_entropy(raw, classes, self.weights, reduction="sum")
+        return {"loss": Loss(total, self.counts(targets)["loss"])}
 
-    def count(self, targets):
-        return self.weights[torch.cat([target.classes for target in targets])].sum()
+    def counts(self, targets):
+        return {"loss": self.weights[torch.cat([target.classes for target in targets])].sum()}
 
     def decode(self, raw, sizes):
         raise NotImplementedError
@@ -132,11 +137,11 @@ class Centers(Head):
 
     def loss(self, raw, targets):
         classes = torch.cat([target.classes for target in targets])
-        found = nn.functional.cross_entropy(raw[:-1], classes, reduction="sum") / max(1, len(classes))
-        return {"loss": found + 0 * raw.sum()}
+        total = nn.functional.cross_entropy(raw[:-1], classes, reduction="sum")
+        return {"loss": Loss(total + 0 * raw.sum(), self.counts(targets)["loss"])}
 
-    def count(self, targets):
-        return torch.tensor(sum(len(target.classes) for target in targets), dtype=torch.float64)
+    def counts(self, targets):
+        return {"loss": torch.tensor(sum(len(target.classes) for target in targets), dtype=torch.float64)}
 
 
 @pytest.mark.parametrize(("part", "pixels", "pieces"), [(2, 0, 3), (0, 400, 3), (1, 700, 5), (0, 1, 5), (0, 10**6, 1)])
@@ -153,7 +158,7 @@ def test_parts_of_unequal_pictures_give_the_gradient_of_the_whole_batch(part, pi
     assert len(seen) == pieces
     loss, whole = gradient(model, batch, 0)
     model.zero_grad()
-    other, norm = loop.gradients(model, batch, part=part, pixels=pixels, precision="float32")
+    other, norm = gradients(model, batch, part=part, pixels=pixels)
     parted = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert other == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(parted, whole, rtol=1e-9, atol=1e-12)
@@ -166,7 +171,7 @@ def test_a_mean_of_means_would_be_another_gradient():
     model.zero_grad()
     pieces = list(split(batch, 4))
     for piece in pieces:
-        (sum(model(piece).values()) / len(pieces)).backward()
+        (total_loss(model(piece)) / len(pieces)).backward()
     naive = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert (naive - whole).abs().max() > 1e-3 * whole.abs().max()
 
@@ -176,7 +181,7 @@ def test_recomputing_activations_changes_no_gradient_nor_random_number():
     for recomputed in (False, True):
         model = model_of(backbone_options={"drop_path": 0.5}, dropout=0.2).train()
         if recomputed:
-            loop.recompute_activations(model)
+            learner.recompute_activations(model)
         torch.manual_seed(2)
         found.append((*gradient(model, batch, 4), torch.get_rng_state()))
         with torch.no_grad():
@@ -186,13 +191,23 @@ def test_recomputing_activations_changes_no_gradient_nor_random_number():
     assert torch.equal(found[0][2], found[1][2])
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_learner_recomputes_where_the_recipe_says_so(checkpointing):
+    model, calls = model_of().train(), []
+    made = tiny.recipe("", "", model={"checkpointing": checkpointing})
+    own = learner.Learner(model, made, Course(1, 1), SINGLE)
+    model.backbone.layers()[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    own.take(0, batch_of(2), counted=True)
+    assert len(calls) == 1 + checkpointing
+
+
 def test_not_finite_is_noticed_wherever_it_is():
     model = model_of()
-    assert loop.all_finite(model, None)
+    assert saving.all_finite(model, None)
     for value in (float("nan"), float("inf")):
         with torch.no_grad():
             model.head.classifier.bias[1] = value
-        assert not loop.all_finite(model, None)
+        assert not saving.all_finite(model, None)
 
 
 # ------------------------------------------------------------------------------------------------------- a whole run
@@ -279,6 +294,95 @@ def test_tensorboard_events_are_written(pictures, tmp_path):
     assert list((done.folder / "tensorboard").glob("events.*"))
 
 
+# ------------------------------------------------------------------------------------------------- a run of one step
+
+
+ONE_STEP = {
+    "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0},
+    "schedule": {"name": "constant", "warmup_epochs": 0.0},
+}
+"""A step is the learning rate times the gradient."""
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """20 pictures: one batch."""
+    return tiny.pictures(tmp_path_factory.mktemp("few"), count=20)
+
+
+@pytest.fixture(scope="module")
+def beginning(few, tmp_path_factory):
+    """A finished run to start from."""
+    return loop.train(tiny.recipe(few, tmp_path_factory.mktemp("beginning")), progress=False).folder
+
+
+def one_step(few, beginning, runs, name, steps=1, **sections):
+    """The checkpoint behind the first step of a run, by default the only one, and what was logged of it."""
+    sections = {key: {**ONE_STEP.get(key, {}), **sections.get(key, {})} for key in {*ONE_STEP, *sections}}
+    sections["model"] = {"init_from": str(beginning), **sections.get("model", {})}
+    sections["training"] = {"epochs": 1, **sections.get("training", {})}
+    done = loop.train(tiny.recipe(few, runs, name, **sections), progress=False)
+    assert done.step == steps
+    line = json.loads((done.folder / "steps.jsonl").read_text().splitlines()[0])
+    return done.folder / "checkpoints/step-00000001", {key: float.fromhex(line[key]) for key in ("loss", "norm", "lr")}
+
+
+def moved_by(beginning, checkpoint_folder, part="model"):
+    before, after = models.load(beginning).state_dict(), files.read_tensors(checkpoint_folder / f"{part}.safetensors")
+    return torch.cat([(after[name] - tensor).flatten() for name, tensor in before.items()])
+
+
+def test_a_run_clips(few, beginning, tmp_path):
+    free, said = one_step(few, beginning, tmp_path, "free")
+    assert said["norm"] > 0.02
+    assert moved_by(beginning, free).norm().item() == pytest.approx(0.5 * said["norm"], rel=1e-3)
+    clipped, again = one_step(few, beginning, tmp_path, "clipped", optimizer={"clip": 0.01})
+    assert again == said  # what is logged is the norm before it is clipped
+    assert moved_by(beginning, clipped).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_a_run_has_a_rate_for_each_layer(few, beginning, tmp_path):
+    alike, slower = (
+        files.read_tensors(
+            one_step(few, beginning, tmp_path, f"decay {decay}", optimizer={"layer_decay": decay})[0]
+            / "model.safetensors"
+        )
+        for decay in (1.0, 0.5)
+    )
+    before = models.load(beginning).state_dict()
+    for name, share in (("head.classifier.weight", 1.0), ("backbone.blocks.1.mlp.fc1.weight", 0.5),
+                        ("backbone.blocks.0.mlp.fc1.weight", 0.25)):  # fmt: skip
+        step, shorter = alike[name] - before[name], slower[name] - before[name]
+        assert step.norm() > 1e-4
+        torch.testing.assert_close(shorter, share * step, rtol=0, atol=1e-6)
+
+
+def test_a_run_mixes(few, beginning, tmp_path):
+    plain, again, mixed = (
+        one_step(few, beginning, tmp_path, name, augmentation={"mixup": alpha})[1]
+        for name, alpha in (("plain", 0.0), ("again", 0.0), ("mixed", 1.0))
+    )
+    assert plain == again
+    assert mixed["loss"] > plain["loss"] + 0.01  # who has seen these pictures has not seen two in one
+
+
+def test_a_run_casts_to_bfloat16(few, beginning, tmp_path):
+    exact, rough = (
+        one_step(few, beginning, tmp_path, precision, training={"precision": precision})[1]
+        for precision in ("float32", "bfloat16")
+    )
+    assert 1e-6 < abs(rough["loss"] - exact["loss"]) < 0.05 * exact["loss"]
+
+
+def test_a_run_averages_after_each_step(few, beginning, tmp_path):
+    training = {"ema": 0.75, "epochs": 2, "save_every": 1, "keep": 2, "batch_size": 20}
+    folder, _ = one_step(few, beginning, tmp_path, "averaged", steps=2, training=training)
+    first, second = (moved_by(beginning, folder.with_name(f"step-0000000{step}")) for step in (1, 2))
+    assert first.norm() > 1e-3
+    average = moved_by(beginning, folder.with_name("step-00000002"), "average")
+    torch.testing.assert_close(average, 0.75 * 0.25 * first + 0.25 * second, rtol=0, atol=1e-6)
+
+
 # --------------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -300,7 +404,7 @@ def test_tensorboard_events_are_written(pictures, tmp_path):
         ("augmentation", {"sizes": (480, 0)}),
         ("augmentation", {"mosaic": 1.5}),
         ("augmentation", {"copy_paste": -0.1}),
-        ("data", {"image_size": 0}),
+        ("preprocessing", {"size": (0, 0)}),
     ],
 )
 def test_settings_out_of_range_stop_before_anything_is_read(tmp_path, section, values):
@@ -322,14 +426,14 @@ def finite_files(folder):
     return found
 
 
-def break_gradient(monkeypatch, step):
+def break_gradient(monkeypatch, number):
     """The gradient of one parameter becomes NaN at a step."""
-    plain, calls = loop.gradients, []
+    plain, calls = step.gradients, []
 
     def broken(model, batch, **options):
         calls.append(1)
         hooks = []
-        if len(calls) == step:
+        if len(calls) == number:
             parameter = next(model.parameters())
             hooks.append(parameter.register_hook(lambda gradient: gradient * float("nan")))
         try:
@@ -338,7 +442,7 @@ def break_gradient(monkeypatch, step):
             for hook in hooks:
                 hook.remove()
 
-    monkeypatch.setattr(loop, "gradients", broken)
+    monkeypatch.setattr(step, "gradients", broken)
 
 
 def test_a_gradient_that_is_not_finite_stops_with_the_weights_before_it(pictures, tmp_path, monkeypatch):
@@ -374,7 +478,7 @@ def test_a_rate_that_is_far_too_high_leaves_only_finite_files(pictures, tmp_path
     ],
 )
 def test_out_of_memory_says_what_to_lower_and_smaller_parts_resume(pictures, tmp_path, monkeypatch, error):
-    plain, calls = loop.gradients, []
+    plain, calls = step.gradients, []
 
     def hungry(*arguments, **options):
         calls.append(1)
@@ -383,7 +487,7 @@ def test_out_of_memory_says_what_to_lower_and_smaller_parts_resume(pictures, tmp
         return plain(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "gradients", hungry)
+        patched.setattr(step, "gradients", hungry)
         with pytest.raises(
             ResourceError, match=r"out of memory with 32 images of 32x32 at once; lower training\.micro_b"
         ):
@@ -394,14 +498,14 @@ def test_out_of_memory_says_what_to_lower_and_smaller_parts_resume(pictures, tmp
 
 def test_a_picture_that_vanishes_stops_the_run_after_it_was_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "CACHE_BYTES", 0)
-    few, plain = tiny.pictures(tmp_path / "few", count=64), loop.gradients
+    few, plain = tiny.pictures(tmp_path / "few", count=64), step.gradients
 
     def vanish(*arguments, **options):
         for path in (few / "train/h").glob("*.png"):
             path.unlink()
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(loop, "gradients", vanish)
+    monkeypatch.setattr(step, "gradients", vanish)
     with pytest.raises(DataError, match=r"h/\d+\.png"):
         loop.train(tiny.recipe(few, tmp_path, training={"batch_size": 16}), progress=False)
     assert checkpoint.newest(tmp_path / "run/checkpoints")[0].name == "step-00000001"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from losses import gradients
 
 import patchform as pf
 from patchform import cli
@@ -17,11 +18,9 @@ from patchform.data.detection_transforms import training_objects
 from patchform.data.listing import Item, Listing, Objects
 from patchform.errors import UsageError
 from patchform.records import Batch, Instances, Label, Preprocessing
-from patchform.settings import AugmentationSettings, DataSettings, ModelSettings, Recipe, TrainingSettings
+from patchform.settings import AugmentationSettings, ModelSettings, Recipe, TrainingSettings
 from patchform.training import cost, peaks, plan
 from patchform.training.cost import Cost, Growth, Held, Load
-from patchform.training.loop import gradients
-from patchform.training.preparation import preprocessing_of
 
 CPU = torch.device("cpu")
 
@@ -29,7 +28,9 @@ CPU = torch.device("cpu")
 def recipe(backbone, size=64, task="classification", head="linear", **training):
     return Recipe(
         task=task,
-        data=DataSettings(image_size=size, resize="crop" if task == "classification" else "fit"),
+        preprocessing=Preprocessing(
+            size=(size, size) if isinstance(size, int) else size, resize="crop" if task == "classification" else "fit"
+        ),
         model=ModelSettings(backbone=backbone, head=head),
         augmentation=AugmentationSettings(scale=(1.0, 1.0)),
         training=TrainingSettings(**{"batch_size": 32, "device": "cpu", "ema": 0.9} | training),
@@ -80,26 +81,39 @@ def test_room_is_the_least_that_any_file_says(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- prediction
 
 
+def test_what_is_frozen_takes_no_gradients_no_moments_and_no_graph():
+    made = recipe("vit/nano")
+    free, still, thawed = (
+        predicted(dataclasses.replace(made, model=dataclasses.replace(made.model, **model)))
+        for model in ({}, {"frozen": "all"}, {"frozen": "all", "frozen_epochs": 1})
+    )
+    assert still.held.gradients < 0.1 * free.held.gradients
+    assert still.held.moments < 0.1 * free.held.moments
+    assert still.image(64 * 64) < 0.5 * free.image(64 * 64)
+    assert still.held.weights == free.held.weights
+    assert thawed.held == free.held  # at the end of the run
+
+
 def meter_of(made, listing=None):
     listing = listing or Listing(classes=tuple(map(str, range(10))), items=(), root=Path())
-    return cost.Meter(made, listing, preprocessing_of(made.data), CPU)
+    return cost.Meter(made, listing, made.preprocessing, CPU)
 
 
 def real_peak(made, images, size, listing=None):
     """Bytes of a second step of the recipe as the loop takes it, which begins without gradients."""
     meter = meter_of(made, listing)
     for count in (1, images):
-        meter.mover.zero_grad(set_to_none=True)
+        meter.optimizer.zero_grad(set_to_none=True)
         with peaks.measured(CPU) as step:
             batch = to_device(meter._made_up(count, size, padded=listing is not None), CPU)
-            gradients(meter.model, batch, part=made.training.micro_batch, precision="float32")
-            meter.mover.step()
+            gradients(meter.model, batch, part=made.training.micro_batch)
+            meter.optimizer.step()
     held = meter._held()
     return step.most + held.weights + held.moments + held.average
 
 
 def predicted(made, listing=None, batches=None):
-    sizes = batches or [[preprocessing_of(made.data).size] * made.training.batch_size]
+    sizes = batches or [[made.preprocessing.size] * made.training.batch_size]
     found = meter_of(made, listing).cost(sizes, 1 << 40, lambda done, count: None, [])
     assert found.held.saved == found.held.weights + found.held.moments + found.held.average
     return found._replace(held=found.held._replace(saved=0))
@@ -258,7 +272,7 @@ def test_windows_are_proposed_for_a_large_picture():
 @pytest.mark.slow
 def test_the_command_says_what_fits_and_leaves_nothing(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["train", "classification", "--plan", "--data", str(pictures), "--data.image_size", "32"]
+    words = ["train", "classification", "--plan", "--data", str(pictures), "--preprocessing.size", "32"]
     words += ["--model.backbone", "vit/nano", "--training.device", "cpu", "--training.batch_size", "16"]
     assert cli.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -274,14 +288,14 @@ def test_the_command_says_what_fits_and_leaves_nothing(pictures, tmp_path, capsy
 
 @pytest.mark.slow
 def test_every_task_without_data(tmp_path):
-    small = {"resize": "fit", "image_size": 64}
+    small, training = {"resize": "fit", "size": 64}, {"batch_size": 4, "device": "cpu"}
     detector = {"channels_inside": 32, "norm": "layer", "masks": {"convolutions": 1, "channels": 16}}
     for task, head, options in (
         ("semantic_segmentation", "semantic_fpn", {}),
         ("instance_segmentation", "mask_rcnn", detector),
     ):
         model = {"backbone": "pvt/nano", "head": head, "head_options": options}
-        found = pf.plan(Recipe(task=task), data=small, model=model, training={"batch_size": 4, "device": "cpu"})
+        found = pf.plan(Recipe(task=task), preprocessing=small, model=model, training=training)
         assert found.ways[0].peak > sum(found.held) > found.held.saved > 0
         assert "no data given" in found.notes[0]
     with pytest.raises(UsageError, match="batch_size"):
@@ -294,7 +308,7 @@ def test_padded_pictures_of_a_detector():
     options = {"channels_inside": 32, "norm": "layer", "form": {"convolutions": 1}}
     made = dataclasses.replace(made, model=dataclasses.replace(made.model, head_options=options))
     listing = boxes((64, 96), (96, 64), (64, 64), (48, 96), (64, 90), (90, 64))
-    batches = list(plan._batches(made, listing, preprocessing_of(made.data)))
+    batches = list(plan._batches(made, listing, made.preprocessing))
     found = predicted(made, listing, batches)
     for images, size in ((6, (64, 64)), (6, (96, 96))):
         real = real_peak(made, images, size, listing)

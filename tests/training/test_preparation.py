@@ -6,9 +6,47 @@ from pathlib import Path
 import pytest
 
 from patchform.data.listing import Listing
+from patchform.errors import UsageError
 from patchform.records import Preprocessing
-from patchform.settings import LossSettings, ModelSettings, Recipe
+from patchform.settings import DataSettings, LossSettings, ModelSettings, Recipe
+from patchform.training import loop
 from patchform.training.preparation import model_of
+
+OPTIONS = [
+    ({"options": {"patch": "eight"}}, "option patch of vit/nano cannot be 'eight'; it is a whole number"),
+    ({"options": {"patch": 8, "width": 33, "heads": 2}}, "2 attention heads do not divide a width of 33"),
+    ({"options": {"depth": 0}}, "option depth of vit/nano is 0; it must be at least 1"),
+    ({"options": {"depth": -1}}, "option depth of vit/nano is -1; it must be at least 1"),
+    ({"options": {"width": 0}}, "option width of vit/nano is 0; it must be at least 1"),
+    ({"options": {"heads": 10**9}}, "model.options is {'heads': 1000000000}; it must be at most 1000000"),
+    ({"options": {"position": "x"}}, "option position of vit/nano cannot be 'x'; it is one of none, "),
+    ({"options": {"pacth": 8}}, 'no option of vit/nano "pacth"; did you mean "patch"?'),
+    ({"head_options": {"dropout": "much"}}, "option dropout of head linear cannot be 'much'; it is a number"),
+    ({"head_options": {"dropout": float("nan")}}, "model.head_options is {'dropout': nan}; it must be in "),
+    ({"backbone": "pvt/nano", "options": {"widths": (8, 0, 8, 8)}}, "pvt/nano under linear cannot be built with these"),
+]
+
+
+@pytest.mark.parametrize(("model", "words"), OPTIONS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_options_that_make_no_model_are_refused_before_data_are_read(model, words, tmp_path):
+    recipe = Recipe(runs=str(tmp_path), data=DataSettings(path="nowhere"))
+    recipe = replace(recipe, model=ModelSettings(**{"backbone": "vit/nano", **model}))
+    with pytest.raises(UsageError) as caught:
+        loop.train(recipe, progress=False)
+    assert str(caught.value).startswith(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_told_to_a_dense_head_is_its_own():
+    recipe = Recipe(task="semantic_segmentation", model=ModelSettings(backbone="pvt/nano", head="setr"))
+    listing = Listing(classes=CLASSES, items=(), root=Path(), ids=(1, 2, 3, 9))
+    made = replace(recipe, loss=LossSettings(pixel_stride=3))
+    model = model_of(made, listing, Preprocessing(size=(64, 64)), counts=COUNTS, say=print)
+    assert (model.head.pixel_stride, model.ids) == (3, (1, 2, 3, 9))
+    with pytest.raises(UsageError, match="pixel_stride is for masks"):
+        loop.train(replace(made, task="classification", model=ModelSettings(backbone="vit/nano")), progress=False)
+
 
 CLASSES, COUNTS = ("sky", "road", "pole", "boat"), (900, 90, 10, 0)
 

@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from patchform.errors import Interrupted, ModelFileError
-from patchform.training import checkpoint, loop
+from patchform.training import checkpoint, loop, validation
 from patchform.weights import files
 
 OPTIONS = {
@@ -80,14 +80,14 @@ def test_a_run_without_a_checkpoint_begins_anew_and_a_finished_one_ends_at_once(
 def test_a_stop_inside_the_validation_saves_the_step_and_validates_again(pictures, tmp_path, monkeypatch):
     sections = {"training": {"ema": 0.9, "save_every": 0}}
     whole = loop.train(tiny.recipe(pictures, tmp_path, "whole", **sections), progress=False)
-    recipe, evaluate = tiny.recipe(pictures, tmp_path, "cut", **sections), loop.evaluate
+    recipe, evaluate = tiny.recipe(pictures, tmp_path, "cut", **sections), validation.evaluate
 
     def interrupted(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "evaluate", interrupted)
+        patched.setattr(validation, "evaluate", interrupted)
         with pytest.raises(Interrupted) as caught:
             loop.train(recipe, progress=False)
     assert caught.value.exit_code == 143
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_costs_steps_and_not_bits(pictures, finished, tmp_p
         ({"training": {"ema": 0.0}}, "average"),
         ({"training": {"ema": 0.9, "seed": 1, "batch_size": 16}}, "batch_size, seed"),
         ({"training": {"ema": 0.9}, "optimizer": {"name": "lamb"}}, "optimizer"),
-        ({"training": {"ema": 0.9}, "data": {"image_size": 64}}, "preprocessing"),
+        ({"training": {"ema": 0.9}, "preprocessing": {"size": (64, 64)}}, "preprocessing"),
     ],
 )
 def test_another_run_is_not_resumed(pictures, finished, tmp_path, sections, keys):
@@ -163,19 +163,40 @@ def test_another_run_is_not_resumed(pictures, finished, tmp_path, sections, keys
         loop.train(tiny.recipe(pictures, tmp_path, **sections), resume=True, progress=False)
 
 
-@pytest.mark.parametrize("part", ["counters", "random", "identity"])
-def test_a_state_that_lacks_something_is_refused(pictures, finished, tmp_path, part):
+HOSTILE = {
+    **{
+        f"no {part}": lambda state, part=part: state.pop(part) for part in ("counters", "random", "identity", "machine")
+    },
+    "a step below 0": lambda state: state["counters"].update(step=-1),
+    "a step beyond all": lambda state: state["counters"].update(step=10**18),
+    "a step of another checkpoint": lambda state: state["counters"].update(step=3),
+    "a step in words": lambda state: state["counters"].update(step="5"),
+    "a step that is true": lambda state: state["counters"].update(step=True),
+    "a validation to come": lambda state: state["counters"].update(reported=10**6),
+    "an unknown counter": lambda state: state["counters"].update(other=5),
+    "a counter too few": lambda state: state["counters"].pop("reported"),
+    "a best score in words": lambda state: state["counters"].update(best="high"),
+    "a machine that is a list": lambda state: state.update(machine=[1]),
+    "an identity of nothing": lambda state: state.update(identity=None),
+    "an odd generator": lambda state: state["random"].update(python=[3, [-1] * 625, None]),
+    "another format": lambda state: state.update(format="1"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_state_that_is_none_is_refused(pictures, finished, tmp_path, what):
     shutil.copytree(finished / "run", tmp_path / "run")
     last = checkpoint.steps(tmp_path / "run/checkpoints")[-1]
     state = files.read_json(last / checkpoint.STATE)
-    del state[part]
+    HOSTILE[what](state)
     tensors = {file.stem: files.read_tensors(file) for file in last.glob("*.safetensors")}
     with files.atomic_folder(last) as place:
         files.write_json(place / checkpoint.STATE, state)
         for name, each in tensors.items():
             files.write_tensors(place / f"{name}.safetensors", each)
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError) as caught:
         loop.train(tiny.recipe(pictures, tmp_path, training={"ema": 0.9}), resume=True, progress=False)
+    assert caught.value.exit_code == 4
 
 
 def test_other_pictures_are_another_run(pictures, finished, tmp_path):

@@ -13,13 +13,14 @@ from patchform.records import Batch, Preprocessing
 from patchform.weights import files
 
 
-def made(**options):
+def made(ids=None, **options):
     torch.manual_seed(0)
     return models.build_model(
         "classification",
         backbone="vit/nano",
         head="linear",
         classes=["b", "ä a", "c"],
+        ids=ids,
         preprocessing=Preprocessing(size=(32, 40), channels=1, mean=(0.4,), std=(0.2,)),
         backbone_options={"depth": 1, "maps_from": (1,)} | options,
         head_options={"class_weights": [1.0, 2.0, 3.0], "dropout": 0.5},
@@ -55,18 +56,19 @@ def test_the_same_model_comes_back(folder):
 
 
 def test_thresholds_and_ids_come_back(tmp_path):
-    model = made()
-    model.thresholds, model.ids = (0.1, 1 / 3, 1.0), (7, "x", 3)
-    models.save(model, tmp_path / "run")
-    assert models.load(tmp_path / "run").thresholds == model.thresholds
-    assert models.load(tmp_path / "run").ids == model.ids
+    thresholds, ids = (0.1, 1 / 3, 1.0), (7, "x", 3)
+    models.save(made(ids), tmp_path / "run", thresholds=thresholds)
+    assert models.load(tmp_path / "run").thresholds == thresholds
+    assert models.load(tmp_path / "run").ids == ids
+    models.save(models.load(tmp_path / "run"), tmp_path / "again")
+    assert models.load(tmp_path / "again").thresholds == thresholds
     models.save(made(), tmp_path / "none")
     assert models.load(tmp_path / "none").thresholds is None
 
 
 def test_a_model_put_together_by_hand_is_not_saved(tmp_path):
-    model = made()
-    model.architecture = None
+    known = made()
+    model = models.Model(known.backbone, known.head, classes=known.classes, preprocessing=known.preprocessing)
     with pytest.raises(UsageError, match="put together by hand"):
         models.save(model, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -79,6 +81,13 @@ def put(*keys, value):
         description[keys[-1]] = value
 
     return change
+
+
+def nest(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 HOSTILE = {
@@ -109,6 +118,15 @@ HOSTILE = {
     "negative size": put("preprocessing", "size", value=[-32, 32]),
     "channels": put("preprocessing", "channels", value=1_000_000),
     "true for a number": put("preprocessing", "channels", value=True),
+    "crop_share below 0": put("preprocessing", "crop_share", value=-1.0),
+    "crop_share beyond all": put("preprocessing", "crop_share", value=1e300),
+    "a mean of infinity": put("preprocessing", "mean", value=[1e400]),
+    "a std of 0": put("preprocessing", "std", value=[0.0]),
+    "a background": put("preprocessing", "background", value=256),
+    "frames": put("preprocessing", "frames", value=-1),
+    "deep and thin": put("architecture", "backbone_options", value={"depth": 100_000, "width": 1, "heads": 1}),
+    "a million heads": put("architecture", "backbone_options", value={"heads": 1_000_000}),
+    "nested": put("architecture", "head_options", value={"class_weights": nest(500)}),
     "mean of another length": put("preprocessing", "mean", value=[0.1, 0.2, 0.3, 0.4]),
     "text for a number": put("preprocessing", "mean", value="0.1"),
     "unknown word": put("preprocessing", "resize", value="stretch"),

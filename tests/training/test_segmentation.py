@@ -11,7 +11,7 @@ import patchform as pf
 from patchform.commands import predict as predict_command
 from patchform.evaluation import evaluate_run
 from patchform.inference import SlidingWindow
-from patchform.training import loop
+from patchform.training import step
 
 COLOURS = ((220, 60, 40), (40, 200, 60), (50, 70, 230))
 
@@ -35,7 +35,8 @@ def scenes(tmp_path_factory):
 
 def settings(scenes, runs, **training):
     return {
-        "data": {"path": str(scenes), "image_size": [32, 32]},
+        "data": {"path": str(scenes)},
+        "preprocessing": {"size": [32, 32]},
         "runs": str(runs),
         "name": "first",
         "model": {"backbone": "pvt/nano", "head_options": {"channels_pyramid": 16, "channels_inside": 16}},
@@ -98,7 +99,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(scenes, tmp_path):
     whole = pf.train("semantic_segmentation", progress=False, **settings(scenes, tmp_path / "a", epochs=2))
     stopped = settings(scenes, tmp_path / "b", epochs=2, save_every=2)
     calls = {"left": 4}
-    usual = loop.gradients
+    usual = step.gradients
 
     def interrupted(*arguments, **options):
         if not calls["left"]:
@@ -107,7 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(scenes, tmp_path):
         return usual(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "gradients", interrupted)
+        patch.setattr(step, "gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pf.train("semantic_segmentation", progress=False, **stopped)
     resumed = pf.train(tmp_path / "b" / "first", resume=True, progress=False)
@@ -116,7 +117,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(scenes, tmp_path):
 
 
 def test_settings_for_labels_are_refused(scenes, tmp_path):
-    for wrong in ({"augmentation": {"mixup": 0.2}}, {"data": {"resize": "crop"}}, {"model": {"head": "linear"}}):
+    crop = {"preprocessing": {"resize": "crop"}}
+    for wrong in ({"augmentation": {"mixup": 0.2}}, crop, {"model": {"head": "linear"}}):
         given = settings(scenes, tmp_path)
         for section, values in wrong.items():
             given[section] = {**given.get(section, {}), **values}

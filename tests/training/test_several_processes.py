@@ -10,8 +10,10 @@ from pathlib import Path
 import kills
 import pytest
 import tiny
+import torch
 
 from patchform.training import checkpoint
+from patchform.weights import files
 
 PAIR = 2
 MASKED_DINO = {
@@ -72,6 +74,24 @@ def test_two_processes_take_the_steps_of_one(runs, batch):
     deaf = runs(f"deaf{batch}", sections=sections)  # the control: gradients that are not added up
     finished(pair(deaf, mutants=("deaf", "deaf")))
     assert losses(folder_of(deaf)) != pytest.approx(one, rel=2e-5)
+
+
+def test_two_processes_normalise_together(runs):
+    """Where `model.norms` is synchronised they take the steps of one; where it is not, they say so."""
+    sections = {"training": {"batch_size": 50, "epochs": 1}}
+    found = {}
+    for norms, start in (("learn", lambda wish: [kills.start(wish)]), ("synchronised", pair), ("apart", pair)):
+        model = {"backbone": "resnet/nano", "norms": "synchronised" if norms == "synchronised" else "learn"}
+        wish = runs(f"norms {norms}", sections=sections | {"model": model})
+        codes, said = finished(start(wish))
+        assert set(codes) == {0}, said
+        assert ("the statistics of a process's share" in said[0]) == (norms == "apart")
+        found[norms] = losses(folder_of(wish)), files.read_tensors(folder_of(wish) / "model.safetensors")
+    assert found["synchronised"][0] == pytest.approx(found["learn"][0], rel=1e-4)
+    running = [name for name in found["learn"][1] if "running" in name]
+    for name in running:
+        torch.testing.assert_close(found["synchronised"][1][name], found["learn"][1][name], rtol=1e-3, atol=1e-4)
+    assert found["apart"][0] != pytest.approx(found["learn"][0], rel=1e-4)  # control
 
 
 @pytest.mark.slow

@@ -39,7 +39,8 @@ def films(tmp_path_factory):
 def settings(films, runs, **training):
     usual = {"epochs": 12, "batch_size": 16, "seed": 0, "threads": 1, "tensorboard": False, "device": "cpu"}
     return {
-        "data": {"path": str(films), "image_size": SIDE, "resize": "squash", "frames": 4},
+        "data": {"path": str(films)},
+        "preprocessing": {"size": SIDE, "resize": "squash", "frames": 4},
         "model": {
             "backbone": "vivit/nano",
             "options": {"patch": 6, "tube": 2, "width": 48, "depth": 2, "heads": 4},
@@ -87,9 +88,9 @@ def test_another_trunk_over_frames_and_a_resume(films, tmp_path):
     whole = settings(films, tmp_path / "a", epochs=2) | over
     first = pf.train("video_classification", progress=False, **whole)
     stopped = settings(films, tmp_path / "b", epochs=2, save_every=2) | over
-    from patchform.training import loop
+    from patchform.training import step
 
-    usual, calls = loop.gradients, {"left": 7}
+    usual, calls = step.gradients, {"left": 7}
 
     def interrupted(*arguments, **options):
         calls["left"] -= 1
@@ -98,7 +99,7 @@ def test_another_trunk_over_frames_and_a_resume(films, tmp_path):
         return usual(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "gradients", interrupted)
+        patch.setattr(step, "gradients", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pf.train("video_classification", progress=False, **stopped)
     (folder,) = (tmp_path / "b").iterdir()

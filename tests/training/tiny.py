@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from patchform.descriptions import Preprocessing
 from patchform.settings import (
     AugmentationSettings,
     DataSettings,
@@ -37,7 +38,8 @@ def recipe(path, runs, name="run", **sections):
     made = Recipe(
         name=name,
         runs=str(runs),
-        data=DataSettings(path=str(path), image_size=32),
+        data=DataSettings(path=str(path)),
+        preprocessing=Preprocessing(size=(32, 32)),
         model=ModelSettings(backbone="vit/nano"),
         augmentation=AugmentationSettings(crop_scale=(0.5, 1.0)),
         optimizer=OptimizerSettings(lr=2e-3),

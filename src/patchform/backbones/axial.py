@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.resnet import AttendingResNet
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
-from patchform.layers.norms import Norm, Projection, affine
-from patchform.records import Variant
+from patchform.layers.norms import BatchNorm2d, Norm, Projection, affine
 
 
 class AxialResNet(AttendingResNet):
@@ -124,7 +124,7 @@ class AxialAttention(nn.Module):
         self.parts = (width // heads // 2, width // heads // 2, width // heads)  # channels of q, k, v
         self.qkv = Projection(width, 2 * width)
         self.relative = nn.Parameter(torch.empty(2 * width // heads, 2 * length - 1))
-        self.score_norm = nn.BatchNorm2d(3 * heads)
+        self.score_norm = BatchNorm2d(3 * heads)
         self.out_norm = Norm(2 * width)
         nn.init.normal_(self.qkv.linear.weight, std=width**-0.5)
         nn.init.normal_(self.relative, std=(width // heads) ** -0.5)

@@ -23,13 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.resnet import ResNet, conv_norm
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
+from patchform.layers.norms import BatchNorm2d
 from patchform.layers.positions import Grid, Relative2D, RelativePosition
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class BoTNet(ResNet):
@@ -133,7 +135,7 @@ class BoTBlock(nn.Module):
         self.reduce = conv_norm(in_channels, width, 1, 1)
         self.attention = SelfAttention(width, heads, position=position)
         self.pool = nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)  # odd maps: "SAME"
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = BatchNorm2d(width)
         self.expand = conv_norm(width, 4 * width, 1, 1)
         self.drop_path = DropPath(drop_path)
         for module in self.modules():

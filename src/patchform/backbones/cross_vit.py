@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -31,7 +32,7 @@ from patchform.layers.blocks import Block
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 EPS = 1e-6  # of every layer norm
 

@@ -45,14 +45,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, CrossAttention, attend, join_heads, split_heads
 from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.norms import LayerScale
-from patchform.records import Features, Variant
+from patchform.layers.norms import BatchNorm2d, LayerScale
+from patchform.records import Features
 
 EPS = 1e-6  # of LN(P), LN([P, S]), the class block and the stages' ends; the other norms have torch's 1e-5
 QUERY_SIDE = 8  # a side of the grid that the learned Q lies on
@@ -281,7 +282,7 @@ class Stem(nn.Module):
         self.conv = nn.Sequential()
         for channels, side, stride in ((in_channels, 7, 2), (inside, 3, 1), (inside, 3, 1)):
             self.conv.append(nn.Conv2d(channels, inside, side, stride, padding=side // 2, bias=False))
-            self.conv.extend([nn.BatchNorm2d(inside), nn.ReLU(inplace=True)])
+            self.conv.extend([BatchNorm2d(inside), nn.ReLU(inplace=True)])
         self.halve = Halve(inside, width)
 
     def forward(self, images: Tensor) -> Tensor:

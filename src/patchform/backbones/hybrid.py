@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from patchform.backbones.resnet import BLOCKS, Bottleneck
 from patchform.backbones.vit import ViT
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.blocks import GELU
 from patchform.layers.positions import PositionName
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 GROUPS = 32
 """Of every group norm; the widths are multiples of it."""

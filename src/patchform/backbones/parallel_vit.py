@@ -27,13 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
+from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class ParallelViT(Backbone):
@@ -173,9 +175,9 @@ class HierarchicalPatches(nn.Module):
         first = width // 4
         self.size = size
         self.proj = nn.Sequential(
-            *(nn.Conv2d(in_channels, first, 4, stride=4), nn.BatchNorm2d(first), nn.GELU()),
-            *(nn.Conv2d(first, first, 2, stride=2), nn.BatchNorm2d(first), nn.GELU()),
-            *(nn.Conv2d(first, width, 2, stride=2), nn.BatchNorm2d(width)),
+            *(nn.Conv2d(in_channels, first, 4, stride=4), BatchNorm2d(first), nn.GELU()),
+            *(nn.Conv2d(first, first, 2, stride=2), BatchNorm2d(first), nn.GELU()),
+            *(nn.Conv2d(first, width, 2, stride=2), BatchNorm2d(width)),
         )
 
     def forward(self, images: Tensor) -> Tensor:

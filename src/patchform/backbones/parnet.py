@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, linear_rates
+from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import pad_to
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 Activation: TypeAlias = Literal["silu", "relu"]
 ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
@@ -167,7 +169,7 @@ class ParNetBlock(nn.Module):
         super().__init__()
         keeps = in_channels == out_channels and stride == 1
         self.stride, self.groups = stride, groups
-        self.identity = nn.BatchNorm2d(in_channels) if keeps else None
+        self.identity = BatchNorm2d(in_channels) if keeps else None
         self.spatial: ConvNorm | nn.Conv2d = ConvNorm(in_channels, out_channels, 3, stride, groups)
         self.pointwise: ConvNorm | None = ConvNorm(in_channels, out_channels, 1, 1, groups)
         self.gate = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
@@ -216,7 +218,7 @@ class Fusion(nn.Module):
 
     def __init__(self, width: int, out_channels: int, *, stride: int = 1, activation: Activation = "silu") -> None:
         super().__init__()
-        self.norms = nn.ModuleList((nn.BatchNorm2d(width), nn.BatchNorm2d(width)))
+        self.norms = nn.ModuleList((BatchNorm2d(width), BatchNorm2d(width)))
         self.block = ParNetBlock(2 * width, out_channels, stride=stride, groups=2, activation=activation)
 
     def forward(self, one: Tensor, other: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -239,7 +241,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
@@ -249,7 +251,7 @@ class ConvNorm(nn.Module):
         """Kernel and bias of the one convolution that does the same in evaluation."""
         norm = self.norm
         statistics = norm.running_mean, norm.running_var, norm.eps
-        return fuse_conv_bn_weights(self.conv.weight, None, *statistics, norm.weight, norm.bias)  # type: ignore[arg-type]
+        return fuse_conv_bn_weights(self.conv.weight, None, *statistics, norm.weight, norm.bias)
 
 
 def _halved(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -32,7 +33,7 @@ from patchform.layers.drop import linear_rates
 from patchform.layers.patches import OverlappingPatches
 from patchform.layers.positions import Learned1D
 from patchform.layers.reduction import PatchProjection, ReducedBlock, Reduction, patch_projection_block, zero_padding
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 STRIDES = (4, 8, 16, 32)
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -35,7 +36,7 @@ from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to
 from patchform.layers.positions import Grid, RelativeBias
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 PATCH = 4
 """Side of a cell of the first stage, pixels."""

@@ -27,11 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.records import Features, Variant
+from patchform.layers.norms import BatchNorm2d
+from patchform.records import Features
 
 
 class Convolution(NamedTuple):
@@ -196,7 +198,7 @@ class AttendingResNet(Backbone):
         self.width = self.channels[-1]
         conv = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        self.stem = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(width)))
+        self.stem = nn.Sequential(OrderedDict(conv=conv, norm=BatchNorm2d(width)))
         self.stages = nn.ModuleList(map(nn.ModuleList, stages))
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
@@ -228,7 +230,7 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, dil
     padding = dilation * (kernel // 2)
     kind = Strided if stride > 1 and kernel > 1 else nn.Conv2d
     conv = kind(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
+    return nn.Sequential(OrderedDict(conv=conv, norm=BatchNorm2d(out_channels)))
 
 
 VARIANTS = {

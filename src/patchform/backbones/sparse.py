@@ -17,6 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
@@ -24,7 +25,8 @@ from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Blocks
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Variant
+from patchform.records import Features
+from patchform.schema import Natural
 
 
 class Sparse(Backbone):
@@ -53,8 +55,8 @@ class Sparse(Backbone):
         depth: int = 12,
         heads: int = 6,
         block: int = 28,
-        near: int = 1,
-        landmarks: int = 1,
+        near: Natural = 1,
+        landmarks: Natural = 1,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         maps_from: tuple[int, ...] | None = None,

@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.resnet import AttendingResNet
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.attention import attend
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import Norm, Projection
-from patchform.records import Variant
 
 
 class StandAlone(AttendingResNet):

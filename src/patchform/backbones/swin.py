@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
@@ -32,7 +33,7 @@ from patchform.layers.linear import Linear
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Windows
 from patchform.layers.positions import Grid, RelativeBias, RelativePosition
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class Stages(Backbone):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention
@@ -27,7 +28,7 @@ from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.patches import Patches
 from patchform.layers.positions import Learned1D
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 EPS = 1e-6  # of every layer norm
 

@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.patterns import Windows
 from patchform.layers.reduction import PatchProjection, patch_projection_block, zero_padding
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class Twins(Backbone):

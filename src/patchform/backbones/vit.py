@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
 from patchform.layers.blocks import GELU, Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 
 class ViT(Backbone):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
@@ -21,7 +22,8 @@ from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Global, Windows
-from patchform.records import Features, Variant
+from patchform.records import Features
+from patchform.schema import Natural
 
 
 class ViTDet(Backbone):
@@ -53,7 +55,7 @@ class ViTDet(Backbone):
         depth: int = 12,
         heads: int = 12,
         window: int = 14,
-        global_blocks: int = 4,
+        global_blocks: Natural = 4,
         mlp_ratio: float = 4.0,
         position: positions.PositionName = "learned_1d",
         drop_path: float = 0.0,

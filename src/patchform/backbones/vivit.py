@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -35,7 +36,7 @@ from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.patches import Tubelets
 from patchform.layers.patterns import Global, Grid, Groups
 from patchform.layers.positions import Learned1D, Position
-from patchform.records import Features, Variant
+from patchform.records import Features
 
 EPS = 1e-6  # of every layer norm
 

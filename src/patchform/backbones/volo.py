@@ -20,13 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import MLP, Block, ClassBlock
 from patchform.layers.drop import linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, resized
+from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import pad_to
-from patchform.records import Features, Variant
+from patchform.records import Features
+from patchform.schema import Natural
 
 PATCH = 8
 """Side of a cell that outlookers see, pixels."""
@@ -59,7 +62,7 @@ class VOLO(Backbone):
         depths: tuple[int, ...] = (4, 4, 8, 2),
         heads: tuple[int, int] = (6, 12),
         mlp_ratio: float = 3.0,
-        class_depth: int = 2,
+        class_depth: Natural = 2,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -142,7 +145,7 @@ class Stem(nn.Module):
         for before, kernel, stride in ((in_channels, 7, 2), (channels, 3, 1), (channels, 3, 1)):
             layers += [
                 nn.Conv2d(before, channels, kernel, stride=stride, padding=kernel // 2, bias=False),
-                nn.BatchNorm2d(channels),
+                BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             ]
         self.convolutions = nn.Sequential(*layers)

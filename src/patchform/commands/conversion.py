@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from patchform import lookup
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.loading import OWN, class_names, layouts_of, load_weights, prefixes_of, sizes_of
 from patchform.model import Model, build_model, load, save
-from patchform.records import Architecture, Preprocessing
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
 from patchform.weights.load_report import Report, shorten

@@ -11,11 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchform.commands import recipes
+from patchform.commands import inference_options, recipes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.settings import DataSettings, Recipe
 
@@ -109,7 +108,7 @@ def check_data(
         task: what it is for; default: as its layout says.
         out: new folder for index.html, and pictures of the first few faults of each kind.
         progress: called with (part, done, all) after each picture.
-        settings: how it is read, `DataSettings`' own: `zero="ignore"`.
+        settings: how it is read, `DataSettings`' own: `zero="ignore"`; `preprocessing={"channels": 1}` beside.
 
     Raises:
         DataError: nothing there, or nothing that is known.
@@ -120,7 +119,8 @@ def check_data(
     from patchform import doctor
 
     place = None if out is None else _new(out, Path(data))
-    found = doctor.diagnose(_data(data, settings), task=task, progress=progress)
+    reading = _reading(data, settings)
+    found = doctor.diagnose(reading.data, task=task, preprocessing=reading.preprocessing, progress=progress)
     if place is not None:
         with _appearing(place) as folder:
             _write_pictures(found, folder)
@@ -176,7 +176,8 @@ def _write_pictures(found: Diagnosis, folder: Path) -> None:
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="sheet.png", help="new picture (default: sheet.png)")
-    parser.add_argument("--count", type=int, default=COUNT, metavar="N", help=f"pictures (default: {COUNT})")
+    count = f"pictures (default: {COUNT})"
+    parser.add_argument("--count", type=inference_options.VIEWS, default=COUNT, metavar="N", help=count)
     parser.add_argument("--part", choices=("train", "validation"), default="train", help="which (default: train)")
     parser.add_argument("--augmented", metavar="RECIPE", help="as a training by this recipe sees them")
 
@@ -236,19 +237,15 @@ def show_data(
 
     from patchform import doctor, drawing
     from patchform.tasks.base import find_task
-    from patchform.training.preparation import preprocessing_of
 
-    recipe = None if augmented is None else recipes.resolve(augmented, {"data": settings})
-    reading = replace(recipe.data, path=str(data)) if recipe else _data(data, settings)
-    chosen, parts = _listed(reading, task or (recipe.task if recipe else None))
+    recipe = _reading(data, settings, augmented)
+    chosen, parts = _listed(recipe.data, task or (None if augmented is None else recipe.task))
     if part not in parts:
         raise DataError("no validation part of its own", where=data, remedy="show train")
     listing, kind = parts[part], find_task(chosen)
-    if recipe is not None:
-        seed = recipe.training.seed
-        pictures = kind.training_samples(listing, preprocessing_of(recipe.data), recipe.augmentation, seed)
-    else:
-        pictures = kind.evaluation_samples(listing, doctor.whole(reading, chosen))
+    pictures = kind.evaluation_samples(listing, doctor.whole(recipe.preprocessing, chosen))
+    if augmented is not None:
+        pictures = kind.training_samples(listing, recipe.preprocessing, recipe.augmentation, recipe.training.seed)
     number = min(count, len(listing))
     indices = [index * len(listing) // number for index in range(number)]
     drawn: list[Image.Image] = []
@@ -325,7 +322,7 @@ def convert_data(
     if to not in writers:
         raise lookup.no_such("format to write", to, writers)
     place = _new(out, Path(data))
-    chosen, parts = _listed(_data(data, settings), task)
+    chosen, parts = _listed(_reading(data, settings).data, task)
     if not any(chosen in format_.tasks for format_ in writers.values()):
         raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
     lost: list[str] = []
@@ -362,15 +359,19 @@ ACTIONS = {
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those below `--data.`."""
+    """Those below `--data.`, and of `--preprocessing.` as one."""
     for name in arguments.settings:
-        if not name.startswith("data."):
+        if not name.startswith(("data.", "preprocessing.")):
             raise UsageError(f"no such option: --{name}", remedy=f"patchform data {arguments.action} --help")
-    return dict(recipes.nested(arguments.settings).get("data", {}))
+    nested = recipes.nested(arguments.settings)
+    return {**nested.pop("data", {}), **nested}
 
 
-def _data(path: str | Path, settings: Mapping[str, Any]) -> DataSettings:
-    return replace(recipes.resolve(Recipe(), {"data": dict(settings)}).data, path=str(path))
+def _reading(path: str | Path, settings: Mapping[str, Any], recipe: str | Path | Recipe | None = None) -> Recipe:
+    """A recipe, or the usual one, with settings of how data are read."""
+    beside = {name: value for name, value in settings.items() if name == "preprocessing"}
+    data = {name: value for name, value in settings.items() if name != "preprocessing"}
+    return recipes.resolve(recipe or Recipe(), {**beside, "data": {**data, "path": path}})
 
 
 def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Listing]]:

@@ -22,11 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
     parser.add_argument("--out", metavar="DIR", help="for evaluation.json and report.html (default: RUN)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once; changes no score")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    parser.add_argument(
+        "--batch-size", type=inference_options.IMAGES, default=32, metavar="N", help="images at once; changes no score"
+    )
+    parser.add_argument(
+        "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument(
-        "--skip-bad", type=float, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
+        "--skip-bad",
+        type=inference_options.SKIPPED,
+        default=0.0,
+        metavar="SHARE",
+        help="unreadable pictures to put up with",
     )
     inference_options.add_arguments(parser)
 
@@ -46,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         skip_bad=arguments.skip_bad,
         say=to_people.print,
-        **({"ask": way} if way else {}),
+        **({"infer": way} if way else {}),
     )
     if arguments.json:
         print(json.dumps(scores.as_json(), allow_nan=False))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from patchform.commands import inference_options
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
@@ -40,11 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", choices=OUTPUTS, default="summary", help="as a classifier sees it, or the mean token"
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once; changes no number")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    parser.add_argument(
+        "--batch-size", type=inference_options.IMAGES, default=32, metavar="N", help="images at once; changes no number"
+    )
+    parser.add_argument(
+        "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument(
-        "--skip-bad", type=float, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
+        "--skip-bad",
+        type=inference_options.SKIPPED,
+        default=0.0,
+        metavar="SHARE",
+        help="unreadable pictures to put up with",
     )
 
 

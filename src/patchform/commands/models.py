@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from patchform.records import Score, Variant
+    from patchform.descriptions import Score, Variant
 
 EXAMPLE = 'patchform models "swin/*"'
 CLASSES = 1000
@@ -98,8 +98,9 @@ def count(name: str, variant: Variant) -> tuple[int, int]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from patchform.descriptions import Preprocessing
     from patchform.model import build_model
-    from patchform.records import Batch, Preprocessing
+    from patchform.records import Batch
 
     size = (variant.image_size, variant.image_size)
     with torch.device("meta"), torch.no_grad():

@@ -25,11 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", metavar="FORMAT", help="of objects coco or yolo: in this format too, in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument(
-        "--threshold", type=float, metavar="SCORE", help="objects that count (default: as validation chose, by class)"
+        "--threshold",
+        type=inference_options.SCORE,
+        metavar="SCORE",
+        help="objects that count (default: as validation chose, by class)",
     )
-    parser.add_argument("--every", type=float, metavar="SECONDS", help="of videos: an answer for every so many seconds")
-    parser.add_argument("--span", type=float, metavar="SECONDS", help="with --every: how much each answer looks at")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once")
+    parser.add_argument(
+        "--every", type=inference_options.SECONDS, metavar="SECONDS", help="of videos: an answer each so many seconds"
+    )
+    parser.add_argument(
+        "--span", type=inference_options.SECONDS, metavar="SECONDS", help="with --every: what each answer sees"
+    )
+    parser.add_argument("--batch-size", type=inference_options.IMAGES, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     inference_options.add_arguments(parser)
 
@@ -44,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
     way = inference_options.chosen(arguments)
     written = write(
-        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"ask": way} if way else {})),
+        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"infer": way} if way else {})),
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from patchform.commands import inference_options
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
@@ -44,12 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="new folder for the backbone under the linear layer, as a run has it"
     )
-    parser.add_argument("--neighbours", type=int, default=20, metavar="K", help="of knn (default: 20)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once; changes no score")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode")
+    parser.add_argument(
+        "--neighbours", type=inference_options.IMAGES, default=20, metavar="K", help="of knn (default: 20)"
+    )
+    parser.add_argument(
+        "--batch-size", type=inference_options.IMAGES, default=32, metavar="N", help="images at once; changes no score"
+    )
+    parser.add_argument(
+        "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument(
-        "--skip-bad", type=float, default=0.0, metavar="SHARE", help="unreadable pictures to put up with"
+        "--skip-bad",
+        type=inference_options.SKIPPED,
+        default=0.0,
+        metavar="SHARE",
+        help="unreadable pictures to put up with",
     )
 
 

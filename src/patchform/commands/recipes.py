@@ -5,32 +5,37 @@ A recipe file is data and nothing else: YAML with plain keys, each once, no anch
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
-import math
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
+from patchform import lookup, schema
 from patchform.errors import UsageError
-from patchform.settings import Recipe
+from patchform.schema import DEEPEST
+from patchform.settings import MOVED, MOVED_VALUES, Recipe, check
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 DEFAULT = "small"
 """The recipe of a task that is only named."""
-LARGEST_FILE, DEEPEST = 100_000, 12
-"""Bytes and levels of a recipe file."""
+LARGEST_FILE = 100_000
+"""Bytes of a recipe file."""
 
 
 def packaged() -> list[str]:
     """Names of the recipes that come with the package, such as "classification/small"."""
     return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
+
+
+def tasks() -> list[str]:
+    """Names of the tasks that have a default recipe."""
+    return [name.removesuffix(f"/{DEFAULT}") for name in packaged() if name.endswith(f"/{DEFAULT}")]
 
 
 def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = None) -> Recipe:
@@ -42,19 +47,22 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
         settings: what goes over it, nested as in the file. Strings are read as the file would read them.
 
     Raises:
-        UsageError: no such recipe, a file that is not one, an unknown setting (the nearest is named), or a value of
-            another type than the setting's.
+        UsageError: no such recipe, a file that is not one, an unknown setting (the nearest is named), one by both its
+            earlier name and that of now, or a value of another type than the setting's or out of its range.
     """
-    above = dict(settings or {})
-    _refuse_unknown(above, None)
-    if isinstance(recipe, Recipe):
-        return _typed(_merged(_of_others_left_out(dataclasses.asdict(recipe), above), above), {})
-    path = find(recipe)
-    values = read(path)
-    _refuse_unknown(values, path)
-    in_file = dict.fromkeys((name for name, _ in _flat(values)), path)
-    on_top = dict.fromkeys(name for name, _ in _flat(above))
-    return _typed(_merged(_of_others_left_out(values, above), above), {**in_file, **on_top})
+    above = _known(settings or {}, None)
+    path = None if isinstance(recipe, Recipe) else find(recipe)
+    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else _known(read(find(recipe)), path)
+    values = _merged(_of_others_left_out(below, above), above)
+    try:
+        made = schema.build(Recipe, _plain(values), parse=_value)
+    except schema.Misfit as misfit:
+        where = None if misfit.key in dict(_flat(above)) else path
+        raise UsageError(misfit.what, where=where, remedy=misfit.remedy) from None
+    check(made)
+    if made.task not in lookup.names("tasks"):
+        raise lookup.no_such("task", made.task, lookup.names("tasks"))
+    return made
 
 
 def nested(flags: Mapping[str, str]) -> dict[str, Any]:
@@ -145,41 +153,45 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-# ------------------------------------------------------------------------------------------------ names and types
+# ------------------------------------------------------------------------------------------------ names and values
 
 
-def names(kind: type = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted name, with its type."""
-    for key, hint in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint):
-            yield from names(hint, f"{prefix}{key}.")  # type: ignore[arg-type]
-        else:
-            yield prefix + key, hint
+def names() -> list[str]:
+    """Every setting by its dotted name."""
+    return [field.name for field in schema.fields(Recipe())]
 
 
-def _flat(values: Mapping[str, Any], kind: type = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], kind: Any = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values, as deep as settings go; unknown sections come out as one name."""
     for key, value in values.items():
-        hint = get_type_hints(kind).get(key)
+        hint = schema.hints(kind).get(key)
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            yield from _flat(value, hint, f"{prefix}{key}.")  # type: ignore[arg-type]
+            yield from _flat(value, hint, f"{prefix}{key}.")
         elif hint is None and isinstance(value, Mapping) and value:
             yield f"{prefix}{key}.{next(iter(value))}", value
         else:
             yield prefix + key, value
 
 
-def _refuse_unknown(values: Mapping[str, Any], where: Path | None) -> None:
-    known = dict(names())
-    for name, value in _flat(values):
-        if name not in known:
+def _known(values: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
+    """The values, with earlier names replaced by those of now. Raises UsageError for what is no setting."""
+    known, given = names(), dict(_flat(values))
+    for name, value in given.items():
+        if name not in known and name not in MOVED:
             if any(other.startswith(f"{name}.") for other in known):
                 raise UsageError(f"{name} is a section, not {value!r}", where=where, remedy=f"set {name}.<setting>")
             raise UsageError(f"no such setting: {name}", where=where, remedy=_nearest(name, known))
-        if value is None and NoneType not in get_args(known[name]):
-            raise _wrong(name, value, known[name], where)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _wrong(name, value, known[name], where)
+    moved = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for old, new in MOVED.items():
+        if old in given:
+            if new in given:
+                raise UsageError(f"{old} and {new} are the same setting", where=where, remedy=f"give {new} alone")
+            (section, key), (other, name) = old.split("."), new.split(".")
+            moved.setdefault(other, {})[name] = moved[section].pop(key)
+    for name, now in MOVED_VALUES.items():
+        if str(given.get(name)) in now:
+            moved = _merged(moved, nested({name: now[given[name]]}))
+    return moved
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -210,59 +222,35 @@ def _of_others_left_out(below: dict[str, Any], above: Mapping[str, Any]) -> dict
     return {**below, "model": left}
 
 
-def _typed(values: dict[str, Any], where: Mapping[str, Path | None]) -> Recipe:
-    from patchform import lookup  # knows of torch, which takes a second
-
-    parser = _parser("recipe")
-    try:
-        found = parser.instantiate(parser.parse_object({"recipe": _plain(values)})).recipe
-    except argparse.ArgumentError as error:
-        key = re.search(r'key "recipe\.([\w.]+)"', str(error))
-        known, given = dict(names()), dict(_flat(values))
-        if key is None or key[1] not in known:
-            raise UsageError(" ".join(str(error).split())) from error
-        name = key[1]
-        raise _wrong(name, given.get(name), known[name], where.get(name)) from error
-    lookup.module("tasks", found.task)
-    return found
-
-
-def _wrong(name: str, value: Any, hint: Any, where: Path | None) -> UsageError:
-    return UsageError(f"{name} cannot be {value!r}", where=where, remedy=f"it is {_words(hint)}")
-
-
-def _words(hint: Any) -> str:
-    """A type as a person says it."""
-    of, inner = get_origin(hint), get_args(hint)
-    if of is Literal:
-        return "one of " + ", ".join(map(str, inner))
-    if of in (Union, UnionType):
-        return " or ".join(_words(kind) for kind in inner)
-    if of in (tuple, list):
-        number = "" if inner[-1] is Ellipsis or of is list else f" of {len(inner)}"
-        return f"a list{number}, each {_words(inner[0])}"
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-    return plain.get(hint, "a mapping of names to values")
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _parser(key: str | None) -> Any:
-    import jsonargparse  # a tenth of a second that `patchform --help` need not pay
+def _value(text: str) -> Any:
+    """Text of a command line, or of a recipe, that stands for something else: a number, true, null, a list, a mapping.
 
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, default_env=False, add_help=False, usage=argparse.SUPPRESS
-    )
-    parser.add_class_arguments(Recipe, key, as_group=True)
-    return parser
+    Numbers are as people write them: YAML takes 1e-3 for text and 010 for eight.
+    """
+    if re.fullmatch(r"[+-]?\d{1,400}", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?\.?(inf|infinity)|\.?nan", text, re.IGNORECASE):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    try:
+        return _Strict(text).get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(text) from error
 
 
-def help_text() -> str:
-    """Every setting with its meaning, type and default."""
-    lines = _parser(None).format_help().splitlines()
-    return "\n".join(line for line in lines if "CONFIG " not in line and "--help" not in line)
+# -------------------------------------------------------------------------------------------------------------- help
+
+
+def help_text(recipe: Recipe | None = None) -> str:
+    """Every setting with its meaning, what it may be, and its default: that of a recipe."""
+    sections: dict[str, list[str]] = {}
+    for field in schema.fields(recipe or Recipe()):
+        about = f"{field.meaning} It is {schema.words(field.hint)}; default: {schema.shown(field.value)}"
+        lines = sections.setdefault(field.section, ["", f"{field.section}:"])
+        lines += [f"  --{field.name}", *textwrap.wrap(about, 72, initial_indent=" " * 8, subsequent_indent=" " * 8)]
+    return "\n".join(line for lines in sections.values() for line in lines)

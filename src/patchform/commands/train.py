@@ -13,7 +13,7 @@ from patchform.commands import recipes
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from patchform.training.loop import Run
     from patchform.training.plan import Option, Plan
@@ -31,9 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="train nothing: say what it would take of memory, and fit")
 
 
-def more_help() -> str:
-    """The settings."""
-    return "\nsettings, over those of the recipe:\n\n" + recipes.help_text()
+def more_help(words: Sequence[str]) -> str:
+    """The settings, with the defaults of the packaged recipe that the command line names."""
+    known = recipes.packaged()
+    named = next((word for word in words if word in known or f"{word}/{recipes.DEFAULT}" in known), None)
+    if named is None:
+        title = f"settings (patchform train {recipes.tasks()[0]} --help shows those of a task)"
+        return f"\n{title}:\n{recipes.help_text()}"
+    return f"\nsettings, as in the recipe {named}:\n" + recipes.help_text(recipes.resolve(named))
 
 
 def run(arguments: argparse.Namespace) -> int:

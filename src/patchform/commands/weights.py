@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from patchform.commands import inference_options
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +127,12 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="PLACE", required=True, help="new .safetensors, or folder with --to patchform")
     parser.add_argument("--from", dest="layout", metavar="LAYOUT", help="layout of FILE (default: recognised)")
     parser.add_argument("--part", metavar="NAME", help='of a pickle with several: "model", "model_ema"')
-    parser.add_argument("--image-size", type=int, metavar="N", help="input that FILE is for (default: the model's)")
+    parser.add_argument(
+        "--image-size",
+        type=inference_options.SIDE,
+        metavar="N",
+        help="input that FILE is for (default: the model's)",
+    )
     parser.add_argument("--head", metavar="NAME", help="head of the model (default: the one that fits)")
     for name, whose in (("--option", "backbone"), ("--head-option", "head")):
         parser.add_argument(name, metavar="K=V", action="append", default=[], help=f"argument of the {whose}")

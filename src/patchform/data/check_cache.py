@@ -22,8 +22,8 @@ from patchform.data import encoded
 from patchform.data.images import read
 from patchform.data.listing import Listing, files_of
 from patchform.data.shards import status
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError
-from patchform.records import Preprocessing
 from patchform.weights.hub import cache
 
 KEPT = 200

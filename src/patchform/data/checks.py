@@ -21,8 +21,9 @@ from patchform.data.listing import Item, Listing, PolygonMask, files_of, quoted,
 from patchform.data.mask_files import decode_mask
 from patchform.data.shards import open_file, status
 from patchform.data.videos import open_video
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError
-from patchform.records import IGNORED, Preprocessing
+from patchform.records import IGNORED
 
 THREADS = 4
 """Decoding releases Python's lock."""

@@ -18,8 +18,9 @@ from patchform.data.listing import Listing
 from patchform.data.samples import Samples, labels_of
 from patchform.data.transforms import Fit, Transform, along, training_transform
 from patchform.data.videos import Video, open_video
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.records import Preprocessing, Sample
+from patchform.records import Sample
 from patchform.settings import AugmentationSettings
 
 KNOWN = 10_000
@@ -99,7 +100,9 @@ class Clips(Samples[Tensor]):
     ) -> None:
         super().__init__(listing, preprocessing, seed)
         if not preprocessing.frames:
-            raise UsageError("the data are videos, and data.frames is 0", remedy="set it to the frames of a clip")
+            raise UsageError(
+                "the data are videos, and preprocessing.frames is 0", remedy="set it to the frames of a clip"
+            )
         self.transform, self.pick = transform, pick
         self._videos: dict[int, Video] = {}
 
@@ -177,7 +180,7 @@ def looks(preprocessing: Preprocessing, views: tuple[int, int]) -> tuple[Pick, T
     if clips < 1 or crops < 1:
         raise UsageError(f"{clips} clips of {crops} crops are no view", remedy="give numbers above 0")
     if crops > 1 and preprocessing.resize != "crop":
-        raise UsageError(f"{crops} crops with data.resize {preprocessing.resize}", remedy="ask for one")
+        raise UsageError(f"{crops} crops with preprocessing.resize {preprocessing.resize}", remedy="ask for one")
     return partial(evaluation_frames, preprocessing, clips), Crops(preprocessing, crops)
 
 

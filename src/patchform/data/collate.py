@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from patchform.errors import UsageError
 from patchform.records import Batch, Sample, Target
 
 
@@ -116,62 +116,47 @@ def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
-class _Place(NamedTuple):
-    """Where a tensor of a target is found again."""
-
-    dtype: torch.dtype
-    start: int
-    """In the joined tensor of this type."""
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class PackedTargets(Sequence[Target]):
     """Targets of a batch as few large tensors instead of many small ones, on the way from a worker to a device.
 
     As a sequence it gives the targets; their tensors are views of the joined ones.
+
+    Args:
+        column: of the targets.
     """
 
-    joined: dict[torch.dtype, Tensor]
-    """All tensors of a type, flat, end to end."""
-    records: tuple[Any, ...]
-    """The targets, with a `_Place` for each tensor."""
+    def __init__(self, column: _Column) -> None:
+        self.column = column
 
     @classmethod
     def of(cls, targets: Sequence[Target]) -> PackedTargets:
-        """Pack targets, unless they are packed."""
-        if isinstance(targets, PackedTargets):
-            return targets
-        flat: dict[torch.dtype, list[Tensor]] = {}
-        ends: dict[torch.dtype, int] = {}
+        """Pack targets, unless they are packed.
 
-        def place(tensor: Tensor) -> _Place:
-            start = ends.get(tensor.dtype, 0)
-            flat.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
-            ends[tensor.dtype] = start + tensor.numel()
-            return _Place(tensor.dtype, start, tuple(tensor.shape))
-
-        records = tuple(_with_each(target, Tensor, place) for target in targets)
-        return cls({dtype: torch.cat(tensors) for dtype, tensors in flat.items()}, records)
+        Raises:
+            UsageError: targets, or values of a field, of several types.
+        """
+        return targets if isinstance(targets, PackedTargets) else cls(_Column.of(targets))
 
     def pin_memory(self) -> PackedTargets:
         """The same in pinned memory. torch's loader asks for it."""
-        return PackedTargets({dtype: tensor.pin_memory() for dtype, tensor in self.joined.items()}, self.records)
+        return PackedTargets(self.column.each(Tensor.pin_memory))
 
     def to(self, device: torch.device | str) -> tuple[Target, ...]:
         """The targets on a device, uint8 as int64."""
-        moved = {dtype: tensor.to(device, non_blocking=True) for dtype, tensor in self.joined.items()}
-        if torch.uint8 in moved:
-            moved[torch.uint8] = moved[torch.uint8].long()
-        return self._views(moved)
+
+        def arrived(tensor: Tensor) -> Tensor:
+            moved = tensor.to(device, non_blocking=True)
+            return moved.long() if moved.dtype == torch.uint8 else moved
+
+        return tuple(self.column.each(arrived).values())
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
         """The targets where they are."""
-        return self._views(self.joined)
+        return tuple(self.column.values())
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.column.there)
 
     @overload
     def __getitem__(self, index: int) -> Target: ...
@@ -180,17 +165,58 @@ class PackedTargets(Sequence[Target]):
     def __getitem__(self, index: int | slice) -> Target | tuple[Target, ...]:
         return self.targets[index]
 
-    def _views(self, joined: dict[torch.dtype, Tensor]) -> tuple[Target, ...]:
-        def view(place: _Place) -> Tensor:
-            return joined[place.dtype][place.start : place.start + math.prod(place.shape)].view(place.shape)
 
-        return tuple(_with_each(record, _Place, view) for record in self.records)
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """One field of several records: of each a tensor, a record itself, a plain value, or None."""
 
+    there: tuple[bool, ...]
+    """Of each, whether it is not None."""
+    content: Tensor | tuple[Any, ...]
+    """Of those: tensors of one shape stacked, or others flat and joined; the columns of records; or plain values."""
+    kind: type | None = None
+    """Of records."""
+    shapes: tuple[torch.Size, ...] | None = None
+    """Of tensors that are joined."""
 
-def _with_each(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """A record of records with `change` of each thing of a kind in it."""
-    if isinstance(value, kind):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*[_with_each(field, kind, change) for field in value])
-    return value
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> _Column:
+        """Of the values of a field. Raises UsageError for several types."""
+        there = tuple(value is not None for value in values)
+        known = [value for value in values if value is not None]
+        kinds = {(type(value), getattr(value, "dtype", None)) for value in known}
+        if len(kinds) > 1:
+            names = sorted(f"{kind.__name__} {dtype or ''}".strip() for kind, dtype in kinds)
+            raise UsageError(f"targets of several types in one batch: {', '.join(names)}", remedy="give all the same")
+        if not known or not isinstance(known[0], tuple | Tensor):
+            return cls(there, tuple(known))
+        if isinstance(known[0], Tensor):
+            shapes = tuple(tensor.shape for tensor in known)
+            if len(set(shapes)) == 1:
+                return cls(there, torch.stack(known))
+            return cls(there, torch.cat([tensor.flatten() for tensor in known]), shapes=shapes)
+        if not hasattr(known[0], "_fields"):
+            return cls(there, tuple(known))
+        return cls(there, tuple(map(cls.of, zip(*known))), type(known[0]))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> _Column:
+        """The same with `change` of each tensor."""
+        if isinstance(self.content, Tensor):
+            return replace(self, content=change(self.content))
+        return self if self.kind is None else replace(self, content=tuple(one.each(change) for one in self.content))
+
+    def values(self) -> Sequence[Any]:
+        """What it was made of; tensors are views."""
+        known: Iterable[Any] = self.content if isinstance(self.content, tuple) else self._tensors(self.content)
+        if self.kind is not None:
+            known = map(self.kind, *(column.values() for column in self.content))
+        if all(self.there):
+            return tuple(known)
+        known = iter(known)
+        return tuple(next(known) if there else None for there in self.there)
+
+    def _tensors(self, joined: Tensor) -> Iterable[Tensor]:
+        if self.shapes is None:
+            return joined.unbind()
+        parts = joined.split([shape.numel() for shape in self.shapes])
+        return (part.view(shape) for part, shape in zip(parts, self.shapes))

@@ -13,8 +13,8 @@ from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
 from patchform.data.loader import derive
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
-from patchform.records import Preprocessing
 from patchform.settings import DataSettings
 
 

@@ -32,9 +32,10 @@ from patchform.data.transforms import (
     whole_size,
     window,
 )
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import masks
-from patchform.records import Bitmaps, Instances, Preprocessing
+from patchform.records import Bitmaps, Instances
 from patchform.settings import AugmentationSettings
 
 Another: TypeAlias = Callable[[], tuple[Tensor, Instances]]
@@ -67,11 +68,11 @@ def training_objects(preprocessing: Preprocessing, augmentation: AugmentationSet
     refuse_for_whole(p, a, of="objects")
     if a.sizes and (p.resize == "native" or (p.resize == "fit" and max(a.sizes) > max(p.size))):
         raise UsageError(
-            f"augmentation.sizes {list(a.sizes)} does not go with data.resize {p.resize} to {list(p.size)}",
-            remedy="with fit, the longer side of data.image_size bounds them; native resizes nothing",
+            f"augmentation.sizes {list(a.sizes)} does not go with preprocessing.resize {p.resize} to {list(p.size)}",
+            remedy="with fit, the longer side of preprocessing.size bounds them; native resizes nothing",
         )
     if a.mosaic and p.resize == "native":
-        raise UsageError("augmentation.mosaic needs a size", remedy="set data.resize to fit, keep or squash")
+        raise UsageError("augmentation.mosaic needs a size", remedy="set preprocessing.resize to fit, keep or squash")
     whole = a.sizes or tuple(a.scale) == (1, 1) or p.resize in ("squash", "native")
     steps: list[Transform] = [Whole(p, a.sizes) if whole else LargeScaleJitter(p, (a.scale[0], a.scale[1]))]
     steps += [Mirror(-1, a.flip)] * (a.flip > 0) + [Mirror(-2, a.vertical_flip)] * (a.vertical_flip > 0)

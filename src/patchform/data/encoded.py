@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from patchform.data.images import kind_of, to_image
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, ResourceError, UsageError
-from patchform.records import Preprocessing
 
 STEADY = {"x264-params": "mbtree=0"}
 """Macroblock trees, on by default, look at memory that was never written in pictures of 64 pixels: each writing would

@@ -29,8 +29,8 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from torch import Tensor
 
 from patchform.data import shards
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
-from patchform.records import Preprocessing
 
 MAX_PIXELS = 180_000_000
 """Largest picture that is decoded."""
@@ -383,7 +383,9 @@ def _match_channels(pixels: Tensor, channels: int, background: float) -> Tensor:
     if have > 4 or channels not in (1, 3, 4):
         if have == channels:
             return pixels
-        raise DataError(f"{have} channels, the model takes {channels}", remedy="set data.channels, or save as .npy")
+        raise DataError(
+            f"{have} channels, the model takes {channels}", remedy="set preprocessing.channels, or save as .npy"
+        )
     color, alpha = (pixels[:-1], pixels[-1:]) if have in (2, 4) else (pixels, None)
     if channels == 4:
         opaque = torch.full_like(color[:1], 1 if color.is_floating_point() else 255) if alpha is None else alpha

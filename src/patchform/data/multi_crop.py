@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from patchform.data.transforms import Flip, Jitter, RandomCrop, Transform, refuse_for_objects
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings
 
 SIGMAS = (0.1, 2.0)

@@ -21,8 +21,9 @@ from patchform.data.multi_crop import MultiCrop
 from patchform.data.samples import Samples, labels_of
 from patchform.data.segmentation_transforms import Scene
 from patchform.data.transforms import Transform
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
-from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target, tensors_of
+from patchform.records import Instances, Label, Regions, Sample, Target, tensors_of
 
 T = TypeVar("T", bound=Target)
 """What is known of a picture."""
@@ -55,7 +56,9 @@ class Pictures(Samples[tuple[Tensor, T]], Generic[T, F]):
     def __init__(self, listing: Listing, transform: F, preprocessing: Preprocessing, seed: int = 0) -> None:
         super().__init__(listing, preprocessing, seed)
         if preprocessing.frames:
-            raise UsageError(f"the data are pictures, and data.frames is {preprocessing.frames}", remedy="set it to 0")
+            raise UsageError(
+                f"the data are pictures, and preprocessing.frames is {preprocessing.frames}", remedy="set it to 0"
+            )
         self.transform = transform
 
     @abstractmethod

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from patchform.data.listing import Item, Listing
 from patchform.data.loader import Key, derive
-from patchform.records import Label, Preprocessing, Sample
+from patchform.descriptions import Preprocessing
+from patchform.records import Label, Sample
 
 CACHE_BYTES = 1 << 30
 """What was decoded is kept in memory, all workers together, if the whole set fits."""

@@ -26,7 +26,8 @@ from patchform.data.transforms import (
     whole_size,
     window,
 )
-from patchform.records import IGNORED, Preprocessing, Regions
+from patchform.descriptions import Preprocessing
+from patchform.records import IGNORED, Regions
 from patchform.settings import AugmentationSettings
 
 Scene: TypeAlias = Callable[[Tensor, Regions], tuple[Tensor, Regions]]

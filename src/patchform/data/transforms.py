@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.records import Batch, Label, Preprocessing
+from patchform.records import Batch, Label
 from patchform.settings import AugmentationSettings
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -102,7 +103,9 @@ def refuse_for_objects(augmentation: AugmentationSettings) -> None:
 def refuse_crop(preprocessing: Preprocessing, *, of: str) -> None:
     """Raise UsageError for a resizing that would leave a part of the picture without a prediction."""
     if preprocessing.resize == "crop":
-        raise UsageError("data.resize crop cuts pixels off", remedy=f"set it to keep, fit, native or squash for {of}")
+        raise UsageError(
+            "preprocessing.resize crop cuts pixels off", remedy=f"set it to keep, fit, native or squash for {of}"
+        )
 
 
 def refuse_for_whole(preprocessing: Preprocessing, augmentation: AugmentationSettings, *, of: str) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from patchform.data import encoded
 from patchform.data.images import decode, faults_of, opened, read, to_image, upright_size
 from patchform.data.listing import files_of
+from patchform.descriptions import Preprocessing
 from patchform.errors import DataError
-from patchform.records import Preprocessing
 
 RGB = Preprocessing()
 """How frames are decoded if nothing else is said: 3 channels of 8 bits."""

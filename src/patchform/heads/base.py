@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from patchform.errors import DataError, UsageError
 from patchform.geometry.grids import bilinear
 from patchform.layers.pixel_losses import PixelLosses
 from patchform.layers.pyramids import to_size
-from patchform.records import Features, Regions, Target
+from patchform.records import LEAST, Features, Loss, Regions, Target
 
 
 class Head(nn.Module):
@@ -32,16 +33,23 @@ class Head(nn.Module):
         """Compute the raw output. `targets` only for heads that need them on the way (proposals, denoising)."""
 
     @abstractmethod
-    def loss(self, raw: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Named scalar losses, already weighted; their sum is minimised. Each is a mean over `count(targets)`."""
+    def loss(self, raw: Any, targets: Sequence[Target]) -> dict[str, Loss]:
+        """Losses by name; the sum of their means is minimised."""
 
     @abstractmethod
     def decode(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """Predictions, one an image, in pixels of `sizes` (height, width)."""
 
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: over how many things (images, pixels, boxes) `loss` averages. Micro-batches are weighted by it."""
-        return torch.tensor(float(len(targets)))
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """() float32 by name of loss: the counts of `loss`. The targets alone tell them, so that a part of a batch is
+        divided by the count of the whole batch before the other parts have been seen. Here: one loss, over images.
+        """
+        return {"loss": number_of(targets)}
+
+
+def number_of(things: Sized) -> Tensor:
+    """() float32."""
+    return torch.tensor(float(len(things)))
 
 
 class Cells(NamedTuple):
@@ -85,27 +93,39 @@ class DenseRaw(NamedTuple):
     """(H, W) of the input, pixels."""
 
 
+class LossOptions(TypedDict, total=False):
+    """The losses of every dense head."""
+
+    losses: Mapping[str, float] | None
+    """Factor of each loss by name (`layers.pixel_losses`: cross_entropy, focal, ohem, dice); cross_entropy alone."""
+    class_weights: Sequence[float] | None
+    """One positive number a class; None weighs all alike."""
+    smoothing: float
+    """Share of the target that is spread evenly over the classes, in [0, 1); 0."""
+
+
+class PixelOptions(LossOptions, total=False):
+    """How every dense head learns from pixels."""
+
+    pixel_stride: int
+    """In training only every so-manyth row and column of pixels is learnt from, beginning anywhere: the same loss from
+    fewer pixels, drawn anew each time. 1 takes all."""
+
+
 class DenseHead(Head):
     """A class for every pixel. A head of this kind has a `forward` that ends with `raw`; all the rest is here.
 
     Args:
         strides: of the backbone's maps.
         classes: number of classes, at most 255.
-        losses: factor of each loss by name (`layers.pixel_losses`: cross_entropy, focal, ohem, dice); default:
-            cross_entropy alone.
-        class_weights: one positive number a class; None weighs all alike.
-        smoothing: share of the target that is spread evenly over the classes, in [0, 1).
         auxiliary_weight: factor of the losses of each auxiliary decoder.
-
-    Attributes:
-        pixel_stride: in training only every so-manyth row and column of pixels is learnt from, beginning anywhere: the
-            same loss from fewer pixels, drawn anew each time. 1 takes all.
+        pixel_stride: see `PixelOptions`.
+        losses: see `LossOptions`.
 
     Raises:
         UsageError: an option out of its range.
     """
 
-    pixel_stride: int = 1
     tasks: ClassVar[tuple[str, ...]] = ("semantic_segmentation",)
 
     def __init__(
@@ -113,16 +133,16 @@ class DenseHead(Head):
         *,
         strides: Sequence[int],
         classes: int,
-        losses: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
         auxiliary_weight: float = 0.0,
+        pixel_stride: int = 1,
+        **losses: Unpack[LossOptions],
     ) -> None:
         super().__init__()
         if auxiliary_weight < 0:
             raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
         self.strides, self.auxiliary_weight = tuple(strides), auxiliary_weight
-        self.losses = PixelLosses(classes, losses=losses, class_weights=class_weights, smoothing=smoothing)
+        self.pixel_stride = pixel_stride
+        self.losses = PixelLosses(classes, **losses)
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
@@ -142,8 +162,8 @@ class DenseHead(Head):
             padding = Cells(features.padding[:, None], whole).enlarged(features.size, "nearest")[:, 0] > 0
         return DenseRaw(cells, tuple(auxiliary), padding, features.size)
 
-    def loss(self, raw: DenseRaw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """The losses by name, and "auxiliary" if there are such decoders; each () and 0 if all pixels are ignored.
+    def loss(self, raw: DenseRaw, targets: Sequence[Target]) -> dict[str, Loss]:
+        """The losses by name, over pixels, and "auxiliary" if there are such decoders; 0 if all pixels are ignored.
 
         Raises:
             DataError: a mask that is not of the size of the images that went in.
@@ -156,11 +176,16 @@ class DenseHead(Head):
         rows, columns = (self._seen(side).to(device) for side in raw.size)
         wanted = torch.stack([region.classes for region in regions]).to(device)
         wanted = wanted[:, rows[:, None], columns].long()
-        found = self.losses(raw.cells.seen_at(raw.size, rows, columns), wanted)
+        losses = self.losses(raw.cells.seen_at(raw.size, rows, columns), wanted)
+        (seen, *_) = (loss.count for loss in losses.values())
+        sums = {name: loss.sum for name, loss in losses.items()}
         if raw.auxiliary:
             others = [self.losses(cells.seen_at(raw.size, rows, columns), wanted) for cells in raw.auxiliary]
-            found["auxiliary"] = self.auxiliary_weight * torch.stack([p for o in others for p in o.values()]).sum()
-        return found
+            each = torch.stack([loss.sum for other in others for loss in other.values()])
+            sums["auxiliary"] = self.auxiliary_weight * each.sum()
+        # the pixels that are looked at speak for all: which they are is drawn, the count must be known before
+        count = seen if len(rows) * len(columns) == math.prod(raw.size) else self._count(targets)
+        return {name: Loss(total * (count / seen.clamp(min=LEAST)), count) for name, total in sums.items()}
 
     def _seen(self, side: int) -> Tensor:
         """Rows, or columns, of pixels that are learnt from."""
@@ -168,8 +193,11 @@ class DenseHead(Head):
         start = int(torch.randint(step, ())) if step > 1 else 0
         return torch.arange(start, side, step)
 
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: number of pixels that are not ignored; with class weights the sum of theirs."""
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Of each loss the number of pixels that are not ignored; with class weights the sum of theirs."""
+        return dict.fromkeys((*self.losses.losses, "auxiliary"), self._count(targets))
+
+    def _count(self, targets: Sequence[Target]) -> Tensor:
         masks = [region.classes.to(self.losses.class_weights.device) for region in cast("Sequence[Regions]", targets)]
         return torch.stack([self.losses.weigh(mask.long()).sum() for mask in masks]).sum()
 
@@ -180,7 +208,7 @@ class DenseHead(Head):
             logits = Cells(raw.cells.logits[number, None], raw.cells.covered).enlarged(raw.size)
             if raw.padding is not None:
                 real = ~raw.padding[number]
-                logits = logits[:, :, : int(real.any(1).sum()), : int(real.any(0).sum())]
+                logits = logits[:, :, : max(1, int(real.any(1).sum())), : max(1, int(real.any(0).sum()))]
             scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
             found.append(Regions(scores.argmax(0), scores))
         return found

@@ -33,7 +33,7 @@ from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.positions import LearnedPosition2D, SinePosition2D
 from patchform.lookup import check_options, no_such
-from patchform.records import Features, Instances, Target
+from patchform.records import Features, Instances, Loss, Target
 
 LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "no_object": 0.1}
 """Factors of the losses, and of the costs of a pair; "no_object" is the weight of a query that has no object."""
@@ -219,25 +219,26 @@ class DETR(Head):
             )
         return torch.cat(hungarian_match(costs), 1)
 
-    def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """The losses "class", "box" (L1) and "giou" of the last layer; "auxiliary" is the sum of all of the others.
+    def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Loss]:
+        """The losses "class", "box" (L1) and "giou" of the last layer; "auxiliary_class" and so on of all the others.
 
-        "class" is a mean over the queries by weight, the other two a mean over the objects of the batch (section 3.1).
+        Those of classes are over the queries by weight, the others over the objects of the batch (section 3.1).
         """
         truth = self.truth(raw, targets)
-        return self.objects_losses(raw, truth, self.match(raw, truth))
+        sums, counts = self.sums(raw, truth, self.match(raw, truth)), self.counts(targets)
+        return {name: Loss(total, counts[name]) for name, total in sums.items()}
 
-    def objects_losses(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
-        """`loss`, when it is known which query (L, T) is an object's."""
+    def sums(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
+        """() by name of loss, when it is known which query (L, T) is an object's."""
         layers = torch.arange(len(queries), device=queries.device)[:, None]
         no_object = raw.logits.shape[-1] - 1
         wanted = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
         wanted[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
         wanted = wanted[..., :-1].flatten(1)
         entropy = F.cross_entropy(
-            raw.logits.float().flatten(0, 2), wanted.flatten(), weight=self.class_weights, reduction="none"
+            raw.logits.float().flatten(0, 2), wanted.flatten(), weight=self.class_weights.float(), reduction="none"
         )
-        number, has = max(1, len(truth.classes)), queries >= 0
+        has = queries >= 0
         found = raw.boxes[layers, truth.image, queries.clamp(min=0)]  # (L, T, 4)
         far = (found - truth.boxes).abs().sum(-1)
         pixels = raw.pictures[truth.image][:, [1, 0, 1, 0]]
@@ -245,24 +246,23 @@ class DETR(Head):
             to_corners(found) * pixels, (to_corners(truth.boxes) * pixels).expand_as(found)
         )
         of_layers = {
-            "class": entropy.view_as(wanted).sum(1) / self.class_weights[wanted].sum(1).clamp(min=1e-6),
-            "box": (far * has).sum(1) / number,
-            "giou": (apart * has).sum(1) / number,
+            "class": entropy.view_as(wanted).sum(1),
+            "box": (far * has).sum(1),
+            "giou": (apart * has).sum(1),
         }
-        weighted = {name: self.losses[name] * loss for name, loss in of_layers.items()}
-        last = {name: loss[-1] for name, loss in weighted.items()}
+        last = {name: self.losses[name] * loss[-1] for name, loss in of_layers.items()}
         if len(queries) == 1:
             return last
-        return {**last, "auxiliary": torch.stack([loss[:-1].sum() for loss in weighted.values()]).sum()}
+        return last | {f"auxiliary_{name}": self.losses[name] * loss[:-1].sum() for name, loss in of_layers.items()}
 
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: the sum of the weights of all queries, over which the classes' loss is a mean.
-
-        The other losses are means over objects, so parts of a batch add up exactly where they have as many an image.
-        """
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Of classes the weight of all queries, whichever are matched; of all else the number of objects."""
         number, no_object = len(self.queries), self.losses["no_object"]
-        with_object = [min(number, len(without_crowd(one).classes)) for one in cast("Sequence[Instances]", targets)]
-        return torch.tensor(no_object * number * len(targets) + (1 - no_object) * sum(with_object))
+        objects = [len(without_crowd(one).classes) for one in cast("Sequence[Instances]", targets)]
+        with_object = sum(min(number, count) for count in objects)
+        weight = torch.tensor(no_object * number * len(targets) + (1 - no_object) * with_object)
+        last = dict.fromkeys(self.factors, torch.tensor(float(sum(objects)))) | {"class": weight}
+        return last | {f"auxiliary_{name}": count for name, count in last.items()}  # and some that no loss has
 
     # ----------------------------------------------------------------------------------------------------- answering
 

@@ -30,7 +30,7 @@ from patchform.heads.detr import DETR, LOSSES, DETRRaw
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.pyramids import Levels, to_size
-from patchform.records import Features, Instances, Target
+from patchform.records import Features, Instances, Loss, Target
 
 GROUPS = 8
 """Of channels that are normalised together, where the channels are so many."""
@@ -120,8 +120,8 @@ class DETRMasks(DETR):
         logits = self.masks(raw.cells, seen.looks[image, query], seen.guides, image)
         return Cells(logits, seen.covered).enlarged(seen.size)
 
-    def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """DETR's losses; and "mask", focal, and "dice" of the last layer's masks, means over the objects of the batch.
+    def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Loss]:
+        """DETR's losses; and "mask", focal, and "dice" of the last layer's masks, over the objects of the batch.
 
         Raises:
             DataError: objects without masks, or masks of pictures larger than the input.
@@ -132,14 +132,14 @@ class DETRMasks(DETR):
         logits = self.enlarged(raw, truth.image[has], queries[-1][has]).flatten(1)  # (K, H * W)
         dense = [_dense(one, raw.beside.size) for one in cast("Sequence[Instances]", targets)]
         wanted = torch.cat(dense).to(logits.device)[has].flatten(1).float()
-        number = max(1, len(truth.classes))
         chance = logits.sigmoid()
         overlap = (2 * (chance * wanted).sum(1) + 1) / (chance.sum(1) + wanted.sum(1) + 1)
-        return {
-            **self.objects_losses(raw, truth, queries),
-            "mask": self.losses["mask"] * sigmoid_focal_loss(logits, wanted).mean(1).sum() / number,
-            "dice": self.losses["dice"] * (1 - overlap).sum() / number,
+        sums = self.sums(raw, truth, queries) | {
+            "mask": self.losses["mask"] * sigmoid_focal_loss(logits, wanted).mean(1).sum(),
+            "dice": self.losses["dice"] * (1 - overlap).sum(),
         }
+        counts = self.counts(targets)
+        return {name: Loss(total, counts[name]) for name, total in sums.items()}
 
     def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image, as DETR gives them, with masks."""
@@ -147,7 +147,7 @@ class DETRMasks(DETR):
         for number, (objects, size, (query, *_)) in enumerate(
             zip(super().decode(raw, sizes), sizes, self.best(raw), strict=True)
         ):
-            height, width = (int(side) for side in raw.pictures[number].tolist())
+            height, width = (max(1, int(side)) for side in raw.pictures[number].tolist())
             parts = []
             for some in query.split(max(1, AT_ONCE // max(math.prod(size), math.prod(raw.beside.size)))):
                 logits = self.enlarged(raw, torch.full_like(some, number), some)[..., :height, :width]
@@ -188,7 +188,7 @@ class Looks(nn.Module):
         k = self.k(memory.flatten(2).transpose(1, 2)).unflatten(2, (self.heads, -1))
         scores = torch.einsum("bqhd,bnhd->bqhn", q * q.shape[-1] ** -0.5, k).float()
         if padding is not None:
-            scores = scores.masked_fill(padding.flatten(1)[:, None, None], float("-inf"))
+            scores = scores.masked_fill(padding.flatten(1)[:, None, None], torch.finfo(scores.dtype).min / 2)
         return scores.flatten(2).softmax(2).unflatten(2, (self.heads, *memory.shape[2:]))
 
 

@@ -13,14 +13,15 @@ The neck is the paper's to choose:
 * "simple": the simple pyramid of ViTDet (Li et al., ECCV 2022, arXiv:2203.16527, section 3), made from the last map.
 
 RoIAlign is of He et al. 2017. Numbers are torchvision's, but for means: a loss is a mean over a picture's samples, then
-over pictures. Regions and anchors inside a crowd are no background.
+over pictures. Each picture draws its samples by itself, whichever are beside it. Regions and anchors inside a crowd are
+no background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +30,10 @@ from torch import Tensor, nn
 from patchform import lookup
 from patchform.errors import UsageError
 from patchform.geometry import anchors, boxes, detections
-from patchform.heads.base import Head
+from patchform.heads.base import Head, number_of
 from patchform.layers.necks import NECKS
 from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
-from patchform.records import Features, Instances, Target
+from patchform.records import Features, Instances, Loss, Target
 
 BETA = 1 / 9
 """Where the smooth L1 loss turns from a parabola to a line."""
@@ -122,6 +123,8 @@ class Raw(NamedTuple):
     """(sum K_i, 1 + classes); background first."""
     shifts: Tensor
     """(sum K_i, 1 + classes, 4); those of the background mean nothing."""
+    seeds: Sequence[int] = ()
+    """Of each image, for what it draws. Empty in prediction."""
     masks: Tensor | None = None
     """Of Mask R-CNN in training: (M, 1 + classes, size, size) logits of regions that stand for objects."""
 
@@ -147,6 +150,7 @@ class FasterRCNN(Head):
     """
 
     tasks = ("detection",)
+    losses: ClassVar[tuple[str, ...]] = ("objectness", "proposal", "classification", "box")
 
     def __init__(
         self,
@@ -185,11 +189,13 @@ class FasterRCNN(Head):
         proposals = self.rpn(levels, features.size)
         regions = self.rpn.best(proposals, real, training=targets is not None)
         objects: tuple[Tensor, ...] = ()
+        seeds: list[int] = []
         if targets is not None:
-            regions, objects = self._sampled(regions, cast("Sequence[Instances]", targets))
+            seeds = torch.randint(2**62, (len(targets),)).tolist()
+            regions, objects = self._sampled(regions, cast("Sequence[Instances]", targets), seeds)
         cells, rows = self.read(levels, regions, features.size)
         logits, shifts = (said[rows] for said in self.box_head(cells))
-        return Raw(tuple(levels), proposals, features.size, real, regions, objects, logits, shifts)
+        return Raw(tuple(levels), proposals, features.size, real, regions, objects, logits, shifts, seeds)
 
     def reader(self, size: int) -> MultiScaleRoIAlign:
         """Reads regions as `size` x `size` cells."""
@@ -197,25 +203,34 @@ class FasterRCNN(Head):
         return MultiScaleRoIAlign(strides, size, side=self.box_options.side, aligned=self.box_options.aligned)
 
     def _sampled(
-        self, regions: Sequence[Tensor], targets: Sequence[Instances]
+        self, regions: Sequence[Tensor], targets: Sequence[Instances], seeds: Sequence[int]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Of each image the regions that the loss sees, and the object of each. The objects' own boxes are regions."""
         chosen, objects = [], []
-        for candidates, target in zip(regions, targets):
+        for candidates, target, seed in zip(regions, targets, seeds):
             own = target.boxes if target.crowd is None else target.boxes[~target.crowd]
             candidates = torch.cat([candidates, own.to(candidates)])
             found = anchors.match(
                 candidates, target, self.box_options.foreground, self.box_options.foreground, rescue=False
             )
-            rows = balanced_sample(found, self.box_options.samples, self.box_options.share)
+            rows = balanced_sample(found, self.box_options.samples, self.box_options.share, seed)
             chosen.append(candidates[rows])
             objects.append(found[rows])
         return tuple(chosen), tuple(objects)
 
-    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Objectness, proposal (shifts of anchors), classification and box (shifts of regions)."""
+    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Loss]:
+        """Over images: objectness, proposal (shifts of anchors), classification and box (shifts of regions)."""
+        count = number_of(targets)
+        return {name: Loss(total, count) for name, total in self.sums(raw, targets).items()}
+
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Of each the number of images."""
+        return dict.fromkeys(self.losses, number_of(targets))
+
+    def sums(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """() by name of loss."""
         truth = cast("Sequence[Instances]", targets)
-        found = self.rpn.loss(raw.proposals, truth)
+        found = self.rpn.loss(raw.proposals, truth, raw.seeds)
         labels, wanted = [], []
         for region, number, target in zip(raw.regions, raw.objects, truth):
             first = int((number >= 0).sum())
@@ -313,13 +328,13 @@ class RPN(nn.Module):
             found.append(region[detections.nms(region, score, level, overlap=self.options.overlap, most=kept)])
         return tuple(found)
 
-    def loss(self, proposals: Proposals, targets: Sequence[Instances]) -> dict[str, Tensor]:
-        """Of a sample of the anchors."""
+    def loss(self, proposals: Proposals, targets: Sequence[Instances], seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Sums over images, each of a sample of the anchors."""
         placed, options = torch.cat(proposals.anchors), self.options
         rows, labels, firsts, wanted = [], [], [], []
-        for number, target in enumerate(targets):
+        for number, (target, seed) in enumerate(zip(targets, seeds)):
             found = anchors.match(placed, target, options.foreground, options.background, rescue=True)
-            row = balanced_sample(found, options.samples, options.share)
+            row = balanced_sample(found, options.samples, options.share, seed + 1)
             labels.append(found[row] >= 0)
             first = row[: int(labels[-1].sum())]
             rows.append(row + number * len(placed))
@@ -375,6 +390,6 @@ def options(kind: type[O], given: Mapping[str, Any] | None, name: str) -> O:
 
 
 def shares(counts: Sequence[int], like: Tensor) -> Tensor:
-    """(sum of counts,) float32: weights that make a sum a mean over the samples of a picture, then over pictures."""
-    each = [1 / (len(counts) * max(1, count)) for count in counts]
+    """(sum of counts,) float32: weights that make a sum one of means over the samples of a picture."""
+    each = [1 / max(1, count) for count in counts]
     return torch.cat([torch.full((count,), weight, device=like.device) for count, weight in zip(counts, each)])

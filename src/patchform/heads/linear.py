@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from patchform.errors import DataError, UsageError
-from patchform.heads.base import Head
-from patchform.records import Features, Label, Target
+from patchform.heads.base import Head, number_of
+from patchform.records import Features, Label, Loss, Target
 
 
 class Linear(Head):
@@ -98,26 +98,27 @@ class Linear(Head):
             summary = torch.tanh(self.pre_logits(summary))
         return self.classifier(self.dropout(summary))
 
-    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """{"loss": ()}: with weights, their weighted mean, as `torch.nn.functional.cross_entropy` has it.
+    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
+        """{"loss": ...} over images; with weights a weighted mean, as `torch.nn.functional.cross_entropy` has it.
 
         Raises:
             DataError: an image without exactly one class where `labels` is "single".
         """
         logits, wanted = raw.float(), self._dense(targets, raw.device)  # float: bfloat16 has 3 digits
-        weights = logits.new_ones(self.classes) if self.class_weights is None else self.class_weights
+        weights = logits.new_ones(self.classes) if self.class_weights is None else self.class_weights.to(logits)
         if self.labels == "multi":
             smooth = wanted * (1 - self.smoothing) + self.smoothing / 2
             each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")  # (B, C)
-            return {"loss": (each @ (weights / weights.sum())).mean()}
+            return {"loss": Loss((each @ (weights / weights.sum())).sum(), number_of(targets))}
         smooth = wanted * (1 - self.smoothing) + self.smoothing / self.classes
-        return {"loss": -(smooth * logits.log_softmax(1) @ weights).sum() / (wanted @ weights).sum()}
+        return {"loss": Loss(-(smooth * logits.log_softmax(1) @ weights).sum(), (wanted @ weights).sum())}
 
-    def count(self, targets: Sequence[Target]) -> Tensor:
-        """() float: number of images; single labels with class weights: the sum of the targets' weights."""
-        if self.class_weights is None or self.labels == "multi":
-            return super().count(targets)
-        return (self._dense(targets, self.class_weights.device) @ self.class_weights).sum()
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Number of images; of single labels the sum of the targets' shares, each by the weight of its class."""
+        if self.labels == "multi":
+            return super().counts(targets)
+        wanted = self._dense(targets, next(self.parameters()).device)
+        return {"loss": (wanted if self.class_weights is None else wanted @ self.class_weights.to(wanted)).sum()}
 
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""

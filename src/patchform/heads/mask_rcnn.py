@@ -50,6 +50,7 @@ class MaskRCNN(FasterRCNN):
     """
 
     tasks = ("instance_segmentation",)
+    losses = (*FasterRCNN.losses, "mask")
 
     def __init__(
         self,
@@ -101,13 +102,13 @@ class MaskRCNN(FasterRCNN):
         regions = [region[:count] for region, count in zip(raw.regions, counts)]
         return regions, [number[:count] for number, count in zip(raw.objects, counts)]
 
-    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """The losses of Faster R-CNN, and mask.
+    def sums(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Those of Faster R-CNN, and mask.
 
         Raises:
             DataError: objects without masks.
         """
-        found = super().loss(raw, targets)
+        found = super().sums(raw, targets)
         assert raw.masks is not None
         labels, wanted = [], []
         for region, number, target in zip(*self._masked(raw), cast("Sequence[Instances]", targets)):

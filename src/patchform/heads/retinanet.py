@@ -23,11 +23,12 @@ from patchform.errors import UsageError
 from patchform.geometry import anchors as anchoring
 from patchform.geometry.boxes import decode, encode
 from patchform.geometry.detections import clip, nms, picture_sizes, to_pictures
-from patchform.heads.base import Head
+from patchform.heads.base import Head, number_of
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
-from patchform.records import Features, Instances, Target
+from patchform.records import Features, Instances, Loss, Target
+from patchform.schema import Natural
 
 ALPHA, GAMMA = 0.25, 2
 """Alpha and gamma of the focal loss (table 1b)."""
@@ -53,11 +54,11 @@ class Options:
         UsageError: a field out of its range.
     """
 
-    convolutions: int = 4
+    convolutions: Natural = 4
     """Of each tower, before its last."""
     norm: Literal["none", "group"] = "none"
     """Behind each of them: "group" is group normalisation, at most 32 groups."""
-    coarser: int = 2
+    coarser: Natural = 2
     """Levels above the backbone's."""
     source: Literal["map", "pyramid"] = "map"
     """What the first of them is made from: the backbone's coarsest map, or the pyramid's."""
@@ -179,12 +180,11 @@ class RetinaNet(Head):
             picture_sizes(features),
         )
 
-    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """The losses by name, each ().
+    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Loss]:
+        """The losses by name, over images.
 
-        Each is the sum over an image's anchors, divided by the number of those that stand for an object (at least 1),
-        and the mean of that over the images. So does torchvision; the paper divides by the objects' anchors of all
-        images together, which parts of a batch do not know of each other.
+        Each is the sum over an image's anchors, divided by the number of those that stand for an object (at least 1).
+        So does torchvision; the paper divides by the objects' anchors of all images together.
         """
         instances = cast("Sequence[Instances]", targets)
         logits, device = raw.logits.float(), raw.logits.device
@@ -192,7 +192,7 @@ class RetinaNet(Head):
             numbers = torch.stack(
                 [anchoring.match(raw.anchors, one, FOREGROUND, BACKGROUND, rescue=True) for one in instances]
             )  # (B, N)
-            share = 1 / ((numbers >= 0).sum(1).clamp(min=1) * len(instances))  # (B,)
+            share = 1 / (numbers >= 0).sum(1).clamp(min=1)  # (B,)
             image, anchor = (numbers != anchoring.BACKGROUND).nonzero(as_tuple=True)  # (M,)
             first = torch.tensor([0, *(len(one.boxes) for one in instances[:-1])], device=device).cumsum(0)
             number = numbers[image, anchor]
@@ -211,7 +211,12 @@ class RetinaNet(Head):
         parts = {"focal": focal}
         for name in self.losses.keys() - {"focal"}:
             parts[name] = (share[image] * BOX_LOSSES[name](found, raw.anchors[anchor], boxes)).sum()
-        return {name: factor * parts[name] for name, factor in self.losses.items()}
+        count = number_of(targets)
+        return {name: Loss(factor * parts[name], count) for name, factor in self.losses.items()}
+
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Of each the number of images."""
+        return dict.fromkeys(self.losses, number_of(targets))
 
     @torch.no_grad()
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:

@@ -12,19 +12,20 @@ leave the rest to bilinear interpolation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.convolutions import CellNorm, classifier
 from patchform.layers.drop import linear_rates
+from patchform.layers.norms import BatchNorm2d
 from patchform.records import Features, Target
 
 
@@ -39,7 +40,7 @@ class Segmenter(DenseHead):
         channels_inside: width D of the mask transformer; default: that of the map.
         depth, heads: blocks and attention heads of the mask transformer; heads default to one for 64 of D.
         drop_path: stochastic depth of its last block, rising linearly from 0.
-        losses, class_weights, smoothing: see `DenseHead`.
+        pixels: see `PixelOptions`.
 
     Raises:
         UsageError: an option out of its range.
@@ -57,13 +58,9 @@ class Segmenter(DenseHead):
         depth: int = 2,
         heads: int | None = None,
         drop_path: float = 0.0,
-        losses: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
+        **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(
-            strides=strides, classes=classes, losses=losses, class_weights=class_weights, smoothing=smoothing
-        )
+        super().__init__(strides=strides, classes=classes, **pixels)
         if decoder not in ("mask", "linear"):
             raise UsageError(f'decoder is "{decoder}"', remedy='it is "mask" or "linear"')
         inside = channels_inside or channels[-1]
@@ -73,7 +70,7 @@ class Segmenter(DenseHead):
         self.norm = CellNorm(channels[-1])
         self.decoder: nn.Module
         if decoder == "linear":
-            self.decoder = nn.Sequential(nn.BatchNorm2d(channels[-1]), classifier(channels[-1], classes))
+            self.decoder = nn.Sequential(BatchNorm2d(channels[-1]), classifier(channels[-1], classes))
         else:
             self.decoder = MaskTransformer(channels[-1], inside, classes, depth=depth, heads=heads, drop_path=drop_path)
 

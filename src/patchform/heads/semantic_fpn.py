@@ -10,14 +10,14 @@ Batch norm (group norm in the paper; PVT and its successors have batch norm) and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 import torch
 from torch import nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import FPN, Levels, doubled, to_size
 from patchform.records import Features, Target
@@ -34,7 +34,7 @@ class SemanticFPN(DenseHead):
         channels_inside: of the convolutions behind it.
         norm: "layer" normalises the cells of each map first; "none", as PVT has it, takes them as they are.
         dropout: rate of whole channels in front of the classifier, in [0, 1).
-        losses, class_weights, smoothing: see `DenseHead`.
+        pixels: see `PixelOptions`.
 
     Raises:
         UsageError: an option out of its range.
@@ -51,13 +51,9 @@ class SemanticFPN(DenseHead):
         channels_inside: int = 128,
         norm: Literal["layer", "none"] = "none",
         dropout: float = 0.1,
-        losses: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
+        **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(
-            strides=strides, classes=classes, losses=losses, class_weights=class_weights, smoothing=smoothing
-        )
+        super().__init__(strides=strides, classes=classes, **pixels)
         if norm not in ("layer", "none"):
             raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= dropout < 1:

@@ -12,16 +12,16 @@ Maps, or levels, may have decoders of their own, whose losses help in training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import doubled, to_size, top_down
 from patchform.records import Features, Target
@@ -44,7 +44,7 @@ class SETR(DenseHead):
             training.
         auxiliary_weight: factor of each of these losses; the authors have three or four (naive: of blocks 10, 15
             and 20 of ViT-L; pup: 24 too; mla: all levels).
-        losses, class_weights, smoothing: see `DenseHead`.
+        pixels: see `PixelOptions`.
 
     Raises:
         UsageError: the backbone has no map of such a number; an option out of its range.
@@ -61,16 +61,12 @@ class SETR(DenseHead):
         channels_inside: int = 256,
         auxiliary: Sequence[int] = (),
         auxiliary_weight: float = 0.4,
-        losses: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
+        **pixels: Unpack[PixelOptions],
     ) -> None:
         super().__init__(
             strides=strides,
             classes=classes,
-            losses=losses,
-            class_weights=class_weights,
-            smoothing=smoothing,
+            **pixels,
             auxiliary_weight=auxiliary_weight,
         )
         if decoder not in ("naive", "pup", "mla"):

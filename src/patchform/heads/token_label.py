@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
-from patchform.heads.base import Head
-from patchform.records import Features, Label, Target
+from patchform.heads.base import Head, number_of
+from patchform.records import Features, Label, Loss, Target
 
 
 class Raw(NamedTuple):
@@ -84,8 +84,8 @@ class TokenLabel(Head):
             tokens = tokens.masked_fill(hidden[..., None], float("-inf"))
         return raw.summary + self.auxiliary_weight * tokens.amax(1)
 
-    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """{"loss": (), "auxiliary": ()}: cross-entropy of the image; at its weight, mean of that of its tokens.
+    def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Loss]:
+        """Over images: "loss", cross-entropy of the image; "auxiliary", at its weight, mean of that of its tokens.
 
         Raises:
             DataError: an image without exactly one class.
@@ -95,7 +95,12 @@ class TokenLabel(Head):
         token = -(wanted[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
         real = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
         auxiliary = (token * real).sum(1) / real.sum(1).clamp(min=1)
-        return {"loss": image.mean(), "auxiliary": self.auxiliary_weight * auxiliary.mean()}
+        count = number_of(targets)
+        return {"loss": Loss(image.sum(), count), "auxiliary": Loss(self.auxiliary_weight * auxiliary.sum(), count)}
+
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Of both the number of images."""
+        return dict.fromkeys(("loss", "auxiliary"), number_of(targets))
 
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: its best class, and `scores` (C,), the softmax of `logits`."""

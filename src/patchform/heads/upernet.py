@@ -11,15 +11,15 @@ Above a backbone of one stride stand the levels of `layers.pyramids.Levels`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import Levels, to_size, top_down
 from patchform.records import Features, Target
@@ -41,7 +41,7 @@ class UPerNet(DenseHead):
         auxiliary: number of the level (0 is the finest, -1 the coarsest) that has a decoder, one convolution and a
             classifier, and a loss in training; None for none.
         auxiliary_weight: factor of that loss.
-        losses, class_weights, smoothing: see `DenseHead`.
+        pixels: see `PixelOptions`.
 
     Raises:
         UsageError: no level of such a number; an option out of its range.
@@ -59,16 +59,12 @@ class UPerNet(DenseHead):
         dropout: float = 0.1,
         auxiliary: int | None = -2,
         auxiliary_weight: float = 0.4,
-        losses: Mapping[str, float] | None = None,
-        class_weights: Sequence[float] | None = None,
-        smoothing: float = 0.0,
+        **pixels: Unpack[PixelOptions],
     ) -> None:
         super().__init__(
             strides=strides,
             classes=classes,
-            losses=losses,
-            class_weights=class_weights,
-            smoothing=smoothing,
+            **pixels,
             auxiliary_weight=auxiliary_weight,
         )
         if norm not in ("layer", "none"):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.errors import UsageError
 from patchform.layers.linear import Linear
 from patchform.layers.positions import RelativePosition
 
@@ -49,7 +50,8 @@ def attend(
         k: (B, G, h, K, d).
         v: (B, G, h, K, e).
         bias: floating point, broadcasts to (B, G, h, N, K); added to the scaled scores.
-        allowed: bool, broadcasts like `bias`; True where a query may look. Every query needs one key at least.
+        allowed: bool, broadcasts like `bias`; True where a query may look. One that may look nowhere, as in a picture
+            that is all padding, gets finite numbers that mean nothing.
         scale: default d ** -0.5.
 
     Returns:
@@ -61,7 +63,7 @@ def attend(
     elif bias is None:
         mask = allowed
     else:
-        mask = torch.where(allowed, bias.to(q.dtype), float("-inf"))
+        mask = torch.where(allowed, bias.to(q.dtype), _nowhere(q))
     if _recorded is not None or _explicit_is_faster(q, k, mask):
         return _explicit(q, k, v, mask, scale)
     return _fused(q, k, v, mask, scale)
@@ -78,11 +80,16 @@ def _explicit_is_faster(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     scores = (q * scale) @ k.transpose(-1, -2)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        scores = scores.masked_fill(~mask, _nowhere(scores)) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
     if _recorded is not None:
         _recorded.append(weights.detach())
     return weights @ v
+
+
+def _nowhere(scores: Tensor) -> float:
+    """What no score reaches: its weight is 0 beside any other, and finite where there is no other."""
+    return torch.finfo(scores.dtype).min / 2
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -115,6 +122,8 @@ class Attention(nn.Module):
         self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: bool = True
     ) -> None:
         super().__init__()
+        if width % heads:
+            raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.position = position
@@ -163,6 +172,8 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True, project: bool = True) -> None:
         super().__init__()
+        if width % heads:
+            raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
         self.q = Linear(width, width, bias=qkv_bias)
         self.kv = Linear(width, 2 * width, bias=qkv_bias)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.layers.norms import BatchNorm2d
+
 
 class CellNorm(nn.LayerNorm):
     """Layer normalisation of every cell of a map.
@@ -54,7 +56,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, *, bias: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = BatchNorm2d(out_channels)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # He et al. 2015
         if self.conv.bias is not None:
             nn.init.zeros_(self.conv.bias)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class LayerScale(nn.Module):
@@ -24,7 +27,55 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class Norm(nn.BatchNorm1d):
+class _AnyBatch(_BatchNorm):
+    """Batch normalisation (Ioffe and Szegedy 2015) of (B, C, ...), for a batch of any size and shared by any number.
+
+    Where there is a single value of each channel, as in the last map of a single small picture, it has no spread: then
+    the running statistics serve, and stay. torch refuses it.
+
+    Attributes:
+        add_up: a sum over all processes whose batches are normalised together; None where this batch is all.
+    """
+
+    add_up: Callable[[Tensor], Tensor] | None = None
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same."""
+        if not self.training or (self.add_up is None and x.numel() > x.shape[1]):
+            return super().forward(x)
+        if self.add_up is None:
+            return self._by(x, self.running_mean, self.running_var)
+        axes, own = [axis for axis in range(x.dim()) if axis != 1], x.float()
+        total = self.add_up(torch.cat([own.sum(axes), own.new_tensor([x.numel() / x.shape[1]])]))
+        count, mean = total[-1], total[:-1] / total[-1]
+        if count <= 1:
+            return self._by(x, self.running_mean, self.running_var)
+        variance = self.add_up((own - mean.view(-1, *(1,) * (x.dim() - 2))).square().sum(axes)) / count
+        with torch.no_grad():
+            for running, new in ((self.running_mean, mean), (self.running_var, variance * count / (count - 1))):
+                running.lerp_(new, self.momentum)
+            self.num_batches_tracked += 1
+        return self._by(x, mean, variance)
+
+    def _by(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        factor = self.weight * (variance + self.eps).rsqrt()
+        shape = (-1, *(1,) * (x.dim() - 2))
+        return (x * factor.view(shape) + (self.bias - mean * factor).view(shape)).to(x.dtype)
+
+
+class BatchNorm1d(_AnyBatch, nn.BatchNorm1d):
+    """Of (B, C) or (B, C, L)."""
+
+
+class BatchNorm2d(_AnyBatch, nn.BatchNorm2d):
+    """Of (B, C, H, W)."""
+
+
+class Norm(BatchNorm1d):
     """Batch normalisation of the last axis."""
 
     def forward(self, x: Tensor) -> Tensor:

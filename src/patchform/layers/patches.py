@@ -16,6 +16,7 @@ from patchform.geometry import grids
 from patchform.layers import fitting
 from patchform.layers.convolutions import Strided
 from patchform.layers.fitting import Fitted, TransferContext
+from patchform.layers.norms import BatchNorm2d
 
 
 class Patches(nn.Module):
@@ -90,7 +91,7 @@ class ConvolutionalStem(nn.Module):
         widths = [in_channels, *channels]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), BatchNorm2d(after), nn.ReLU()]
         self.convolutions = nn.Sequential(*layers)
         self.proj = nn.Conv2d(widths[-1], width, 1)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.lookup import no_such
-from patchform.records import IGNORED
+from patchform.records import IGNORED, Loss
 
 GAMMA = 2
 """Power of the focal loss (Lin et al. 2017, section 3.2)."""
@@ -77,7 +77,7 @@ LOSSES = {"cross_entropy": _cross_entropy, "focal": _focal, "ohem": _hard, "dice
 
 
 class PixelLosses(nn.Module):
-    """Weighted losses of the logits of every pixel, each a mean over the pixels that are not ignored.
+    """Weighted losses of the logits of every pixel, each over the pixels that are not ignored.
 
     * cross_entropy: softmax and cross-entropy.
     * focal: the same times (1 - p)**2, p the probability of the true class (Lin et al. 2017, equation 4).
@@ -86,7 +86,7 @@ class PixelLosses(nn.Module):
     * dice: 1 - 2 sum(p g) / (sum(p p) + sum(g g)) over the pixels of an image, mean over the classes that it shows
       (Milletari et al. 2016, section 3); an image weighs as much as it has pixels.
 
-    So parts of a batch, weighted by their `count`, make the whole.
+    So each is a sum over images, and parts of a batch make the whole.
 
     Args:
         classes: number of classes C, at most 255.
@@ -127,21 +127,21 @@ class PixelLosses(nn.Module):
 
     class_weights: Tensor
 
-    def forward(self, logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) and (B, H, W) int64, 255 ignored -> () by name; 0 where all is ignored."""
+    def forward(self, logits: Tensor, classes: Tensor) -> dict[str, Loss]:
+        """(B, C, H, W) and (B, H, W) int64, 255 ignored -> losses by name; 0 where all is ignored."""
         logits = logits.float()  # bfloat16 has 3 digits
         entropy = F.cross_entropy(
             logits,
             classes,
-            self.class_weights,
+            self.class_weights.to(logits),
             ignore_index=IGNORED,
             reduction="none",
             label_smoothing=self.smoothing,
         )
         weights = self.weigh(classes)
         seen = _Pixels(logits, classes.where(classes != IGNORED, 0), weights, entropy, self.class_weights)
-        total = weights.sum().clamp(min=1e-6)
-        return {name: factor * LOSSES[name](seen).sum() / total for name, factor in self.losses.items()}
+        count = weights.sum()
+        return {name: Loss(factor * LOSSES[name](seen).sum(), count) for name, factor in self.losses.items()}
 
     def weigh(self, classes: Tensor) -> Tensor:
         """(B, H, W) int64 -> float: the weight of each pixel's class, 0 where ignored."""

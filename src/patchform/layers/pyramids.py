@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.layers.convolutions import Strided
+from patchform.layers.norms import BatchNorm2d
 
 MADE_STRIDES = (4, 8, 16, 32)
 """Strides of a hierarchical backbone, which dense heads were designed for."""
@@ -141,7 +142,7 @@ def _rescaled(channels: int, doublings: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for number in range(doublings):
         if number:
-            layers += [nn.BatchNorm2d(channels), nn.GELU()]
+            layers += [BatchNorm2d(channels), nn.GELU()]
         layers.append(nn.ConvTranspose2d(channels, channels, 2, stride=2))
     layers += [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-doublings)]  # odd grids keep their last cells
     return nn.Sequential(*layers)

@@ -58,23 +58,23 @@ class MultiScaleRoIAlign(nn.Module):
         return torch.cat(found), torch.cat(rows).argsort()
 
 
-def balanced_sample(stands_for: Tensor, number: int, share: float) -> Tensor:
+def balanced_sample(stands_for: Tensor, number: int, share: float, seed: int) -> Tensor:
     """A sample in which what stands for objects is neither all nor lost (Ren et al. 2015, section 3.1.3).
-
-    Drawn from torch's global generator.
 
     Args:
         stands_for: (N,) int64 as `geometry.anchors.match_boxes` gives it.
         number: of the sample.
         share: at most of it that stands for objects.
+        seed: of what is drawn.
 
     Returns:
         (K,) int64, K <= number: rows, those that stand for objects first.
     """
     objects, nothing = (stands_for >= 0).nonzero()[:, 0], (stands_for == BACKGROUND).nonzero()[:, 0]
-    first = _drawn(objects, int(number * share))
-    return torch.cat([first, _drawn(nothing, number - len(first))])
+    generator = torch.Generator(stands_for.device).manual_seed(seed)
+    first = _drawn(objects, int(number * share), generator)
+    return torch.cat([first, _drawn(nothing, number - len(first), generator)])
 
 
-def _drawn(rows: Tensor, most: int) -> Tensor:
-    return rows[torch.randperm(len(rows), device=rows.device)[:most]]
+def _drawn(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
 from patchform.backbones.vit import ViT
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.heads.base import Head
 from patchform.layers.patches import pad_to
 from patchform.model import Model
-from patchform.records import Batch, Embedding, Features, Preprocessing, Target
+from patchform.records import Batch, Embedding, Features, Loss, Target
 
 
 class MethodHead(Head):
@@ -38,7 +39,7 @@ class MethodHead(Head):
         """One `Embedding` an image."""
         return [Embedding(vector) for vector in raw.float()]
 
-    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
         """Not asked: see `Method`."""
         raise NotImplementedError
 
@@ -46,17 +47,24 @@ class MethodHead(Head):
 class Method(Model):
     """A backbone that learns without labels. A file of this folder holds one; its name is what a recipe calls the head.
 
-    The constructor takes the `backbone` and the `preprocessing`, then its own options, keyword-only. All that is no
+    The constructor takes the `backbone` and the `preprocessing`, then, keyword-only, its `architecture` and its own
+    options. All that is no
     part of the result lies below `head`: so `backbone`, as it is stored, fills the backbone of a model of any task.
 
     Raises:
         UsageError: a backbone of clips.
     """
 
-    def __init__(self, backbone: Backbone, head: MethodHead, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: MethodHead,
+        preprocessing: Preprocessing,
+        architecture: Architecture | None = None,
+    ) -> None:
         if backbone.frames is not None:
             raise UsageError("this backbone looks at clips, not at pictures", remedy="take another one")
-        super().__init__(backbone, head, classes=(), preprocessing=preprocessing)
+        super().__init__(backbone, head, classes=(), preprocessing=preprocessing, architecture=architecture)
 
     def pictures(self, batch: Batch) -> Tensor:
         """(B, C, H, W) normalised images of a batch of one crop each.
@@ -67,7 +75,7 @@ class Method(Model):
         if batch.images.dim() != 4:
             raise UsageError("this method looks at one crop of a picture", remedy="set augmentation.views to 1")
         if batch.padding is not None:
-            raise UsageError("pictures of several sizes", remedy="set data.resize to crop or squash")
+            raise UsageError("pictures of several sizes", remedy="set preprocessing.resize to crop or squash")
         return self.normalise(batch.images)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,14 @@ from torch import Tensor, nn
 
 from patchform import distributed
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
+from patchform.heads.base import number_of
 from patchform.layers.drop import DropPath
 from patchform.pretraining.base import Method, MethodHead, is_vit, random_mask
-from patchform.records import Batch, Features, Preprocessing
+from patchform.records import Batch, Features, Loss, Target
+from patchform.schema import Natural
 
 CENTRE_MOMENTUM = 0.9
 """What stays of the centre at each step."""
@@ -70,8 +74,9 @@ class DINO(Method):
         student_temperature: float = 0.1,
         teacher_temperature: tuple[float, float] = (0.04, 0.04),
         warm_epochs: int = 0,
-        frozen_epochs: int = 1,
+        frozen_epochs: Natural = 1,
         masked: float = 0.0,
+        architecture: Architecture | None = None,
     ) -> None:
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum is {momentum}", remedy="it lies in [0, 1]")
@@ -80,7 +85,7 @@ class DINO(Method):
         if masked < 0 or (masked and not is_vit(backbone)):
             raise UsageError(f"masked is {masked}", remedy="it is 0 or more, and 0 for backbones other than a ViT")
         head = DINOHead(backbone, hidden, bottleneck, outputs, masked=masked > 0)
-        super().__init__(backbone, head, preprocessing)
+        super().__init__(backbone, head, preprocessing, architecture)
         if backbone.prefers_channels_last:
             head.student.to(memory_format=torch.channels_last)
         for layer in backbone.modules():  # the teacher is whole at every step
@@ -104,8 +109,8 @@ class DINO(Method):
             self.head.student.load_state_dict(self.backbone.state_dict())
             self.head.teacher.load_state_dict(self.head.projection.state_dict())
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"summary": ()}, the mean over the pairs of different crops, and "patches" with the masked-patch term.
+    def forward(self, batch: Batch) -> dict[str, Loss]:
+        """Over images: "summary", the mean over the pairs of different crops, and "patches", the masked-patch term.
 
         Args:
             batch: images (B, V, C, H, W), and `views` or None; targets are not looked at.
@@ -123,16 +128,17 @@ class DINO(Method):
             teacher_probs = self._teacher_probs(teacher_logits, self.head.centre).chunk(number)
             self.head.note(teacher_logits, self.head.total)
         small = [] if batch.views is None else [_crops(self.normalise(batch.views))]
-        learnt, mask = self._masked_student(large)
+        learnt, mask = self._masked_student(large, number)
         student_logits = [self.head(learnt), *(self.head(self.head.student(crops)) for crops in small)]
         frozen = self.step < self.frozen_epochs * self.epoch
         logits = self.head.projection(torch.cat(student_logits), frozen=frozen).float() / self.student_temperature
         logs = logits.log_softmax(1).split(len(batch.images))
         pairs = [(goal, log) for i, goal in enumerate(teacher_probs) for j, log in enumerate(logs) if i != j]
-        losses = {"summary": sum((_cross(goal, log) for goal, log in pairs), start=logits.new_zeros(())) / len(pairs)}
+        sums = {"summary": sum((_cross(goal, log) for goal, log in pairs), start=logits.new_zeros(())) / len(pairs)}
         if mask is not None:
-            losses["patches"] = self.masked * self._patches(taught, learnt, mask, frozen=frozen)
-        return losses
+            sums["patches"] = self.masked * self._patches(taught, learnt, mask, frozen=frozen) / number
+        count = number_of(batch.images)
+        return {name: Loss(total, count) for name, total in sums.items()}
 
     def after_step(self, step: int) -> None:
         """Move the teacher towards the student, and the centres towards what it said."""
@@ -149,20 +155,21 @@ class DINO(Method):
         share = min(1.0, self.step // self.epoch / self.warm_epochs) if self.warm_epochs else 1.0
         return ((teacher_logits - centre) / (first + share * (last - first))).softmax(-1)
 
-    def _masked_student(self, large: Tensor) -> tuple[Features, Tensor | None]:
+    def _masked_student(self, large: Tensor, number: int) -> tuple[Features, Tensor | None]:
         """The student's features of the large crops, and (V * B, N) which patches it did not see."""
         student, token = self.head.student, self.head.mask_token
         if token is None or not is_vit(student):
             return student(large), None
         cells = student.patches(large)
-        noise = torch.rand(len(cells), cells.shape[1] * cells.shape[2], device=large.device)
-        half = torch.rand(len(cells), 1, device=large.device) < 0.5
-        mask = random_mask(noise, MASK_RATIO).mask & half
+        count = cells.shape[1] * cells.shape[2]
+        draws = torch.rand(len(cells) // number, number, count + 1, device=large.device)  # picture by picture
+        noise, half = draws.transpose(0, 1).flatten(0, 1).split([count, 1], 1)
+        mask = random_mask(noise, MASK_RATIO).mask & (half < 0.5)
         spoilt = torch.where(mask.unflatten(1, cells.shape[1:3])[..., None], token.to(cells.dtype), cells)
         return student.through(spoilt, grids.size_of(large)), mask
 
     def _patches(self, taught: Features, learnt: Features, mask: Tensor, *, frozen: bool) -> Tensor:
-        """The masked-patch term: the mean over the hidden patches of a crop, then over all crops."""
+        """The masked-patch term: the mean over the hidden patches of a crop, summed over all crops."""
         assert taught.tokens is not None
         assert learnt.tokens is not None
         assert self.head.patch_centre is not None
@@ -174,7 +181,7 @@ class DINO(Method):
             self.head.projection(learnt.tokens[mask], frozen=frozen).float() / self.student_temperature
         ).log_softmax(1)
         weights = (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask]
-        return -((teacher_probs * logs).sum(1) * weights).sum() / len(mask)
+        return -((teacher_probs * logs).sum(1) * weights).sum()
 
 
 class DINOHead(MethodHead):
@@ -202,6 +209,10 @@ class DINOHead(MethodHead):
         self.register_buffer("total", torch.zeros(outputs + 1), persistent=False)
         self.register_buffer("patch_centre", torch.zeros(outputs) if masked else None)
         self.register_buffer("patch_total", torch.zeros(outputs + 1) if masked else None, persistent=False)
+
+    def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Of both the number of images."""
+        return dict.fromkeys(("summary", "patches"), number_of(targets))
 
     def note(self, teacher_logits: Tensor, total: Tensor | None) -> None:
         """Note what the teacher teacher_logits, (M, K), until the end of the step."""
@@ -251,5 +262,5 @@ def _crops(images: Tensor) -> Tensor:
 
 
 def _cross(goal: Tensor, log: Tensor) -> Tensor:
-    """() cross-entropy of (B, K) shares and logarithms of shares."""
-    return -(goal * log).sum(1).mean()
+    """() cross-entropies of (B, K) shares and logarithms of shares, added up."""
+    return -(goal * log).sum()

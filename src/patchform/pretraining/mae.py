@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
+from patchform.heads.base import number_of
 from patchform.layers.blocks import Block
 from patchform.layers.positions import RelativePosition, SinCos2D
 from patchform.pretraining.base import (
@@ -33,7 +35,7 @@ from patchform.pretraining.base import (
     random_mask,
     side_of,
 )
-from patchform.records import Batch, Preprocessing
+from patchform.records import Batch, Loss
 
 EPS = 1e-6
 """Added to the variance of a patch."""
@@ -76,6 +78,7 @@ class MAE(Method):
         depth: int = 8,
         heads: int = 16,
         norm_pixels: bool = True,
+        architecture: Architecture | None = None,
     ) -> None:
         channels, whole = preprocessing.channels, not is_vit(backbone)
         decoder = Decoder(
@@ -86,7 +89,7 @@ class MAE(Method):
             heads=heads,
             paint=MaskColour(channels) if whole else None,
         )
-        super().__init__(backbone, decoder, preprocessing)
+        super().__init__(backbone, decoder, preprocessing, architecture)
         self.ratio, self.norm_pixels = check_ratio(ratio), norm_pixels
         if is_vit(backbone):
             if any(isinstance(module, RelativePosition) for module in backbone.modules()):
@@ -94,8 +97,8 @@ class MAE(Method):
                 raise UsageError(what, remedy="set model.options.position to sincos_2d or learned_1d")
             _start(backbone)
 
-    def forward(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """{"loss": ()}: the mean squared error over the pixels of the hidden patches.
+    def forward(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Loss]:
+        """{"loss": ...} over images: the mean squared error over the pixels of the hidden patches.
 
         Args:
             batch: one crop an image; targets are not looked at.
@@ -107,7 +110,8 @@ class MAE(Method):
         images = self.pictures(batch)
         found = self.reconstruct(images, noise)
         error = (found.patches.float() - self.wanted(images)).square().mean(2)
-        return {"loss": (error * found.mask).sum() / found.mask.sum()}
+        hidden = found.mask.sum(1)  # of each image as many
+        return {"loss": Loss(((error * found.mask).sum(1) / hidden).sum(), number_of(images))}
 
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """The pixels of every patch of normalised images (B, C, H, W), from those that stay visible."""

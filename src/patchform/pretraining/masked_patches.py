@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
+from patchform.heads.base import number_of
 from patchform.lookup import no_such
 from patchform.pretraining.base import (
     Method,
@@ -31,7 +33,7 @@ from patchform.pretraining.base import (
     side_of,
     unpatchify,
 )
-from patchform.records import Batch, Preprocessing
+from patchform.records import Batch, Loss
 
 Goal = Literal["mean_colour", "small_patch", "pixels"]
 LEVELS = 8
@@ -60,7 +62,13 @@ class MaskedPatches(Method):
     head: PatchHead
 
     def __init__(
-        self, backbone: Backbone, preprocessing: Preprocessing, *, ratio: float = 0.5, target: Goal = "mean_colour"
+        self,
+        backbone: Backbone,
+        preprocessing: Preprocessing,
+        *,
+        ratio: float = 0.5,
+        target: Goal = "mean_colour",
+        architecture: Architecture | None = None,
     ) -> None:
         check_ratio(ratio)
         if target not in get_args(Goal):
@@ -72,11 +80,12 @@ class MaskedPatches(Method):
         outputs = {"mean_colour": colours, "small_patch": SMALL**2 * colours, "pixels": side**2 * channels}[target]
         whole = not is_vit(backbone)
         inside = backbone.channels[-1] if whole else backbone.width
-        super().__init__(backbone, PatchHead(inside, channels if whole else inside, outputs, norm=whole), preprocessing)
+        guess = PatchHead(inside, channels if whole else inside, outputs, norm=whole)
+        super().__init__(backbone, guess, preprocessing, architecture)
         self.ratio, self.target, self.colours = ratio, target, colours
 
-    def forward(self, batch: Batch, noise: Tensor | None = None, fate: Tensor | None = None) -> dict[str, Tensor]:
-        """{"loss": ()}: the mean over the corrupted patches.
+    def forward(self, batch: Batch, noise: Tensor | None = None, fate: Tensor | None = None) -> dict[str, Loss]:
+        """{"loss": ...} over images: the mean over the corrupted patches, of each image as many.
 
         Args:
             batch: one crop an image; targets are not looked at.
@@ -90,22 +99,25 @@ class MaskedPatches(Method):
         size = grids.size_of(images)
         grid = grids.cells(size, side)
         shape, device = (len(images), grid[0] * grid[1]), images.device
-        noise = torch.rand(shape, device=device) if noise is None else noise
-        fate = torch.rand(shape, device=device) if fate is None else fate
+        draws = torch.rand(shape[0], 3, shape[1], device=device).unbind(1)  # image by image, as parts of a batch draw
+        noise, fate, swap = draws[0] if noise is None else noise, draws[1] if fate is None else fate, draws[2]
         mask = random_mask(noise, self.ratio).mask
         if is_vit(self.backbone):
             cells = self.backbone.patches(images).flatten(1, 2)
-            spoilt = corrupted(cells, mask, fate, self.head.mask_token[0])
+            spoilt = corrupted(cells, mask, fate, swap, self.head.mask_token[0])
             tokens = self.backbone.through(spoilt.unflatten(1, grid), size).tokens
             assert tokens is not None
         else:
-            spoilt = corrupted(patchify(images, side), mask, fate, self.head.mask_token[0].repeat(1, side * side))
+            stand_in = self.head.mask_token[0].repeat(1, side * side)
+            spoilt = corrupted(patchify(images, side), mask, fate, swap, stand_in)
             tokens = coarsest(self.backbone(unpatchify(spoilt, side, size)).maps, grid)
         says = self.head.say(tokens[mask])
         if self.target == "pixels":
-            return {"loss": F.mse_loss(says, patchify(images, side)[mask].float())}
-        wanted = self.wanted(batch.images)[mask]  # (M, K)
-        return {"loss": F.cross_entropy(says.unflatten(1, (-1, self.colours)).flatten(0, 1), wanted.flatten())}
+            mean = F.mse_loss(says, patchify(images, side)[mask].float())
+        else:
+            wanted = self.wanted(batch.images)[mask]  # (M, K)
+            mean = F.cross_entropy(says.unflatten(1, (-1, self.colours)).flatten(0, 1), wanted.flatten())
+        return {"loss": Loss(mean * len(images), number_of(images))}
 
     def wanted(self, images: Tensor) -> Tensor:
         """(B, N, K) int64 colours of (B, C, H, W) uint8 in 0..255 or float in 0..1: K is 1, or 16 row by row."""
@@ -142,17 +154,18 @@ class PatchHead(MethodHead):
         return self.outputs(self.before(tokens)).float()
 
 
-def corrupted(patches: Tensor, mask: Tensor, fate: Tensor, stand_in: Tensor) -> Tensor:
+def corrupted(patches: Tensor, mask: Tensor, fate: Tensor, swap: Tensor, stand_in: Tensor) -> Tensor:
     """Patches of which those of `mask` are replaced, or not, as `fate` says.
 
     Args:
         patches: (B, N, K).
         mask: (B, N) bool, True on what is corrupted.
         fate: (B, N) in 0..1: below 0.8 the stand-in, below 0.9 another patch of the picture, else nothing.
+        swap: (B, N) in [0, 1): which other patch.
         stand_in: (K,) or (1, K).
     """
     count = patches.shape[1]
-    step = torch.randint(1, count, mask.shape, device=mask.device)
+    step = 1 + (swap * (count - 1)).long()
     other = (torch.arange(count, device=mask.device) + step) % count
     swapped = patches.gather(1, other[..., None].expand_as(patches))
     found = torch.where((mask & (fate < SWAPPED))[..., None], swapped, patches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchform.records import Score
+from patchform.descriptions import Score
 from patchform.weights.operations import squeeze
 from patchform.weights.rules import DROP, Rules, prefix
 

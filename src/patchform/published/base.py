@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from patchform.records import Preprocessing, WeightsFile
+from patchform.descriptions import Preprocessing, WeightsFile
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of what was trained on pixels in -1..1; ImageNet's are the default."""

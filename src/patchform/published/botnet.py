@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from patchform.descriptions import Score
 from patchform.published import resnet
-from patchform.records import Score
 from patchform.weights.operations import squeeze
 from patchform.weights.rules import Rules, prefix
 

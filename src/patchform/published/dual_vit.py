@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchform.backbones.dual_vit import QUERY_SIDE
-from patchform.records import Score
+from patchform.descriptions import Score
 from patchform.weights.operations import join_shares, reshape
 from patchform.weights.rules import Rules, prefix
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from patchform.descriptions import Score
 from patchform.published import vit
 from patchform.published.base import timm
-from patchform.records import Score
 from patchform.weights.operations import Operation, Sizes, permute
 from patchform.weights.rules import Rule, Rules
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from patchform.backbones.parallel_vit import (
     VARIANTS,
 )
+from patchform.descriptions import Score
 from patchform.published.base import timm
-from patchform.records import Score
 from patchform.weights.operations import reshape
 from patchform.weights.rules import Rule, Rules, prefix
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from patchform.records import Score
+from patchform.descriptions import Score
 from patchform.weights.rules import Rule, Rules
 
 

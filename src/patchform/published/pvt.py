@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from patchform.descriptions import Score
 from patchform.published.base import timm
-from patchform.records import Score
 from patchform.weights.operations import Operation, join, join_shares, squares, squeeze
 from patchform.weights.rules import Rule, Rules, prefix
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchform.records import Score
+from patchform.descriptions import Score
 from patchform.weights.operations import Operation, Sizes, reshape, squeeze
 from patchform.weights.rules import Rules
 

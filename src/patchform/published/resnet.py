@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from patchform.descriptions import Score
 from patchform.published import detr, faster_rcnn, retinanet
 from patchform.published.base import timm
-from patchform.records import Score
 from patchform.weights.rules import Rules, prefix
 
 _TORCHVISION = Rules(

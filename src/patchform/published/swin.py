@@ -7,8 +7,8 @@ import torch
 from patchform.backbones.swin import (
     VARIANTS,
 )
+from patchform.descriptions import Score
 from patchform.published.base import timm, torchvision
-from patchform.records import Score
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import DROP, Drop, Rule, Rules, prefix
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from patchform.backbones.timesformer import VARIANTS
+from patchform.descriptions import Score
 from patchform.published import vit
-from patchform.records import Score
 from patchform.weights.operations import reshape
 from patchform.weights.rules import CrossFamily, Rules, prefix
 

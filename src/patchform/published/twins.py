@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from patchform.descriptions import Score
 from patchform.published.base import timm
-from patchform.records import Score
 from patchform.weights.operations import join_shares, squares
 from patchform.weights.rules import Drop, Rule, Rules, prefix
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from patchform.descriptions import Preprocessing, Score, WeightsFile
 from patchform.published import mae
 from patchform.published.base import HALF, timm, torchvision
-from patchform.records import Preprocessing, Score, WeightsFile
 from patchform.weights import flax
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import CrossFamily, Drop, Rule, Rules, prefix

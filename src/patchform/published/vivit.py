@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from patchform.descriptions import Score
 from patchform.published import vit
-from patchform.records import Score
 from patchform.weights import flax
 from patchform.weights.operations import reshape
 from patchform.weights.rules import CrossFamily, Rule, Rules, prefix

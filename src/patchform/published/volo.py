@@ -5,8 +5,8 @@ from __future__ import annotations
 from patchform.backbones.volo import (
     VARIANTS,
 )
+from patchform.descriptions import Score
 from patchform.published.base import timm
-from patchform.records import Score
 from patchform.weights.rules import Rules
 
 LAYOUTS = {

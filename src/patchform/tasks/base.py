@@ -17,14 +17,17 @@ from patchform.data.faults import Faults
 from patchform.data.listing import Listing
 from patchform.data.results import Writer
 from patchform.data.samples import Samples
+from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.heads.base import Head
 from patchform.metrics.base import Metric, Scores
-from patchform.records import Architecture, Batch, Preprocessing, Target
+from patchform.records import Batch, Target
 from patchform.settings import AugmentationSettings
 
 DIGITS = 6
 """Of written scores; float32 has no more."""
+CURVES = "pr.png"
+"""Precision over recall, which an evaluation draws beside its numbers where a metric gives them."""
 
 
 class Mix(Protocol):

@@ -15,12 +15,13 @@ from patchform.data.listing import Listing
 from patchform.data.pictures import LabelledPictures
 from patchform.data.samples import Samples, labels_of
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
+from patchform.descriptions import Preprocessing
 from patchform.heads.base import Head
 from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.average_precision import AveragePrecision
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import Calibration
-from patchform.records import Label, Preprocessing, Target
+from patchform.records import Label, Target
 from patchform.settings import AugmentationSettings
 from patchform.tasks.base import DIGITS, Evidence, Example, Mix, Task
 

@@ -16,14 +16,15 @@ from patchform.data.listing import Listing
 from patchform.data.pictures import ObjectPictures, outlined
 from patchform.data.results import CocoResults, Writer, YoloLines
 from patchform.data.samples import Samples
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import masks
 from patchform.metrics.base import Metric, Scores
 from patchform.metrics.objects import ObjectPrecision
 from patchform.metrics.overlap import RIGHT, WRONG, Kind, judged, overlaps, pair
-from patchform.records import Bitmaps, Instances, Preprocessing, Target
+from patchform.records import Bitmaps, Instances, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import DIGITS, Evidence, Task
+from patchform.tasks.base import CURVES, DIGITS, Evidence, Task
 
 BOX_DIGITS = 2
 """Of written pixels."""
@@ -31,8 +32,6 @@ OBJECTS = 100
 """Of a picture that is made up, where there are no data."""
 SEARCHED, SHOWN = 400, 6
 """Pictures of a report that are searched for mistakes, and that are shown."""
-CURVES = "pr.png"
-"""What an evaluation draws beside its numbers."""
 
 
 class Detection(Task):

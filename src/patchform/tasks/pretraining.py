@@ -16,9 +16,10 @@ from patchform.data.multi_crop import MultiCrop
 from patchform.data.pictures import LabelledPictures, ViewedPictures
 from patchform.data.samples import Samples
 from patchform.data.transforms import evaluation_transform, training_transform
+from patchform.descriptions import Preprocessing
 from patchform.metrics.base import Metric
 from patchform.metrics.representation import Representation
-from patchform.records import Embedding, Label, Preprocessing, Target
+from patchform.records import Embedding, Label, Target
 from patchform.settings import AugmentationSettings
 from patchform.tasks.base import DIGITS, Evidence, Task
 

@@ -17,11 +17,12 @@ from patchform.data.listing import Listing
 from patchform.data.pictures import MaskedPictures
 from patchform.data.samples import Samples
 from patchform.data.segmentation_transforms import evaluation_scene, training_scene
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import PixelCalibration
 from patchform.metrics.intersection import BoundaryIntersection, Intersection
-from patchform.records import IGNORED, Preprocessing, Regions, Target
+from patchform.records import IGNORED, Regions, Target
 from patchform.settings import AugmentationSettings
 from patchform.tasks.base import DIGITS, Evidence, Task
 

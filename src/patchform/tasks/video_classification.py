@@ -12,7 +12,8 @@ from patchform import drawing
 from patchform.data.clips import evaluation_clips, training_clips
 from patchform.data.listing import Listing
 from patchform.data.samples import Samples
-from patchform.records import Preprocessing, Target
+from patchform.descriptions import Preprocessing
+from patchform.records import Target
 from patchform.settings import AugmentationSettings
 from patchform.tasks.classification import Classification
 

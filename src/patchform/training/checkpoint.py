@@ -15,36 +15,40 @@ import random
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from patchform import distributed
+from patchform import distributed, schema
 from patchform.errors import ModelFileError
 from patchform.model import Model
+from patchform.schema import Range
 from patchform.weights import files
 
 FORMAT = 1
 STATE = "state.json"
 
 
+Count = Annotated[int, Range(least=0, most=2**53)]
+
+
 @dataclass(kw_only=True)
 class Counters:
     """Where a run stands."""
 
-    step: int = 0
+    step: Count = 0
     """Optimizer steps taken."""
-    reported: int = 0
+    reported: Count = 0
     """Step of the last epoch end that was validated and logged."""
     epoch_loss: float = 0.0
     """Sum over the steps of this epoch."""
     best: float | None = None
     """Best score so far."""
-    best_step: int = 0
-    without_better: int = 0
+    best_step: Count = 0
+    without_better: Count = 0
     """Validations since the best one."""
 
     def told(self) -> str:
@@ -55,6 +59,21 @@ class Counters:
         """Take on what another one `told`."""
         for name, value in json.loads(told).items():
             setattr(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What `state.json` holds."""
+
+    format: int
+    """Version of the file."""
+    counters: Counters
+    random: dict[str, Any]
+    """Global generators of Python and NumPy, as they give themselves; torch's are tensors beside."""
+    identity: dict[str, Any]
+    """What must be the same on resume."""
+    machine: dict[str, int | str]
+    """What the last bits depend on, see `machine`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +101,7 @@ def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> 
     Raises:
         ResourceError: the disk is full or the place is not writable; earlier checkpoints are untouched.
     """
-    path = folder / f"step-{parts.counters.step:08d}"
+    path = folder / name_of(parts.counters)
     numbers, generators = _random_state()
     with files.atomic_folder(path) as place:
         files.write_tensors(place / "model.safetensors", parts.model.state_dict())
@@ -90,16 +109,21 @@ def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> 
             files.write_tensors(place / "average.safetensors", parts.average.state_dict())
         files.write_tensors(place / "optimizer.safetensors", _optimizer_state(parts))
         files.write_tensors(place / "random.safetensors", generators)
-        state = {
-            "format": FORMAT,
-            "counters": dataclasses.asdict(parts.counters),
-            "random": numbers,
-            "identity": identity,
-            "machine": machine(parts.model),
-        }
-        files.write_json(place / STATE, state)
+        state = State(
+            format=FORMAT,
+            counters=parts.counters,
+            random=numbers,
+            identity=identity,
+            machine=machine(parts.model),
+        )
+        files.write_json(place / STATE, dataclasses.asdict(state))
     _prune(folder, path, keep)
     return path
+
+
+def name_of(counters: Counters) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{counters.step:08d}"
 
 
 def _prune(folder: Path, newest: Path, keep: int) -> None:
@@ -117,7 +141,7 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def machine(model: Model) -> dict[str, Any]:
+def machine(model: Model) -> dict[str, int | str]:
     """What the last bits of a result depend on beside the recipe."""
     device = next(model.parameters()).device
     return {
@@ -165,10 +189,8 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
     Raises:
         ModelFileError: the checkpoint is of another run; names the keys that differ.
     """
-    state = files.read_json(path / STATE)
-    if state.get("format") != FORMAT:
-        raise ModelFileError(f"format {state.get('format')} is not {FORMAT}", where=path / STATE)
-    there = state.get("identity", {})
+    state = _state(path)
+    there = state.identity
     if differing := sorted(key for key in there.keys() | identity.keys() if there.get(key) != identity.get(key)):
         raise ModelFileError(
             f"the checkpoint is of another run: {', '.join(differing)} differ",
@@ -180,17 +202,32 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
         if parts.average is not None:
             _load(parts.average, path / "average.safetensors")
         _load_optimizer(parts, path / "optimizer.safetensors")
-        for name, value in state["counters"].items():
-            setattr(parts.counters, name, value)
-        _set_random_state(state["random"], files.read_tensors(path / "random.safetensors"))
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        parts.counters.tell(state.counters.told())
+        _set_random_state(state.random, files.read_tensors(path / "random.safetensors"))
+    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"not what this version writes ({error})", where=path) from error
     here = machine(parts.model)
     return [
         f"resuming with {name} {here.get(name)}, was {value}: results will be close, not identical"
-        for name, value in state.get("machine", {}).items()
+        for name, value in state.machine.items()
         if here.get(name) != value
     ]
+
+
+def _state(path: Path) -> State:
+    content, where = files.read_json(path / STATE), path / STATE
+    if content.get("format") != FORMAT:
+        raise ModelFileError(f"format {content.get('format')!a} is not {FORMAT}", where=where)
+    try:
+        state = schema.build(State, content)
+    except schema.Misfit as misfit:
+        raise ModelFileError(
+            f"not what this version writes: {misfit.what}", where=where, remedy=misfit.remedy
+        ) from None
+    counters = state.counters
+    if path.name != name_of(counters) or max(counters.reported, counters.best_step) > counters.step:
+        raise ModelFileError("its counters are not those of this checkpoint", where=where)
+    return state
 
 
 def _load(model: Model, path: Path) -> None:

@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
 
 from patchform.data.collate import parts, to_device
 from patchform.data.listing import Listing
 from patchform.data.loader import generator
+from patchform.descriptions import Preprocessing
+from patchform.distributed import SINGLE
 from patchform.layers.drop import DropPath
-from patchform.records import Batch, Preprocessing
+from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.tasks.base import task_of
 from patchform.training import ema, optimizer, peaks
-from patchform.training.loop import gradients, recompute_activations
+from patchform.training.learner import Learner
 from patchform.training.preparation import model_of, seed_everything
+from patchform.training.schedule import Course
+from patchform.training.step import gradients, move
 
 Size = tuple[int, int]
 
@@ -125,17 +128,16 @@ class Meter:
     def __init__(self, recipe: Recipe, listing: Listing, preprocessing: Preprocessing, device: torch.device) -> None:
         self.recipe, self.listing, self.preprocessing, self.device = recipe, listing, preprocessing, device
         seed_everything(recipe.training.seed)
-        fresh = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init_from=None))
+        fresh = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init_from=None, compile=False))
         counts = [1] * len(listing.classes)
         self.model = model_of(fresh, listing, preprocessing, counts=counts, say=lambda note: None).to(device).train()
-        self.average = ema.average_of(self.model) if recipe.training.ema else None
-        if recipe.model.checkpointing:
-            recompute_activations(self.model)
+        self.learner = Learner(self.model, fresh, Course(1, recipe.training.epochs), SINGLE)
+        self.learner.frozen.at(recipe.training.epochs - 1)  # when most is learnt
         for module in self.model.modules():
             if isinstance(module, DropPath) and module.rate > 0:
                 module.rate = NEVER
-        self.mover = optimizer.build(self.model, recipe.optimizer)
-        optimizer.set_rate(self.mover, 0.0)
+        self.optimizer = self.learner.optimizer
+        optimizer.set_rate(self.optimizer, 0.0)
         self.task = task_of(self.model.architecture, self.model.head)
         self.mixing = self.task.mixing(recipe.augmentation, len(listing.classes))
 
@@ -194,15 +196,13 @@ class Meter:
             batch = to_device(self._made_up(images, size, padded=padded), self.device)
             batch = self.mixing.mix(batch, generator(recipe.training.seed, "mix", 0))
         with peaks.measured(self.device) as passes:
-            _, norm = gradients(model, batch, part=0, precision=recipe.training.precision)
-        with peaks.measured(self.device) as move:
-            if recipe.optimizer.clip:
-                clip_grads_with_norm_(model.parameters(), recipe.optimizer.clip, torch.tensor(norm, device=self.device))
-            self.mover.step()
-            if self.average is not None:
-                ema.update(self.average, model, recipe.training.ema)
-        self.mover.zero_grad(set_to_none=False)
-        return _Taken(arriving.most, arriving.left, passes.most, move.most)
+            norm = gradients(model, [batch], precision=recipe.training.precision).norm
+        with peaks.measured(self.device) as moving:
+            move(model, norm, optimizer=self.optimizer, clip=recipe.optimizer.clip)
+            if self.learner.average is not None:
+                ema.update(self.learner.average, model, recipe.training.ema)
+        self.optimizer.zero_grad(set_to_none=False)
+        return _Taken(arriving.most, arriving.left, passes.most, moving.most)
 
     def _made_up(self, images: int, size: Size, *, padded: bool) -> Batch:
         """Noise with targets; with padding, all pictures but the first lack a column."""
@@ -228,11 +228,12 @@ class Meter:
 
     def _held(self) -> Held:
         parameters = list(self.model.parameters())
-        state = [value for moments in self.mover.state.values() for value in moments.values()]
-        copy = [] if self.average is None else [*self.average.parameters(), *self.average.buffers()]
-        weights, moments, average = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
-        saved = weights + moments + average if self.device.type == "cpu" else 0
-        return Held(weights, _bytes([one.grad for one in parameters]), moments, average, saved)
+        state = [value for moments in self.optimizer.state.values() for value in moments.values()]
+        average = self.learner.average
+        copy = [] if average is None else [*average.parameters(), *average.buffers()]
+        weights, moments, kept = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
+        saved = weights + moments + kept if self.device.type == "cpu" else 0
+        return Held(weights, _bytes([one.grad for one in parameters]), moments, kept, saved)
 
 
 def _bytes(values: Iterable[Any]) -> int:

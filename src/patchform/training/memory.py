@@ -1,9 +1,16 @@
-"""How long the C library keeps the memory that a step has freed: for training on the CPU, until the process ends."""
+"""Memory: how long the C library keeps what a step has freed, and what is said when there is none left."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from patchform.descriptions import Preprocessing
+from patchform.errors import ResourceError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of mallopt(3), from glibc's malloc.h."""
@@ -36,3 +43,20 @@ def keep_freed_memory() -> bool:
         return False
     kept = bool(set_option(_TRIM_THRESHOLD, _LARGEST))
     return any(set_option(_MMAP_THRESHOLD, size) for size in _MAPPED_FROM) and kept
+
+
+@contextmanager
+def memory_errors(part: int, preprocessing: Preprocessing) -> Iterator[None]:
+    """Say what was too large; nothing is ever made smaller unasked."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(text in str(error) for text in ("can't allocate memory", "out of memory")):
+            raise
+        height, width = preprocessing.size
+        raise ResourceError(
+            f"out of memory with {part} images of {height}x{width} at once",
+            remedy="lower training.micro_batch (the result stays the same) or training.pixels_at_once, or set"
+            " model.checkpointing",
+        ) from error

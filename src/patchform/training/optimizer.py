@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from patchform.model import Model
 from patchform.settings import OptimizerSettings
+from patchform.training.freezing import depths
 
 UNDECAYED = re.compile(r"(^|[._])(positions?|tokens?)([._]|$)")
 """A parameter whose dotted name has the word "position" or "token", such as `class_token`, `register_tokens` or
@@ -40,22 +41,18 @@ def groups(
     """Parameter groups, one for each pair of weight decay and `lr_scale`.
 
     Layer-wise rates (Clark et al. 2020, section 3.2; Bao et al. 2022, table 9): `lr_scale` is
-    `layer_decay` ** (L + 1 - depth), where the depth of a parameter is the number of the backbone's L layers that have
-    begun before it, in the order of registration. The stem has depth 0, layer i (from 1) has i, what stands between two
-    layers goes with the former, what follows the last layer has L + 1, and so has the head. In the whole backbone it is
-    `backbone_rate` times that (Carion et al. 2020, DETR, section 4).
+    `layer_decay` ** (L + 1 - depth), with the depths of `freezing.depths`; the head has L + 1. In the whole backbone it
+    is `backbone_rate` times that (Carion et al. 2020, DETR, section 4). What does not move is in no group.
     """
-    layers, inside_backbone = model.trained.layers(), set(map(id, model.trained.parameters()))
-    layer_of = {id(parameter): i for i, layer in enumerate(layers, 1) for parameter in layer.parameters()}
-    top, begun = len(layers) + 1, 0
+    by_module = depths(model.trained).items()
+    depth_of = {id(parameter): depth for module, depth in by_module for parameter in module.parameters(recurse=False)}
+    top = len(model.trained.layers()) + 1
     found: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        depth = depth_of.get(id(parameter), top)
+        scale = layer_decay ** (top - depth) * (backbone_rate if id(parameter) in depth_of else 1)
+        if scale == 0 or not parameter.requires_grad:
             continue
-        begun = max(begun, layer_of.get(id(parameter), begun))
-        inside = id(parameter) in layer_of or begun < len(layers)
-        below = id(parameter) in inside_backbone
-        scale = layer_decay ** (top - begun if below and inside else 0) * (backbone_rate if below else 1)
         decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
         found.setdefault((decay, scale), []).append(parameter)
     return [{"params": each, "weight_decay": decay, "lr_scale": scale} for (decay, scale), each in found.items()]

@@ -26,16 +26,16 @@ from patchform.data.listing import Listing
 from patchform.data.loader import TrainingBatches, aspects, balance
 from patchform.data.samples import CACHE_BYTES
 from patchform.data.transforms import whole_size
+from patchform.descriptions import Preprocessing
 from patchform.device import pick_device
 from patchform.errors import ResourceError
 from patchform.geometry import grids
-from patchform.records import Preprocessing
 from patchform.settings import ModelSettings, Recipe
 from patchform.tasks.base import find_task
 from patchform.training import peaks
 from patchform.training.cost import FEW, Cost, Held, Meter, Size, loads
-from patchform.training.loop import memory_errors
-from patchform.training.preparation import preprocessing_of, refuse_nonsense
+from patchform.training.memory import memory_errors
+from patchform.training.preparation import refuse_nonsense
 
 Progress = Callable[[str, int, int], None]
 
@@ -84,8 +84,8 @@ class Plan(NamedTuple):
 def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda what, done, count: None) -> Plan:
     """Predict the peak memory of a recipe, and of other ways to run it. Trains nothing, writes nothing.
 
-    Without data, classes and objects are made up and pictures have `data.image_size`. Sizes of pictures come from the
-    listing; no picture is opened. Validation, worker processes and, on the CPU, decoded pictures that are kept in
+    Without data, classes and objects are made up and pictures have `preprocessing.size`. Sizes of pictures come from
+    the listing; no picture is opened. Validation, worker processes and, on the CPU, decoded pictures that are kept in
     memory are not counted.
 
     Args:
@@ -106,7 +106,7 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
         notes.append(f"measured on the CPU: {device.type} does not say how much memory a step takes")
         device = torch.device("cpu")
     room = peaks.room(device) if room is None else room
-    listing, preprocessing = _listing(recipe, notes), preprocessing_of(recipe.data)
+    listing, preprocessing = _listing(recipe, notes), recipe.preprocessing
     batches = list(_batches(recipe, listing, preprocessing))
     if device.type == "cpu" and recipe.data.path:
         notes.append(f"not counted: decoded pictures of a small set stay in memory, up to {CACHE_BYTES >> 30} GiB")
@@ -139,15 +139,13 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
 def _listing(recipe: Recipe, notes: list[str]) -> Listing:
     """What is learnt from, or of classes alone where nothing is given."""
     if recipe.data.path:
-        found = open_data(
-            recipe.data, seed=recipe.training.seed, preprocessing=preprocessing_of(recipe.data), task=recipe.task
-        )
+        found = open_data(recipe.data, seed=recipe.training.seed, preprocessing=recipe.preprocessing, task=recipe.task)
         find_task(recipe.task).refuse(found.train)
         return found.train
     weights = recipe.loss.class_weights
     count = len(weights) if isinstance(weights, list) else find_task(recipe.task).classes
     names = recipe.data.classes if isinstance(recipe.data.classes, tuple) else tuple(map(str, range(count)))
-    notes.append(f"no data given: planned for {len(names)} classes and pictures of data.image_size")
+    notes.append(f"no data given: planned for {len(names)} classes and pictures of preprocessing.size")
     return Listing(classes=names, items=(), root=Path())
 
 
@@ -192,7 +190,7 @@ def _ways(
     recipe: Recipe, batches: Sequence[Sequence[Size]], cost: Cost, room: int, changed: dict[str, Any]
 ) -> Iterator[Option]:
     """As the recipe says; with the largest parts that fit; and, for pictures of several sizes, the most pixels."""
-    settings, frames = recipe.training, max(1, recipe.data.frames)
+    settings, frames = recipe.training, max(1, recipe.preprocessing.frames)
 
     def way(part: int, pixels: int, **more: int) -> Option:
         load = max(loads(batches, part, pixels and max(1, pixels // frames)), key=cost.peak)

@@ -7,19 +7,23 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from patchform import lookup, settings
 from patchform.data.checks import check, overlap
 from patchform.data.dataset import Splits
 from patchform.data.listing import Listing
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.heads.base import DenseHead
+from patchform.heads.base import DenseHead, Head
 from patchform.loading import load_weights
 from patchform.model import Model, build_model, describe
-from patchform.records import Preprocessing
+from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import find_task
 from patchform.training.progress import Reporter
@@ -27,25 +31,13 @@ from patchform.training.run import Stop
 
 
 def refuse_nonsense(recipe: Recipe) -> None:
-    """Raise UsageError for a setting out of its range, before anything is read."""
-    data, model, moves, shape, course = recipe.data, recipe.model, recipe.optimizer, recipe.schedule, recipe.training
+    """Raise UsageError for a setting out of its range, or that is not for the task, before anything is read."""
+    settings.check(recipe)
     change, task = recipe.augmentation, find_task(recipe.task)
     unlabelled = not task.labelled
-    sides = (data.image_size,) if isinstance(data.image_size, int) else data.image_size
-    ranges = {
-        "data.image_size": (min(sides) >= 1, "at least 1"),
-        "data.channels": (data.channels >= 1, "at least 1"),
-        "data.frames": (
-            data.frames >= (1 if task.frames else 0),
-            "at least 1 for videos, 0 for pictures",
-        ),
-        "data.frame_step": (data.frame_step >= 1, "at least 1"),
-        "data.sampling": (data.sampling in ("dense", "uniform"), "dense or uniform"),
-        "data.crop_share": (0 < data.crop_share <= 1, "in (0, 1]"),
-        "data.workers": (data.workers >= 0, "at least 0"),
-        "data.skip_bad": (0 <= data.skip_bad < 1, "in [0, 1)"),
-        "model.drop_path": (model.drop_path is None or 0 <= model.drop_path < 1, "in [0, 1)"),
-        "augmentation.views": (change.views == 1 or (change.views > 1 and unlabelled), "1, or more for pretraining"),
+    needed = {
+        "preprocessing.frames": (not task.frames or recipe.preprocessing.frames > 0, "at least 1 for videos"),
+        "augmentation.views": (unlabelled or change.views == 1, "1, or more for pretraining"),
         **{
             f"augmentation.{name}": (change.views > 1 or not getattr(change, name), "left out without views")
             for name in ("local_views", "grey", "blur", "solarise")
@@ -54,54 +46,16 @@ def refuse_nonsense(recipe: Recipe) -> None:
             f"augmentation.{name}": (not (unlabelled and getattr(change, name)), "0: there are no labels to mix")
             for name in ("mixup", "cutmix")
         },
-        "training.patience": (not (unlabelled and course.patience), "0: no number tells which model is better"),
-        "augmentation.sizes": (min(change.sizes, default=1) >= 1, "of lengths of at least 1"),
-        "augmentation.mosaic": (0 <= change.mosaic <= 1, "in [0, 1]"),
-        "augmentation.copy_paste": (0 <= change.copy_paste <= 1, "in [0, 1]"),
-        "optimizer.lr": (0 < moves.lr <= 1000, "in (0, 1000]"),
-        "optimizer.weight_decay": (moves.weight_decay >= 0, "at least 0"),
-        "optimizer.layer_decay": (0 < moves.layer_decay <= 1, "in (0, 1]"),
-        "optimizer.backbone_rate": (moves.backbone_rate >= 0, "at least 0"),
-        "optimizer.clip": (moves.clip >= 0, "at least 0"),
-        "schedule.warmup_epochs": (shape.warmup_epochs >= 0, "at least 0"),
-        "schedule.milestones": (
-            shape.name != "steps" or min(shape.milestones, default=0) > 0,
-            "one number of epochs or more, each above 0",
+        "training.patience": (
+            not (unlabelled and recipe.training.patience),
+            "0: no number says which is better",
         ),
-        "schedule.gamma": (0 < shape.gamma <= 1, "in (0, 1]"),
-        "loss.pixel_stride": (recipe.loss.pixel_stride >= 1, "at least 1"),
-        "training.epochs": (course.epochs >= 1, "at least 1"),
-        "training.batch_size": (course.batch_size >= 1, "at least 1"),
-        "training.micro_batch": (course.micro_batch >= 0, "at least 0"),
-        "training.pixels_at_once": (course.pixels_at_once >= 0, "at least 0"),
-        "training.ema": (0 <= course.ema < 1, "in [0, 1)"),
-        "training.validate_every": (course.validate_every >= 1, "at least 1"),
-        "training.save_every": (course.save_every >= 0, "at least 0"),
-        "training.keep": (course.keep >= 1, "at least 1"),
     }
-    for name, (holds, needed) in ranges.items():
+    for name, (holds, what) in needed.items():
         if not holds:
             section, _, key = name.partition(".")
-            raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {needed}")
-
-
-def preprocessing_of(data: DataSettings) -> Preprocessing:
-    """What the settings say of the way from a file to the model, with the defaults filled in."""
-    known = Preprocessing()
-    size = data.image_size
-    return Preprocessing(
-        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        resize=data.resize,
-        crop_share=data.crop_share,
-        interpolation=data.interpolation,
-        channels=data.channels,
-        bits=data.bits,
-        mean=tuple(data.mean) if data.mean else known.mean if data.channels == 3 else (0.5,),
-        std=tuple(data.std) if data.std else known.std if data.channels == 3 else (0.5,),
-        frames=data.frames,
-        frame_step=data.frame_step,
-        sampling=data.sampling,
-    )
+            raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
+    check_model(recipe)
 
 
 def seed_everything(seed: int) -> None:
@@ -151,6 +105,35 @@ def model_of(
         counts: pictures, or pixels, of each class.
         say: hears what became of the weights that it starts from.
     """
+    model = _built(recipe, listing, preprocessing, counts)
+    if recipe.model.init_from is not None:
+        report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
+        say(f"starting from {recipe.model.init_from}: {report}")
+    return model
+
+
+def check_model(recipe: Recipe) -> None:
+    """Raise UsageError for options of which no model can be built, or shown a picture, before any data are read.
+
+    It is built on no device, so nothing is allocated. What a layer then cannot say is left to the real one.
+    """
+    p, model = recipe.preprocessing, recipe.model
+    top = {name: value for name, value in model.head_options.items() if name != "class_weights"}  # they are looked at
+    bare = replace(recipe, model=replace(model, head_options=top), loss=replace(recipe.loss, class_weights="none"))
+    try:
+        with torch.device("meta"), torch.no_grad():
+            made = _built(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
+            image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
+            made.features(Batch(image, (), ("",), (p.size,)))
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if not (model.options or model.head_options) or "meta tensor" in str(error):
+            return
+        first = " ".join(str(error).split())[:200]
+        what = f"{model.backbone} under {model.head} cannot be built with these options ({first})"
+        raise UsageError(what, remedy="mend model.options or model.head_options") from error
+
+
+def _built(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
     options, top = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
         options["drop_path"] = recipe.model.drop_path
@@ -164,24 +147,23 @@ def model_of(
     elif weights != "none":
         power = 1.0 if weights == "balanced" else 0.5
         top["class_weights"] = [(sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts]
-    model = build_model(
+    if recipe.loss.pixel_stride > 1:
+        if not (
+            recipe.model.head in lookup.names("heads")
+            and issubclass(lookup.the_class("heads", recipe.model.head, Head), DenseHead)
+        ):
+            raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
+        top["pixel_stride"] = recipe.loss.pixel_stride
+    return build_model(
         recipe.task,
         backbone=recipe.model.backbone,
         head=recipe.model.head,
         classes=listing.classes,
+        ids=listing.ids,
         preprocessing=preprocessing,
         backbone_options=options,
         head_options=top,
     )
-    model.ids = listing.ids
-    if recipe.loss.pixel_stride > 1:
-        if not isinstance(model.head, DenseHead):
-            raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
-        model.head.pixel_stride = recipe.loss.pixel_stride
-    if recipe.model.init_from is not None:
-        report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
-        say(f"starting from {recipe.model.init_from}: {report}")
-    return model
 
 
 def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
@@ -190,8 +172,10 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
     digest = hashlib.sha256()
     for listing in (splits.train, splits.validation):
         digest.update(listing.as_bytes() + b"\0")
+    made_of = description["architecture"]
+    made_of["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
     return plain(
-        description["architecture"]
+        made_of
         | {
             "classes": description["classes"],
             "preprocessing": description["preprocessing"],

@@ -15,10 +15,25 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
+
+import torch
 
 from patchform import distributed
 from patchform.errors import FolderError, Interrupted, ResourceError
+from patchform.training.progress import Reporter
 from patchform.weights import files
+
+
+class Surroundings(NamedTuple):
+    """Where a run happens, and who hears of it."""
+
+    folder: Path
+    device: torch.device
+    place: distributed.Rank
+    reporter: Reporter
+    stop: Stop
+
 
 LOCK, RECIPE, CHECKPOINTS, BEST = "run.lock", "recipe.yaml", "checkpoints", "best"
 """Names in a run folder."""

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from patchform.settings import ScheduleSettings
+
+
+class Course(NamedTuple):
+    """How long a run is, in optimizer steps."""
+
+    epoch: int
+    steps: int
+    """In all."""
+
+    def ends(self, step: int, period: int) -> bool:
+        """Whether a period of so many steps ends at this one; none ends at step 0."""
+        return step > 0 and step % period == 0
 
 
 def multiplier(settings: ScheduleSettings, step: int, *, steps: int, epoch: int) -> float:

@@ -80,16 +80,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ModelFileError: missing, too large, not safetensors, or damaged in its structure.
     """
     data = read_bytes(path, LARGEST_TENSORS)
+    header = _header(data, path)  # stricter than the library: a name may occur once
+    try:
+        return safetensors.torch.load(data), header.get("__metadata__") or {}
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise ModelFileError(f"damaged safetensors ({said(str(error))})", where=path) from error
+
+
+def count_tensors(path: Path) -> int:
+    """How many tensors a safetensors file names; none is read. Raises ModelFileError as `read_safetensors`."""
+    return len(_header(read_bytes(path, LARGEST_TENSORS, start=8 + LARGEST_JSON), path))
+
+
+def _header(data: bytes, path: Path) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > LARGEST_JSON:
         raise ModelFileError("not a safetensors file", where=path, remedy="patchform reads no other format here")
     if length > len(data) - 8:
         raise ModelFileError(f"cut off: {len(data)} bytes do not hold a header of {length}", where=path)
-    header = _parse(data[8 : 8 + length], path)  # stricter than the library: a name may occur once
-    try:
-        return safetensors.torch.load(data), header.get("__metadata__") or {}
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise ModelFileError(f"damaged safetensors ({said(str(error))})", where=path) from error
+    return _parse(data[8 : 8 + length], path)
 
 
 # ------------------------------------------------------------------------------------------------------------- JSON

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from patchform import lookup
+from patchform.descriptions import WeightsFile
 from patchform.errors import FolderError, ModelFileError, PatchformError, ResourceError, UsageError
-from patchform.records import WeightsFile
 from patchform.weights import files
 from patchform.weights.sources import DESCRIPTION, WEIGHTS, read_description
 

@@ -116,7 +116,7 @@ def test_lists_of_videos(tmp_path):
     gifs = listed("path,label\ng/1.gif,x\n")
     assert task_of(gifs) == "classification"
     assert not open_evaluation(gifs, PLAIN, ("x",)).videos
-    assert open_evaluation(gifs, DataSettings(frames=4), ("x",), TASK).videos
+    assert open_evaluation(gifs, PLAIN, ("x",), TASK).videos
     assert task_of(listed("nonsense\n")) == "classification"
 
 

@@ -27,5 +27,5 @@ class CsvList(Format):
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """Read the list; videos are listed as such, and so refused later. Errors as of `csv_lists.read_list`."""
-        videos = settings.frames > 0 or csv_lists.is_of_videos(path)
+        videos = csv_lists.is_of_videos(path)
         return csv_lists.read_list(path, settings, classes, VIDEOS if videos else PICTURES)

@@ -1,0 +1,105 @@
+"""What a run learns from: its data, and the batches of its steps."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from patchform import distributed
+from patchform.data.collate import to_device
+from patchform.data.dataset import Splits, open_data
+from patchform.data.listing import Listing
+from patchform.data.loader import TrainingBatches, aspects, balance, generator, training_loader
+from patchform.descriptions import Preprocessing
+from patchform.records import Batch
+from patchform.settings import Recipe
+from patchform.tasks.base import find_task
+from patchform.training.preparation import checked
+from patchform.training.run import Surroundings
+from patchform.training.schedule import Course
+
+
+class TrainingData(NamedTuple):
+    """What a run learns from and validates on."""
+
+    splits: Splits
+    counts: tuple[int, ...]
+    """Pictures, or pixels, of each class that is learnt."""
+    preprocessing: Preprocessing
+
+    @property
+    def listing(self) -> Listing:
+        """What is learnt from."""
+        return self.splits.train
+
+    def course(self, recipe: Recipe) -> Course:
+        """How long the run is."""
+        epoch = math.ceil(len(self.listing) / recipe.training.batch_size)
+        return Course(epoch, epoch * recipe.training.epochs)
+
+
+def open_training(recipe: Recipe, around: Surroundings, *, resume: bool) -> TrainingData:
+    """Open the data of a run, and look at every file of it where that is not known from before.
+
+    Raises:
+        DataError: data that cannot be used.
+        Interrupted: the user asked to stop meanwhile.
+    """
+    preprocessing = recipe.preprocessing
+    splits = open_data(recipe.data, seed=recipe.training.seed, preprocessing=preprocessing, task=recipe.task)
+    find_task(recipe.task).refuse(splits.train, splits.validation)
+    for note in splits.notes:
+        around.reporter.note(note)
+    counts = splits.train.counts()
+    weighted = recipe.loss.class_weights in ("balanced", "root")
+    if not resume or recipe.data.skip_bad or weighted:  # a resumed run was checked already
+        splits, counts = checked(splits, recipe.data, preprocessing, around.reporter, stop=around.stop)
+    return TrainingData(splits, counts, preprocessing)
+
+
+class Batches:
+    """The batches of a run from a step on, one after the other: mixed, on the device, this process's share of each.
+
+    Args:
+        recipe: of the run.
+        data: what is learnt from.
+        course: how long the run is.
+        around: device and place.
+        start: the first step that is asked for.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingData, course: Course, around: Surroundings, start: int) -> None:
+        listing, settings = data.listing, recipe.training
+        self._seed, self._around, self._listing = settings.seed, around, listing
+        task = find_task(recipe.task)
+        self._mixing = task.mixing(recipe.augmentation, len(listing.classes))
+        weights = balance(listing) if recipe.data.balanced else None
+        groups = None if data.preprocessing.resize == "squash" else aspects(listing)
+        self._order = TrainingBatches(
+            len(listing), settings.batch_size, settings.seed, start, course.steps, weights, groups, share=around.place
+        )
+        pictures = task.training_samples(listing, data.preprocessing, recipe.augmentation, settings.seed)
+        pin = around.device.type == "cuda"
+        self._incoming = iter(training_loader(pictures, self._order, recipe.data.workers, pin=pin))
+
+    def next(self, step: int) -> Batch:
+        """The batch of a step, whichever is next; errors as of the loader, in all processes."""
+        batch = to_device(distributed.all_or_none(self._load), self._around.device)
+        place = self._around.place
+        rng_key = () if place.single else (place.rank,)
+        return self._mixing.mix(batch, generator(self._seed, "mix", step, *rng_key))
+
+    def _load(self) -> Batch:
+        return next(self._incoming)
+
+    def own(self, step: int) -> bool:
+        """Whether this process has a share of its own in the batch of a step."""
+        return not self._order.borrowed(step)
+
+    def size(self, step: int) -> int:
+        """Samples of the batch of a step, of all processes together."""
+        return self._order.size(step)
+
+    def names(self, step: int) -> list[str]:
+        """Files of the batch of a step, of all processes together."""
+        return [self._listing.name(index) for _, index in self._order.whole(step)]

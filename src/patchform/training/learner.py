@@ -1,0 +1,100 @@
+"""What learns in a run, and how it moves."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+from patchform import distributed
+from patchform.data.collate import split
+from patchform.data.loader import derive
+from patchform.distributed import Rank
+from patchform.model import Model
+from patchform.records import Batch
+from patchform.settings import Recipe
+from patchform.training import ema, freezing, optimizer, schedule
+from patchform.training.schedule import Course
+from patchform.training.step import StepResult, step
+
+
+class Learner:
+    """A model, its moving average if there is one, its optimizer, and what of it is frozen.
+
+    Args:
+        model: on its device.
+        recipe: of the run.
+        course: how long it is.
+        place: of this process.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, course: Course, place: Rank) -> None:
+        self.model, self.recipe, self.course, self.place = model, recipe, course, place
+        self.average = ema.average_of(model) if recipe.training.ema else None
+        if recipe.model.checkpointing:
+            recompute_activations(model)
+        if recipe.model.compile:
+            model.trained.compile()
+        if recipe.model.norms == "synchronised" and not place.single:
+            freezing.synchronise(model)
+        self.frozen = freezing.Freezing(model, recipe, course.epoch)
+        self.optimizer = optimizer.build(model, recipe.optimizer)
+
+    @property
+    def evaluated(self) -> Model:
+        """The model that is evaluated and kept: the average, or the model itself without one."""
+        return self.average or self.model
+
+    def rate(self, number: int) -> float:
+        """The learning rate of a step."""
+        course = self.course
+        return self.recipe.optimizer.lr * schedule.multiplier(
+            self.recipe.schedule, number, steps=course.steps, epoch=course.epoch
+        )
+
+    def take(self, number: int, batch: Batch, *, counted: bool) -> StepResult:
+        """Take an optimizer step; where its result is not finite, nothing moves.
+
+        Args:
+            number: of the step, from 0.
+            batch: this process's share, on the device.
+            counted: False where the share is another process's too.
+        """
+        settings = self.recipe.training
+        if not self.place.single:  # each process draws by itself, and a checkpoint of the first one need not know what
+            torch.manual_seed(derive(settings.seed, "model", number, self.place.rank))
+        self.frozen.at(number)
+        optimizer.set_rate(self.optimizer, self.rate(number))
+        result = step(
+            self.model,
+            list(split(batch, settings.micro_batch, settings.pixels_at_once)),
+            optimizer=self.optimizer,
+            reduce=distributed.all_reduce_sum,
+            precision=settings.precision,
+            clip=self.recipe.optimizer.clip,
+            counted=counted,
+        )
+        if result.finite:
+            distributed.all_reduce_mean(freezing.running_statistics(self.model))
+            if self.average is not None:
+                ema.update(self.average, self.model, settings.ema)
+            self.model.after_step(number)
+        return result
+
+
+def recompute_activations(model: Model) -> None:
+    """Keep only the input of each of the backbone's layers and compute the rest again in the backward pass.
+
+    Chen et al. 2016, "Training deep nets with sublinear memory cost". The gradients are the same; random numbers are
+    drawn alike both times.
+    """
+    for layer in model.trained.layers():
+        layer.forward = functools.partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Any, *inputs: Any, **named: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs, **named)
+    return recompute(forward, *inputs, use_reentrant=False, **named)

@@ -1,0 +1,80 @@
+"""The end of an epoch: scores, the best model so far, a row of numbers."""
+
+from __future__ import annotations
+
+from patchform.data.loader import evaluation_loader
+from patchform.evaluation import evaluate
+from patchform.metrics.base import Scores
+from patchform.model import save
+from patchform.tasks.base import find_task
+from patchform.training import run
+from patchform.training.batches import TrainingData
+from patchform.training.checkpoint import Counters
+from patchform.training.learner import Learner
+from patchform.training.metrics_log import MetricsLog
+from patchform.training.run import Surroundings
+from patchform.training.saving import save_errors
+from patchform.weights.files import failpoint
+
+
+class Validation:
+    """Scores a learner on the validation set and keeps the best model, in the one process that does.
+
+    Args:
+        learner: what is scored.
+        data: what it is scored on.
+        around: where the run happens.
+        at_once: pictures that go through the model together.
+    """
+
+    def __init__(self, learner: Learner, data: TrainingData, around: Surroundings, at_once: int) -> None:
+        recipe = learner.recipe
+        self.learner, self.around, self.settings = learner, around, recipe.training
+        self.task = find_task(recipe.task).of(learner.model.head)
+        pictures = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
+        self.loader = evaluation_loader(pictures, at_once, recipe.data.workers, pin=around.device.type == "cuda")
+
+    def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
+        """Validate where that is due, keep the model if it is the best so far, write a row.
+
+        Returns:
+            The counters afterwards, as text.
+        """
+        step, course, reporter = counters.step, self.learner.course, self.around.reporter
+        numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / course.epoch}
+        if course.ends(step, course.epoch * self.settings.validate_every) or step >= course.steps:
+            scores = self._scores()
+            numbers |= scores.numbers
+            for note in scores.notes:
+                reporter.note(note)
+            self._keep_best(scores, counters)
+        speed = reporter.speed()
+        if log is not None:
+            rate = self.learner.rate(step - 1)
+            log.epoch(step // course.epoch, step, numbers | {"lr": rate, "images_per_second": speed})
+        reporter.epoch(step // course.epoch, step, numbers)
+        counters.reported, counters.epoch_loss = step, 0.0
+        return counters.told()
+
+    def _scores(self) -> Scores:
+        return evaluate(
+            self.learner.evaluated,
+            self.loader,
+            self.task,
+            device=self.around.device,
+            precision=self.settings.precision,
+            pixels=self.settings.pixels_at_once,
+            progress=self._between_batches,
+        )
+
+    def _between_batches(self, done: int) -> None:
+        self.around.stop.check()
+
+    def _keep_best(self, scores: Scores, counters: Counters) -> None:
+        counters.without_better += 1
+        if scores.best is not None and (counters.best is None or scores.best > counters.best):
+            failpoint("before-best")
+            with save_errors(self.settings.on_save_error, self.around.reporter):
+                place, thresholds = self.around.folder / run.BEST, self.task.thresholds(scores)
+                save(self.learner.evaluated, place, thresholds=thresholds)
+                counters.best, counters.best_step, counters.without_better = scores.best, counters.step, 0
