@@ -29,12 +29,13 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 import patchform
 from patchform.commands import recipes
 from patchform.data.collate import collate, to_device
-from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
+from patchform.data.dataset import open_data
 from patchform.data.loader import evaluation_loader
 from patchform.evaluation import evaluate_run
 from patchform.metrics.intersection import Intersection
 from patchform.records import IGNORED, Preprocessing, Regions
 from patchform.settings import AugmentationSettings, DataSettings
+from patchform.tasks.semantic_segmentation import SemanticSegmentation
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SCENES = DATA / "semantic_segmentation" / "camvid"
@@ -62,7 +63,7 @@ def torchvisions(a):
         DataSettings(path=str(SCENES)), seed=a.seed, preprocessing=preprocessing, task="semantic_segmentation"
     )
     change = AugmentationSettings(scale=(0.75, 1.5), flip=0.5)
-    pictures = training_pictures(splits.train, preprocessing, change, a.seed)
+    pictures = SemanticSegmentation().training_samples(splits.train, preprocessing, change, a.seed)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=len(splits.train.classes))
     model = model.to(memory_format=torch.channels_last).train()
@@ -86,7 +87,7 @@ def torchvisions(a):
     spent = began.since()
     model.eval()
     metric = Intersection(splits.train.classes)
-    held_out = evaluation_pictures(splits.validation, preprocessing)
+    held_out = SemanticSegmentation().evaluation_samples(splits.validation, preprocessing)
     with torch.inference_mode():
         for batch in evaluation_loader(held_out, 8):
             logits = model((batch.images / 255 - mean) / std)["out"]

@@ -40,8 +40,9 @@ from timm.models import VisionTransformer
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  imports are not timed on either side
 
 import patchform
-from patchform.data.dataset import Pictures, open_data
+from patchform.data.dataset import open_data
 from patchform.data.loader import evaluation_loader
+from patchform.data.pictures import LabelledPictures
 from patchform.data.transforms import evaluation_transform
 from patchform.evaluation import evaluate
 from patchform.model import build_model
@@ -114,7 +115,7 @@ def run_ours(a, runs):
 
 
 def our_accuracy(model, recipe, listing):
-    pictures = Pictures(listing, evaluation_transform(model.preprocessing), model.preprocessing)
+    pictures = LabelledPictures(listing, evaluation_transform(model.preprocessing), model.preprocessing)
     loader = evaluation_loader(pictures, recipe.training.batch_size)
     task = task_of(model.architecture, model.head)
     return evaluate(model, loader, task, precision=recipe.training.precision).numbers["top1"]

@@ -24,11 +24,12 @@ import torch
 
 from patchform.data import samples
 from patchform.data.collate import to_device
-from patchform.data.dataset import open_data, training_pictures
+from patchform.data.dataset import open_data
 from patchform.data.loader import TrainingBatches, training_loader
 from patchform.model import build_model
 from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings
+from patchform.tasks.base import find_task
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TASK = "video_classification"
@@ -45,7 +46,7 @@ def opened(a):
 
 def clips(a, listing, preprocessing, kept):
     """The data set; with all frames in memory, or with none, now and later."""
-    found = training_pictures(listing, preprocessing, AugmentationSettings(flip=0), 0)
+    found = find_task(TASK).training_samples(listing, preprocessing, AugmentationSettings(flip=0), 0)
     if kept:
         samples.CACHE_BYTES = 1 << 40
         for index in range(len(listing)):

@@ -33,12 +33,13 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 import patchform
 from patchform import lookup
 from patchform.commands import recipes
-from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
+from patchform.data.dataset import open_data
 from patchform.evaluation import evaluate_run
 from patchform.geometry import masks
 from patchform.records import Instances, Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings
 from patchform.tasks.base import Task
+from patchform.tasks.detection import Detection
 from patchform.training.metrics_log import METRICS
 
 DATA = Path(os.environ.get("PATCHFORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -92,7 +93,7 @@ def torchvisions(a, name, set_, folder):
     preprocessing = Preprocessing(size=set_.size, resize="fit", interpolation="bilinear")
     splits = open_data(DataSettings(path=str(folder)), seed=a.seed, preprocessing=preprocessing, task=set_.task)
     change = AugmentationSettings(scale=(1.0, 1.0), flip=0.5)
-    pictures = training_pictures(splits.train, preprocessing, change, a.seed)
+    pictures = Detection().training_samples(splits.train, preprocessing, change, a.seed)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
     )
@@ -119,7 +120,7 @@ def torchvisions(a, name, set_, folder):
     model.eval()
     task = lookup.the_class("tasks", set_.task, Task)()
     metric = task.full_metric(splits.train.classes)
-    held_out = evaluation_pictures(splits.validation, preprocessing)
+    held_out = Detection().evaluation_samples(splits.validation, preprocessing)
     with torch.inference_mode():
         for index in range(len(held_out)):
             sample = held_out[0, index]

@@ -17,9 +17,10 @@ FLOORS = (
     ("errors", "records", "settings", "lookup"),
     ("geometry", "device", "distributed"),
     ("layers", "metrics", "weights", "drawing"),
-    ("backbones", "necks", "heads", "data"),
+    ("backbones", "necks", "heads", "data", "page"),
     ("published",),
-    ("model", "tasks"),
+    ("tasks",),
+    ("model",),
     ("pretraining",),
     ("loading",),
     ("inference",),
@@ -43,6 +44,7 @@ PAPERS_SAY_SO = {
     "heads/detr_masks": {"heads/detr"},
     "heads/temporal_encoder": {"heads/linear"},
     "tasks/video_classification": {"tasks/classification"},
+    "tasks/instance_segmentation": {"tasks/detection"},
     "heads/mask_rcnn": {"heads/faster_rcnn"},
 }
 NOT_ROOMS = {"utils", "util", "common", "core", "misc", "engine", "helpers"}
@@ -64,6 +66,13 @@ OUTSIDE = re.compile(
     + r")/"
     r"|" + "|".join(("pypi" + r"\.org", "python" + r"hosted\.org", "download" + r"\.pytorch\.org", "index" + "[-_]url"))
 )
+
+TARGETS = {"Label", "Regions", "Instances", "Embedding"}
+TASKS = {
+    *("classification", "detection", "instance_segmentation", "pretraining"),
+    *("semantic_segmentation", "video_classification"),
+}
+NOT_OF_TASKS = {"commands/demo"}  # its demos have names of their own, some of which tasks have too
 
 Rule = Callable[[Path], list[str]]
 
@@ -203,6 +212,85 @@ def one_door_to_kernels(package: Path) -> list[str]:
     ]
 
 
+def no_dispatch(package: Path) -> list[str]:
+    """Nothing asks which task it is, what type a target has, what is in a listing or what a data format can do.
+
+    What is in a listing may be asked where listings are made and read, in `data/`.
+    """
+    faults = set()
+    constants = {word for _, tree in parsed(package) for word in _named_after_tasks(tree)}
+    for name, tree in parsed(package):
+        if name.startswith("tasks/") or name in NOT_OF_TASKS:
+            continue
+        conditions = set() if name.startswith("data/") else _in_conditions(tree)  # listings are data's own
+        for node in ast.walk(tree):
+            asks = _asks_type(node) or _asks_task(node, constants) or _asks_format(node)
+            if asks or (node in conditions and _asks_listing(node)):
+                faults.add(f"{name}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)[:80]}")
+    return sorted(faults)
+
+
+def _last(node: ast.AST) -> str:
+    """ "task" of recipe.task; of a name itself."""
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
+def _named_after_tasks(tree: ast.Module) -> Iterator[str]:
+    """Constants that hold the name of a task."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and node.targets:
+            names, values = node.targets[0], node.value
+            pairs = zip(getattr(names, "elts", [names]), getattr(values, "elts", [values]))
+            yield from (_last(one) for one, value in pairs if getattr(value, "value", None) in TASKS)
+
+
+def _asks_type(node: ast.AST) -> bool:
+    """isinstance(x, Label), type(x) is Label, task.target is Label."""
+    if isinstance(node, ast.Call) and _last(node.func) in ("isinstance", "issubclass") and len(node.args) == 2:
+        return any(_last(part) in TARGETS for part in ast.walk(node.args[1]))
+    if isinstance(node, ast.Compare):
+        return any(_last(side) in TARGETS for side in (node.left, *node.comparators))
+    return False
+
+
+def _asks_task(node: ast.AST, constants: set[str]) -> bool:
+    """task == "detection", task in ("a", "b"), task == UNLABELLED, {"detection": ..., "classification": ...}."""
+    if isinstance(node, ast.Dict):
+        return len([key for key in node.keys if isinstance(key, ast.Constant) and key.value in TASKS]) > 1
+    if not isinstance(node, ast.Compare):
+        return False
+    sides = [part for side in (node.left, *node.comparators) for part in getattr(side, "elts", [side])]
+    words = [side.value for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, str)]
+    words += [_last(side) for side in sides if _last(side) in constants]
+    about = any(re.fullmatch(r"(.*_)?task(_?name)?", _last(side)) for side in sides)
+    return bool(words) and (about or any(word in TASKS or word in constants for word in words))
+
+
+def _asks_format(node: ast.AST) -> bool:
+    """hasattr(format_, ...), getattr(module, ...)."""
+    asks = isinstance(node, ast.Call) and _last(node.func) in ("hasattr", "getattr") and node.args
+    return bool(asks) and bool(re.fullmatch(r"(.*_)?(format|module)_?", _last(node.args[0])))
+
+
+def _asks_listing(node: ast.AST) -> bool:
+    """listing.objects, self.listing.coding, splits.train.videos."""
+    of = isinstance(node, ast.Attribute) and node.attr in ("videos", "objects", "coding", "mask_codes")
+    return of and bool(re.fullmatch(r".*(listing|train|validation|held_out)", _last(node.value)))
+
+
+def _in_conditions(tree: ast.Module) -> set[ast.AST]:
+    """Nodes that something hangs on."""
+    tests: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
+            tests.append(node.test)
+        elif isinstance(node, ast.comprehension):
+            tests += node.ifs
+        elif isinstance(node, ast.BoolOp | ast.Compare):
+            tests.append(node)
+    return {part for test in tests for part in ast.walk(test)}
+
+
 def names_nothing_outside(root: Path) -> list[str]:
     """No path of a machine and no address of a package registry in any file that is or will be tracked."""
     faults = []
@@ -239,6 +327,7 @@ def tracked(root: Path) -> list[str]:
         constructors_are_small,
         nothing_runs_files,
         one_door_to_kernels,
+        no_dispatch,
     ],
 )
 def test_the_package(rule: Rule) -> None:
@@ -276,6 +365,20 @@ CONTROLS: list[tuple[Rule, dict[str, str]]] = [
     (nothing_runs_files, {"data/a.py": "def f(t):\n    t.extractall('.')\n"}),
     (nothing_runs_files, {"data/a.py": "import torch\nm = torch.hub.load('a', 'b')\n"}),
     (one_door_to_kernels, {"heads/a.py": "from torch.nn.functional import scaled_dot_product_attention\n"}),
+    (no_dispatch, {"a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
+    (no_dispatch, {"a.py": "def f(x):\n    return isinstance(x, (int, records.Regions))\n"}),
+    (no_dispatch, {"a.py": "def f(x):\n    return type(x) is Instances\n"}),
+    (no_dispatch, {"a.py": "def f(task):\n    return task.target is Embedding\n"}),
+    (no_dispatch, {"a.py": "def f(recipe):\n    return recipe.task == 'counting'\n"}),
+    (no_dispatch, {"a.py": "def f(task):\n    return task in ('a', 'b')\n"}),
+    (no_dispatch, {"a.py": "def f(task_name):\n    return 'a' != task_name\n"}),
+    (no_dispatch, {"a.py": "def f(found):\n    return found[-1] == 'classification'\n"}),
+    (no_dispatch, {"a.py": "VIDEO, N = 'video_classification', 8\n", "b.py": "def f(x):\n    return x == VIDEO\n"}),
+    (no_dispatch, {"a.py": "CLASSES = {'classification': 1000, 'detection': 80}\n"}),
+    (no_dispatch, {"a.py": "def f(format_):\n    return hasattr(format_, 'parts')\n"}),
+    (no_dispatch, {"data/a.py": "def f(module):\n    return getattr(module, 'INSIDE', ())\n"}),
+    (no_dispatch, {"a.py": "def f(listing):\n    return 1 if listing.objects else 2\n"}),
+    (no_dispatch, {"a.py": "def f(self):\n    if self.listing.videos:\n        return 1\n"}),
     (names_nothing_outside, {"notes.md": "see /wo" + "rk/main\n"}),
     (names_nothing_outside, {"setup.cfg": "index-" + "url = https://x\n"}),
 ]
@@ -287,6 +390,10 @@ FINE: list[tuple[Rule, dict[str, str]]] = [
     (constructors_are_small, {"heads/a.py": MANY.replace("a0", "in_channels")}),
     (nothing_runs_files, {"lookup.py": "import importlib\n", "data/a.py": "import re\nx = re.compile('a')\n"}),
     (nothing_runs_files, {"weights/pickles.py": "import torch\nx = torch.load('a', weights_only=True)\n"}),
+    (no_dispatch, {"tasks/a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
+    (no_dispatch, {"a.py": "def f(x, head, task):\n    return isinstance(x, Tensor) and task in head.tasks\n"}),
+    (no_dispatch, {"data/a.py": "def f(listing):\n    return 1 if listing.objects else 2\n"}),
+    (no_dispatch, {"a.py": "def f():\n    return find_task('detection').metric(Label)\n"}),
     (names_nothing_outside, {"notes.md": "a/wo" + "rk/b and https://example.org/home/\n"}),
 ]
 

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from patchform import prediction as predictions
-from patchform.data.dataset import Pictures, open_evaluation
+from patchform.data.dataset import open_evaluation
 from patchform.data.loader import evaluation_loader
+from patchform.data.pictures import LabelledPictures
 from patchform.data.transforms import evaluation_transform
 from patchform.errors import DataError, FolderError, UsageError
 from patchform.evaluation import evaluate
@@ -217,7 +218,7 @@ def test_predict_and_evaluate_give_the_model_the_same_tensors(tmp_path):
     model, inputs = a_model(), []
     model.backbone.register_forward_pre_hook(lambda _, given: inputs.append(given[0].clone()))
     listing = open_evaluation(tmp_path / "data", DataSettings(), NAMES)
-    pictures = Pictures(listing, evaluation_transform(PREPROCESSING), PREPROCESSING)
+    pictures = LabelledPictures(listing, evaluation_transform(PREPROCESSING), PREPROCESSING)
     evaluator = Predictor(model, device="cpu")
     evaluate(model, evaluation_loader(pictures, 1), evaluator.task)
     evaluated, inputs[:] = dict(zip([listing.name(i) for i in range(len(listing))], inputs)), []

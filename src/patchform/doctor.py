@@ -19,23 +19,19 @@ from PIL import Image, ImageDraw
 from patchform import drawing, lookup
 from patchform.data import warnings
 from patchform.data.checks import examine, overlap
-from patchform.data.dataset import evaluation_pictures, open_evaluation, open_training, serves
+from patchform.data.dataset import formats, open_evaluation, open_training, serves
 from patchform.data.faults import KINDS, Fault, Faults
 from patchform.data.images import decode
 from patchform.data.listing import Listing
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing, Sample
 from patchform.settings import DataSettings
-from patchform.tasks.base import Task
+from patchform.tasks.base import Task, find_task
 
-FRAMES = 8
-"""Of a clip, where nothing is said."""
 SHOWN = 5
 """Faults of a kind that are told and drawn."""
 CELL, MARGIN = 480, 8
 """Pixels of a picture's side in a sheet, and between two."""
-_GUESSED = ("detection", "semantic_segmentation", "video_classification", "classification")
-"""Tasks whose layouts tell them apart."""
 _RED, _WHITE, _GREY = (230, 20, 20), (255, 255, 255), (150, 150, 150)
 
 Progress = Callable[[str, int, int], None]
@@ -121,28 +117,23 @@ class Diagnosis:
 
 
 def task_of(path: str | Path) -> str:
-    """The task that data are for, as their layout says; "detection" for objects with outlines too.
+    """The task that data are for, as their layout says, before anything is read.
 
     Raises:
         DataError: nothing there, or nothing that is known.
         UsageError: a layout that serves several.
     """
-    found = [task for task in _GUESSED if serves(path, task, sure=True)]
-    if len(found) > 1 and found[-1] == "classification":  # to which any folder of folders is known
-        found.pop()
+    tasks = [find_task(name) for name in lookup.names("tasks")]
+    for how in ("by layout", "last"):
+        found = [task.name for task in tasks if task.recognised == how and serves(path, task.name, sure=True)]
+        if found:
+            break
     if len(found) > 1:
         raise UsageError(f"the layout of {path} serves {' and '.join(found)}", remedy="name the task: --task")
     if not found:
-        layouts = (lookup.module("data/formats", name).LAYOUT for name in lookup.names("data/formats"))
-        raise DataError("no known layout of data", where=path, remedy=f"looked for {', '.join(layouts)}")
+        layouts = ", ".join(format_.layout for format_ in formats().values())
+        raise DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
     return found[0]
-
-
-def refined(task: str, listing: Listing) -> str:
-    """Instance segmentation instead of detection where every object has an outline."""
-    every = [item.objects for item in listing.items if item.objects is not None and len(item.objects.boxes)]
-    outlined = bool(every) and all(objects.segmentations and None not in objects.segmentations for objects in every)
-    return "instance_segmentation" if task == "detection" and outlined else task
 
 
 def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progress | None = None) -> Diagnosis:
@@ -150,8 +141,7 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
 
     Args:
         settings: `path`, and how it is read.
-        task: what it is for; default: as its layout says (`task_of`), and instance segmentation where every object
-            has an outline.
+        task: what it is for; default: as its layout says (`task_of`), and what is in it (`Task.refined`).
         progress: called with (part, done, all) after each picture.
 
     Raises:
@@ -162,23 +152,24 @@ def diagnose(settings: DataSettings, *, task: str | None = None, progress: Progr
         raise UsageError("no data given", remedy="name a folder")
     path, faults = Path(settings.path).expanduser(), Faults()
     chosen = task or task_of(path)
-    task_named(chosen)
+    kind = find_task(chosen)
     if not serves(path, chosen):
         open_training(settings, task=chosen)  # says what was looked for
     preprocessing = whole(settings, chosen)
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
-        chosen = refined(chosen, listing)
-    parts = [_examined("train", listing, faults, preprocessing, progress)]
-    if listing is not None and not listing.mask_codes:  # of pixels, some classes always have few
-        warnings.on_classes(listing, parts[0].numbers, faults)
+        chosen = kind.refined(listing)
+        kind = find_task(chosen)
+    parts = [_examined("train", kind, listing, faults, preprocessing, progress)]
+    if listing is not None:
+        kind.hints(listing, parts[0].numbers, faults)
     if listing is not None and validation is not None:
         faults, held_out = Faults(), None
         try:
             held_out = open_evaluation(validation, settings, listing.classes, chosen, faults=faults)
         except DataError as error:
             _note(error, faults)
-        parts.append(_examined("validation", held_out, faults, preprocessing, progress))
+        parts.append(_examined("validation", kind, held_out, faults, preprocessing, progress))
         if parts[0].usable is not None and parts[1].usable is not None:
             for one, other in overlap(parts[0].usable, parts[1].usable):
                 faults.add("picture-shared", other, f"as {one} of train")
@@ -191,7 +182,7 @@ def whole(settings: DataSettings, task: str) -> Preprocessing:
         resize="native",
         channels=settings.channels,
         bits=settings.bits,
-        frames=settings.frames or (FRAMES if task == "video_classification" else 0),
+        frames=settings.frames or find_task(task).frames,
         frame_step=settings.frame_step,
         sampling=settings.sampling,
     )
@@ -214,13 +205,19 @@ def _note(error: DataError, faults: Faults) -> None:
 
 
 def _examined(
-    name: str, listing: Listing | None, faults: Faults, preprocessing: Preprocessing, progress: Progress | None
+    name: str,
+    task: Task,
+    listing: Listing | None,
+    faults: Faults,
+    preprocessing: Preprocessing,
+    progress: Progress | None,
 ) -> Part:
     """Every picture decoded, and hints on what is annotated."""
     if listing is None or not listing.items:
         if listing is not None and not faults.fatal:
             faults.add("layout", str(listing.root), f"no {listing.thing}")
         return Part(name=name, listing=None, faults=faults, notes=())
+    task.faults(listing, faults)
     report = examine(
         listing, preprocessing, progress=None if progress is None else lambda done, every: progress(name, done, every)
     )
@@ -231,18 +228,12 @@ def _examined(
     faults.extend(report.faults)
     warnings.on_boxes(listing, faults)
     warnings.on_copies(usable, faults)
-    numbers = report.pixels or (warnings.objects_of(listing) if listing.objects else listing.counts())
+    numbers = report.pixels or task.numbers(listing)
     notes = listing.notes + report.notes
     return Part(name=name, listing=listing, faults=faults, notes=notes, numbers=numbers, usable=usable)
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
-
-
-def task_named(name: str) -> Task:
-    """The task of a name. Raises UsageError."""
-    kind: type[Task] = lookup.the_class("tasks", name, Task)
-    return kind()
 
 
 def draw_sample(task: Task, sample: Sample, classes: Sequence[str]) -> Image.Image:
@@ -254,12 +245,12 @@ def draw_sample(task: Task, sample: Sample, classes: Sequence[str]) -> Image.Ima
 def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
     """The first few of each kind that can be shown, as (part, fault, picture): its truth, or the box in question."""
     found = []
-    task = task_named(diagnosis.task)
+    task = find_task(diagnosis.task)
     for part in diagnosis.parts:
         if part.listing is None:
             continue
         places = {part.listing.name(index): index for index in range(len(part.listing))}
-        pictures = evaluation_pictures(part.listing, diagnosis.preprocessing)
+        pictures = task.evaluation_samples(part.listing, diagnosis.preprocessing)
         for kind in KINDS:
             for fault in [fault for fault in part.faults if fault.kind == kind][:SHOWN]:
                 index = places.get(fault.where, places.get(fault.where.rpartition(", ")[0]))

@@ -1,5 +1,9 @@
 """What goes wrong, said in one line: what, where, and the remedy; with the exit code of its kind."""
 
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class PatchformError(Exception):
     """A fault that the user can mend. The command line prints it as one line and exits with `exit_code`.
@@ -76,3 +80,10 @@ class PeerError(PatchformError):
     def __init__(self, exit_code: int = 1) -> None:
         self.exit_code = exit_code
         super().__init__("another process of this run failed", remedy="see what it says")
+
+
+def expect(value: object, kind: type[T], what: str) -> T:
+    """The value, which must be of a type: else UsageError with `what`."""
+    if not isinstance(value, kind):
+        raise UsageError(what)
+    return value

@@ -13,7 +13,7 @@ import torch
 from patchform import drawing
 from patchform.data.checks import check
 from patchform.data.collate import split, to_device
-from patchform.data.dataset import evaluation_pictures, open_evaluation
+from patchform.data.dataset import open_evaluation
 from patchform.data.loader import evaluation_loader
 from patchform.device import pick_device
 from patchform.errors import ResourceError
@@ -138,6 +138,7 @@ def evaluate_run(
         raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
     task = task_of(model.architecture, model.head)
     listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
+    task.refuse(listing)
     notes, before = list(listing.notes), len(listing)
     if skip_bad:
         listing, faulty = check(listing, model.preprocessing, skip_bad=skip_bad)
@@ -149,7 +150,7 @@ def evaluate_run(
     model.to(where)
 
     def judged(infer: Inference, metric: Metric, tell: Callable[[int], None] | None) -> Scores:
-        samples = evaluation_pictures(listing, preparation(infer, model.preprocessing), views=views_of(infer))
+        samples = task.evaluation_samples(listing, preparation(infer, model.preprocessing), views=views_of(infer))
         loader = evaluation_loader(samples, batch_size, workers)
         return evaluate(
             model, loader, task, infer=infer, metric=metric, device=where, precision=precision, progress=tell

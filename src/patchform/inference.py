@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 from patchform.data.collate import collate, split, to_device
 from patchform.data.detection_transforms import join, take
 from patchform.data.transforms import evaluation_transform
-from patchform.errors import UsageError
+from patchform.errors import UsageError, expect
 from patchform.model import Model
 from patchform.records import Batch, Instances, Label, Preprocessing, Regions, Sample, Target
 
@@ -241,9 +241,8 @@ class MultiView:
         padding = None if batch.padding is None else batch.padding.repeat_interleave(number, 0)
         whole = Batch(views, (), ("",) * len(views), ((0, 0),) * len(views), padding)
         answers = [answer for part in split(whole, self.at_once) for answer in model.predict(part)]
-        scores = [answer.scores for answer in answers if isinstance(answer, Label) and answer.scores is not None]
-        if len(scores) < len(answers):
-            raise UsageError("views are for models that classify videos")
+        what = "views are for models that classify videos"
+        scores = [expect(expect(answer, Label, what).scores, Tensor, what) for answer in answers]
         means = torch.stack(scores).unflatten(0, (-1, number)).mean(1)
         multiple = getattr(model.head, "labels", "single") == "multi"
         return [Label((row > 0.5).nonzero()[:, 0] if multiple else row.argmax()[None], row) for row in means]
@@ -266,10 +265,8 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 def scores_of(answer: Target) -> Tensor:
     """The class probabilities (K, H, W) of a dense prediction."""
-    scores = cast("Regions", answer).scores
-    if scores is None or scores.dim() != 3:
-        raise UsageError("windows and scales are for models that give every pixel a class")
-    return scores
+    what = "windows and scales are for models that give every pixel a class"
+    return expect(expect(answer, Regions, what).scores, Tensor, what)
 
 
 def _without_padding(batch: Batch, number: int) -> Tensor:
@@ -283,14 +280,13 @@ def _without_padding(batch: Batch, number: int) -> Tensor:
 
 def _moved(answer: Target, place: tuple[int, int, int, int], size: tuple[int, int]) -> Instances:
     """Objects of a window as objects of the picture. Raises UsageError for a model of another task."""
-    if not isinstance(answer, Instances) or answer.scores is None:
-        raise UsageError("slices are for models that find objects")
+    objects = expect(answer, Instances, "slices are for models that find objects")
     top, left, _, _ = place
-    shift = torch.tensor([left, top, left, top], device=answer.boxes.device)
-    bitmaps = answer.masks
+    shift = torch.tensor([left, top, left, top], device=objects.boxes.device)
+    bitmaps = objects.masks
     if bitmaps is not None:
         bitmaps = bitmaps._replace(boxes=bitmaps.boxes + shift, size=size)
-    return answer._replace(boxes=answer.boxes + shift, masks=bitmaps)
+    return objects._replace(boxes=objects.boxes + shift, masks=bitmaps)
 
 
 def _cut(boxes: Tensor, place: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import importlib.abc
 import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,22 +65,38 @@ def module(kind: str, name: str) -> ModuleType:
     files = _files(kind)
     if name not in files:
         raise no_such(kind.removesuffix("s").rpartition("/")[2], name, files)
-    path = files[name]
-    dotted = f"patchform.{kind.replace('/', '.')}.{name}"
-    if path.is_relative_to(_HOME):
-        return importlib.import_module(dotted)
-    if dotted not in sys.modules:  # a plug-in the user named
-        spec = importlib.util.spec_from_file_location(dotted, path)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[dotted] = loaded
-        try:
-            spec.loader.exec_module(loaded)
-        except BaseException:
-            del sys.modules[dotted]
-            raise
-    return sys.modules[dotted]
+    return importlib.import_module(_dotted(kind, name))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the files of plug-ins, so that one may import another as if they lay in the package."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Of patchform.<kind>.<name>; None for anything else, and for files of the package."""
+        folder, _, name = fullname.removeprefix("patchform.").rpartition(".")
+        kind = folder.replace(".", "/")
+        file = _files(kind).get(name) if kind in KINDS else None
+        return importlib.util.spec_from_file_location(fullname, file) if file else None
+
+
+sys.meta_path.append(_Finder())  # asked last: the package's own files are found before
+
+
+def _dotted(kind: str, name: str) -> str:
+    return f"patchform.{kind.replace('/', '.')}.{name}"
+
+
+class Plugins:
+    """The plug-in folders of this process: a worker that unpickles it finds what it then imports, as here."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, tuple(_plugins)
+
+
+def _restored(*folders: Path) -> Plugins:
+    for folder in folders:
+        add_plugin(folder)
+    return Plugins()
 
 
 def the_class(kind: str, name: str, base: type) -> type:

@@ -18,14 +18,11 @@ from patchform.backbones.base import Backbone, over_frames
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.records import Architecture, Batch, Features, Loss, Preprocessing, Target
+from patchform.tasks.base import find_task
 from patchform.weights import files
 from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
 
 R = TypeVar("R", Architecture, Preprocessing)
-UNLABELLED = "pretraining"
-"""The task without classes, whose models are a folder of their own."""
-VIDEO, FRAMES = "video_classification", 8
-"""The task of clips, and how many frames they have where nobody says."""
 
 
 class Model(nn.Module):
@@ -149,8 +146,8 @@ def build_model(
     Args:
         task: "classification", ...
         backbone: family/size.
-        head: name of a head that serves the task; for "pretraining" of a method of that folder.
-        classes: class names, at least one; not looked at for "pretraining", which has none.
+        head: name of a head that serves the task, or of a method of pre-training.
+        classes: class names, at least one; not looked at for a task without labels.
         preprocessing: default: the variant's published input size and ImageNet's statistics.
         backbone_options: arguments of the backbone that override its row.
         head_options: arguments of the head.
@@ -159,13 +156,14 @@ def build_model(
         UsageError: an unknown name or option, a head of another task, no classes, or statistics of another number of
             channels.
     """
-    if not classes and task != UNLABELLED:
+    of = find_task(task)
+    if not classes and of.labelled:
         raise UsageError("a model needs at least one class")
     _, variant = lookup.backbone(backbone)
     if preprocessing is None:
-        native = variant.options.get("frames", FRAMES if task == VIDEO else 0)
+        native = variant.options.get("frames", of.frames)
         preprocessing = Preprocessing(size=(variant.image_size, variant.image_size), frames=native)
-    if task == VIDEO and not preprocessing.frames:
+    if of.frames and not preprocessing.frames:
         raise UsageError("clips of 0 frames", remedy="set data.frames")
     for name in ("mean", "std"):
         if len(getattr(preprocessing, name)) not in (1, preprocessing.channels):
@@ -181,24 +179,43 @@ def build_model(
     made_of = Architecture(
         task=task, backbone=backbone, head=head, backbone_options=options, head_options=dict(head_options or {})
     )
-    if task == UNLABELLED:
-        method = lookup.the_class("pretraining", head, Model)
-        lookup.check_options(method, head_options or {}, of=f"method {head}")
-        learner: Model = method(built, preprocessing, **(head_options or {}))
-        learner.architecture = made_of
-        return learner
-    kind = lookup.the_class("heads", head, Head)
-    if task not in kind.tasks:  # type: ignore[attr-defined]
-        raise UsageError(f'head "{head}" does not serve {task}', remedy=f"it serves {', '.join(kind.tasks)}")  # type: ignore[attr-defined]
-    lookup.check_options(kind, head_options or {}, of=f"head {head}")
-    top = kind(
-        channels=built.channels,
-        strides=built.strides,
-        width=built.width,
+    return _BUILDERS[of.models](built, tuple(classes), preprocessing, made_of)
+
+
+def _under_head(
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
+) -> Model:
+    """A backbone under a head of `heads/`."""
+    kind: type[Head] = lookup.the_class("heads", made_of.head, Head)
+    if made_of.task not in kind.tasks:
+        raise UsageError(
+            f'head "{made_of.head}" does not serve {made_of.task}', remedy=f"it serves {', '.join(kind.tasks)}"
+        )
+    lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
+    build: Any = kind  # the options are the head's own
+    head = build(
+        channels=backbone.channels,
+        strides=backbone.strides,
+        width=backbone.width,
         classes=len(classes),
-        **(head_options or {}),
+        **made_of.head_options,
     )
-    return Model(built, top, classes=classes, preprocessing=preprocessing, architecture=made_of)
+    return Model(backbone, head, classes=classes, preprocessing=preprocessing, architecture=made_of)
+
+
+def _as_method(
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
+) -> Model:
+    """A method of `pretraining/`, which is a model itself and has no classes."""
+    kind = lookup.the_class("pretraining", made_of.head, Model)
+    lookup.check_options(kind, made_of.head_options, of=f"method {made_of.head}")
+    model: Model = kind(backbone, preprocessing, **made_of.head_options)
+    model.architecture = made_of
+    return model
+
+
+_BUILDERS = {"heads": _under_head, "pretraining": _as_method}
+"""By the folder in which a task's models are found (`Task.models`)."""
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from torch import Tensor
 from patchform import model as models
 from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
-from patchform.data.detection_transforms import take
 from patchform.data.encoded import write as write_film
 from patchform.data.images import decode, to_image
 from patchform.data.inputs import LARGEST_BYTES, WRITTEN, Source, expand, is_film
-from patchform.data.results import coco_results, yolo_lines
+from patchform.data.results import Writer
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
@@ -32,12 +31,10 @@ from patchform.drawing import PAPER, save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
-from patchform.records import Instances, Sample, Target
+from patchform.records import Sample, Target, tensors_of
 from patchform.tasks.base import Task, task_of
 from patchform.timeline import Along, Moment, annotated, moments
 
-RESULTS, LABELS = "results.json", "labels"
-"""What `write` adds in COCO's and in YOLO's format."""
 SURE = 0.5
 """Score from which a prediction of an object counts, for a model without thresholds of its own."""
 DIGITS = 3
@@ -146,7 +143,7 @@ class Predictor:
         film = all_frames(Path(path), self.model.preprocessing)
         while part := list(islice(film, batch_size)):
             for frame, target in zip(part, self._decide([frame.pixels for frame in part])):
-                if target.scores is not None and not target.scores.isfinite().all():
+                if not _finite(target):
                     raise DataError("the model's scores are not finite", where=path)
                 yield frame.time, Prediction(str(path), target, None, frame.pixels)
 
@@ -186,7 +183,7 @@ class Predictor:
                         yield Prediction(source.name, None, str(image))
                         continue
                     target = next(targets)
-                    if target.scores is not None and not target.scores.isfinite().all():
+                    if not _finite(target):
                         yield Prediction(source.name, None, "the model's scores are not finite")
                     else:
                         yield Prediction(source.name, target, None, image if keep_images else None)
@@ -218,14 +215,12 @@ class Predictor:
             return []
         samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
-            return [self._sure(found) for found in self.infer(self.model, to_device(collate(samples), self.device))]
+            answers = self.infer(self.model, to_device(collate(samples), self.device))
+            return [self.task.confident(answer, self.thresholds) for answer in answers]
 
-    def _sure(self, found: Target) -> Target:
-        """Objects without those below the threshold of their class; scores that are not finite stay, to be found."""
-        if not isinstance(found, Instances) or found.scores is None:
-            return found
-        least = torch.tensor(self.thresholds, device=found.scores.device)[found.classes]
-        return take(found, ~(found.scores < least))
+
+def _finite(target: Target) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_of(target) if tensor.is_floating_point())
 
 
 def load(
@@ -251,7 +246,7 @@ def write(
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = 16,
-    format: Literal["coco", "yolo"] | None = None,
+    format: str | None = None,
     along: Along | None = None,
 ) -> Written:
     """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
@@ -269,9 +264,8 @@ def write(
             a film `a.mp4.mp4`.
         overwrite: replace what an earlier prediction left there.
         batch_size: as in `Predictor.predict`.
-        format: objects in the format of another tool too, in `out`. "coco": results.json, when all are done; a picture
-            has the number that is its name, as COCO's have, or else its name; categories have the ids of the data that
-            the model learnt from, or else count from 1. "yolo": labels/a.txt, lines "class x y width height score".
+        format: predictions in the format of another tool too, in `out`: one of the task's (`Task.writers`). Of objects
+            "coco" is results.json and "yolo" are labels/a.txt (`data.results`).
         along: of videos: what the model says of their parts too, in the lines as `moments`, each with `start` and `end`
             in seconds, and in `out` as a video for each: `a.mp4` becomes `a.mp4.mp4`.
 
@@ -280,7 +274,7 @@ def write(
 
     Raises:
         DataError: there is nothing to look at.
-        UsageError: the sources lie in `out`; a format without `out`, or for a task without objects.
+        UsageError: the sources lie in `out`; a format without `out`, or one that the task does not have.
         FolderError: a file to be written exists; nothing is written then.
         ResourceError: the disk is full or `out` is not writable.
     """
@@ -288,16 +282,15 @@ def write(
         predictor.check(along)
     found = expand(sources, videos=predictor.videos)
     folder = None if out is None else Path(out)
-    if format is not None and (folder is None or predictor.task.target is not Instances):
-        raise UsageError(f"nothing to write in the format {format}", remedy="it is for objects, and needs a folder")
+    writer = None if format is None else _writer(predictor, format, folder)
     films = [is_film(source) and not predictor.videos for source in found]
     if format is not None and any(films):
         raise UsageError(f"the format {format} is for pictures", where=found[films.index(True)].name)
     moving = [True] * len(found) if along else films
     places = [None] * len(found) if folder is None else _places(found, folder, overwrite, moving=moving)
-    labels = _labels(places, overwrite) if format == "yolo" else {}
-    rows: list[dict[str, Any]] = []
-    ids = predictor.model.ids or range(1, len(predictor.classes) + 1)
+    names = [place.with_suffix("").name for place in places if place is not None]
+    if writer is not None:
+        _make_room(writer.files(names), overwrite)
     failed = 0
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]
@@ -317,13 +310,9 @@ def write(
                 save(to_png_bytes(predictor.draw(prediction)), place)
                 for ending, content in predictor.task.files(prediction.target).items():
                     save(content, place.with_suffix(ending))
-                if isinstance(prediction.target, Instances) and prediction.image is not None:
-                    if format == "coco":
-                        rows += coco_results(prediction.target, _number(place), ids)
-                    elif format == "yolo":
-                        height, width = prediction.image.shape[-2:]
-                        lines = yolo_lines(prediction.target, (height, width))
-                        save("".join(f"{line}\n" for line in lines).encode(), labels[place])
+                if writer is not None and prediction.image is not None:
+                    height, width = prediction.image.shape[-2:]
+                    writer.add(place.with_suffix("").name, prediction.target, (height, width))
             record = predictor.record(prediction)
             if along is not None and isinstance(source.content, Path) and prediction.target is not None:
                 try:
@@ -334,8 +323,8 @@ def write(
                 except DataError as error:  # beyond the frames that were looked at before
                     record["error"], failed = str(error), failed + 1
             _write_line(record, streams)
-    if format == "coco" and folder is not None:
-        save(json.dumps(rows, allow_nan=False).encode(), folder / RESULTS)
+    if writer is not None:
+        writer.finish()
     return Written(len(found), failed)
 
 
@@ -379,26 +368,15 @@ def _of_one_size(pages: Iterator[Image.Image]) -> Iterator[Image.Image]:
         yield sheet
 
 
-def _number(place: Path) -> int | str:
-    """The number that a picture's name is, or its name: 000000000139.jpg is 139."""
-    stem = place.with_suffix("").stem
-    return int(stem) if stem.isascii() and stem.isdigit() else place.with_suffix("").name
-
-
-def _labels(places: Sequence[Path | None], overwrite: bool) -> dict[Path, Path]:
-    """The file of each picture's lines, by the place of its drawing. Raises UsageError, FolderError, ResourceError."""
-    found = {place: place.parent / LABELS / f"{place.with_suffix('').stem}.txt" for place in places if place}
-    if len({str(file).casefold() for file in found.values()}) < len(found):
-        raise UsageError("two pictures have one name but for the suffix", remedy="predict them apart")
-    exists = [file for file in found.values() if os.path.lexists(file)]
-    if exists and not overwrite:
-        raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
-    for file in list(found.values())[:1]:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(f"cannot be made ({error.strerror})", where=file.parent) from error
-    return found
+def _writer(predictor: Predictor, format: str, folder: Path | None) -> Writer:
+    """What writes predictions in a format of the task. Raises UsageError."""
+    formats = predictor.task.writers()
+    if format not in formats:
+        known = f"it has {', '.join(formats)}" if formats else "leave it out"
+        raise UsageError(f"nothing to write in the format {format} for {predictor.task.name}", remedy=known)
+    if folder is None:
+        raise UsageError(f"nothing to write in the format {format}", remedy="it needs a folder")
+    return formats[format](folder, predictor.classes, predictor.model.ids)
 
 
 def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, moving: Sequence[bool]) -> list[Path]:
@@ -417,10 +395,24 @@ def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, moving:
         taken.add(name.casefold())
         places.append(folder / f"{name}.png")
     beside = [place.with_suffix(".mp4") for place, film in zip(places, moving) if film]
-    exists = [place for place in (folder / WRITTEN, folder / RESULTS, *places, *beside) if os.path.lexists(place)]
+    _refuse_existing([folder / WRITTEN, *places, *beside], overwrite)
+    return places
+
+
+def _make_room(files: Sequence[Path], overwrite: bool) -> None:
+    """Make folders for files that are not there yet. Raises FolderError, ResourceError."""
+    _refuse_existing(files, overwrite)
+    for folder in dict.fromkeys(file.parent for file in files):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
+
+
+def _refuse_existing(files: Sequence[Path], overwrite: bool) -> None:
+    exists = [file for file in files if os.path.lexists(file)]
     if exists and not overwrite:
         raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
-    return places
 
 
 def _open(path: Path, overwrite: bool) -> TextIO:

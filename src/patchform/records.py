@@ -11,8 +11,9 @@ Conventions, the same everywhere:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -36,6 +37,30 @@ class Features(NamedTuple):
     """(B, *size) bool, the same of the input's pixels. The model adds it; a backbone by itself leaves it None."""
     frames: Tensor | None = None
     """(B, T, D) of a clip: a summary of each frame (or tubelet's depth), for heads that look along time."""
+
+
+class Target(Protocol):
+    """What is known, or predicted, of an image: a NamedTuple, which may hold others. A task may bring its own type.
+
+    Tensors in it travel to a device, those of a batch together (`data.collate.PackedTargets`), where uint8 is int64.
+    Anything else stays as it is.
+    """
+
+    @property
+    def _fields(self) -> tuple[str, ...]: ...
+
+    def __iter__(self) -> Iterator[Any]:
+        """Over the fields."""
+        ...
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in a record of records."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from tensors_of(part)
 
 
 class Label(NamedTuple):
@@ -107,9 +132,6 @@ class Embedding(NamedTuple):
         return self.scores.new_empty(0).long()
 
 
-Target: TypeAlias = Label | Regions | Instances | Embedding
-
-
 class Sample(NamedTuple):
     """One item of a data set, before it meets others."""
 
@@ -130,7 +152,7 @@ class Batch(NamedTuple):
 
     images: Tensor
     """(B, C, H, W) or (B, T, C, H, W); uint8 0..255 or float 0..1."""
-    targets: tuple[Target, ...]
+    targets: Sequence[Target]
     """One for each image, or empty where the truth is not known."""
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]

@@ -276,15 +276,8 @@ class TrainingSettings:
 class Recipe:
     """A complete run."""
 
-    task: Literal[
-        "classification",
-        "detection",
-        "instance_segmentation",
-        "pretraining",
-        "semantic_segmentation",
-        "video_classification",
-    ] = "classification"
-    """What is learnt."""
+    task: str = "classification"
+    """What is learnt: classification, detection, ..., or a task of a plug-in."""
     name: str | None = None
     """Run folder below `runs`; default: task, backbone and a number."""
     runs: str = "runs"

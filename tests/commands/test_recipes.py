@@ -1,5 +1,4 @@
 import inspect
-from typing import get_args
 
 import pytest
 
@@ -57,7 +56,13 @@ def test_every_setting_has_a_meaning():
     for name, _ in recipes.names():
         assert f"--{name} " in text or f"--{name}\n" in text, name
     assert inspect.getdoc(Recipe)
-    assert lookup.names("tasks") == list(get_args(dict(recipes.names())["task"]))
+
+
+def test_a_task_is_any_that_there_is():
+    for name in lookup.names("tasks"):
+        assert recipes.resolve(Recipe(), {"task": name}).task == name
+    with pytest.raises(UsageError, match=r'no task "clasification".*did you mean "classification"'):
+        recipes.resolve(Recipe(), {"task": "clasification"})
 
 
 def test_a_large_file_is_not_read(tmp_path):

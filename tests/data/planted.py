@@ -118,7 +118,7 @@ def make_set(name, root, *, real):
             raise FileNotFoundError(source)
         {"masks": real_masks, "folders": real_folders}.get(name, real_coco)(source, root)
     elif name in ("boxes", "outlines"):
-        generated_coco(root, segmentations=name == "outlines")
+        generated_coco(root, outlines=name == "outlines")
     else:
         {"masks": generated_masks, "folders": generated_folders}[name](root)
     return root

@@ -20,12 +20,14 @@ from patchform.data.clips import (
     training_frames,
 )
 from patchform.data.collate import collate, split, to_device
-from patchform.data.dataset import evaluation_pictures, open_data, open_evaluation, training_pictures
+from patchform.data.dataset import open_data, open_evaluation
 from patchform.data.loader import TrainingBatches, evaluation_loader, generator, training_loader
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
 from patchform.errors import DataError, UsageError
 from patchform.records import Batch, Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings, DataSettings, Recipe
+from patchform.tasks.classification import Classification
+from patchform.tasks.video_classification import VideoClassification
 from patchform.training.preparation import preprocessing_of, refuse_nonsense
 
 TASK = "video_classification"
@@ -170,7 +172,7 @@ def opened(root, **settings):
 def test_samples_are_clips(root):
     listing = opened(root).train
     assert listing.videos
-    found = evaluation_pictures(listing, NATIVE)
+    found = VideoClassification().evaluation_samples(listing, NATIVE)
     assert isinstance(found, Clips)
     for index in range(len(listing)):
         sample = found[0, index]
@@ -187,7 +189,7 @@ def test_clips_depend_on_seed_epoch_and_index_alone(root, sampling, budget, monk
     monkeypatch.setattr(samples, "CACHE_BYTES", budget)
     listing, p = opened(root).train, clip(frames=4, frame_step=5, sampling=sampling)
     change = AugmentationSettings(policy="rand_augment", erasing=0.5)
-    first, second = (training_pictures(listing, p, change, 3) for _ in range(2))
+    first, second = (VideoClassification().training_samples(listing, p, change, 3) for _ in range(2))
     keys = [(epoch, index) for epoch in range(3) for index in range(len(listing))]
     expected = {key: first[key].image for key in keys}
     torch.manual_seed(5)
@@ -219,7 +221,11 @@ def test_batches_are_the_same_from_any_step_on_and_with_workers(root, workers):
 
     def run(start, workers):
         order = TrainingBatches(len(listing), 3, 9, start, 6)
-        return list(training_loader(training_pictures(listing, p, AugmentationSettings(), 9), order, workers))
+        return list(
+            training_loader(
+                VideoClassification().training_samples(listing, p, AugmentationSettings(), 9), order, workers
+            )
+        )
 
     whole = run(0, 0)
     for again, batch in zip(run(1, workers), whole[1:], strict=True):
@@ -235,14 +241,14 @@ def test_batches_are_the_same_from_any_step_on_and_with_workers(root, workers):
 def test_views_are_clip_by_clip_and_crop_by_crop(root):
     listing, p = opened(root).validation, clip(frames=4)  # frames of 64 x 96, to 16 x 24: nothing to spare
     wide = Preprocessing(size=(16, 16), crop_share=0.8, frames=4)
-    once = evaluation_pictures(listing, wide)[0, 0].image
-    found = evaluation_pictures(listing, wide, views=(2, 3))[0, 0].image
+    once = VideoClassification().evaluation_samples(listing, wide)[0, 0].image
+    found = VideoClassification().evaluation_samples(listing, wide, views=(2, 3))[0, 0].image
     assert found.shape == (24, 3, 16, 16)
     views = found.unflatten(0, (2, 3, 4))
     clips = [evaluation_clips(listing, wide, views=(2, 1))[0, 0].image[start : start + 4] for start in (0, 4)]
     assert all(views[index, 1].equal(clips[index]) for index in range(2))  # the one in the middle is the usual one
     assert not views[0, 0].equal(views[0, 1])
-    assert evaluation_pictures(listing, wide, views=(1, 1))[0, 0].image.equal(once)
+    assert VideoClassification().evaluation_samples(listing, wide, views=(1, 1))[0, 0].image.equal(once)
     alike = evaluation_clips(listing, p, views=(1, 3))[0, 0].image.unflatten(0, (3, 4))
     assert alike[0].equal(alike[2])
     for views, said in (((0, 1), "no view"), ((1, 0), "no view")):
@@ -266,17 +272,17 @@ def test_crops_go_along_the_side_with_more_to_spare():
 def test_settings_that_do_not_go_with_the_data_are_refused(root, tmp_path):
     listing = opened(root).train
     for make in (
-        lambda listing, p: training_pictures(listing, p, STILL, 0),
-        evaluation_pictures,
+        lambda listing, p: VideoClassification().training_samples(listing, p, STILL, 0),
+        VideoClassification().evaluation_samples,
     ):
         with pytest.raises(UsageError, match=r"are videos, and data\.frames is 0"):
             make(listing, Preprocessing())
     moving.frame_folder(tmp_path / "pictures")
     pictures = open_evaluation(tmp_path, DataSettings(), ("pictures",))
     with pytest.raises(UsageError, match=r"are pictures, and data\.frames is 4"):
-        evaluation_pictures(pictures, NATIVE)
+        Classification().evaluation_samples(pictures, NATIVE)
     with pytest.raises(UsageError, match="mosaic is for objects"):
-        training_pictures(listing, NATIVE, AugmentationSettings(mosaic=0.5), 0)
+        VideoClassification().training_samples(listing, NATIVE, AugmentationSettings(mosaic=0.5), 0)
 
 
 def test_settings_of_clips_go_into_the_model_and_nonsense_is_refused():
@@ -341,7 +347,7 @@ def test_faults_are_counted_and_named_and_left_out_if_so_asked(root, tmp_path):
     again = check(listing, NATIVE, skip_bad=0.5)  # from memory
     assert again == (kept, report)
     with pytest.raises(DataError, match=r"empty in .*empty\.avi"):
-        list(evaluation_loader(evaluation_pictures(listing, NATIVE), 2))
+        list(evaluation_loader(VideoClassification().evaluation_samples(listing, NATIVE), 2))
 
 
 def test_a_check_is_made_again_when_a_frame_changes(root, tmp_path):

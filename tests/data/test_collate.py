@@ -1,9 +1,12 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 
-from patchform.data.collate import PackedObjects, collate, pack, split, to_device, unpack
+from patchform.data.collate import PackedTargets, collate, split, to_device
+from patchform.data.loader import evaluation_loader
 from patchform.geometry import masks
-from patchform.records import Instances, Label, Regions, Sample
+from patchform.records import Instances, Label, Regions, Sample, tensors_of
 
 
 def sample(index, height=4, width=5, target=True):
@@ -113,44 +116,73 @@ def equal(first, second):
     ],
 )
 def test_objects_travel_as_few_tensors_and_arrive_equal(given):
-    packed = pack(given)
-    assert isinstance(packed, PackedObjects)
-    assert len(packed.fields) == 7
-    assert equal(unpack(packed), tuple(given))
+    packed = PackedTargets.of(given)
+    assert len(packed.joined) == len({tensor.dtype for target in given for tensor in tensors_of(target)})
+    assert PackedTargets.of(packed) is packed
+    assert len(packed) == len(given)
+    assert equal(tuple(packed), tuple(given))
+    assert equal(packed[1:], tuple(given[1:]))
     batch = collate([sample(index)._replace(target=target) for index, target in enumerate(given)])
     assert equal(to_device(batch, "cpu").targets, tuple(given))
+    assert equal(to_device(batch._replace(targets=packed), "cpu").targets, tuple(given))
     moved = to_device(batch, "meta").targets
     assert all(target.boxes.device.type == "meta" for target in moved)
     assert all(target.masks is None or target.masks.bits.device.type == "meta" for target in moved)
-    assert pack([given[0], Label(torch.tensor([1]))]) is None
     mixed = batch._replace(targets=(given[0], Label(torch.tensor([1]))))
     assert equal(to_device(mixed, "cpu").targets, mixed.targets)
 
 
 def test_labels_travel_packed_and_arrive_equal():
     labels = [Label(torch.tensor([1, 2])), Label(torch.tensor([], dtype=torch.int64)), Label(torch.tensor([0]))]
-    for given in (labels, [label._replace(scores=torch.rand(3)) for label in labels]):
-        for found, label in zip(unpack(pack(given)), given, strict=True):
-            assert found.classes.equal(label.classes)
-            assert (found.scores is None) == (label.scores is None)
-            assert label.scores is None or found.scores.equal(label.scores)
-    assert pack([labels[0], labels[1]._replace(scores=torch.rand(3))]) is None
-    assert pack([]) is None
+    scored = [label._replace(scores=torch.rand(3)) for label in labels]
+    for given in (labels, scored, [labels[0], scored[1]]):
+        packed = PackedTargets.of(given)
+        assert [tensor.dim() for tensor in packed.joined.values()] == [1] * len(packed.joined)
+        assert equal(tuple(packed), tuple(given))
+    assert len(PackedTargets.of(labels).joined) == 1
+    assert tuple(PackedTargets.of([])) == ()
 
 
-def test_masks_of_one_size_travel_as_one_tensor_and_arrive_as_int64():
+def test_masks_travel_as_one_tensor_and_arrive_as_int64():
     masks = [Regions(torch.randint(256, (4, 5), dtype=torch.uint8)) for _ in range(3)]
-    assert pack(masks).shape == (3, 4, 5)
     other = [*masks[:2], Regions(torch.zeros(2, 2, dtype=torch.uint8))]
-    assert pack(other) is None
-    assert pack([masks[0], sample(0).target]) is None
-    assert pack([masks[0]._replace(scores=torch.rand(2, 4, 5))]) is None
     batch = collate([sample(index)._replace(target=mask) for index, mask in enumerate(masks)])
     for given in (masks, other):
-        for found, mask in zip(to_device(batch._replace(targets=tuple(given)), "cpu").targets, given, strict=True):
-            assert found.classes.dtype == torch.int64
-            assert found.classes.equal(mask.classes.long())
-    assert all(found.classes.equal(mask.classes) for found, mask in zip(unpack(pack(masks)), masks))
+        packed = PackedTargets.of(given)
+        assert {dtype: tensor.dtype for dtype, tensor in packed.joined.items()} == {torch.uint8: torch.uint8}
+        assert equal(tuple(packed), tuple(given))
+        for targets in (tuple(given), packed):
+            found = to_device(batch._replace(targets=targets), "cpu").targets
+            for one, mask in zip(found, given, strict=True):
+                assert one.classes.dtype == torch.int64
+                assert one.classes.equal(mask.classes.long())
+            assert len({one.classes.untyped_storage().data_ptr() for one in found}) == 1  # views of one
+
+
+class Count(NamedTuple):
+    number: torch.Tensor
+    unit: str
+    more: Label | None = None
+
+
+def test_a_type_of_ones_own_travels_too():
+    given = (Count(torch.tensor(3.0), "apples"), Count(torch.tensor(4.0), "pears", Label(torch.tensor([2]))))
+    batch = collate([sample(index)._replace(target=target) for index, target in enumerate(given)])
+    (loaded,) = evaluation_loader(Given(given), 2, workers=1)
+    for targets in (to_device(batch, "cpu").targets, loaded.targets, to_device(loaded, "cpu").targets):
+        assert equal(tuple(targets), given)
+    assert isinstance(loaded.targets, PackedTargets)  # packed where it is made
+
+
+class Given(torch.utils.data.Dataset):
+    def __init__(self, targets):
+        self.targets = targets
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, key):
+        return sample(key[1])._replace(target=self.targets[key[1]])
 
 
 def test_a_batch_moves_as_a_whole():

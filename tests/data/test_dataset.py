@@ -7,21 +7,23 @@ from bad_pictures import class_folders, mask_folders, tree_state
 from PIL import Image
 
 from patchform.data import samples
+from patchform.data.collate import PackedTargets
 from patchform.data.dataset import (
-    Pictures,
-    evaluation_pictures,
     open_data,
     open_evaluation,
-    training_pictures,
 )
 from patchform.data.listing import Item, Listing, Objects
 from patchform.data.loader import TrainingBatches, aspects, evaluation_loader, training_loader
+from patchform.data.pictures import LabelledPictures, MaskedPictures
 from patchform.data.segmentation_transforms import training_scene
 from patchform.data.transforms import training_transform, whole_size
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
 from patchform.records import Instances, Label, Preprocessing, Regions
 from patchform.settings import AugmentationSettings, DataSettings
+from patchform.tasks.classification import Classification
+from patchform.tasks.detection import Detection
+from patchform.tasks.semantic_segmentation import SemanticSegmentation
 
 TINY = Preprocessing(size=(16, 16), crop_share=1.0)
 
@@ -121,7 +123,7 @@ def pictures(tmp_path):
     class_folders(tmp_path, {"a": 6, "b": 6}, size=(20, 24))
     settings = AugmentationSettings(policy="trivial_augment", erasing=0.5)
     listing = open_evaluation(tmp_path, DataSettings(), ("a", "b"))
-    return lambda seed=0: Pictures(listing, training_transform(TINY, settings), TINY, seed)
+    return lambda seed=0: LabelledPictures(listing, training_transform(TINY, settings), TINY, seed)
 
 
 def test_samples_say_what_they_are(pictures):
@@ -161,7 +163,7 @@ def scenes(tmp_path):
     preprocessing = Preprocessing(size=(16, 16), resize="native")
     listing = open_evaluation(tmp_path, DataSettings(), ("a", "b", "c"), "semantic_segmentation")
     transform = training_scene(preprocessing, AugmentationSettings(color_jitter=0.5))
-    return lambda seed=0: Pictures(listing, transform, preprocessing, seed)
+    return lambda seed=0: MaskedPictures(listing, transform, preprocessing, seed)
 
 
 def same(one, two):
@@ -231,11 +233,13 @@ def alike(one, two):
     """Whether two records are equal to the bit."""
     if isinstance(one, torch.Tensor):
         return one.equal(two)
-    return one == two if not isinstance(one, tuple) else len(one) == len(two) and all(map(alike, one, two))
+    return (
+        one == two if not isinstance(one, tuple | PackedTargets) else len(one) == len(two) and all(map(alike, one, two))
+    )
 
 
 def test_pictures_with_objects_depend_on_seed_epoch_and_index_alone(annotated):
-    first, second = (training_pictures(annotated, FIT, LIVELY, 3) for _ in range(2))
+    first, second = (Detection().training_samples(annotated, FIT, LIVELY, 3) for _ in range(2))
     keys = [(epoch, index) for epoch in range(3) for index in range(6)]
     expected = {key: first[key] for key in keys}
     torch.manual_seed(5)
@@ -243,7 +247,7 @@ def test_pictures_with_objects_depend_on_seed_epoch_and_index_alone(annotated):
     assert all(alike(second[key], expected[key]) for key in reversed(keys))
     assert torch.get_rng_state().equal(before)
     assert not any(alike(second[0, index], second[1, index]) for index in range(6))
-    other = training_pictures(annotated, FIT, LIVELY, 4)
+    other = Detection().training_samples(annotated, FIT, LIVELY, 4)
     assert not any(alike(other[key], expected[key]) for key in keys)
     assert sum(len(sample.target.boxes) for sample in expected.values()) > 18
     for sample in expected.values():
@@ -256,7 +260,7 @@ def test_pictures_with_objects_depend_on_seed_epoch_and_index_alone(annotated):
 def test_batches_of_objects_are_the_same_from_any_step_on_and_with_workers(annotated, workers):
     def run(start, workers):
         order = TrainingBatches(6, 2, 9, start, 6, groups=aspects(annotated))
-        return list(training_loader(training_pictures(annotated, FIT, LIVELY, 9), order, workers))
+        return list(training_loader(Detection().training_samples(annotated, FIT, LIVELY, 9), order, workers))
 
     whole = run(0, 0)
     assert all(alike(again, batch) for again, batch in zip(run(1, workers), whole[1:], strict=True))
@@ -267,7 +271,7 @@ def test_batches_of_objects_are_the_same_from_any_step_on_and_with_workers(annot
 
 
 def test_evaluation_keeps_objects_in_the_pixels_of_their_picture(annotated):
-    found = evaluation_pictures(annotated, FIT)
+    found = Detection().evaluation_samples(annotated, FIT)
     for index, (height, width) in enumerate(SHAPES):
         sample, objects = found[0, index], annotated.items[index].objects
         assert sample.size == sample.target.masks.size == (height, width)
@@ -283,19 +287,22 @@ def test_masks_of_objects_are_decoded_where_there_are_outlines_and_count_in_the_
         annotated,
         items=tuple(item._replace(objects=item.objects._replace(segmentations=None)) for item in annotated.items),
     )
-    assert evaluation_pictures(plain, FIT)[0, 2].target.masks is None
+    assert Detection().evaluation_samples(plain, FIT)[0, 2].target.masks is None
     with pytest.raises(UsageError, match="copy_paste"):
-        training_pictures(plain, FIT, LIVELY, 0)
+        Detection().training_samples(plain, FIT, LIVELY, 0)
     mixed = replace(annotated, items=plain.items[:3] + annotated.items[3:])
-    assert masks.areas(evaluation_pictures(mixed, FIT)[0, 2].target.masks).tolist() == [169, 96]  # their boxes
-    sample = evaluation_pictures(annotated, FIT)[0, 2].target
+    assert masks.areas(Detection().evaluation_samples(mixed, FIT)[0, 2].target.masks).tolist() == [
+        169,
+        96,
+    ]  # their boxes
+    sample = Detection().evaluation_samples(annotated, FIT)[0, 2].target
     size = 20 * 20 * 3 + 2 * (16 + 8 + 4 + 32) + len(sample.masks.bits)
     monkeypatch.setattr(samples, "CACHE_BYTES", 6 * size)
-    cached = evaluation_pictures(annotated, FIT)
+    cached = Detection().evaluation_samples(annotated, FIT)
     assert alike(cached[0, 2], cached[0, 2])
     assert cached._cache is not None
     monkeypatch.setattr(samples, "CACHE_BYTES", 6 * size - 1)
-    uncached = evaluation_pictures(annotated, FIT)
+    uncached = Detection().evaluation_samples(annotated, FIT)
     assert alike(uncached[0, 2], cached[0, 2])
     assert uncached._cache is None
 
@@ -305,17 +312,19 @@ def test_objects_of_a_picture_of_another_size_are_a_fault(annotated):
     for size, remedy in (((30, 24), "orientation tag"), ((25, 30), "mend")):
         item = first._replace(objects=first.objects._replace(size=size))
         with pytest.raises(DataError, match=remedy) as caught:
-            evaluation_pictures(replace(annotated, items=(item,)), FIT)[0, 0]
+            Detection().evaluation_samples(replace(annotated, items=(item,)), FIT)[0, 0]
         assert str(first.path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("made", "kind"), [("scenes", Regions), ("pictures", Label)])
-def test_the_listing_decides_on_the_kind_of_transform(made, kind, request):
+@pytest.mark.parametrize(
+    ("made", "kind", "task"), [("scenes", Regions, SemanticSegmentation()), ("pictures", Label, Classification())]
+)
+def test_the_task_decides_on_the_kind_of_truth(made, kind, task, request):
     listing = request.getfixturevalue(made)().listing
     preprocessing = Preprocessing(size=(8, 8), resize="squash")
     for some in (
-        training_pictures(listing, preprocessing, AugmentationSettings(), 3),
-        evaluation_pictures(listing, preprocessing),
+        task.training_samples(listing, preprocessing, AugmentationSettings(), 3),
+        task.evaluation_samples(listing, preprocessing),
     ):
         assert isinstance(some[0, 0].target, kind)
         assert some[0, 0].image.shape == (3, 8, 8)

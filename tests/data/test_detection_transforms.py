@@ -9,7 +9,6 @@ from patchform.data.detection_transforms import (
     Mirror,
     Mosaic,
     Whole,
-    chain,
     evaluation_objects,
     instances,
     join,
@@ -18,6 +17,7 @@ from patchform.data.detection_transforms import (
     without,
 )
 from patchform.data.listing import RLE, Objects
+from patchform.data.transforms import Compose
 from patchform.errors import UsageError
 from patchform.geometry import masks
 from patchform.records import Instances, Preprocessing
@@ -244,7 +244,7 @@ def test_a_mosaic_has_four_pictures_around_a_point():
 
 
 def test_pasted_objects_hide_what_is_behind_them():
-    paste = CopyPaste(chain([]), 1.0)
+    paste = CopyPaste(Compose(()), 1.0)
     torch.manual_seed(0)
     gone, pasted = 0, 0
     for seed in range(40):

@@ -10,7 +10,7 @@ import torch
 from bad_pictures import class_folders
 from torch.utils.data import Dataset
 
-from patchform.data.dataset import Pictures, open_evaluation
+from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Item, Listing, Objects
 from patchform.data.loader import (
     TrainingBatches,
@@ -21,6 +21,7 @@ from patchform.data.loader import (
     order,
     training_loader,
 )
+from patchform.data.pictures import LabelledPictures
 from patchform.data.transforms import evaluation_transform, training_transform
 from patchform.distributed import Rank
 from patchform.errors import DataError, ResourceError, UsageError
@@ -158,7 +159,7 @@ def test_workers_give_the_same_bits_and_resume_anywhere(listing):
     before = torch.get_rng_state()
 
     def run(start, workers):
-        pictures = Pictures(listing, training_transform(TINY, settings), TINY, seed=9)
+        pictures = LabelledPictures(listing, training_transform(TINY, settings), TINY, seed=9)
         return list(training_loader(pictures, TrainingBatches(11, 4, 9, start, 9), workers))
 
     whole = run(0, 0)
@@ -172,7 +173,7 @@ def test_workers_give_the_same_bits_and_resume_anywhere(listing):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_everything_once_in_order(listing, workers):
-    pictures = Pictures(listing, evaluation_transform(TINY), TINY)
+    pictures = LabelledPictures(listing, evaluation_transform(TINY), TINY)
     loader = evaluation_loader(pictures, 4, workers)
     assert len(loader) == 3
     state = torch.get_rng_state()

@@ -5,13 +5,13 @@ import torch
 from PIL import Image
 
 from patchform.data.collate import collate, split, to_device
-from patchform.data.dataset import training_pictures
 from patchform.data.listing import Item, Listing
 from patchform.data.loader import TrainingBatches, training_loader
 from patchform.data.multi_crop import MultiCrop
 from patchform.errors import UsageError
 from patchform.records import Label, Preprocessing, Sample
 from patchform.settings import AugmentationSettings
+from patchform.tasks.pretraining import Pretraining
 
 SIZE = Preprocessing(size=(32, 24))
 FULL = AugmentationSettings(
@@ -68,7 +68,7 @@ def listing(tmp_path):
 
 
 def test_samples_are_a_function_of_seed_epoch_and_index(listing):
-    one, two = (training_pictures(listing, SIZE, FULL, 5) for _ in range(2))
+    one, two = (Pretraining().training_samples(listing, SIZE, FULL, 5) for _ in range(2))
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = [one[1, index] for index in range(6)]
@@ -78,13 +78,17 @@ def test_samples_are_a_function_of_seed_epoch_and_index(listing):
         assert torch.equal(a.image, b.image)
         assert torch.equal(a.views, b.views)
     assert not torch.equal(one[0, 0].views, one[1, 0].views)
-    assert not torch.equal(training_pictures(listing, SIZE, FULL, 6)[1, 0].image, first[0].image)
+    assert not torch.equal(Pretraining().training_samples(listing, SIZE, FULL, 6)[1, 0].image, first[0].image)
     assert first[0].target.classes.shape == (0,)
 
 
 def test_workers_change_nothing(listing):
     batches = [
-        list(training_loader(training_pictures(listing, SIZE, FULL, 5), TrainingBatches(6, 4, 0, 0, 2), workers))
+        list(
+            training_loader(
+                Pretraining().training_samples(listing, SIZE, FULL, 5), TrainingBatches(6, 4, 0, 0, 2), workers
+            )
+        )
         for workers in (0, 1)
     ]
     for a, b in zip(*batches, strict=True):
@@ -94,7 +98,7 @@ def test_workers_change_nothing(listing):
 
 
 def test_views_travel_with_their_batch(listing):
-    pictures = training_pictures(listing, SIZE, FULL, 5)
+    pictures = Pretraining().training_samples(listing, SIZE, FULL, 5)
     batch = to_device(collate([pictures[0, index] for index in range(5)]), "cpu")
     assert batch.images.shape == (5, 2, 3, 32, 24)
     assert batch.views.shape == (5, 3, 3, 16, 16)

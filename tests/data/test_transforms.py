@@ -8,6 +8,7 @@ from patchform.data.transforms import Mixing, RandomCrop, evaluation_transform, 
 from patchform.errors import UsageError
 from patchform.records import Batch, Label, Preprocessing, Regions
 from patchform.settings import AugmentationSettings
+from patchform.tasks.base import find_task
 
 PLAIN = AugmentationSettings(crop_scale=(1.0, 1.0), flip=0.0)
 
@@ -26,6 +27,24 @@ def test_resize_and_centre_crop_equal_the_common_recipe(size, interpolation):
     assert found.equal(common(image))
     other = evaluation_transform(Preprocessing(interpolation=interpolation, crop_share=1.0))(image)
     assert not other.equal(found)  # control
+
+
+@pytest.mark.parametrize("share", [0.875, 0.9, 0.95, 0.96])
+@pytest.mark.parametrize("size", [(300, 500), (500, 300)])
+def test_the_side_before_the_crop_is_rounded_down_as_timm_has_it(size, share):
+    create = pytest.importorskip("timm.data").create_transform
+    side = create(224, is_training=False, interpolation="bilinear", crop_pct=share).transforms[0].size
+    image = picture(*size)
+    found = evaluation_transform(Preprocessing(interpolation="bilinear", crop_share=share))(image)
+    assert found.equal(v2.Compose([v2.Resize(side), v2.CenterCrop(224)])(image))
+    assert not found.equal(v2.Compose([v2.Resize(side + 1), v2.CenterCrop(224)])(image))  # control
+
+
+def test_both_sides_before_the_crop_are_rounded_down():
+    image = picture(60, 60)
+    found = evaluation_transform(Preprocessing(size=(10, 20), interpolation="bilinear", crop_share=0.7))(image)
+    covering = v2.functional.resize(image, [28, 28])  # of 14.3 and 28.6
+    assert found.equal(v2.functional.center_crop(covering, [10, 20]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (37, 64), (64, 48), (48, 64), (65, 49)])
@@ -61,12 +80,18 @@ def test_keep_resizes_the_shorter_side_and_bounds_the_longer(given, wanted):
     assert native.data_ptr() == image.data_ptr()
 
 
-def test_mixing_refuses_masks():
+def test_only_tasks_of_labels_mix():
     batch = Batch(torch.zeros(2, 3, 4, 4), (Regions(torch.zeros(4, 4)),) * 2, ("a", "b"), ((4, 4),) * 2)
     generator = torch.Generator()
-    assert Mixing(AugmentationSettings(), 3).mix(batch, generator) is batch
-    with pytest.raises(UsageError, match="whole images"):
-        Mixing(AugmentationSettings(mixup=0.2), 3).mix(batch, generator)
+    for name in ("semantic_segmentation", "detection", "instance_segmentation", "pretraining"):
+        task = find_task(name)
+        assert task.mixing(AugmentationSettings(), 3).mix(batch, generator) is batch
+        assert task.mixing(AugmentationSettings(mixup=0.2, mix_probability=0.0), 3).mix(batch, generator) is batch
+        for wrong in ({"mixup": 0.2}, {"cutmix": 1.0}):
+            with pytest.raises(UsageError, match="whole images"):
+                task.mixing(AugmentationSettings(**wrong), 3)
+    for name in ("classification", "video_classification"):
+        assert find_task(name).mixing(AugmentationSettings(mixup=0.2), 3).active
 
 
 def test_what_would_do_nothing_is_skipped():

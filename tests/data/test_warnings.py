@@ -10,11 +10,11 @@ from patchform.data.listing import Item, Listing, Objects
 from patchform.settings import DataSettings
 
 
-def listing_of(tmp_path, boxes, classes, crowd=None, names=("cat", "dog"), ids=None):
+def listing_of(tmp_path, boxes, classes, crowd=None, names=("cat", "dog")):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     crowd = None if crowd is None else np.array(crowd)
     objects = Objects(boxes, np.array(classes, np.int64), (100, 100), crowd)
-    return Listing(classes=names, items=(Item(tmp_path / "a.png", (), objects=objects),), root=tmp_path, ids=ids)
+    return Listing(classes=names, items=(Item(tmp_path / "a.png", (), objects=objects),), root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -50,19 +50,18 @@ def test_pairs_are_those_of_a_loop(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "ids", "kinds"),
+    ("numbers", "kinds"),
     [
-        ((10, 500), (1, 2), []),
-        ((9, 500), (1, 2), ["class-rare"]),
-        ((0, 500), (1, 2), ["class-unused"]),
-        ((0, 500), None, ["class-unused", "class-first"]),
-        ((500, 0), None, ["class-unused"]),
-        ((0, 0), None, []),
+        ((10, 500), []),
+        ((9, 500), ["class-rare"]),
+        ((0, 500), ["class-unused"]),
+        ((500, 0), ["class-unused"]),
+        ((0, 0), []),
     ],
 )
-def test_classes(numbers, ids, kinds, tmp_path):
+def test_classes(numbers, kinds, tmp_path):
     faults = Faults()
-    warnings.on_classes(listing_of(tmp_path, [], [], ids=ids), numbers, faults)
+    warnings.on_classes(listing_of(tmp_path, [], []), numbers, faults)
     assert [fault.kind for fault in faults] == kinds
     faults.refuse(tmp_path)
     assert faults.notes() == ()

@@ -11,8 +11,9 @@ from PIL import Image
 from reference import randomise
 
 from patchform.data.collate import collate
-from patchform.data.dataset import Pictures, open_evaluation
+from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Item
+from patchform.data.pictures import LabelledPictures
 from patchform.data.transforms import evaluation_transform
 from patchform.errors import DataError, DivergedError, ResourceError, UsageError
 from patchform.metrics.accuracy import Accuracy
@@ -77,7 +78,7 @@ def test_they_are_what_the_trunk_gives_of_every_picture_in_order(listing):
     assert found.names == tuple(listing.name(index) for index in range(14))
     assert found.labels.tolist() == [item.classes[0] for item in listing.items]
     assert (found.summaries.dtype, found.labels.dtype) == (torch.float32, torch.int64)
-    pictures = Pictures(listing, evaluation_transform(PREPROCESSING), PREPROCESSING)
+    pictures = LabelledPictures(listing, evaluation_transform(PREPROCESSING), PREPROCESSING)
     for output in ("summary", "tokens"):
         found = counted(listing, batch_size=4, output=output)
         for index in (0, 5, 13):

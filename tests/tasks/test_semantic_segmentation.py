@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchform import drawing, lookup
 from patchform.data.collate import to_device
-from patchform.data.dataset import evaluation_pictures, open_data, training_pictures
+from patchform.data.dataset import open_data
 from patchform.data.listing import MaskCodes
 from patchform.data.loader import TrainingBatches, evaluation_loader, training_loader
 from patchform.data.mask_files import decode_mask
@@ -119,9 +119,9 @@ def test_a_model_learns_squares_of_colour(tmp_path):
         preprocessing=preprocessing,
         backbone_options={"patch": 4},
     )
-    held_out = evaluation_loader(evaluation_pictures(splits.validation, preprocessing), 3)
+    held_out = evaluation_loader(TASK.evaluation_samples(splits.validation, preprocessing), 3)
     before = evaluate(model, held_out, TASK, metric=TASK.full_metric(model.classes))
-    learning = training_pictures(splits.train, preprocessing, AugmentationSettings(color_jitter=0.2), 0)
+    learning = TASK.training_samples(splits.train, preprocessing, AugmentationSettings(color_jitter=0.2), 0)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for batch in training_loader(learning, TrainingBatches(len(learning), 9, 0, 0, 25)):
         optimizer.zero_grad()

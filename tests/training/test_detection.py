@@ -99,7 +99,7 @@ def lived(task, head, squares, runs, **training):
 
 def test_one_epoch_of_detection(squares, tmp_path):
     run, _ = lived("detection", "retinanet", squares, tmp_path)
-    slices = pf.evaluate(run.folder, device="cpu", out=tmp_path / "slices", ask=SlicedObjects((40, 40), (20, 20)))
+    slices = pf.evaluate(run.folder, device="cpu", out=tmp_path / "slices", infer=SlicedObjects((40, 40), (20, 20)))
     assert slices.samples == 6
 
 

@@ -68,7 +68,7 @@ def test_it_learns_and_is_evaluated_in_the_pixels_of_the_pictures(run, scenes):
 def test_windows_judge_it_too(run, scenes):
     whole = evaluate_run(run.folder, scenes, out=run.folder / "whole", device="cpu")
     windows = evaluate_run(
-        run.folder, scenes, out=run.folder / "w", device="cpu", ask=SlidingWindow((32, 32), (16, 16))
+        run.folder, scenes, out=run.folder / "w", device="cpu", infer=SlidingWindow((32, 32), (16, 16))
     )
     assert min(windows.numbers["mean_iou"], whole.numbers["mean_iou"]) > 0.5  # by chance 0.2
     assert windows.numbers["mean_iou"] != whole.numbers["mean_iou"]

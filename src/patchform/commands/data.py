@@ -235,7 +235,7 @@ def show_data(
         raise FolderError("exists already", where=file, remedy="name a new file")
 
     from patchform import doctor, drawing
-    from patchform.data.dataset import evaluation_pictures, training_pictures
+    from patchform.tasks.base import find_task
     from patchform.training.preparation import preprocessing_of
 
     recipe = None if augmented is None else recipes.resolve(augmented, {"data": settings})
@@ -243,15 +243,14 @@ def show_data(
     chosen, parts = _listed(reading, task or (recipe.task if recipe else None))
     if part not in parts:
         raise DataError("no validation part of its own", where=data, remedy="show train")
-    listing = parts[part]
+    listing, kind = parts[part], find_task(chosen)
     if recipe is not None:
         seed = recipe.training.seed
-        pictures = training_pictures(listing, preprocessing_of(recipe.data), recipe.augmentation, seed)
+        pictures = kind.training_samples(listing, preprocessing_of(recipe.data), recipe.augmentation, seed)
     else:
-        pictures = evaluation_pictures(listing, doctor.whole(reading, chosen))
+        pictures = kind.evaluation_samples(listing, doctor.whole(reading, chosen))
     number = min(count, len(listing))
     indices = [index * len(listing) // number for index in range(number)]
-    kind = doctor.task_named(chosen)
     drawn: list[Image.Image] = []
     for index in indices:
         picture = doctor.draw_sample(kind, pictures[0, index], listing.classes)
@@ -319,18 +318,19 @@ def convert_data(
         ResourceError: `out` cannot be written to.
     """
     from patchform import lookup
+    from patchform.data.dataset import formats
+    from patchform.data.formats.base import WritableFormat
 
-    writers = {name: lookup.module("data/formats", name) for name in lookup.names("data/formats")}
-    writers = {name: module for name, module in writers.items() if hasattr(module, "write")}
+    writers = {name: format_ for name, format_ in formats().items() if isinstance(format_, WritableFormat)}
     if to not in writers:
         raise lookup.no_such("format to write", to, writers)
     place = _new(out, Path(data))
-    _, parts = _listed(_data(data, settings), task)
+    chosen, parts = _listed(_data(data, settings), task)
+    if not any(chosen in format_.tasks for format_ in writers.values()):
+        raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
     lost: list[str] = []
     with _appearing(place) as folder:
         for part, listing in parts.items():
-            if not listing.objects:
-                raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
             name = "val" if part == "validation" else part
             lost += [f"{part}: {loss}" for loss in writers[to].write(listing, folder, part=name, pictures=pictures)]
     return tuple(lost)
@@ -377,15 +377,17 @@ def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Li
     """The task, and the parts that there are. Raises DataError for data that cannot be used."""
     from patchform import doctor
     from patchform.data.dataset import open_evaluation, open_training
+    from patchform.tasks.base import find_task
 
     chosen = task or doctor.task_of(settings.path or "")
-    doctor.task_named(chosen)
+    kind = find_task(chosen)
     listing, validation = open_training(settings, task=chosen)
     if task is None:
-        chosen = doctor.refined(chosen, listing)
+        chosen = kind.refined(listing)
     parts = {"train": listing}
     if validation is not None:
         parts["validation"] = open_evaluation(validation, settings, listing.classes, chosen)
+    find_task(chosen).refuse(*parts.values())
     return chosen, parts
 
 

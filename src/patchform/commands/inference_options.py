@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def chosen(arguments: argparse.Namespace) -> Inference | None:
     """The way that was asked for; None for the usual one.
 
-    Windows are of the picture itself (`SlicedObjects`) if the model of `arguments.run` finds objects, otherwise of the
-    model's input (`SlidingWindow`).
+    Windows are of the picture itself (`SlicedObjects`) or of the model's input (`SlidingWindow`), as the task of the
+    model of `arguments.run` has it (`Task.windows`).
 
     Raises:
         UsageError: windows, scales and views at once, or a number that is none.
@@ -65,19 +65,15 @@ def chosen(arguments: argparse.Namespace) -> Inference | None:
         beside = f" with margins of {margin}" if margin else ""
         raise UsageError(f"windows of {arguments.window} pixels{beside}, {stride} apart, do not cover a picture")
     window, apart = (arguments.window,) * 2, (stride,) * 2
-    if not _finds_objects(arguments.run):
+    if _windows_of(arguments.run) != "picture":
         return SlidingWindow(window, apart, margin=margin)
     if margin:
         raise UsageError("--margin is for masks", remedy="leave it out where a model finds objects")
     return SlicedObjects(window, apart)
 
 
-def _finds_objects(run: str) -> bool:
-    from patchform import lookup
-    from patchform.records import Instances
-    from patchform.tasks.base import Task
+def _windows_of(run: str) -> str:
+    from patchform.tasks.base import find_task
     from patchform.weights.sources import read_description
 
-    name = read_description(Path(run))["architecture"].get("task")
-    kind: type[Task] | None = lookup.the_class("tasks", name, Task) if isinstance(name, str) else None
-    return kind is not None and kind.target is Instances
+    return find_task(str(read_description(Path(run))["architecture"].get("task"))).windows

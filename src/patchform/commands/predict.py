@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, video, folder, pattern, or - for stdin")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
-    parser.add_argument("--format", choices=("coco", "yolo"), help="objects in this format too, in --out")
+    parser.add_argument("--format", metavar="FORMAT", help="of objects coco or yolo: in this format too, in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument(
         "--threshold", type=float, metavar="SCORE", help="objects that count (default: as validation chose, by class)"

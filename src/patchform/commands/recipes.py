@@ -211,16 +211,20 @@ def _of_others_left_out(below: dict[str, Any], above: Mapping[str, Any]) -> dict
 
 
 def _typed(values: dict[str, Any], where: Mapping[str, Path | None]) -> Recipe:
+    from patchform import lookup  # knows of torch, which takes a second
+
     parser = _parser("recipe")
     try:
-        return parser.instantiate(parser.parse_object({"recipe": _plain(values)})).recipe
+        found = parser.instantiate(parser.parse_object({"recipe": _plain(values)})).recipe
     except argparse.ArgumentError as error:
-        found = re.search(r'key "recipe\.([\w.]+)"', str(error))
+        key = re.search(r'key "recipe\.([\w.]+)"', str(error))
         known, given = dict(names()), dict(_flat(values))
-        if found is None or found[1] not in known:
+        if key is None or key[1] not in known:
             raise UsageError(" ".join(str(error).split())) from error
-        name = found[1]
+        name = key[1]
         raise _wrong(name, given.get(name), known[name], where.get(name)) from error
+    lookup.module("tasks", found.task)
+    return found
 
 
 def _wrong(name: str, value: Any, hint: Any, where: Path | None) -> UsageError:

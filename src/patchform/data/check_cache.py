@@ -29,8 +29,8 @@ from patchform.weights.hub import cache
 KEPT = 200
 """Files that stay; the oldest go first."""
 _CODE = (
-    *("checks.py", "clips.py", "earlier.py", "encoded.py", "images.py", "listing.py", "masks.py", "videos.py"),
-    *("shards.py", "../geometry/masks.py"),
+    *("check_cache.py", "checks.py", "clips.py", "encoded.py", "images.py", "listing.py", "mask_files.py"),
+    *("shards.py", "videos.py", "../geometry/masks.py"),
 )
 
 
@@ -41,15 +41,14 @@ def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
     how: tuple[Any, ...] = (p.channels, p.bits, p.background)
     if listing.videos:
         how += (encoded.version(), p.frames, p.frame_step, p.sampling)
+    for name in _CODE:
+        found.update(_sum((Path(__file__).parent / name).read_bytes()))
     try:
-        for name in _CODE:
-            found.update(_sum((Path(__file__).parent / name).read_bytes()))
-        found.update(repr((__version__, PIL.__version__, how, listing.classes, listing.objects)).encode())
+        found.update(repr((__version__, PIL.__version__, how, listing.classes)).encode())
         found.update(_sum(listing.as_bytes()))
         for item in listing.items:
-            size = None if item.objects is None else item.objects.size
             for file in files_of(item.path):
-                found.update(repr((*status(file), size)).encode())
+                found.update(repr(status(file)).encode())
             if isinstance(item.mask, Path):
                 found.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
     except (OSError, DataError):

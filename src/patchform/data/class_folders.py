@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from patchform.data.listing import Item, Listing, by_name, check_names, is_hidden, mapping_note, ordered, quoted, walk
+from patchform.data.listing import (
+    Item,
+    Listing,
+    Medium,
+    by_name,
+    check_names,
+    is_hidden,
+    mapping_note,
+    ordered,
+    quoted,
+    walk,
+)
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
-Choose = Callable[[Path, Sequence[Path]], list[Path]]
-"""From a class folder and all files below it to its items: files, or folders that are one item each."""
 
-
-def read_folders(
-    path: Path,
-    settings: DataSettings,
-    classes: tuple[str, ...] | None,
-    *,
-    choose: Choose,
-    suffixes: Sequence[str],
-    videos: bool = False,
-) -> Listing:
+def read_folders(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, medium: Medium) -> Listing:
     """List the items of all class folders.
 
     Args:
         path: the folder.
         settings: `allow_empty_class` is used, when the folders say which classes there are.
         classes: names that give the indices (training's, or the model's); None: those of the folders found.
-        choose: which files are items.
-        suffixes: of those, for the message when there is none.
-        videos: whether they are.
+        medium: what is looked for in them.
 
     Raises:
         DataError: no class folder, no item, an empty or unknown class, or names that differ by case or spaces only.
@@ -42,15 +39,15 @@ def read_folders(
     if not names:
         raise DataError("no class folder", where=path, remedy="put each class into a folder of its own")
 
-    thing = "video" if videos else "picture"
+    thing = medium.thing
     files = {name: tuple(walk(path / name)) for name in names}
-    chosen = {name: choose(path / name, files[name]) for name in names}
+    chosen = {name: medium.among(path / name, files[name]) for name in names}
     empty = [name for name in names if not chosen[name]]
     if empty and classes is None and not settings.allow_empty_class:
         remedy = "remove the folder, or set data.allow_empty_class"
         raise DataError(f"no {thing} of class {quoted(empty)}", where=path, remedy=remedy)
     if len(empty) == len(names):
-        raise DataError(f"no {thing}", where=path, remedy=f"known file names end in {', '.join(suffixes)}")
+        raise DataError(f"no {thing}", where=path, remedy=f"known file names end in {', '.join(medium.suffixes)}")
 
     order = names if classes is None else classes
     indices = by_name(names, order, path)
@@ -70,7 +67,7 @@ def read_folders(
         *(mapping_note(order) if classes is None else ()),
     )
     items = tuple(Item(item, (indices[name],)) for name in names for item in chosen[name])
-    return Listing(classes=order, items=items, root=path, notes=notes, videos=videos)
+    return Listing(classes=order, items=items, root=path, notes=notes, medium=medium)
 
 
 def has_folders(path: Path) -> bool:

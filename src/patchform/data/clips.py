@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from patchform.data.listing import Listing
-from patchform.data.samples import Samples
+from patchform.data.samples import Samples, labels_of
 from patchform.data.transforms import Fit, Transform, along, training_transform
 from patchform.data.videos import Video, open_video
 from patchform.errors import UsageError
-from patchform.records import Label, Preprocessing, Sample
+from patchform.records import Preprocessing, Sample
 from patchform.settings import AugmentationSettings
 
 KNOWN = 10_000
@@ -89,12 +89,17 @@ class Clips(Samples[Tensor]):
         preprocessing: how frames are decoded.
         seed: of the frames and of the random transforms.
         pick: which frames; it may draw from torch's global numbers.
+
+    Raises:
+        UsageError: the preprocessing is one of pictures.
     """
 
     def __init__(
         self, listing: Listing, transform: Transform, preprocessing: Preprocessing, seed: int = 0, *, pick: Pick
     ) -> None:
         super().__init__(listing, preprocessing, seed)
+        if not preprocessing.frames:
+            raise UsageError("the data are videos, and data.frames is 0", remedy="set it to the frames of a clip")
         self.transform, self.pick = transform, pick
         self._videos: dict[int, Video] = {}
 
@@ -102,7 +107,7 @@ class Clips(Samples[Tensor]):
         pixels = self._frames(index)
         return Sample(
             image=self.transform(pixels),
-            target=Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64)),
+            target=labels_of(self.listing.items[index]),
             name=self.listing.name(index),
             size=(pixels.shape[-2], pixels.shape[-1]),
         )

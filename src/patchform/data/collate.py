@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Regions, Sample, Target
+from patchform.records import Batch, Sample, Target
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -97,131 +100,97 @@ def parts(sizes: Sequence[tuple[int, int]], count: int, pixels: int) -> Iterator
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch on a device. Asynchronous for batches in pinned memory; labels, masks of one size, and objects travel
-    as a few tensors. Classes are int64 there.
+    """The batch on a device. Asynchronous for batches in pinned memory; targets travel as a few tensors.
+
+    Whole numbers that targets hold as uint8 are int64 there.
     """
     return batch._replace(
         images=batch.images.to(device, non_blocking=True),
-        targets=_targets_to(batch.targets, device),
+        targets=PackedTargets.of(batch.targets).to(device),
         padding=_move(batch.padding, device),
         views=_move(batch.views, device),
     )
-
-
-def _targets_to(targets: Sequence[Target], device: torch.device | str) -> tuple[Target, ...]:
-    packed = pack(targets)
-    if isinstance(packed, Tensor):
-        packed = packed.to(device, non_blocking=True).long()
-    if packed is not None:
-        return unpack(packed, device)
-    return tuple(_alone_to(target, device) for target in targets)
-
-
-def _alone_to(target: Target, device: torch.device | str) -> Target:
-    if isinstance(target, Regions):
-        return Regions(target.classes.to(device, non_blocking=True).long(), _move(target.scores, device))
-    if isinstance(target, Label):
-        return Label(target.classes.to(device), _move(target.scores, device))
-    if isinstance(target, Embedding):
-        return Embedding(target.scores.to(device))
-    return unpack(_pack_objects([target]), device)[0]
 
 
 def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
-class Joined(NamedTuple):
-    """One tensor of several: those that there are, one after the other."""
+class _Place(NamedTuple):
+    """Where a tensor of a target is found again."""
 
-    tensor: Tensor | None
-    """None where there is none."""
-    lengths: tuple[int | None, ...]
-    """Of each, None for one that there is not."""
+    dtype: torch.dtype
+    start: int
+    """In the joined tensor of this type."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedTargets(Sequence[Target]):
+    """Targets of a batch as few large tensors instead of many small ones, on the way from a worker to a device.
+
+    As a sequence it gives the targets; their tensors are views of the joined ones.
+    """
+
+    joined: dict[torch.dtype, Tensor]
+    """All tensors of a type, flat, end to end."""
+    records: tuple[Any, ...]
+    """The targets, with a `_Place` for each tensor."""
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor | None]) -> Joined:
-        """Join tensors that are equal in all but their first axis."""
-        present = [tensor for tensor in tensors if tensor is not None]
-        lengths = tuple(None if tensor is None else len(tensor) for tensor in tensors)
-        return cls(torch.cat(present) if present else None, lengths)
+    def of(cls, targets: Sequence[Target]) -> PackedTargets:
+        """Pack targets, unless they are packed."""
+        if isinstance(targets, PackedTargets):
+            return targets
+        flat: dict[torch.dtype, list[Tensor]] = {}
+        ends: dict[torch.dtype, int] = {}
 
-    def parts(self, device: torch.device | str) -> tuple[Tensor | None, ...]:
-        """The tensors again, views of the one on the device."""
-        if self.tensor is None:
-            return tuple(None for _ in self.lengths)
-        counts = [length for length in self.lengths if length is not None]
-        found = iter(self.tensor.to(device, non_blocking=True).split(counts))
-        return tuple(None if length is None else next(found) for length in self.lengths)
+        def place(tensor: Tensor) -> _Place:
+            start = ends.get(tensor.dtype, 0)
+            flat.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+            ends[tensor.dtype] = start + tensor.numel()
+            return _Place(tensor.dtype, start, tuple(tensor.shape))
 
+        records = tuple(_with_each(target, Tensor, place) for target in targets)
+        return cls({dtype: torch.cat(tensors) for dtype, tensors in flat.items()}, records)
 
-class PackedObjects(NamedTuple):
-    """`Instances` of several images."""
+    def pin_memory(self) -> PackedTargets:
+        """The same in pinned memory. torch's loader asks for it."""
+        return PackedTargets({dtype: tensor.pin_memory() for dtype, tensor in self.joined.items()}, self.records)
 
-    fields: tuple[Joined, ...]
-    """Boxes, classes, scores, crowds, areas; bits and boxes of the masks."""
-    sizes: tuple[tuple[int, int], ...]
-    """(height, width) of the masks, (0, 0) without."""
+    def to(self, device: torch.device | str) -> tuple[Target, ...]:
+        """The targets on a device, uint8 as int64."""
+        moved = {dtype: tensor.to(device, non_blocking=True) for dtype, tensor in self.joined.items()}
+        if torch.uint8 in moved:
+            moved[torch.uint8] = moved[torch.uint8].long()
+        return self._views(moved)
 
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets where they are."""
+        return self._views(self.joined)
 
-Packed = tuple[Tensor, tuple[int, ...], Tensor | None] | Tensor | PackedObjects
-"""Labels as one tensor of classes, how many each label has, and (B, C) scores if they have them; masks (B, H, W); or
-objects."""
+    def __len__(self) -> int:
+        return len(self.records)
 
+    @overload
+    def __getitem__(self, index: int) -> Target: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Target, ...]: ...
+    def __getitem__(self, index: int | slice) -> Target | tuple[Target, ...]:
+        return self.targets[index]
 
-def pack(targets: Sequence[Target]) -> Packed | None:
-    """Few large tensors instead of many small ones, for transfers between processes and to a device.
+    def _views(self, joined: dict[torch.dtype, Tensor]) -> tuple[Target, ...]:
+        def view(place: _Place) -> Tensor:
+            return joined[place.dtype][place.start : place.start + math.prod(place.shape)].view(place.shape)
 
-    None when the targets are of several kinds, only some labels have scores, or masks of pixels differ in size or have
-    scores.
-    """
-    objects = [target for target in targets if isinstance(target, Instances)]
-    if objects and len(objects) == len(targets):
-        return _pack_objects(objects)
-    masks = [target.classes for target in targets if isinstance(target, Regions) and target.scores is None]
-    if masks and len(masks) == len(targets) and len({(mask.shape, mask.dtype) for mask in masks}) == 1:
-        return torch.stack(masks)
-    labels = [target for target in targets if isinstance(target, Label)]
-    scores = [label.scores for label in labels if label.scores is not None]
-    if not labels or len(labels) < len(targets) or len(scores) not in (0, len(labels)):
-        return None
-    classes = torch.cat([label.classes for label in labels])
-    return classes, tuple(len(label.classes) for label in labels), torch.stack(scores) if scores else None
-
-
-_FIELDS: tuple[Callable[[Instances], Tensor | None], ...] = (
-    lambda objects: objects.boxes,
-    lambda objects: objects.classes,
-    lambda objects: objects.scores,
-    lambda objects: objects.crowd,
-    lambda objects: objects.areas,
-    lambda objects: None if objects.masks is None else objects.masks.bits,
-    lambda objects: None if objects.masks is None else objects.masks.boxes,
-)
+        return tuple(_with_each(record, _Place, view) for record in self.records)
 
 
-def _pack_objects(targets: Sequence[Instances]) -> PackedObjects:
-    return PackedObjects(
-        fields=tuple(Joined.of([field(target) for target in targets]) for field in _FIELDS),
-        sizes=tuple((0, 0) if target.masks is None else target.masks.size for target in targets),
-    )
-
-
-def unpack(packed: Packed, device: torch.device | str = "cpu") -> tuple[Target, ...]:
-    """The targets again; tensors are views of the moved ones."""
-    if isinstance(packed, Tensor):
-        return tuple(Regions(mask) for mask in packed.to(device, non_blocking=True).unbind())
-    if isinstance(packed, PackedObjects):
-        rows = zip(packed.sizes, *(field.parts(device) for field in packed.fields), strict=True)
-        return tuple(_objects(size, row) for size, *row in rows)
-    classes, lengths, scores = packed
-    parts = classes.to(device, non_blocking=True).split(list(lengths))
-    if scores is None:
-        return tuple(Label(part) for part in parts)
-    return tuple(Label(part, row) for part, row in zip(parts, scores.to(device, non_blocking=True).unbind()))
-
-
-def _objects(size: tuple[int, int], row: Sequence[Tensor | None]) -> Instances:
-    boxes, classes, scores, crowd, areas, bits, outer = row
-    masks = None if bits is None or outer is None else Bitmaps(bits, outer, (size[0], size[1]))
-    return Instances(cast("Tensor", boxes), cast("Tensor", classes), scores, masks, crowd, areas)
+def _with_each(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A record of records with `change` of each thing of a kind in it."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[_with_each(field, kind, change) for field in value])
+    return value

@@ -6,28 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-import torch
-from torch import Tensor
+from typing import NamedTuple
 
 from patchform import lookup
-from patchform.data.annotations import missing_outlines
-from patchform.data.clips import evaluation_clips, training_clips
-from patchform.data.detection_transforms import Transform as ObjectTransform
-from patchform.data.detection_transforms import evaluation_objects, instances, training_objects
 from patchform.data.faults import Faults
-from patchform.data.images import decode
+from patchform.data.formats.base import Format
 from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
 from patchform.data.loader import derive
-from patchform.data.mask_files import decode_mask
-from patchform.data.multi_crop import MultiCrop
-from patchform.data.samples import Samples
-from patchform.data.segmentation_transforms import Scene, evaluation_scene, training_scene
-from patchform.data.transforms import Transform, evaluation_transform, training_transform
 from patchform.errors import DataError, UsageError
-from patchform.records import Instances, Label, Preprocessing, Regions, Sample, Target
-from patchform.settings import AugmentationSettings, DataSettings
+from patchform.records import Preprocessing
+from patchform.settings import DataSettings
 
 
 class Splits(NamedTuple):
@@ -75,7 +63,7 @@ def open_data(
     held_out = open_evaluation(validation, settings, listing.classes, task, faults=faults)
     if settings.validation is None and validation.stem.lower() == "test":
         notes += ("no val/ beside train/: validated on test/",)
-    counts = () if held_out.mask_codes else held_out.counts()
+    counts = () if any(item.mask is not None for item in held_out.items) else held_out.counts()
     absent = [name for name, number in zip(held_out.classes, counts) if number == 0]
     notes += (f"classes that are not in the validation set: {quoted(absent)}",) if absent else ()
     news = tuple(f"validation: {note}" for note in held_out.notes if note not in listing.notes)
@@ -108,8 +96,7 @@ def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
     _must_exist(place, task)
     place = _parts(place, task)[0] or place
     return any(
-        format_.recognises(place) and not (sure and hasattr(format_, "tells") and not format_.tells(place, task))
-        for format_ in _formats(task)
+        format_.recognises(place) and (not sure or format_.is_meant(place)) for format_ in formats(task).values()
     )
 
 
@@ -136,56 +123,6 @@ def open_evaluation(
 def open_pictures(path: str | Path) -> Listing:
     """List all pictures of a folder or tar shard, without labels and whatever its folders mean. Raises DataError."""
     return _read(Path(path).expanduser(), DataSettings(), None, "pretraining", None)
-
-
-def training_pictures(
-    listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
-) -> Samples[Any]:
-    """The samples of a training set, changed at random; with masks or objects if the listing has them, or clips.
-
-    Raises UsageError.
-    """
-    _refuse_frames(listing, preprocessing)
-    if listing.videos:
-        return training_clips(listing, preprocessing, augmentation, seed)
-    if listing.objects and augmentation.copy_paste and not outlined(listing):
-        raise UsageError("augmentation.copy_paste needs outlines, and the data have boxes alone", remedy="set it to 0")
-    make: Any = training_objects if listing.objects else training_scene if listing.mask_codes else training_transform
-    if augmentation.views > 1:
-        if listing.objects or listing.mask_codes:
-            raise UsageError("augmentation.views is not for masks and objects", remedy="set it to 1")
-        make = MultiCrop
-    return Pictures(listing, make(preprocessing, augmentation), preprocessing, seed)
-
-
-def evaluation_pictures(
-    listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
-) -> Samples[Any]:
-    """The samples as the model is judged on them; with masks or objects if the listing has them, or clips.
-
-    Args:
-        listing: what there is.
-        preprocessing: of the model.
-        seed: changes nothing that is not drawn.
-        views: of videos, the number of clips and of crops of each: see `clips.evaluation_clips`.
-
-    Raises:
-        UsageError: settings that are not for these data.
-    """
-    _refuse_frames(listing, preprocessing)
-    if listing.videos:
-        return evaluation_clips(listing, preprocessing, seed, views=views)
-    make: Any = (
-        evaluation_objects if listing.objects else evaluation_scene if listing.mask_codes else evaluation_transform
-    )
-    return Pictures(listing, make(preprocessing), preprocessing, seed)
-
-
-def _refuse_frames(listing: Listing, preprocessing: Preprocessing) -> None:
-    if listing.videos and not preprocessing.frames:
-        raise UsageError("the data are videos, and data.frames is 0", remedy="set it to the frames of a clip")
-    if preprocessing.frames and not listing.videos:
-        raise UsageError(f"the data are pictures, and data.frames is {preprocessing.frames}", remedy="set it to 0")
 
 
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
@@ -219,14 +156,19 @@ def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, L
     )
 
 
-def _formats(task: str) -> list[Any]:
-    """Modules of the layouts that serve a task."""
-    modules = (lookup.module("data/formats", name) for name in lookup.names("data/formats"))
-    return [module for module in modules if task in module.TASKS]
+def formats(task: str | None = None) -> dict[str, Format]:
+    """The formats that serve a task, or all, by name."""
+    kinds: dict[str, type[Format]] = {
+        name: lookup.the_class("data/formats", name, Format) for name in lookup.names("data/formats")
+    }
+    return {name: kind() for name, kind in kinds.items() if task is None or task in kind.tasks}
 
 
 def _layouts(task: str) -> str:
-    return ", ".join(format_.LAYOUT for format_ in reversed(_formats(task))) + "; or such parts below train/ and val/"
+    return (
+        ", ".join(format_.layout for format_ in reversed(formats(task).values()))
+        + "; or such parts below train/ and val/"
+    )
 
 
 def _must_exist(path: Path, task: str) -> None:
@@ -240,16 +182,9 @@ def _read(
     path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str, faults: Faults | None
 ) -> Listing:
     _must_exist(path, task)
-    for format_ in _formats(task):
+    for format_ in formats(task).values():
         if format_.recognises(path):
-            noted = (faults,) if faults is not None and hasattr(format_, "parts") else ()
-            listing: Listing = format_.read(path, settings, classes, *noted)
-            if task == "instance_segmentation":
-                found = Faults() if faults is None else faults
-                missing_outlines(listing, found)
-                if faults is None:
-                    found.refuse(path)
-            return listing
+            return format_.open(path, settings, classes, faults)
     raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
 
 
@@ -259,13 +194,12 @@ def has_validation(path: str | Path, task: str = "classification") -> bool:
 
 
 def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
-    """What to learn from and what to validate on: as a format of annotated objects says, else by the names of folders.
+    """What to learn from and what to validate on: as a format itself says, else by the names of folders.
 
     Without the first there is no second.
     """
-    for format_ in _formats(task):
-        found: tuple[Path, Path | None] | None = format_.parts(path) if hasattr(format_, "parts") else None
-        if found:
+    for format_ in formats(task).values():
+        if found := format_.parts(path):
             return found
     home = _home(path, task)
     train = _part(home, TRAIN)
@@ -274,7 +208,7 @@ def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
 
 def _home(path: Path, task: str) -> Path:
     """Where train/ and val/ lie: in `path`, or in a folder inside it in which a layout keeps them."""
-    inside = (path / name for format_ in _formats(task) for name in getattr(format_, "INSIDE", ()))
+    inside = (path / name for format_ in formats(task).values() for name in format_.inside)
     return next((place for place in (path, *inside) if _part(place, TRAIN)), path)
 
 
@@ -290,98 +224,3 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
 def _only(train: Path) -> bool:
     """Whether there is no other folder beside."""
     return not any(entry != train and entry.is_dir() and not is_hidden(entry.name) for entry in train.parent.iterdir())
-
-
-class _Decoded(NamedTuple):
-    """A picture and what is known of its parts."""
-
-    pixels: Tensor
-    """(C, H, W)."""
-    truth: Regions | Instances | None
-    """In the picture's own pixels, classes of regions as uint8; None where there is a label alone."""
-
-
-def outlined(listing: Listing) -> bool:
-    """Whether any object has an outline."""
-    return any(item.objects is not None and item.objects.segmentations is not None for item in listing.items)
-
-
-class Pictures(Samples[_Decoded]):
-    """The pictures of a listing as samples.
-
-    Args:
-        listing: what there is.
-        transform: from decoded pixels to the model's input; for a listing with masks, from pixels and `Regions` to both
-            (see `data.segmentation_transforms`); for one with objects, from pixels and `Instances` (see
-            `data.detection_transforms`).
-        preprocessing: how files are decoded.
-        seed: of the random transforms.
-    """
-
-    def __init__(
-        self,
-        listing: Listing,
-        transform: Transform | Scene | ObjectTransform | MultiCrop,
-        preprocessing: Preprocessing,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(listing, preprocessing, seed)
-        self.transform, self.outlined = transform, outlined(listing)
-
-    def _sample(self, index: int) -> Sample:
-        pixels, truth = self._decoded(index)
-        target: Target
-        views = None
-        if isinstance(truth, Instances):
-            image, target = cast("ObjectTransform", self.transform)(pixels, truth, self._another)
-        elif truth is not None:
-            image, target = cast("Scene", self.transform)(pixels, truth)
-        else:
-            if isinstance(self.transform, MultiCrop):
-                image, views = self.transform(pixels)
-            else:
-                image = cast("Transform", self.transform)(pixels)
-            target = Label(torch.tensor(self.listing.items[index].classes, dtype=torch.int64))
-        return Sample(
-            image=image,
-            target=target,
-            name=self.listing.name(index),
-            size=(pixels.shape[-2], pixels.shape[-1]),
-            views=views,
-        )
-
-    def _another(self) -> tuple[Tensor, Instances]:
-        """A picture drawn at random, for transforms that put several together, and its objects."""
-        pixels, truth = self._decoded(int(torch.randint(len(self), ())))
-        return pixels, cast("Instances", truth)
-
-    def _decoded(self, index: int) -> _Decoded:
-        """Decoded pixels, from memory when the set is small."""
-        kept = self._kept(index)
-        if kept is not None:
-            return kept
-        item = self.listing.items[index]
-        pixels = decode(item.path, self.preprocessing)
-        found = _Decoded(pixels, self._truth(item, (pixels.shape[-2], pixels.shape[-1])))
-        if self._fits(pixels.nbytes + _bytes(found.truth)):
-            self._keep(index, found)
-        return found
-
-    def _truth(self, item: Item, size: tuple[int, int]) -> Regions | Instances | None:
-        if item.mask is not None and self.listing.mask_codes is not None:
-            return Regions(decode_mask(item.mask, self.listing.mask_codes, size))
-        if item.objects is None:
-            return None
-        if tuple(item.objects.size) != size:
-            (tall, wide), (height, width) = item.objects.size, size
-            what = f"objects of a picture of {wide} x {tall} pixels for one of {width} x {height}"
-            turned = "; its orientation tag is followed: annotate what is seen" * ((wide, tall) == size)
-            raise DataError(what, where=item.path, remedy="mend the annotation" + turned)
-        return instances(item.objects, outlined=self.outlined)
-
-
-def _bytes(value: Any) -> int:
-    """Of the tensors in a record of records."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_bytes, value)) if isinstance(value, tuple) else 0

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from patchform.data.listing import RLE, Objects, Segmentation
 from patchform.data.transforms import (
+    Compose,
     Jitter,
+    PixelsAlone,
     evaluation_transform,
     refuse_crop,
     refuse_for_whole,
@@ -52,8 +54,7 @@ def evaluation_objects(preprocessing: Preprocessing) -> Transform:
         UsageError: `preprocessing.resize` is crop, which would cut objects off.
     """
     refuse_crop(preprocessing, of="objects")
-    fit = evaluation_transform(preprocessing)
-    return lambda image, objects, another: (fit(image), objects)
+    return PixelsAlone(evaluation_transform(preprocessing))
 
 
 def training_objects(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Transform:
@@ -77,22 +78,9 @@ def training_objects(preprocessing: Preprocessing, augmentation: AugmentationSet
     if a.mosaic > 0:
         steps.insert(0, Mosaic(p, a.mosaic))
     if a.copy_paste > 0:
-        steps = [CopyPaste(chain(steps), a.copy_paste)]
-    if a.color_jitter > 0:
-        jitter = Jitter(a.color_jitter)
-        steps += [lambda image, objects, another: (jitter(image), objects)]
-    return chain(steps)
-
-
-def chain(steps: Sequence[Transform]) -> Transform:
-    """One transform after the other."""
-
-    def all_steps(image: Tensor, objects: Instances, another: Another) -> tuple[Tensor, Instances]:
-        for step in steps:
-            image, objects = step(image, objects, another)
-        return image, objects
-
-    return all_steps
+        steps = [CopyPaste(Compose(tuple(steps)), a.copy_paste)]
+    steps += [PixelsAlone(Jitter(a.color_jitter))] * (a.color_jitter > 0)
+    return Compose(tuple(steps))
 
 
 # ------------------------------------------------------------------------------------------------ objects by themselves

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from patchform.errors import DataError
@@ -103,6 +104,8 @@ class Faults:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.file: Path | None = None
+        """In which they are, where that is one of several in a folder."""
         self._kept: dict[str, list[Fault]] = {}
 
     def add(self, kind: str, where: str, what: str = "", box: tuple[float, ...] | None = None) -> None:

@@ -27,66 +27,87 @@ def elements(file: Path) -> Iterator[tuple[str, Any]]:
             and column; NaN and Infinity are not), not an object, or a key twice.
     """
     text = _text(file)
-    decoder = json.JSONDecoder(parse_constant=_refuse)
-    at = 0
-
-    def space(position: int) -> int:
-        found = _SPACE.match(text, position)
-        return found.end() if found else position
-
-    def expect(position: int, wanted: str) -> str:
-        if text[position : position + 1] not in tuple(wanted):
-            raise json.JSONDecodeError(f"expected {' or '.join(wanted)}", text, position)
-        return text[position]
-
+    reader = _Reader(file, text)
     try:
-        at = space(0)
-        if text[at : at + 1] == "[":
-            raise DataError("a list, where an object is expected", where=file)
-        expect(at, "{")
-        at, seen = space(at + 1), set()
-        more = expect(at, '"}') != "}"
-        while more:
-            key, at = decoder.raw_decode(text, at)
-            if not isinstance(key, str) or key in seen:
-                raise DataError(f"the key {key!r} a second time", where=file)
-            seen.add(key)
-            at = space(at)
-            expect(at, ":")
-            at = space(at + 1)
-            if text[at : at + 1] == "[":
-                at = space(at + 1)
-                inside = text[at : at + 1] != "]"
-                if not inside:
-                    yield key, None
-                    at += 1
-                while inside:
-                    element, at = decoder.raw_decode(text, at)
-                    yield key, element
-                    between = _BETWEEN.match(text, at)
-                    if between is None:
-                        raise json.JSONDecodeError("expected , or ]", text, space(at))
-                    at, inside = between.end(), between[1] == ","
-            else:
-                value, at = decoder.raw_decode(text, at)
-                yield key, value
-            at = space(at)
-            more = expect(at, ",}") == ","
-            at = space(at + 1) if more else at
-        if space(at + 1) < len(text):
-            raise json.JSONDecodeError("more after the end", text, space(at + 1))
+        yield from reader.elements()
     except json.JSONDecodeError as error:
         what = "cut off" if error.pos >= len(text.rstrip()) else f"not JSON ({error.msg})"
         raise DataError(f"{what} at line {error.lineno}, column {error.colno}", where=file) from None
     except _Constant as error:
-        found = _CONSTANT.search(text, at)
-        place = json.JSONDecodeError("", text, found.start() if found else at)
+        found = _CONSTANT.search(text, reader.at)
+        place = json.JSONDecodeError("", text, found.start() if found else reader.at)
         what = f"{error} is no number in JSON, at line {place.lineno}, column {place.colno}"
         raise DataError(what, where=file, remedy="mend the number or remove what has it") from None
     except (ValueError, RecursionError):
-        place = json.JSONDecodeError("", text, at)
+        place = json.JSONDecodeError("", text, reader.at)
         what = f"numbers too long or lists too deep after line {place.lineno}, column {place.colno}"
         raise DataError(what, where=file) from None
+
+
+class _Reader:
+    """Goes through a text; what is next begins at `at`, and is no space."""
+
+    def __init__(self, file: Path, text: str) -> None:
+        self.file, self.text, self.at = file, text, 0
+        self.decoder = json.JSONDecoder(parse_constant=_refuse)
+
+    def elements(self) -> Iterator[tuple[str, Any]]:
+        self._skip()
+        if self.text[self.at : self.at + 1] == "[":
+            raise DataError("a list, where an object is expected", where=self.file)
+        self._take("{")
+        seen: set[str] = set()
+        more = self._see('"}') != "}"
+        while more:
+            key = self._value()
+            if not isinstance(key, str) or key in seen:
+                raise DataError(f"the key {key!r} a second time", where=self.file)
+            seen.add(key)
+            self._take(":")
+            if self.text[self.at : self.at + 1] == "[":
+                yield from ((key, element) for element in self._list())
+            else:
+                yield key, self._value()
+            more = self._take(",}") == ","
+        if not seen:
+            self._take("}")
+        if self.at < len(self.text):
+            raise json.JSONDecodeError("more after the end", self.text, self.at)
+
+    def _list(self) -> Iterator[Any]:
+        self._take("[")
+        more = self.text[self.at : self.at + 1] != "]"
+        if not more:
+            yield None
+            self._take("]")
+        while more:
+            element, self.at = self.decoder.raw_decode(self.text, self.at)
+            yield element
+            between = _BETWEEN.match(self.text, self.at)
+            if between is None:
+                self._skip()
+                raise json.JSONDecodeError("expected , or ]", self.text, self.at)
+            self.at, more = between.end(), between[1] == ","
+
+    def _value(self) -> Any:
+        value, self.at = self.decoder.raw_decode(self.text, self.at)
+        self._skip()
+        return value
+
+    def _take(self, wanted: str) -> str:
+        found = self._see(wanted)
+        self.at += 1
+        self._skip()
+        return found
+
+    def _see(self, wanted: str) -> str:
+        if self.text[self.at : self.at + 1] not in tuple(wanted):
+            raise json.JSONDecodeError(f"expected {' or '.join(wanted)}", self.text, self.at)
+        return self.text[self.at]
+
+    def _skip(self) -> None:
+        found = _SPACE.match(self.text, self.at)
+        self.at = found.end() if found else self.at
 
 
 class _Constant(Exception):

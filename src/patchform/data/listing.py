@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -77,6 +77,8 @@ class Item(NamedTuple):
     """A class for every pixel: as a picture, or as regions."""
     objects: Objects | None = None
     """Boxes, and outlines; not None, but of none, for a picture without objects in a set that has them."""
+    truth: Any = None
+    """What a data format of a plug-in knows, for the task of that plug-in: a plain value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,34 @@ class MaskCodes:
     """(number in the file, class or `IGNORED`); any other number is a fault."""
     colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
     """((red, green, blue), class or `IGNORED`). When given, colours count and numbers do not."""
+
+
+def videos_among(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Video files, and folders of pictures without any beside them."""
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    known = {folder, *(file.parent for file in videos)}
+    frames = {file.parent for file in files if file.suffix.lower() in SUFFIXES} - known
+    return sorted([*videos, *frames])
+
+
+def pictures_among(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Picture files."""
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
+
+
+class Medium(NamedTuple):
+    """What items are."""
+
+    thing: str
+    """In a word."""
+    suffixes: tuple[str, ...]
+    """Of files that are taken for such, by their names."""
+    among: Callable[[Path, Sequence[Path]], list[Path]]
+    """From a folder and all files below it to the items: files, or folders that are one item each."""
+
+
+PICTURES = Medium("picture", SUFFIXES, pictures_among)
+VIDEOS = Medium("video", VIDEO_SUFFIXES, videos_among)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +134,8 @@ class Listing:
     """Of the masks; None without any."""
     ids: tuple[int | str, ...] | None = None
     """Of objects: the raw category ids in the order of the classes; None where a format has none of its own."""
-    videos: bool = False
-    """Whether the items are videos."""
+    medium: Medium = PICTURES
+    """What an item is."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -117,7 +147,12 @@ class Listing:
     @property
     def thing(self) -> str:
         """What an item is, in a word."""
-        return "video" if self.videos else "picture"
+        return self.medium.thing
+
+    @property
+    def videos(self) -> bool:
+        """Whether the items are videos."""
+        return self.medium == VIDEOS
 
     @property
     def objects(self) -> bool:
@@ -127,6 +162,7 @@ class Listing:
     def as_bytes(self) -> bytes:
         """Names and classes of all items, and what stands for objects and regions, for a digest of what is listed."""
         lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
+        lines += [repr(item.truth) for item in self.items if item.truth is not None]
         lines += [repr(self.mask_codes)] * (self.mask_codes is not None)
         lines += (
             [_digest(self.items)]
@@ -175,14 +211,6 @@ def files_of(path: Path) -> tuple[Path, ...]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path) from None
     return tuple(sorted(found, key=natural))
-
-
-def videos_among(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Video files, and folders of pictures without any beside them."""
-    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-    known = {folder, *(file.parent for file in videos)}
-    frames = {file.parent for file in files if file.suffix.lower() in SUFFIXES} - known
-    return sorted([*videos, *frames])
 
 
 def natural(path: Path) -> tuple[list[str | int], str]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import hashlib
 import math
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from patchform.data.collate import Packed, collate, pack, unpack
+from patchform import lookup
+from patchform.data.collate import PackedTargets, collate
 from patchform.data.listing import Listing
 from patchform.distributed import SINGLE, Rank
 from patchform.errors import PatchformError, ResourceError
@@ -184,7 +187,7 @@ def evaluation_loader(
     dataset: Dataset[Sample], batch_size: int, workers: int = 0, *, pin: bool = False
 ) -> DataLoader[Batch]:
     """Batches of every sample once, in order, as of epoch 0. Arguments and errors as in `training_loader`."""
-    keys = [(0, index) for index in range(len(dataset))]  # type: ignore[arg-type]
+    keys = [(0, index) for index in range(len(cast("Sized", dataset)))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return _Loader(dataset, batches, workers, pin=pin, persistent=True)
 
@@ -205,7 +208,8 @@ class _Loader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        loaded = super().__iter__()
+        with _unheard() if self.num_workers else nullcontext():
+            loaded = super().__iter__()
         while True:
             try:
                 found: Any = next(loaded, None)
@@ -224,8 +228,7 @@ class _Loader(DataLoader[Batch]):
                 finally:  # the traceback holds this frame: nothing in it may keep the workers alive
                     self._iterator = None
                     del found, loaded
-            batch, packed = found
-            yield batch if packed is None else batch._replace(targets=unpack(packed))
+            yield found
 
 
 class _Fetch(Dataset[Any]):
@@ -234,20 +237,37 @@ class _Fetch(Dataset[Any]):
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fetch, (lookup.Plugins(), self.dataset)  # in this order: the data set may be of a plug-in's class
+
     def __getitem__(self, key: Key) -> Sample:
         return self.dataset[key]
 
-    def __getitems__(self, keys: Sequence[Key]) -> tuple[Batch, Packed | None] | PatchformError:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | PatchformError:
         try:
             batch = collate([self.dataset[key] for key in keys])
         except PatchformError as error:
             return error
-        packed = pack(batch.targets)
-        return (batch if packed is None else batch._replace(targets=())), packed
+        return batch._replace(targets=PackedTargets.of(batch.targets)) if batch.targets else batch
+
+
+def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
+    return _Fetch(dataset)
 
 
 def _pass(found: Any) -> Any:
     return found
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C does not reach processes that begin meanwhile, not even while one that is started afresh still imports."""
+    resource_tracker.ensure_running()  # the queues of workers need it, and its start would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(_: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from patchform.data.transforms import Chain, Flip, Jitter, RandomCrop, Transform, refuse_for_objects
+from patchform.data.transforms import Flip, Jitter, RandomCrop, Transform, refuse_for_objects
 from patchform.errors import UsageError
 from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings
@@ -84,4 +84,4 @@ class MultiCrop:
             steps += [v2.RandomApply([v2.GaussianBlur(2 * reach + 1, SIGMAS)], a.blur[number])]
         if a.solarise and a.solarise[number] > 0:
             steps += [v2.RandomSolarize(0.5 if self.deep else 128, a.solarise[number])]
-        return Chain(steps)
+        return v2.Compose(steps)

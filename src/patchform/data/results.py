@@ -2,11 +2,87 @@
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+from patchform.drawing import save
+from patchform.errors import UsageError
 from patchform.geometry.masks import to_runs
-from patchform.records import Instances
+from patchform.records import Instances, Target
+
+
+class Writer(ABC):
+    """Predictions in the format of another tool, as files of a folder.
+
+    Args:
+        folder: where they go.
+        classes: names.
+        ids: of the classes in the data that the model learnt from, if they have some.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], ids: Sequence[int | str] | None = None) -> None:
+        self.folder, self.classes, self.ids = folder, tuple(classes), ids
+
+    @abstractmethod
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """What is going to be written for pictures of these file names, in folders that are made before `add`.
+
+        Raises UsageError if two come to one file.
+        """
+
+    @abstractmethod
+    def add(self, name: str, target: Target, size: tuple[int, int]) -> None:
+        """Take in a prediction on a picture of (height, width) pixels. Raises ResourceError."""
+
+    def finish(self) -> None:
+        """Called when all are taken in. Raises ResourceError."""
+        return
+
+
+class CocoResults(Writer):
+    """results.json: a picture has the number that is its name, as COCO's have, or else its name; categories have the
+    ids of the data, or else count from 1.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str], ids: Sequence[int | str] | None = None) -> None:
+        super().__init__(folder, classes, ids or range(1, len(classes) + 1))
+        self.file = folder / "results.json"
+        self.rows: list[dict[str, Any]] = []
+
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """One."""
+        return [self.file]
+
+    def add(self, name: str, target: Target, size: tuple[int, int]) -> None:
+        """Rows of its objects."""
+        stem = Path(name).stem
+        number = int(stem) if stem.isascii() and stem.isdigit() else name
+        self.rows += coco_results(cast("Instances", target), number, self.ids or ())
+
+    def finish(self) -> None:
+        """Write the file."""
+        save(json.dumps(self.rows, allow_nan=False).encode(), self.file)
+
+
+class YoloLines(Writer):
+    """labels/a.txt for the picture a.jpg: lines "class x y width height score"."""
+
+    def files(self, names: Sequence[str]) -> list[Path]:
+        """One a picture."""
+        found = [self._file(name) for name in names]
+        if len({str(file).casefold() for file in found}) < len(found):
+            raise UsageError("two pictures have one name but for the suffix", remedy="predict them apart")
+        return found
+
+    def add(self, name: str, target: Target, size: tuple[int, int]) -> None:
+        """Write its file."""
+        save("".join(f"{line}\n" for line in yolo_lines(cast("Instances", target), size)).encode(), self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self.folder / "labels" / f"{Path(name).stem}.txt"
 
 
 def coco_results(instances: Instances, image_id: int | str, ids: Sequence[int | str]) -> list[dict[str, Any]]:

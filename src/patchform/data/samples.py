@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from patchform.data.listing import Listing
+from patchform.data.listing import Item, Listing
 from patchform.data.loader import Key, derive
-from patchform.records import Preprocessing, Sample
+from patchform.records import Label, Preprocessing, Sample
 
 CACHE_BYTES = 1 << 30
 """What was decoded is kept in memory, all workers together, if the whole set fits."""
 
 D = TypeVar("D")
 """What is decoded of an item."""
+
+
+def labels_of(item: Item) -> Label:
+    """The classes of an item as a truth."""
+    return Label(torch.tensor(item.classes, dtype=torch.int64))
 
 
 class Samples(Dataset[Sample], Generic[D]):
@@ -35,6 +40,10 @@ class Samples(Dataset[Sample], Generic[D]):
         self.listing, self.preprocessing, self.seed = listing, preprocessing, seed
         self._cache: dict[int, D] | None = {}
         self._seen, self._seen_bytes = 0, 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is started afresh: what was decoded stays here."""
+        return {**vars(self), "_cache": None if self._cache is None else {}, "_seen": 0, "_seen_bytes": 0}
 
     def __len__(self) -> int:
         return len(self.listing)

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from patchform.data.transforms import (
+    Compose,
     Jitter,
-    Transform,
+    PixelsAlone,
     evaluation_transform,
     refuse_crop,
     refuse_for_objects,
@@ -38,8 +39,7 @@ def evaluation_scene(preprocessing: Preprocessing) -> Scene:
         UsageError: `preprocessing.resize` is crop, which would leave pixels of the mask without a prediction.
     """
     refuse_crop(preprocessing, of="masks")
-    fit = evaluation_transform(preprocessing)
-    return lambda image, regions: (fit(image), regions)
+    return PixelsAlone(evaluation_transform(preprocessing))
 
 
 def training_scene(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Scene:
@@ -53,18 +53,8 @@ def training_scene(preprocessing: Preprocessing, augmentation: AugmentationSetti
     refuse_for_objects(a)
     steps: list[Scene] = [ScaledCrop(preprocessing, (a.scale[0], a.scale[1]))]
     steps += [Mirror(-1, a.flip)] * (a.flip > 0) + [Mirror(-2, a.vertical_flip)] * (a.vertical_flip > 0)
-    steps += [_pixels_alone(Jitter(a.color_jitter))] * (a.color_jitter > 0)
-
-    def all_steps(image: Tensor, regions: Regions) -> tuple[Tensor, Regions]:
-        for step in steps:
-            image, regions = step(image, regions)
-        return image, regions
-
-    return all_steps
-
-
-def _pixels_alone(transform: Transform) -> Scene:
-    return lambda image, regions: (transform(image), regions)
+    steps += [PixelsAlone(Jitter(a.color_jitter))] * (a.color_jitter > 0)
+    return Compose(tuple(steps))
 
 
 class ScaledCrop:

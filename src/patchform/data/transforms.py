@@ -8,8 +8,9 @@ It never writes into its input. Random ones draw from torch's global numbers, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,10 +19,36 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from patchform.errors import UsageError
-from patchform.records import Batch, Label, Preprocessing, Target
+from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import AugmentationSettings
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
+T = TypeVar("T")
+"""What is true of a picture, where it has to change with the pixels."""
+
+
+@dataclass(frozen=True)
+class Compose(Generic[T]):
+    """One step after the other, of pixels together with what is true of them."""
+
+    steps: tuple[Callable[..., tuple[Tensor, T]], ...]
+
+    def __call__(self, image: Tensor, truth: T, *given: Any) -> tuple[Tensor, T]:
+        """Apply all; what else is given is given to each."""
+        for step in self.steps:
+            image, truth = step(image, truth, *given)
+        return image, truth
+
+
+@dataclass(frozen=True)
+class PixelsAlone:
+    """A change of pixels that leaves what is true of them as it is."""
+
+    transform: Transform
+
+    def __call__(self, image: Tensor, truth: T, *_: Any) -> tuple[Tensor, T]:
+        """Change the pixels."""
+        return self.transform(image), truth
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
@@ -62,7 +89,7 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
     if a.color_jitter > 0:
         steps += [v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter)]
     steps += [Erase(a.erasing)] * (a.erasing > 0)
-    return Chain(steps)
+    return v2.Compose(steps)
 
 
 def refuse_for_objects(augmentation: AugmentationSettings) -> None:
@@ -96,19 +123,6 @@ def refuse_for_whole(preprocessing: Preprocessing, augmentation: AugmentationSet
         raise UsageError(f"augmentation.scale {list(a.scale)} is not a range", remedy="give [low, high], above 0")
     if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
         raise UsageError("augmentation.color_jitter needs pictures of 1 or 3 channels")
-
-
-class Chain:
-    """One transform after the other."""
-
-    def __init__(self, steps: list[Transform]) -> None:
-        self.steps = steps
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """Apply all."""
-        for step in self.steps:
-            image = step(image)
-        return image
 
 
 LONGEST = 4
@@ -359,21 +373,14 @@ class Mixing:
         Returns:
             When active: float32 images in 0..1 and labels whose `scores` (C,) are the mixed truth, with the classes of
             the image that was mixed into; also for batches left unmixed by chance. Else the batch as it is.
-
-        Raises:
-            UsageError: active, and the targets are no labels.
         """
         if not self.active:
             return batch
-        if not all(isinstance(target, Label) for target in batch.targets):
-            raise UsageError(
-                "mixup and cutmix mix labels of whole images",
-                remedy="set augmentation.mixup and augmentation.cutmix to 0",
-            )
+        labels = cast("Sequence[Label]", batch.targets)
         # the Beta distribution of torch takes no generator
         numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         images = batch.images.float() if batch.images.is_floating_point() else batch.images.float() / 255
-        scores = torch.stack([self._scores(target) for target in batch.targets])
+        scores = torch.stack([self._scores(label) for label in labels])
         padding = batch.padding
         if numbers.random() < self.probability:
             by_box = self.cutmix > 0 and (self.mixup <= 0 or numbers.random() < 0.5)
@@ -385,13 +392,13 @@ class Mixing:
                 images = torch.lerp(images.roll(1, 0), images, share)
             scores = torch.lerp(scores.roll(1, 0), scores, share)
             padding = None if padding is None else padding & padding.roll(1, 0)
-        targets = tuple(Label(target.classes, row) for target, row in zip(batch.targets, scores.unbind()))
+        targets = tuple(Label(label.classes, row) for label, row in zip(labels, scores.unbind()))
         return batch._replace(images=images, targets=targets, padding=padding)
 
-    def _scores(self, target: Target) -> Tensor:
-        if target.scores is not None:
-            return target.scores.float()
-        return torch.zeros(self.classes, device=target.classes.device).index_fill_(0, target.classes, 1)
+    def _scores(self, label: Label) -> Tensor:
+        if label.scores is not None:
+            return label.scores.float()
+        return torch.zeros(self.classes, device=label.classes.device).index_fill_(0, label.classes, 1)
 
 
 def _paste(images: Tensor, share: float, numbers: np.random.Generator) -> tuple[Tensor, float]:

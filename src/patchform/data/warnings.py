@@ -62,9 +62,6 @@ def on_classes(listing: Listing, numbers: Sequence[int], faults: Faults) -> None
     most = max(numbers, default=0)
     if not most:
         return
-    unnumbered = listing.objects and listing.ids is None  # YOLO's: names stand in a list of their own
-    if unnumbered and len(numbers) > 1 and not numbers[0] and numbers[-1]:
-        faults.add("class-first", f'class "{listing.classes[0]}"')
     for name, number in zip(listing.classes, numbers, strict=True):
         if not number:
             faults.add("class-unused", f'class "{name}"')

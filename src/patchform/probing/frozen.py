@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from patchform import __version__
 from patchform.data.collate import to_device
-from patchform.data.dataset import Pictures
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader
+from patchform.data.pictures import LabelledPictures
 from patchform.data.shards import status
 from patchform.data.transforms import evaluation_transform
 from patchform.device import pick_device
@@ -139,7 +139,8 @@ def outputs(
         kept = _read(place, about, say)
     if kept is None:
         where = pick_device(device)
-        pictures = Pictures(listing, evaluation_transform(model.preprocessing), model.preprocessing)
+        still = dataclasses.replace(model.preprocessing, frames=0)  # of clips, where the backbone sees single frames
+        pictures = LabelledPictures(listing, evaluation_transform(still), still)
         batches = (
             to_device(batch._replace(targets=()), where) for batch in evaluation_loader(pictures, batch_size, workers)
         )

@@ -1,26 +1,88 @@
-"""The contract of a task: what its targets mean to a person, a file and a metric."""
+"""The contract of a task: all that is of one kind of target, from the samples to the sections of a report."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from patchform import drawing, lookup
+from patchform import drawing, lookup, page
+from patchform.data import warnings
+from patchform.data.faults import Faults
+from patchform.data.listing import Listing
+from patchform.data.results import Writer
+from patchform.data.samples import Samples
 from patchform.errors import UsageError
-from patchform.geometry import masks
 from patchform.heads.base import Head
 from patchform.metrics.base import Metric, Scores
-from patchform.metrics.objects import ObjectPrecision
-from patchform.metrics.overlap import Kind
-from patchform.records import Architecture, Instances, Target
+from patchform.records import Architecture, Batch, Preprocessing, Target
+from patchform.settings import AugmentationSettings
 
-DIGITS, BOX_DIGITS = 6, 2
-"""Of written scores, and of pixels."""
+DIGITS = 6
+"""Of written scores; float32 has no more."""
+
+
+class Mix(Protocol):
+    """What becomes of a batch on the device before the model sees it."""
+
+    def mix(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """All that is drawn is drawn from `generator`, which is on the CPU."""
+        ...
+
+
+class Unmixed:
+    """Batches stay as they are."""
+
+    def mix(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """The batch."""
+        return batch
+
+
+class Example(NamedTuple):
+    """A picture of a report, and what the model says of it."""
+
+    number: int
+    """Its index in the listing."""
+    name: str
+    image: Tensor
+    """(C, H, W) decoded pixels, or (T, C, H, W)."""
+    prediction: Target
+
+
+class Evidence(ABC):
+    """A run that was evaluated: what the sections of its report are made of.
+
+    Args:
+        listing: what it was evaluated on.
+        classes: of the model.
+        evaluation: content of evaluation.json.
+        folder: where that lies, and the charts beside it.
+    """
+
+    def __init__(self, listing: Listing, classes: Sequence[str], evaluation: Mapping[str, Any], folder: Path) -> None:
+        self.listing, self.classes, self.evaluation, self.folder = listing, tuple(classes), evaluation, folder
+
+    def evenly(self, number: int) -> list[int]:
+        """Indices of so many pictures at most."""
+        return list(range(len(self.listing)))[:: max(1, -(-len(self.listing) // number))]
+
+    @abstractmethod
+    def truth(self, index: int) -> Target:
+        """What is known of a picture, in its own pixels."""
+
+    @abstractmethod
+    def examples(self, indices: Sequence[int], *, at_once: int = 16) -> Iterator[Example]:
+        """Pictures and predictions in the order of the indices; those that cannot be used are left out.
+
+        Args:
+            indices: of pictures in the listing.
+            at_once: how many go through the model together.
+        """
 
 
 class Task(ABC):
@@ -31,9 +93,23 @@ class Task(ABC):
 
     name: ClassVar[str]
     target: ClassVar[type]
-    """Type of targets and predictions."""
+    """Type of predictions, and of targets but where nothing is known (pre-training)."""
     head: ClassVar[str]
     """The head that is taken when none is named."""
+    models: ClassVar[Literal["heads", "pretraining"]] = "heads"
+    """Where a recipe's `model.head` is looked up: heads over any backbone, or methods that are models themselves."""
+    labelled: ClassVar[bool] = True
+    """Whether targets name classes: a model then has at least one, and there is a number that tells which is better."""
+    classes: ClassVar[int] = 80
+    """As many are made up where there are no data to plan for."""
+    frames: ClassVar[int] = 0
+    """Of a clip, where nobody says; 0: the data are pictures."""
+    recognised: ClassVar[Literal["by layout", "last", "named"]] = "by layout"
+    """How data are known to be for it. last: if their layout is of no other task, as many things look like it. named:
+    only if somebody says so, as its layouts serve another task too."""
+    windows: ClassVar[Literal["none", "input", "picture"]] = "none"
+    """Of what predictions are put together window by window: of the model's input (`inference.SlidingWindow`), or of
+    the picture itself (`inference.SlicedObjects`)."""
 
     better: str
     """Name of the number, higher is better, that selects the best checkpoint."""
@@ -42,6 +118,74 @@ class Task(ABC):
     def of(cls, head: Head) -> Task:
         """The task as a head understands it. The default has no variants."""
         return cls()
+
+    # ------------------------------------------------------------------------------------------------- data
+
+    @abstractmethod
+    def training_samples(
+        self, listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
+    ) -> Samples[Any]:
+        """The samples of a training set, changed at random.
+
+        Raises:
+            UsageError: settings that are not for these data.
+        """
+
+    @abstractmethod
+    def evaluation_samples(
+        self, listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
+    ) -> Samples[Any]:
+        """The samples as the model is judged on them. Predictions are made of nothing else.
+
+        Args:
+            listing: what there is.
+            preprocessing: of the model.
+            seed: changes nothing that is not drawn.
+            views: of videos, the number of clips and of crops of each: see `clips.evaluation_clips`.
+
+        Raises:
+            UsageError: settings that are not for these data.
+        """
+
+    def mixing(self, augmentation: AugmentationSettings, classes: int) -> Mix:
+        """How images of a batch are mixed. Raises UsageError where that is asked for, and the task has no way."""
+        if augmentation.mix_probability > 0 and (augmentation.mixup > 0 or augmentation.cutmix > 0):
+            raise UsageError(
+                "mixup and cutmix mix labels of whole images",
+                remedy="set augmentation.mixup and augmentation.cutmix to 0",
+            )
+        return Unmixed()
+
+    @abstractmethod
+    def made_up(
+        self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator
+    ) -> Target:
+        """A target as large as training may meet one, for an input of (height, width): to measure what a step takes."""
+
+    def refined(self, listing: Listing) -> str:
+        """Name of the task that data are for whose layout is of this one; objects with outlines may be for another."""
+        return self.name
+
+    def numbers(self, listing: Listing) -> tuple[int, ...]:
+        """How much there is of each class, where no pixels were counted: pictures."""
+        return listing.counts()
+
+    def faults(self, listing: Listing, faults: Faults) -> None:
+        """Note what makes a listing useless for this task, though it can be read."""
+        return
+
+    def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
+        """Note what is odd about what is learnt from. `numbers`: of each class, the pictures, objects or pixels."""
+        warnings.on_classes(listing, numbers, faults)
+
+    def refuse(self, *listings: Listing) -> None:
+        """Raise DataError for the first listing with `faults`."""
+        for listing in listings:
+            found = Faults()
+            self.faults(listing, found)
+            found.refuse(listing.root)
+
+    # --------------------------------------------------------------------------------------------- judgement
 
     @abstractmethod
     def metric(self, classes: Sequence[str]) -> Metric:
@@ -60,6 +204,16 @@ class Task(ABC):
         """What `metric` chose as `Model.thresholds`, one a class; None where the task has none."""
         return None
 
+    def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
+        """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""
+        return prediction
+
+    def sections(self, evidence: Evidence) -> Iterable[page.Section]:
+        """What a report shows of this task: examples, and what is beside the numbers."""
+        return ()
+
+    # ------------------------------------------------------------------------------------------------ output
+
     @abstractmethod
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """A picture of a target or a prediction on its image, (C, H, W) uint8 in 0..255 or floating point in 0..1."""
@@ -77,54 +231,27 @@ class Task(ABC):
         """
         return {}
 
+    def writers(self) -> dict[str, type[Writer]]:
+        """Formats of other tools that predictions can be written in, by name."""
+        return {}
 
-class ObjectTask(Task):
-    """Objects of a picture, of which boxes, or masks and boxes, are judged: a task of this kind states its `kinds`."""
+    def comparison(self, evidence: Evidence, indices: Sequence[int]) -> str:
+        """For a report: pictures with their truth above what the model says."""
+        figures = []
+        for number, name, image, prediction in evidence.examples(indices, at_once=1):
+            drawn = [self.draw(image, target, evidence.classes) for target in (evidence.truth(number), prediction)]
+            charts = [
+                page.chart(drawing.to_png_bytes(picture), f"{name}: {what}")
+                for picture, what in zip(drawn, ("the truth", "the model"))
+            ]
+            figures.append(page.figure("".join(charts), page.escape(name)))
+        return page.gallery(figures, wide=True)
 
-    target: ClassVar[type] = Instances
-    better = "ap"
-    kinds: ClassVar[tuple[Kind, ...]]
 
-    def metric(self, classes: Sequence[str]) -> Metric:
-        """Average precision as COCO defines it, and the thresholds with the best F1."""
-        return ObjectPrecision(classes, kinds=self.kinds)
-
-    def full_metric(self, classes: Sequence[str], *, thresholds: Sequence[float] | None = None) -> Metric:
-        """The same; F1 and confusion at thresholds that were chosen before."""
-        return ObjectPrecision(classes, kinds=self.kinds, thresholds=thresholds)
-
-    def thresholds(self, scores: Scores) -> tuple[float, ...] | None:
-        """The score of each class from which its predictions have the best F1."""
-        return tuple(float(row[0] or 0) for row in scores.tables["operating_points"].values)
-
-    def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
-        """The image with its objects, above their names and how many there are."""
-        return drawing.objects(image, self._shown(target), classes)
-
-    def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
-        """{"objects": [{"name", "class_id", "box": [x, y, width, height], "score"}, ...]}, boxes in pixels.
-
-        A truth has no score. With masks each also has "segmentation", run lengths as COCO writes them.
-        """
-        found = self._shown(target)
-        boxes = found.boxes.float().cpu()
-        corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
-        objects: list[dict[str, Any]] = [
-            {"name": classes[index], "class_id": index, "box": [round(number, BOX_DIGITS) for number in box]}
-            for index, box in zip(found.classes.tolist(), corners)
-        ]
-        if found.scores is not None:
-            for one, score in zip(objects, found.scores.tolist()):
-                one["score"] = round(score, DIGITS)
-        if found.masks is not None:
-            for one, counts in zip(objects, masks.to_runs(found.masks)):
-                one["segmentation"] = {"size": list(found.masks.size), "counts": counts.decode()}
-        return {"objects": objects}
-
-    def _shown(self, target: Target) -> Instances:
-        """Without what the task does not speak of."""
-        found = cast("Instances", target)
-        return found if "masks" in self.kinds else found._replace(masks=None)
+def find_task(name: str) -> Task:
+    """The task of a name. Raises UsageError with the nearest name when there is none."""
+    kind: type[Task] = lookup.the_class("tasks", name, Task)
+    return kind()
 
 
 def task_of(architecture: Architecture | None, head: Head) -> Task:
@@ -135,5 +262,4 @@ def task_of(architecture: Architecture | None, head: Head) -> Task:
     """
     if architecture is None:
         raise UsageError("this model was put together by hand and has no task", remedy="name one")
-    kind: type[Task] = lookup.the_class("tasks", architecture.task, Task)
-    return kind.of(head)
+    return find_task(architecture.task).of(head)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from patchform import drawing
+from patchform import drawing, page
+from patchform.data.listing import Listing
+from patchform.data.pictures import LabelledPictures
+from patchform.data.samples import Samples, labels_of
+from patchform.data.transforms import Mixing, evaluation_transform, training_transform
 from patchform.heads.base import Head
 from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.average_precision import AveragePrecision
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import Calibration
-from patchform.records import Label, Target
-from patchform.tasks.base import Task
+from patchform.records import Label, Preprocessing, Target
+from patchform.settings import AugmentationSettings
+from patchform.tasks.base import DIGITS, Evidence, Example, Mix, Task
 
 TOP = 5
 """How many of the best classes are written and drawn."""
-DIGITS = 6
-"""Of written scores; float32 has no more."""
+SEARCHED, SHOWN = 400, 12
+"""Pictures of a report that are searched for mistakes; of right and of wrong ones that are shown."""
 
 
 class Classification(Task):
@@ -33,6 +40,8 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     target: ClassVar[type] = Label
     head: ClassVar[str] = "linear"
+    classes: ClassVar[int] = 1000
+    recognised: ClassVar[Literal["by layout", "last", "named"]] = "last"
 
     def __init__(self, labels: Literal["single", "multi"] = "single") -> None:
         self.labels = labels
@@ -42,6 +51,28 @@ class Classification(Task):
     def of(cls, head: Head) -> Task:
         """The task with the kind of labels that the head was made for."""
         return cls("multi" if getattr(head, "labels", "single") == "multi" else "single")
+
+    def training_samples(
+        self, listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
+    ) -> Samples[Any]:
+        """Pictures with labels."""
+        return LabelledPictures(listing, training_transform(preprocessing, augmentation), preprocessing, seed)
+
+    def evaluation_samples(
+        self, listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
+    ) -> Samples[Any]:
+        """Pictures with labels."""
+        return LabelledPictures(listing, evaluation_transform(preprocessing), preprocessing, seed)
+
+    def mixing(self, augmentation: AugmentationSettings, classes: int) -> Mix:
+        """Mixup and CutMix."""
+        return Mixing(augmentation, classes)
+
+    def made_up(
+        self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator
+    ) -> Target:
+        """One class."""
+        return Label(torch.randint(len(listing.classes), (1,), generator=generator))
 
     def metric(self, classes: Sequence[str]) -> Metric:
         """Accuracy for single labels, mean average precision for multiple ones."""
@@ -55,8 +86,7 @@ class Classification(Task):
         """The image above the best classes with bars, or above the names of the true ones."""
         label = cast("Label", target)
         if label.scores is None:
-            names = ", ".join(classes[index] for index in label.classes.tolist())
-            return drawing.caption(image, [drawing.Line(names or "no class")])
+            return drawing.caption(image, [drawing.Line(_names(label, classes) or "no class")])
         return drawing.caption(image, [drawing.Line(classes[index], score) for index, score in _best(label)])
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +110,51 @@ class Classification(Task):
         if label.scores is not None:
             record["top"] = [{"label": classes[index], "score": round(score, DIGITS)} for index, score in _best(label)]
         return record
+
+    def sections(self, evidence: Evidence) -> Iterable[page.Section]:
+        """Pictures whose label was wrong, and right."""
+        found = [_judged(evidence, example) for example in evidence.examples(evidence.evenly(SEARCHED))]
+        found.sort(key=lambda one: one.sureness, reverse=True)
+        wrong, right = ([one for one in found if one.right == verdict][:SHOWN] for verdict in (False, True))
+        yield page.Section("Wrong", self._gallery(wrong, evidence.classes), "The surest mistakes first.")
+        yield page.Section("Right", self._gallery(right[::-1], evidence.classes), "The least sure first.")
+
+    def _gallery(self, shown: Sequence[_Judged], classes: Sequence[str]) -> str:
+        """Pictures with the truth and the best guesses."""
+        figures = []
+        for example, truth, *_ in shown:
+            true = _names(truth, classes) or "nothing"
+            best = self.record(example.prediction, classes)["top"][:3]
+            bars = "".join(
+                f'<li><meter min="0" max="1" value="{one["score"]:.4f}"></meter> {page.escape(one["label"])}'
+                f" {one['score']:.1%}</li>"
+                for one in best
+            )
+            said = f"{best[0]['label']} at {best[0]['score']:.1%}"
+            image = drawing.contact_sheet(example.image) if example.image.dim() == 4 else example.image
+            picture = page.picture(image, f"{Path(example.name).name}: {true}, the model says {said}")
+            figures.append(page.figure(picture, f"true: <b>{page.escape(true)}</b><ol>{bars}</ol>"))
+        return page.gallery(figures)
+
+
+class _Judged(NamedTuple):
+    """A picture of a report."""
+
+    example: Example
+    truth: Label
+    right: bool
+    sureness: float
+    """The score of the best guess."""
+
+
+def _judged(evidence: Evidence, example: Example) -> _Judged:
+    truth, said = labels_of(evidence.listing.items[example.number]), cast("Label", example.prediction)
+    right = set(truth.classes.tolist()) == set(said.classes.tolist())
+    return _Judged(example, truth, right, float("-inf") if said.scores is None else float(said.scores.max()))
+
+
+def _names(label: Label, classes: Sequence[str]) -> str:
+    return ", ".join(classes[index] for index in label.classes.tolist())
 
 
 def _best(label: Label) -> list[tuple[int, float]]:

@@ -2,15 +2,182 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
 
-from patchform.metrics.overlap import Kind
-from patchform.tasks.base import ObjectTask
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patchform import drawing, page
+from patchform.data import warnings
+from patchform.data.detection_transforms import evaluation_objects, take, training_objects
+from patchform.data.listing import Listing
+from patchform.data.pictures import ObjectPictures, outlined
+from patchform.data.results import CocoResults, Writer, YoloLines
+from patchform.data.samples import Samples
+from patchform.errors import UsageError
+from patchform.geometry import masks
+from patchform.metrics.base import Metric, Scores
+from patchform.metrics.objects import ObjectPrecision
+from patchform.metrics.overlap import RIGHT, WRONG, Kind, judged, overlaps, pair
+from patchform.records import Bitmaps, Instances, Preprocessing, Target
+from patchform.settings import AugmentationSettings
+from patchform.tasks.base import DIGITS, Evidence, Task
+
+BOX_DIGITS = 2
+"""Of written pixels."""
+OBJECTS = 100
+"""Of a picture that is made up, where there are no data."""
+SEARCHED, SHOWN = 400, 6
+"""Pictures of a report that are searched for mistakes, and that are shown."""
+CURVES = "pr.png"
+"""What an evaluation draws beside its numbers."""
 
 
-class Detection(ObjectTask):
-    """Boxes in pixels of the picture as it was before resizing; crowds in a truth count for nothing."""
+class Detection(Task):
+    """Objects: boxes in pixels of the picture as it was before resizing; crowds in a truth count for nothing.
+
+    What is judged of objects, boxes or masks too, is stated as `kinds`, the first for comparing models.
+    """
 
     name: ClassVar[str] = "detection"
+    target: ClassVar[type] = Instances
     head: ClassVar[str] = "retinanet"
+    windows: ClassVar[Literal["none", "input", "picture"]] = "picture"
+    better = "ap"
     kinds: ClassVar[tuple[Kind, ...]] = ("boxes",)
+
+    def training_samples(
+        self, listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
+    ) -> Samples[Any]:
+        """Pictures with objects."""
+        if augmentation.copy_paste and not outlined(listing):
+            raise UsageError(
+                "augmentation.copy_paste needs outlines, and the data have boxes alone", remedy="set it to 0"
+            )
+        if augmentation.views > 1:
+            raise UsageError("augmentation.views is not for masks and objects", remedy="set it to 1")
+        return ObjectPictures(listing, training_objects(preprocessing, augmentation), preprocessing, seed)
+
+    def evaluation_samples(
+        self, listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
+    ) -> Samples[Any]:
+        """Pictures with objects, which stay in the pixels of the picture."""
+        return ObjectPictures(listing, evaluation_objects(preprocessing), preprocessing, seed)
+
+    def made_up(
+        self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator
+    ) -> Target:
+        """As many objects as any picture has; with masks, if there are outlines or they are what is learnt."""
+        known = [len(item.objects.boxes) for item in listing.items if item.objects]
+        count = max(known, default=OBJECTS)
+        count *= (4 if augmentation.mosaic else 1) * (2 if augmentation.copy_paste else 1)
+        sides = torch.tensor([size[1], size[0]])
+        low = (torch.rand(count, 2, generator=generator) * sides / 2).long()
+        high = low + 1 + (torch.rand(count, 2, generator=generator) * (sides / 2 - 1).clamp(min=0)).long()
+        boxes = torch.cat([low, high], 1)
+        bitmaps = None
+        if "masks" in self.kinds or outlined(listing):
+            bitmaps = Bitmaps(torch.ones(int((high - low).prod(1).sum()), dtype=torch.bool), boxes, size)
+        classes = torch.randint(len(listing.classes), (count,), generator=generator)
+        return Instances(boxes.float(), classes, masks=bitmaps)
+
+    def refined(self, listing: Listing) -> str:
+        """Instance segmentation where every object has an outline."""
+        every = [item.objects for item in listing.items if item.objects is not None and len(item.objects.boxes)]
+        outlines = bool(every) and all(objects.segmentations and None not in objects.segmentations for objects in every)
+        return "instance_segmentation" if outlines else self.name
+
+    def numbers(self, listing: Listing) -> tuple[int, ...]:
+        """Objects."""
+        return warnings.objects_of(listing)
+
+    def metric(self, classes: Sequence[str]) -> Metric:
+        """Average precision as COCO defines it, and the thresholds with the best F1."""
+        return ObjectPrecision(classes, kinds=self.kinds)
+
+    def full_metric(self, classes: Sequence[str], *, thresholds: Sequence[float] | None = None) -> Metric:
+        """The same; F1 and confusion at thresholds that were chosen before."""
+        return ObjectPrecision(classes, kinds=self.kinds, thresholds=thresholds)
+
+    def thresholds(self, scores: Scores) -> tuple[float, ...] | None:
+        """The score of each class from which its predictions have the best F1."""
+        return tuple(float(row[0] or 0) for row in scores.tables["operating_points"].values)
+
+    def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
+        """Objects without those below the threshold of their class."""
+        found = cast("Instances", prediction)
+        assert found.scores is not None
+        least = torch.tensor(thresholds, device=found.scores.device)[found.classes]
+        return take(found, ~(found.scores < least))
+
+    def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
+        """The image with its objects, above their names and how many there are."""
+        return drawing.objects(image, self._shown(target), classes)
+
+    def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
+        """{"objects": [{"name", "class_id", "box": [x, y, width, height], "score"}, ...]}, boxes in pixels.
+
+        A truth has no score. With masks each also has "segmentation", run lengths as COCO writes them.
+        """
+        found = self._shown(target)
+        boxes = found.boxes.float().cpu()
+        corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+        objects: list[dict[str, Any]] = [
+            {"name": classes[index], "class_id": index, "box": [round(number, BOX_DIGITS) for number in box]}
+            for index, box in zip(found.classes.tolist(), corners)
+        ]
+        if found.scores is not None:
+            for one, score in zip(objects, found.scores.tolist()):
+                one["score"] = round(score, DIGITS)
+        if found.masks is not None:
+            for one, counts in zip(objects, masks.to_runs(found.masks)):
+                one["segmentation"] = {"size": list(found.masks.size), "counts": counts.decode()}
+        return {"objects": objects}
+
+    def writers(self) -> dict[str, type[Writer]]:
+        """COCO's results and YOLO's lines."""
+        return {"coco": CocoResults, "yolo": YoloLines}
+
+    def sections(self, evidence: Evidence) -> Iterable[page.Section]:
+        """The classes, the curves, and the pictures where the model is most and least wrong."""
+        yield page.Section("Classes", _by_class(evidence.evaluation["tables"]))
+        if (path := evidence.folder / CURVES).exists():
+            curves = page.chart(path.read_bytes(), "Precision over recall, a line a class")
+            yield page.Section("Precision and recall", curves, "At an overlap of one half.")
+        ranked = [index for _, index in sorted(self._f1(evidence))]
+        said = "By F1 at the thresholds of the model. The truth above, what the model says below."
+        yield page.Section("Most wrong", self.comparison(evidence, ranked[:SHOWN]), said)
+        yield page.Section("Most right", self.comparison(evidence, ranked[SHOWN:][: -SHOWN - 1 : -1]), said)
+
+    def _f1(self, evidence: Evidence) -> list[tuple[float, int]]:
+        """(F1, index) of pictures, evenly picked; 1 where nothing is there and nothing is said."""
+        found = []
+        for example in evidence.examples(evidence.evenly(SEARCHED)):
+            truth = cast("Instances", evidence.truth(example.number))
+            both = pair(cast("Instances", example.prediction), truth, kinds=self.kinds[:1])
+            verdict = judged(both, overlaps(both, self.kinds[0]))
+            right, wrong = (int((verdict == one).sum()) for one in (RIGHT, WRONG))
+            counted = right + wrong + int((~both.truth.crowd).sum())
+            found.append((2 * right / counted if counted else 1.0, example.number))
+        return found
+
+    def _shown(self, target: Target) -> Instances:
+        """Without what the task does not speak of."""
+        found = cast("Instances", target)
+        return found if "masks" in self.kinds else found._replace(masks=None)
+
+
+def _by_class(tables: Mapping[str, Any]) -> str:
+    """Rows of `classes` beside those of `operating_points`."""
+    parts = [tables["classes"], tables["operating_points"]]
+    rows = zip(parts[0]["rows"], *(part["values"] for part in parts))
+    return page.table(
+        [(name, [_number(value) for part in values for value in part]) for name, *values in rows],
+        [name for part in parts for name in part["columns"]],
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

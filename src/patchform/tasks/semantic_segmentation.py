@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from patchform import drawing
+from patchform import drawing, page
+from patchform.data.faults import Faults
+from patchform.data.listing import Listing
+from patchform.data.pictures import MaskedPictures
+from patchform.data.samples import Samples
+from patchform.data.segmentation_transforms import evaluation_scene, training_scene
+from patchform.errors import UsageError
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import PixelCalibration
 from patchform.metrics.intersection import BoundaryIntersection, Intersection
-from patchform.records import IGNORED, Regions, Target
-from patchform.tasks.base import Task
+from patchform.records import IGNORED, Preprocessing, Regions, Target
+from patchform.settings import AugmentationSettings
+from patchform.tasks.base import DIGITS, Evidence, Task
 
 LEGEND = 12
 """Names below a picture, the largest areas first."""
-DIGITS = 6
-"""Of written shares."""
+SHOWN = 6
+"""Pictures of a report."""
 
 
 class SemanticSegmentation(Task):
@@ -30,7 +37,32 @@ class SemanticSegmentation(Task):
     name: ClassVar[str] = "semantic_segmentation"
     target: ClassVar[type] = Regions
     head: ClassVar[str] = "setr"
+    classes: ClassVar[int] = 150
+    windows: ClassVar[Literal["none", "input", "picture"]] = "input"
     better = "mean_iou"
+
+    def training_samples(
+        self, listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int
+    ) -> Samples[Any]:
+        """Pictures with masks."""
+        if augmentation.views > 1:
+            raise UsageError("augmentation.views is not for masks and objects", remedy="set it to 1")
+        return MaskedPictures(listing, training_scene(preprocessing, augmentation), preprocessing, seed)
+
+    def evaluation_samples(
+        self, listing: Listing, preprocessing: Preprocessing, seed: int = 0, *, views: tuple[int, int] = (1, 1)
+    ) -> Samples[Any]:
+        """Pictures with masks, which stay in the pixels of the picture."""
+        return MaskedPictures(listing, evaluation_scene(preprocessing), preprocessing, seed)
+
+    def made_up(
+        self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator
+    ) -> Target:
+        """Any class at any pixel."""
+        return Regions(torch.randint(len(listing.classes), size, dtype=torch.uint8, generator=generator))
+
+    def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
+        """None: of pixels, some classes always have few."""
 
     def metric(self, classes: Sequence[str]) -> Metric:
         """Intersection over union, from pixel counts over the whole data set."""
@@ -66,6 +98,11 @@ class SemanticSegmentation(Task):
             np.save(stream, regions.scores.half().cpu().numpy())
             found[".scores.npy"] = stream.getvalue()
         return found
+
+    def sections(self, evidence: Evidence) -> Iterable[page.Section]:
+        """Pictures with the true classes of their pixels above what the model says."""
+        shown = self.comparison(evidence, evidence.evenly(SHOWN))
+        yield page.Section("Pictures", shown, "The truth above, what the model says below.")
 
 
 def _shares(regions: Regions) -> list[tuple[int, float]]:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from patchform import distributed
 from patchform.data.collate import to_device
-from patchform.data.dataset import Splits, open_data, training_pictures
+from patchform.data.dataset import Splits, open_data
 from patchform.data.listing import Listing
 from patchform.data.loader import TrainingBatches, aspects, balance, generator, training_loader
-from patchform.data.transforms import Mixing
 from patchform.records import Batch, Preprocessing
 from patchform.settings import Recipe
+from patchform.tasks.base import find_task
 from patchform.training.preparation import checked, preprocessing_of
 from patchform.training.run import Surroundings
 from patchform.training.schedule import Course
@@ -46,6 +46,7 @@ def open_training(recipe: Recipe, around: Surroundings, *, resume: bool) -> Trai
     """
     preprocessing = preprocessing_of(recipe.data)
     splits = open_data(recipe.data, seed=recipe.training.seed, preprocessing=preprocessing, task=recipe.task)
+    find_task(recipe.task).refuse(splits.train, splits.validation)
     for note in splits.notes:
         around.reporter.note(note)
     counts = splits.train.counts()
@@ -69,15 +70,16 @@ class Batches:
     def __init__(self, recipe: Recipe, data: TrainingData, course: Course, around: Surroundings, start: int) -> None:
         listing, settings = data.listing, recipe.training
         self._seed, self._around, self._listing = settings.seed, around, listing
-        self._mixing = Mixing(recipe.augmentation, len(listing.classes))
+        task = find_task(recipe.task)
+        self._mixing = task.mixing(recipe.augmentation, len(listing.classes))
         weights = balance(listing) if recipe.data.balanced else None
         groups = None if data.preprocessing.resize == "squash" else aspects(listing)
         self._order = TrainingBatches(
             len(listing), settings.batch_size, settings.seed, start, course.steps, weights, groups, share=around.place
         )
-        pictures = training_pictures(listing, data.preprocessing, recipe.augmentation, settings.seed)
+        samples = task.training_samples(listing, data.preprocessing, recipe.augmentation, settings.seed)
         pin = around.device.type == "cuda"
-        self._incoming = iter(training_loader(pictures, self._order, recipe.data.workers, pin=pin))
+        self._incoming = iter(training_loader(samples, self._order, recipe.data.workers, pin=pin))
 
     def next(self, step: int) -> Batch:
         """The batch of a step, whichever is next; errors as of the loader, in all processes."""

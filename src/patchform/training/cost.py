@@ -10,17 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchform import lookup
 from patchform.data.collate import parts, to_device
-from patchform.data.dataset import outlined
 from patchform.data.listing import Listing
 from patchform.data.loader import generator
-from patchform.data.transforms import Mixing
 from patchform.distributed import SINGLE
 from patchform.layers.drop import DropPath
-from patchform.records import Batch, Bitmaps, Embedding, Instances, Label, Preprocessing, Regions, Target
+from patchform.records import Batch, Preprocessing
 from patchform.settings import Recipe
-from patchform.tasks.base import Task
+from patchform.tasks.base import task_of
 from patchform.training import ema, optimizer, peaks
 from patchform.training.learner import Learner
 from patchform.training.preparation import model_of, seed_everything
@@ -33,8 +30,6 @@ FEW, NEVER = 2, 1e-12
 """Pictures of a step that is measured, and again one more; a rate of stochastic depth that still takes its way."""
 LARGE = 256 * 256
 """Pixels from which a picture is first measured at half its sides."""
-OBJECTS = 100
-"""Of a picture, where there are no data."""
 
 
 class Held(NamedTuple):
@@ -142,7 +137,8 @@ class Meter:
                 module.rate = NEVER
         self.optimizer = self.learner.optimizer
         optimizer.set_rate(self.optimizer, 0.0)
-        self.mixing = Mixing(recipe.augmentation, len(listing.classes))
+        self.task = task_of(self.model.architecture, self.model.head)
+        self.mixing = self.task.mixing(recipe.augmentation, len(listing.classes))
 
     def cost(
         self, batches: Sequence[Sequence[Size]], room: int, progress: Callable[[int, int], None], notes: list[str]
@@ -226,31 +222,8 @@ class Meter:
         if padded:
             padding = torch.zeros(images, height, width, dtype=torch.bool)
             padding[1:, :, -1] = True
-        targets = tuple(self._target(size, numbers) for _ in range(images))
+        targets = [self.task.made_up(self.listing, size, change, numbers) for _ in range(images)]
         return Batch(pixels, targets, ("",) * images, (size,) * images, padding, views)
-
-    def _target(self, size: Size, numbers: torch.Generator) -> Target:
-        classes = len(self.listing.classes)
-        kind = lookup.the_class("tasks", self.recipe.task, Task).target  # type: ignore[attr-defined]
-        if kind is Label:
-            return Label(torch.randint(classes, (1,), generator=numbers))
-        if kind is Embedding:
-            return Label(torch.empty(0, dtype=torch.int64))
-        if kind is Regions:
-            return Regions(torch.randint(classes, size, dtype=torch.uint8, generator=numbers))
-        change, known = (
-            self.recipe.augmentation,
-            [len(item.objects.boxes) for item in self.listing.items if item.objects],
-        )
-        count = max(known, default=OBJECTS) * (4 if change.mosaic else 1) * (2 if change.copy_paste else 1)
-        sides = torch.tensor([size[1], size[0]])
-        low = (torch.rand(count, 2, generator=numbers) * sides / 2).long()
-        high = low + 1 + (torch.rand(count, 2, generator=numbers) * (sides / 2 - 1).clamp(min=0)).long()
-        boxes = torch.cat([low, high], 1)
-        bitmaps = None
-        if self.recipe.task == "instance_segmentation" or outlined(self.listing):
-            bitmaps = Bitmaps(torch.ones(int((high - low).prod(1).sum()), dtype=torch.bool), boxes, size)
-        return Instances(boxes.float(), torch.randint(classes, (count,), generator=numbers), masks=bitmaps)
 
     def _held(self) -> Held:
         parameters = list(self.model.parameters())

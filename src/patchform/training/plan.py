@@ -31,6 +31,7 @@ from patchform.errors import ResourceError
 from patchform.geometry import grids
 from patchform.records import Preprocessing
 from patchform.settings import ModelSettings, Recipe
+from patchform.tasks.base import find_task
 from patchform.training import peaks
 from patchform.training.cost import FEW, Cost, Held, Meter, Size, loads
 from patchform.training.memory import memory_errors
@@ -42,9 +43,6 @@ MARGIN = 1.2
 """What is predicted fits if there is room for so many times as much. What CPU processes took at most beyond their
 imports, over what was predicted: ViT-S/16 of 128 pixels with 4, 32 and 64 pictures, and 32 in parts of 8, 1.00, 1.02,
 1.02 and 0.99; with 32 ResNet-18 1.06, PVT v2 b0 1.19. The rest is fragments, scratch space of kernels and libraries."""
-CLASSES = {"classification": 1000, "semantic_segmentation": 150, "video_classification": 400}
-OTHER_CLASSES = 80
-"""Made up where there are no data: those of ImageNet, ADE20K, Kinetics-400 and COCO."""
 LOOKED_AT = 200_000
 """Pictures of which batches are looked at; those of later epochs are left out."""
 WINDOW = 14
@@ -144,9 +142,10 @@ def _listing(recipe: Recipe, notes: list[str]) -> Listing:
         found = open_data(
             recipe.data, seed=recipe.training.seed, preprocessing=preprocessing_of(recipe.data), task=recipe.task
         )
+        find_task(recipe.task).refuse(found.train)
         return found.train
     weights = recipe.loss.class_weights
-    count = len(weights) if isinstance(weights, list) else CLASSES.get(recipe.task, OTHER_CLASSES)
+    count = len(weights) if isinstance(weights, list) else find_task(recipe.task).classes
     names = recipe.data.classes if isinstance(recipe.data.classes, tuple) else tuple(map(str, range(count)))
     notes.append(f"no data given: planned for {len(names)} classes and pictures of data.image_size")
     return Listing(classes=names, items=(), root=Path())

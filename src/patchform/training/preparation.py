@@ -18,9 +18,10 @@ from patchform.data.listing import Listing
 from patchform.errors import UsageError
 from patchform.heads.base import DenseHead
 from patchform.loading import load_weights
-from patchform.model import UNLABELLED, Model, build_model, describe
+from patchform.model import Model, build_model, describe
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings, Recipe
+from patchform.tasks.base import find_task
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 
@@ -28,13 +29,14 @@ from patchform.training.run import Stop
 def refuse_nonsense(recipe: Recipe) -> None:
     """Raise UsageError for a setting out of its range, before anything is read."""
     data, model, moves, shape, course = recipe.data, recipe.model, recipe.optimizer, recipe.schedule, recipe.training
-    change, unlabelled = recipe.augmentation, recipe.task == UNLABELLED
+    change, task = recipe.augmentation, find_task(recipe.task)
+    unlabelled = not task.labelled
     sides = (data.image_size,) if isinstance(data.image_size, int) else data.image_size
     ranges = {
         "data.image_size": (min(sides) >= 1, "at least 1"),
         "data.channels": (data.channels >= 1, "at least 1"),
         "data.frames": (
-            data.frames >= (1 if recipe.task == "video_classification" else 0),
+            data.frames >= (1 if task.frames else 0),
             "at least 1 for videos, 0 for pictures",
         ),
         "data.frame_step": (data.frame_step >= 1, "at least 1"),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from patchform import lookup
-from patchform.data.dataset import evaluation_pictures
 from patchform.data.loader import evaluation_loader
 from patchform.evaluation import evaluate
 from patchform.metrics.base import Scores
 from patchform.model import save
-from patchform.tasks.base import Task
+from patchform.tasks.base import find_task
 from patchform.training import run
 from patchform.training.batches import TrainingData
 from patchform.training.checkpoint import Counters
@@ -32,9 +30,9 @@ class Validation:
     def __init__(self, learner: Learner, data: TrainingData, around: Surroundings, at_once: int) -> None:
         recipe = learner.recipe
         self.learner, self.around, self.settings = learner, around, recipe.training
-        self.task: Task = lookup.the_class("tasks", recipe.task, Task).of(learner.model.head)  # type: ignore[attr-defined]
-        pictures = evaluation_pictures(data.splits.validation, data.preprocessing, recipe.training.seed)
-        self.loader = evaluation_loader(pictures, at_once, recipe.data.workers, pin=around.device.type == "cuda")
+        self.task = find_task(recipe.task).of(learner.model.head)
+        samples = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
+        self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=around.device.type == "cuda")
 
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.

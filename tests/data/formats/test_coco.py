@@ -10,11 +10,13 @@ from patchform.data import json_lists
 from patchform.data.checks import check, examine
 from patchform.data.dataset import open_data
 from patchform.data.faults import Faults
-from patchform.data.formats import coco
+from patchform.data.formats.coco import Coco
 from patchform.data.listing import RLE
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+coco = Coco()
 
 PLAIN = DataSettings()
 WIDTH, HEIGHT = 48, 32
@@ -50,7 +52,7 @@ def placed(root, content, *, file="annotations/instances_train.json", folder="tr
 def faults_of(root, annotations, **more):
     """(kind, where, what) of all that is wrong, and the listing without it."""
     faults = Faults()
-    listing = coco.read(placed(root, document(annotations, **more)), PLAIN, None, faults)
+    listing = coco.open(placed(root, document(annotations, **more)), PLAIN, None, faults)
     return [(fault.kind, fault.where, fault.what) for fault in faults], listing
 
 
@@ -75,7 +77,7 @@ def test_where_files_lie(tmp_path, file, folder):
     before = tree_state(tmp_path)
     assert coco.recognises(tmp_path)
     assert coco.parts(tmp_path) == (tmp_path / file, None)
-    listing = coco.read(tmp_path / file, PLAIN, None)
+    listing = coco.open(tmp_path / file, PLAIN, None)
     assert [item.path for item in listing.items] == [tmp_path / folder / "a.jpg", tmp_path / folder / "b.jpg"]
     assert listing.items[0].objects.boxes.tolist() == [[2, 3, 12, 15]]
     assert tree_state(tmp_path) == before
@@ -96,7 +98,7 @@ def test_several_lists_of_a_part_are_not_guessed_at(tmp_path):
     with pytest.raises(DataError, match="2 lists of annotations"):
         coco.parts(tmp_path)
     with pytest.raises(DataError, match="2 lists of annotations"):
-        coco.read(tmp_path, PLAIN, None)
+        coco.open(tmp_path, PLAIN, None)
 
 
 def test_ids_with_gaps_in_any_order_before_their_images_and_as_texts(tmp_path):
@@ -105,13 +107,13 @@ def test_ids_with_gaps_in_any_order_before_their_images_and_as_texts(tmp_path):
     )
     content["images"][0]["id"], content["images"][1]["id"] = 9, "two"
     turned = {key: content[key] for key in ("annotations", "categories", "images")}
-    listing = coco.read(placed(tmp_path, turned), PLAIN, None)
+    listing = coco.open(placed(tmp_path, turned), PLAIN, None)
     assert (listing.classes, listing.ids) == (("b", "a"), ("x", 0))
     assert [(item.objects.id, item.objects.classes.tolist(), item.classes) for item in listing.items] == [
         (9, [1], (1,)),
         ("two", [0, 1], (0, 1)),
     ]
-    again = coco.read(tmp_path / "annotations" / "instances_train.json", PLAIN, ("elk", "a", "b"))
+    again = coco.open(tmp_path / "annotations" / "instances_train.json", PLAIN, ("elk", "a", "b"))
     assert (again.classes, again.ids) == (("elk", "a", "b"), (1, 0, "x"))
 
 
@@ -120,7 +122,7 @@ def test_outlines_of_all_kinds_crowds_and_pictures_without_objects(tmp_path):
     mask[3:9, 4:20] = True
     plain = runs(mask)
     polygons = [[1, 2, 10, 2, 10, 9], [20, 20, 30, 20, 30.5, 30, 20, 30]]
-    listing = coco.read(
+    listing = coco.open(
         placed(
             tmp_path,
             document(
@@ -222,7 +224,7 @@ def test_bad_boxes(tmp_path, bbox, kind, kept):
     content = document([*good, {**annotation(), "bbox": bbox}])
     text = json.dumps(content).replace("Infinity", "1e999")
     faults = Faults()
-    listing = coco.read(placed(tmp_path, text), PLAIN, None, faults)
+    listing = coco.open(placed(tmp_path, text), PLAIN, None, faults)
     assert [fault.kind for fault in faults] == [kind or "box-bad"]
     boxes = listing.items[0].objects.boxes
     assert len(boxes) == 9 + kept
@@ -239,7 +241,7 @@ def test_corners_in_place_of_sizes_are_recognised(tmp_path):
     with pytest.raises(
         DataError, match=r"8 boxes that leave their picture, more than a fifth.*looks like x1, y1, x2, y2"
     ):
-        coco.read(tmp_path / "annotations" / "instances_train.json", PLAIN, None)
+        coco.open(tmp_path / "annotations" / "instances_train.json", PLAIN, None)
     faults, _ = faults_of(tmp_path, [*corners[:3], *[annotation()] * 12])
     assert {fault[0] for fault in faults} == {"box-clipped"}
 
@@ -274,20 +276,20 @@ def test_bad_records_are_collected(tmp_path, change, kind):
     content = document([annotation(), annotation(image=2, category=2)])
     change(content)
     file, faults = placed(tmp_path, content), Faults()
-    listing = coco.read(file, PLAIN, None, faults)
+    listing = coco.open(file, PLAIN, None, faults)
     assert all(item.path.is_file() for item in listing.items)
     assert all(len(item.objects.boxes) <= 1 for item in listing.items)
     kinds = [fault.kind for fault in faults]
     assert kinds[0] == kind or kind in kinds
     assert set(kinds) <= {kind, "picture-unknown", "class-unknown", "picture-missing"}
     with pytest.raises(DataError, match=str(file)):
-        coco.read(file, PLAIN, None)
+        coco.open(file, PLAIN, None)
 
 
 def test_all_faults_are_told_at_once(tmp_path):
     bad = [annotation(image=70 + index) for index in range(7)] + [annotation(bbox=(1, 2, -1, 4))] + [annotation()] * 3
     with pytest.raises(DataError) as caught:
-        coco.read(placed(tmp_path, document(bad)), PLAIN, None)
+        coco.open(placed(tmp_path, document(bad)), PLAIN, None)
     text = str(caught.value)
     assert "8 faults (7 objects of a picture that is not listed, 1 boxes with a negative side" in text
     assert "image 70, annotation 1 (image_id 70); image 71" in text
@@ -300,7 +302,7 @@ def test_pictures_of_another_size_or_as_they_lie(tmp_path):
     image = Image.fromarray(gradient(WIDTH, HEIGHT))  # lies on its side
     (tmp_path / "train" / "a.jpg").write_bytes(encode(image, "JPEG"))
     (tmp_path / "train" / "b.jpg").write_bytes(encode(Image.fromarray(gradient(HEIGHT, WIDTH)), "JPEG", exif=exif(6)))
-    listing = coco.read(tmp_path, PLAIN, None)
+    listing = coco.open(tmp_path, PLAIN, None)
     faults = examine(listing, Preprocessing()).faults
     assert [(fault.kind, fault.where) for fault in faults] == [("size-differs", "a.jpg"), ("size-turned", "b.jpg")]
     assert faults[1].what == "annotated as 48 x 32 pixels, it has 32 x 48 upright"
@@ -315,12 +317,12 @@ def test_sizes_that_are_not_given_are_those_of_the_upright_pictures(tmp_path):
         del record["width"], record["height"]
     file = placed(tmp_path, content)
     (tmp_path / "train" / "a.jpg").write_bytes(encode(Image.fromarray(gradient(HEIGHT, WIDTH)), "JPEG", exif=exif(8)))
-    listing = coco.read(file, PLAIN, None)
+    listing = coco.open(file, PLAIN, None)
     assert [item.objects.size for item in listing.items] == [(WIDTH, HEIGHT), (HEIGHT, WIDTH)]
     assert listing.items[0].objects.boxes.tolist() == [[1, 1, HEIGHT, WIDTH]]
     (tmp_path / "train" / "b.jpg").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"b\.jpg \(not a picture"):
-        coco.read(file, PLAIN, None)
+        coco.open(file, PLAIN, None)
 
 
 def test_documents_that_are_none(tmp_path):
@@ -330,20 +332,20 @@ def test_documents_that_are_none(tmp_path):
         ('{"images": [], "annotations": [], "categories": []}', "no categories"),
     ):
         with pytest.raises(DataError, match=reason):
-            coco.read(placed(tmp_path, text), PLAIN, None)
+            coco.open(placed(tmp_path, text), PLAIN, None)
     with pytest.raises(UsageError):
-        coco.read(placed(tmp_path, document([])), DataSettings(classes=("elk",)), None)
+        coco.open(placed(tmp_path, document([])), DataSettings(classes=("elk",)), None)
 
 
 def test_class_names_that_differ_by_case(tmp_path):
     with pytest.raises(DataError, match='"cat" and "Cat "'):
-        coco.read(placed(tmp_path, document([], categories=[(1, "cat"), (2, "Cat ")])), PLAIN, None)
+        coco.open(placed(tmp_path, document([], categories=[(1, "cat"), (2, "Cat ")])), PLAIN, None)
 
 
 def test_pycocotools_reads_what_is_written(tmp_path, capsys):
     tools = pytest.importorskip("pycocotools.coco")
     content = document([annotation(segmentation=[[1, 2, 10, 2, 10, 9.25]]), annotation(2, 2, (1.5, 2.5, 3.25, 4.75))])
-    coco.write(coco.read(placed(tmp_path / "a", content), PLAIN, None), tmp_path / "b")
+    coco.write(coco.open(placed(tmp_path / "a", content), PLAIN, None), tmp_path / "b")
     theirs = tools.COCO(str(tmp_path / "b" / "annotations" / "instances_train.json"))
     assert theirs.loadAnns([1])[0]["segmentation"] == [[1, 2, 10, 2, 10, 9.25]]
     assert theirs.loadAnns([2])[0]["bbox"] == [1.5, 2.5, 3.25, 4.75]
@@ -353,6 +355,6 @@ def test_pycocotools_reads_what_is_written(tmp_path, capsys):
 def test_a_large_set_is_listed_in_linear_time(tmp_path):
     images = [f"{number}.jpg" for number in range(3000)]
     content = document([annotation(1 + number % 3000) for number in range(20000)], images=images)
-    listing = coco.read(placed(tmp_path, content, names=[]), DataSettings(skip_bad=0.99), None, Faults())
+    listing = coco.open(placed(tmp_path, content, names=[]), DataSettings(skip_bad=0.99), None, Faults())
     assert len(listing) == 0
     assert json_lists.MAX_BYTES == 2_000_000_000

@@ -7,13 +7,16 @@ from faster_coco_eval import mask as coco
 from PIL import Image
 
 from patchform.data.checks import check
-from patchform.data.dataset import Pictures, open_data
-from patchform.data.formats import coco_stuff
+from patchform.data.dataset import open_data
+from patchform.data.formats.coco_stuff import CocoStuff
 from patchform.data.mask_files import decode_mask
+from patchform.data.pictures import MaskedPictures
 from patchform.data.segmentation_transforms import evaluation_scene
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+coco_stuff = CocoStuff()
 
 TASK, PLAIN = "semantic_segmentation", DataSettings()
 NATIVE = Preprocessing(size=(16, 16), resize="native")
@@ -72,7 +75,7 @@ def test_regions_are_drawn_in_their_order(tmp_path):
     assert train.classes == validation.classes == ("banner", "other", "bridge")
     assert "pixels of no region are ignored" in notes
     for number, listing in enumerate((train, validation)):
-        pictures = Pictures(listing, evaluation_scene(NATIVE), NATIVE)
+        pictures = MaskedPictures(listing, evaluation_scene(NATIVE), NATIVE)
         for index in range(2):
             sample = pictures[0, index]
             wanted = painted((number, index), {92: 0, 183: 1, 95: 2})
@@ -96,7 +99,7 @@ def test_classes_that_are_not_named_are_ignored(tmp_path):
 def test_polygons_are_drawn_too(tmp_path):
     square = [[2.0, 3.0, 7.0, 3.0, 7.0, 6.0, 2.0, 6.0]]
     lists = [{"image_id": 0, "category_id": 95, "segmentation": square}]
-    listing = coco_stuff.read(
+    listing = coco_stuff.open(
         written(tmp_path, ["train2017"], annotations=lists) / "annotations" / "stuff_train2017.json", PLAIN, None
     )
     found = decode_mask(listing.items[0].mask, listing.mask_codes, SIZE)
@@ -110,7 +113,7 @@ def test_pictures_may_lie_in_images(tmp_path):
     written(tmp_path, ["val2017"])
     (tmp_path / "images").mkdir()
     (tmp_path / "val2017").rename(tmp_path / "images" / "val2017")
-    listing = coco_stuff.read(tmp_path, PLAIN, ("sky", "bridge", "banner", "other"))
+    listing = coco_stuff.open(tmp_path, PLAIN, ("sky", "bridge", "banner", "other"))
     assert listing.name(0) == "0.png"
     assert torch.equal(decode_mask(listing.items[0].mask, listing.mask_codes), painted((0, 0), {92: 2, 183: 3, 95: 1}))
 
@@ -137,14 +140,14 @@ BAD = {
 def test_what_is_not_the_format_is_said(name, tmp_path):
     changes, message = BAD[name]
     with pytest.raises(DataError) as caught:
-        coco_stuff.read(written(tmp_path, ["train2017"], **changes), PLAIN, None)
+        coco_stuff.open(written(tmp_path, ["train2017"], **changes), PLAIN, None)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_settings_of_label_pictures_are_refused(tmp_path):
     with pytest.raises(UsageError, match="zero"):
-        coco_stuff.read(written(tmp_path, ["train2017"]), DataSettings(zero="ignore"), None)
+        coco_stuff.open(written(tmp_path, ["train2017"]), DataSettings(zero="ignore"), None)
 
 
 def test_a_picture_of_another_size_is_said(tmp_path):

@@ -1,9 +1,11 @@
 import pytest
 from bad_pictures import class_folders
 
-from patchform.data.formats import csv_list
+from patchform.data.formats.csv_list import CsvList
 from patchform.errors import DataError
 from patchform.settings import DataSettings
+
+csv_list = CsvList()
 
 SINGLE, MULTI = DataSettings(), DataSettings(labels="multi")
 
@@ -30,7 +32,7 @@ def labels(listing):
 def test_a_label_column(root, delimiter, encoding, ends):
     lines = ["Path,taken,Label", "a/000.png,2020,dog", 'a/001.png,2021,"größe"', "", "a/002.png,2021,dog"]
     path = write(root, ends.join(line.replace(",", delimiter) for line in lines) + ends, encoding)
-    listing = csv_list.read(path, SINGLE, None)
+    listing = csv_list.open(path, SINGLE, None)
     assert listing.classes == ("dog", "größe")
     assert labels(listing) == [("dog",), ("größe",), ("dog",)]
     assert listing.name(0) == "a/000.png"
@@ -39,33 +41,33 @@ def test_a_label_column(root, delimiter, encoding, ends):
 
 def test_several_labels_in_one_column(root):
     path = write(root, "image,labels\na/000.png,x|y\na/001.png,y;z\na/002.png,\na/003.png,z|z\n")
-    listing = csv_list.read(path, MULTI, None)
+    listing = csv_list.open(path, MULTI, None)
     assert labels(listing) == [("x", "y"), ("y", "z"), (), ("z",)]
     with pytest.raises(DataError, match=r"2 classes.*line 2"):
-        csv_list.read(path, SINGLE, None)
+        csv_list.open(path, SINGLE, None)
 
 
 def test_a_column_for_each_class(root):
     path = write(root, "image,zebra,ant\na/000.png,1,0\na/001.png,0,1\na/002.png,1,1\na/003.png,0,0\n")
-    listing = csv_list.read(path, MULTI, None)
+    listing = csv_list.open(path, MULTI, None)
     assert listing.classes == ("zebra", "ant")
     assert labels(listing) == [("zebra",), ("ant",), ("zebra", "ant"), ()]
     with pytest.raises(DataError, match=r"line 4"):
-        csv_list.read(path, SINGLE, None)
+        csv_list.open(path, SINGLE, None)
 
 
 def test_given_classes_match_by_name(root):
     path = write(root, "image,label\na/000.png,b\na/001.png,a\n")
-    listing = csv_list.read(path, SINGLE, ("b", "c", "a"))
+    listing = csv_list.open(path, SINGLE, ("b", "c", "a"))
     assert [item.classes for item in listing.items] == [(0,), (2,)]
     with pytest.raises(DataError, match='unknown class: "b"'):
-        csv_list.read(path, SINGLE, ("a",))
+        csv_list.open(path, SINGLE, ("a",))
 
 
 def test_missing_files_are_counted_and_five_are_named(root):
     rows = "".join(f"no/{index}.png,x\n" for index in range(7))
     with pytest.raises(DataError, match=r"7 of 8 files are missing: .*no/4\.png\" and 2 more") as caught:
-        csv_list.read(write(root, f"image,label\na/000.png,x\n{rows}"), SINGLE, None)
+        csv_list.open(write(root, f"image,label\na/000.png,x\n{rows}"), SINGLE, None)
     assert "no/5.png" not in str(caught.value)
 
 
@@ -87,15 +89,15 @@ def test_missing_files_are_counted_and_five_are_named(root):
 )
 def test_faulty_lists_stop(root, text, reason):
     with pytest.raises(DataError, match=reason):
-        csv_list.read(write(root, text), SINGLE, None)
+        csv_list.open(write(root, text), SINGLE, None)
 
 
 def test_other_encodings_stop(root):
     with pytest.raises(DataError, match="UTF-8"):
-        csv_list.read(write(root, "image,label\na/000.png,größe\n", "latin-1"), SINGLE, None)
+        csv_list.open(write(root, "image,label\na/000.png,größe\n", "latin-1"), SINGLE, None)
 
 
 def test_numbers_are_ordered_as_numbers(root):
-    listing = csv_list.read(write(root, "image,label\na/000.png,10\na/001.png,9\n"), SINGLE, None)
+    listing = csv_list.open(write(root, "image,label\na/000.png,10\na/001.png,9\n"), SINGLE, None)
     assert listing.classes == ("9", "10")
     assert any("9 -> 0, 10 -> 1" in note for note in listing.notes)

@@ -10,13 +10,16 @@ from PIL import Image
 from torchvision.datasets import Cityscapes
 
 from patchform.data.checks import check
-from patchform.data.dataset import Pictures, open_data, open_evaluation
-from patchform.data.formats import mask_folder
+from patchform.data.dataset import open_data, open_evaluation
+from patchform.data.formats.mask_folder import _LABEL_IDS, _TRAIN_IDS, CITYSCAPES, MaskFolders
 from patchform.data.mask_files import decode_mask
+from patchform.data.pictures import MaskedPictures
 from patchform.data.segmentation_transforms import evaluation_scene
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+masks = MaskFolders()
 
 TASK = "semantic_segmentation"
 PLAIN = DataSettings()
@@ -41,7 +44,7 @@ def test_pictures_and_masks_pair_by_name(tmp_path):
     named(mask_folders(tmp_path, ["b", "a", "deep/c.x"]))
     (tmp_path / "masks" / "notes.md").write_text("")
     before = tree_state(tmp_path)
-    listing = mask_folder.read(tmp_path, PLAIN, None)
+    listing = masks.open(tmp_path, PLAIN, None)
     assert pairs(listing) == [("a.png", "a.png"), ("b.png", "b.png"), ("deep/c.x.png", "c.x.png")]
     assert listing.classes == ("sky", "road", "tree")
     assert listing.mask_codes.ids == ((0, 0), (1, 1), (2, 2), (255, 255))
@@ -96,10 +99,8 @@ def cityscapes(root, ending, value):
 
 
 def test_cityscapes_by_train_ids_or_by_its_own(tmp_path):
-    one = open_evaluation(
-        cityscapes(tmp_path / "1", mask_folder._TRAIN_IDS, 13), PLAIN, tuple(mask_folder.CITYSCAPES), TASK
-    )
-    two = mask_folder.read(cityscapes(tmp_path / "2", mask_folder._LABEL_IDS, 26), PLAIN, None)
+    one = open_evaluation(cityscapes(tmp_path / "1", _TRAIN_IDS, 13), PLAIN, tuple(CITYSCAPES), TASK)
+    two = masks.open(cityscapes(tmp_path / "2", _LABEL_IDS, 26), PLAIN, None)
     for listing in (one, two):
         assert len(listing) == 2
         assert listing.classes[13] == "car"
@@ -108,15 +109,15 @@ def test_cityscapes_by_train_ids_or_by_its_own(tmp_path):
     for number, class_ in ((0, 255), (7, 0), (10, 255), (33, 18), (255, 255)):
         assert dict(two.mask_codes.ids)[number] == class_
     assert len(dict(two.mask_codes.ids)) == 35
-    cityscapes(tmp_path / "2", mask_folder._TRAIN_IDS, 13)  # better when both exist
-    assert dict(mask_folder.read(tmp_path / "2", PLAIN, None).mask_codes.ids)[13] == 13
+    cityscapes(tmp_path / "2", _TRAIN_IDS, 13)  # better when both exist
+    assert dict(masks.open(tmp_path / "2", PLAIN, None).mask_codes.ids)[13] == 13
     with pytest.raises(UsageError, match="Cityscapes"):
-        mask_folder.read(tmp_path / "2", DataSettings(zero="ignore"), None)
+        masks.open(tmp_path / "2", DataSettings(zero="ignore"), None)
 
 
 def test_the_table_of_cityscapes_is_that_of_torchvision():
     known = {row.name: row.id for row in Cityscapes.classes if row.train_id not in (-1, 255)}
-    assert list(mask_folder.CITYSCAPES.items()) == list(known.items())
+    assert list(CITYSCAPES.items()) == list(known.items())
     assert [row.train_id for row in Cityscapes.classes if row.name in known] == list(range(19))
 
 
@@ -124,45 +125,45 @@ def test_alone_and_twice_are_refused(tmp_path):
     named(mask_folders(tmp_path, ["a", "b"]))
     (tmp_path / "masks" / "a.png").rename(tmp_path / "masks" / "z.png")
     with pytest.raises(DataError, match='1 of 2 pictures have no mask: "a"'):
-        mask_folder.read(tmp_path, PLAIN, None)
+        masks.open(tmp_path, PLAIN, None)
     (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(DataError, match='1 of 2 masks have no picture: "z"'):
-        mask_folder.read(tmp_path, PLAIN, None)
+        masks.open(tmp_path, PLAIN, None)
     (tmp_path / "images" / "b.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="have one name"):
-        mask_folder.read(tmp_path, PLAIN, None)
+        masks.open(tmp_path, PLAIN, None)
     for file in (tmp_path / "images").iterdir():
         file.unlink()
     with pytest.raises(DataError, match="no picture"):
-        mask_folder.read(tmp_path, PLAIN, None)
+        masks.open(tmp_path, PLAIN, None)
 
 
 def test_names_of_classes_come_from_somewhere_or_nothing_works(tmp_path):
     mask_folders(tmp_path, ["a"])
     with pytest.raises(DataError, match=r"no names of classes.*classes\.txt.*data\.classes"):
-        mask_folder.read(tmp_path, PLAIN, None)
-    assert mask_folder.read(tmp_path, DataSettings(classes=("x", "y", "z")), None).classes == ("x", "y", "z")
+        masks.open(tmp_path, PLAIN, None)
+    assert masks.open(tmp_path, DataSettings(classes=("x", "y", "z")), None).classes == ("x", "y", "z")
     (tmp_path / "classes.json").write_text(json.dumps(["u", "v", "w"]))
-    assert mask_folder.read(tmp_path, PLAIN, None).classes == ("u", "v", "w")
+    assert masks.open(tmp_path, PLAIN, None).classes == ("u", "v", "w")
     named(tmp_path, "a b c")
-    listing = mask_folder.read(tmp_path, PLAIN, None)
+    listing = masks.open(tmp_path, PLAIN, None)
     assert listing.classes == ("a", "b", "c")
     assert any("classes.txt" in note for note in listing.notes)
     file = tmp_path / "mine.txt"
     for text, reason in (("", "no names"), ("a\nA\n", "differ only"), ("\n".join(map(str, range(256))), "256 classes")):
         file.write_text(text)
         with pytest.raises(DataError, match=reason):
-            mask_folder.read(tmp_path, DataSettings(classes=str(file)), None)
+            masks.open(tmp_path, DataSettings(classes=str(file)), None)
     (tmp_path / "classes.json").write_text('{"a": 1}')
     with pytest.raises(DataError, match="not a list of names"):
-        mask_folder.read(tmp_path, DataSettings(classes=str(tmp_path / "classes.json")), None)
+        masks.open(tmp_path, DataSettings(classes=str(tmp_path / "classes.json")), None)
 
 
 def test_zero_is_what_the_setting_says(tmp_path):
     named(mask_folders(tmp_path, ["a"], classes=4))
     with pytest.raises(DataError, match=r"mask a\.png: number 3 in \d+ pixels.*begin at 1"):
-        check(mask_folder.read(tmp_path, PLAIN, None), KEEP)
-    listing = mask_folder.read(tmp_path, DataSettings(zero="ignore"), None)
+        check(masks.open(tmp_path, PLAIN, None), KEEP)
+    listing = masks.open(tmp_path, DataSettings(zero="ignore"), None)
     assert listing.mask_codes.ids == ((1, 0), (2, 1), (3, 2), (0, 255), (255, 255))
     assert any('0 is unlabelled and ignored, 1 is class "sky"' in note for note in listing.notes)
     raw = np.array(Image.open(tmp_path / "masks" / "a.png"))
@@ -172,24 +173,24 @@ def test_zero_is_what_the_setting_says(tmp_path):
 
 def test_another_number_may_be_ignored(tmp_path):
     named(mask_folders(tmp_path, ["a"], classes=4))
-    listing = mask_folder.read(tmp_path, DataSettings(ignore=3), None)
+    listing = masks.open(tmp_path, DataSettings(ignore=3), None)
     assert dict(listing.mask_codes.ids) == {0: 0, 1: 1, 2: 2, 3: 255}
     assert any("3 is ignored" in note for note in listing.notes)
     with pytest.raises(UsageError, match='number of class "tree"'):
-        mask_folder.read(tmp_path, DataSettings(ignore=2), None)
+        masks.open(tmp_path, DataSettings(ignore=2), None)
     with pytest.raises(UsageError, match="65535"):
-        mask_folder.read(tmp_path, DataSettings(ignore=-1), None)
+        masks.open(tmp_path, DataSettings(ignore=-1), None)
 
 
 def test_known_classes_are_matched_by_name(tmp_path):
     named(mask_folders(tmp_path, ["a"]))
-    listing = mask_folder.read(tmp_path, PLAIN, ("tree", "sea", "sky", "road"))
+    listing = masks.open(tmp_path, PLAIN, ("tree", "sea", "sky", "road"))
     assert listing.classes == ("tree", "sea", "sky", "road")
     assert dict(listing.mask_codes.ids) == {0: 2, 1: 3, 2: 0, 255: 255}
     with pytest.raises(DataError, match='unknown class: "tree"'):
-        mask_folder.read(tmp_path, PLAIN, ("sky", "road"))
+        masks.open(tmp_path, PLAIN, ("sky", "road"))
     (tmp_path / "classes.txt").unlink()
-    listing = mask_folder.read(tmp_path, PLAIN, ("u", "v", "w"))
+    listing = masks.open(tmp_path, PLAIN, ("u", "v", "w"))
     assert dict(listing.mask_codes.ids) == {0: 0, 1: 1, 2: 2, 255: 255}
     assert any("no names" in note for note in listing.notes)
 
@@ -202,17 +203,17 @@ def test_colours(tmp_path):
     file = tmp_path / "colors.txt"
     file.write_text("blue sky 70 130 180\n128, 64, 128\troad\n\nvoid 0 0 0\n")
     settings = DataSettings(colors=str(file), classes=("road", "blue sky"))
-    listing = mask_folder.read(tmp_path, settings, None)
+    listing = masks.open(tmp_path, settings, None)
     assert any('ignored: "void"' in note for note in listing.notes)
     found = decode_mask(listing.items[0].mask, listing.mask_codes).numpy()
     assert (found == np.array([1, 0, 255])[ids]).all()
-    assert mask_folder.read(tmp_path, DataSettings(colors=str(file)), None).classes == ("blue sky", "road", "void")
-    judged = mask_folder.read(tmp_path, DataSettings(colors=str(file)), ("road", "sea", "blue sky"))  # of a model
+    assert masks.open(tmp_path, DataSettings(colors=str(file)), None).classes == ("blue sky", "road", "void")
+    judged = masks.open(tmp_path, DataSettings(colors=str(file)), ("road", "sea", "blue sky"))  # of a model
     assert [class_ for _, class_ in judged.mask_codes.colors] == [2, 0, 255]
     with pytest.raises(DataError, match='without a colour: "sea"'):
-        mask_folder.read(tmp_path, DataSettings(colors=str(file), classes=("road", "sea")), None)
+        masks.open(tmp_path, DataSettings(colors=str(file), classes=("road", "sea")), None)
     with pytest.raises(UsageError, match=r"data\.zero"):
-        mask_folder.read(tmp_path, DataSettings(colors=str(file), zero="ignore"), None)
+        masks.open(tmp_path, DataSettings(colors=str(file), zero="ignore"), None)
     for text, reason in (
         ("road 1 2\n", "line 1"),
         ("a 1 2 300", "line 1"),
@@ -221,21 +222,21 @@ def test_colours(tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(DataError, match=reason):
-            mask_folder.read(tmp_path, settings, None)
+            masks.open(tmp_path, settings, None)
 
 
 def test_what_does_not_go_with_masks_is_refused(tmp_path):
     named(mask_folders(tmp_path, ["a"]))
     with pytest.raises(UsageError, match="balanced"):
-        mask_folder.read(tmp_path, DataSettings(balanced=True), None)
+        masks.open(tmp_path, DataSettings(balanced=True), None)
 
 
 def test_the_nearest_folders_count_and_several_are_said(tmp_path):
     inner = named(mask_folders(tmp_path / "images" / "set", ["a", "b"]))
     mask_folders(tmp_path, ["c"])  # images/ and masks/ around the set
-    assert len(mask_folder.read(inner, PLAIN, None)) == 2
+    assert len(masks.open(inner, PLAIN, None)) == 2
     mask_folders(inner, ["a", "b"], masks="labels")
-    listing = mask_folder.read(inner, PLAIN, None)
+    listing = masks.open(inner, PLAIN, None)
     assert listing.items[0].mask.parent.name == "masks"
     assert any('masks/, not of "labels"' in note for note in listing.notes)
 
@@ -255,9 +256,9 @@ def test_layouts_serve_their_tasks_only(tmp_path):
 
 def test_a_digest_knows_masks_and_their_coding(tmp_path):
     named(mask_folders(tmp_path, ["a"]))
-    first = mask_folder.read(tmp_path, PLAIN, None).as_bytes()
-    assert first != mask_folder.read(tmp_path, DataSettings(zero="ignore"), None).as_bytes()
-    assert first == mask_folder.read(tmp_path, PLAIN, None).as_bytes()
+    first = masks.open(tmp_path, PLAIN, None).as_bytes()
+    assert first != masks.open(tmp_path, DataSettings(zero="ignore"), None).as_bytes()
+    assert first == masks.open(tmp_path, PLAIN, None).as_bytes()
 
 
 def test_camvid():
@@ -272,7 +273,7 @@ def test_camvid():
     assert len(kept) == 11
     assert min(report.pixels) > 0
     assert report.notes == ()
-    sample = Pictures(kept, evaluation_scene(KEEP), KEEP)[0, 3]
+    sample = MaskedPictures(kept, evaluation_scene(KEEP), KEEP)[0, 3]
     assert sample.target.classes.shape == sample.size == (240, 320)
     assert sample.image.shape == (3, 16, 21)
 
@@ -285,13 +286,13 @@ TABLE = (
 def test_names_from_the_table_of_ade20k(tmp_path):
     mask_folders(tmp_path, ["a"])
     (tmp_path / "objectInfo150.txt").write_text(TABLE)
-    listing = mask_folder.read(tmp_path, replace(PLAIN, zero="ignore"), None)
+    listing = masks.open(tmp_path, replace(PLAIN, zero="ignore"), None)
     assert listing.classes == ("wall", "building")
     assert listing.mask_codes.ids == ((1, 0), (2, 1), (0, 255), (255, 255))
     assert any("objectInfo150.txt" in note for note in listing.notes)
     (tmp_path / "objectInfo150.txt").write_text(TABLE + "3\t0\t1\t1\t1\tbuilding, house\n")
-    assert mask_folder.read(tmp_path, PLAIN, None).classes == ("wall", "building, edifice", "building, house")
+    assert masks.open(tmp_path, PLAIN, None).classes == ("wall", "building, edifice", "building, house")
     for bad in ("Idx\tWord\n1\twall\n", "Idx\tName\n1\n", "Idx\tName\n", ""):
         (tmp_path / "objectInfo150.txt").write_text(bad)
         with pytest.raises(DataError, match="not a table"):
-            mask_folder.read(tmp_path, PLAIN, None)
+            masks.open(tmp_path, PLAIN, None)

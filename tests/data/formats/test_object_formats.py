@@ -9,20 +9,17 @@ import pytest
 from annotated import random_listing, same
 from bad_pictures import tree_state
 
-from patchform import lookup
 from patchform.data.checks import check
-from patchform.data.dataset import has_validation, open_data, open_evaluation
+from patchform.data.dataset import formats, has_validation, open_data, open_evaluation
 from patchform.data.faults import Faults
+from patchform.data.formats.base import WritableFormat
 from patchform.errors import DataError, FolderError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+from patchform.tasks.base import find_task
 
 TASKS = ("detection", "instance_segmentation")
-FORMATS = {
-    name: module
-    for name in lookup.names("data/formats")
-    if set((module := lookup.module("data/formats", name)).TASKS) & set(TASKS)
-}
+FORMATS = {name: format_ for name, format_ in formats().items() if set(format_.tasks) & set(TASKS)}
 PRECISION = {"yolo": 1e-5}
 """Pixels; the others are exact."""
 KEEP = Preprocessing(size=(16, 16), resize="keep")
@@ -35,20 +32,21 @@ def opened(path, task="detection", faults=None, **settings):
 
 def test_the_formats():
     assert set(FORMATS) == {"coco", "voc", "yolo"}
-    assert "instance_segmentation" not in FORMATS["voc"].TASKS
+    assert set(FORMATS) == {name for name, format_ in formats().items() if isinstance(format_, WritableFormat)}
+    assert "instance_segmentation" not in FORMATS["voc"].tasks
 
 
 @pytest.mark.parametrize("outlines", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
 def test_write_then_read_is_identity(name, outlines, tmp_path):
     format_ = FORMATS[name]
-    if outlines and "outlines" not in format_.KEEPS:
+    if outlines and "outlines" not in format_.keeps:
         return
     for seed in range(12):
         source, target = tmp_path / f"source{seed}", tmp_path / f"target{seed}"
         parts = {}
         for part in ("train", "val"):
-            parts[part] = random_listing(source / part, seed, keeps=format_.KEEPS, segmentations=outlines, prefix=part)
+            parts[part] = random_listing(source / part, seed, keeps=format_.keeps, segmentations=outlines, prefix=part)
             before = tree_state(source)
             assert format_.write(parts[part], target, part=part, pictures="link") == ()
             assert tree_state(source) == before
@@ -60,7 +58,7 @@ def test_write_then_read_is_identity(name, outlines, tmp_path):
         for listing, back in ((parts["train"], train), (parts["val"], validation)):
             assert back.classes == listing.classes
             assert back.objects
-            if "ids" in format_.KEEPS:
+            if "ids" in format_.keeps:
                 assert back.ids == listing.ids
             found = {Path(back.name(index)).name: item for index, item in enumerate(back.items)}
             assert len(found) == len(listing)
@@ -72,7 +70,7 @@ def test_write_then_read_is_identity(name, outlines, tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_comparison_finds_a_difference(name, tmp_path):
     format_ = FORMATS[name]
-    listing = random_listing(tmp_path / "source", 3, keeps=format_.KEEPS)
+    listing = random_listing(tmp_path / "source", 3, keeps=format_.keeps)
     item = listing.items[1]
     moved = item.objects._replace(boxes=item.objects.boxes + np.float32(1e-3))
     format_.write(replace(listing, items=(item._replace(objects=moved),)), tmp_path / "target", pictures="copy")
@@ -97,7 +95,7 @@ def test_nothing_is_written_into_the_data_or_over_a_file(name, tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_classes_by_name_missing_pictures_and_digest(name, tmp_path):
     format_ = FORMATS[name]
-    listing = random_listing(tmp_path / "source", 5, keeps=format_.KEEPS)
+    listing = random_listing(tmp_path / "source", 5, keeps=format_.keeps)
     format_.write(listing, tmp_path / "target", pictures="copy")
     root = tmp_path / "target"
     order = ("mouse <x>", "elk", "cat", "dog & cat")
@@ -136,14 +134,15 @@ def test_classes_by_name_missing_pictures_and_digest(name, tmp_path):
     assert any("2 pictures that are not there or cannot be read, left out" in note for note in rest.notes)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if "outlines" in FORMATS[name].KEEPS])
+@pytest.mark.parametrize("name", [name for name in FORMATS if "outlines" in FORMATS[name].keeps])
 def test_outlines_are_needed_for_instance_segmentation(name, tmp_path):
     FORMATS[name].write(random_listing(tmp_path / "source", 1), tmp_path / "target", pictures="copy")
-    assert open_evaluation(tmp_path / "target", DataSettings(), random_listing(tmp_path / "s", 1).classes, "detection")
+    find_task("detection").refuse(opened(tmp_path / "target", "detection").train)
+    listing, task = opened(tmp_path / "target", "instance_segmentation").train, find_task("instance_segmentation")
     with pytest.raises(DataError, match=r"objects with a box but no outline: .*object 1 of"):
-        opened(tmp_path / "target", "instance_segmentation")
+        task.refuse(listing)
     faults = Faults()
-    opened(tmp_path / "target", "instance_segmentation", faults)
+    task.faults(listing, faults)
     assert set(faults.counts) == {"outline-missing"}
 
 

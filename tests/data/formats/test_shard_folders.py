@@ -12,8 +12,10 @@ from bad_pictures import encode
 from PIL import Image
 from tarred import special, tar
 
-from patchform.data.dataset import open_data, open_evaluation, split_listing, training_pictures
-from patchform.data.formats import shards, unlabelled, unlabelled_shards
+from patchform.data.dataset import open_data, open_evaluation, split_listing
+from patchform.data.formats.shards import ClassShards
+from patchform.data.formats.unlabelled import UnlabelledFolder
+from patchform.data.formats.unlabelled_shards import UnlabelledShards
 from patchform.data.listing import Item
 from patchform.data.loader import TrainingBatches, training_loader
 from patchform.doctor import diagnose, task_of
@@ -23,6 +25,11 @@ from patchform.prediction import Predictor
 from patchform.probing.frozen import features
 from patchform.records import Preprocessing
 from patchform.settings import AugmentationSettings, DataSettings
+from patchform.tasks.classification import Classification
+
+shards = ClassShards()
+unlabelled = UnlabelledFolder()
+unlabelled_shards = UnlabelledShards()
 
 TINY = Preprocessing(size=(16, 16), crop_share=1.0)
 NAMES = ("ant", "bee")
@@ -67,7 +74,7 @@ def opened(path, task="classification", seed=0, **settings):
 
 
 def listed(path, classes=None, task=shards):
-    return task.read(Path(path), DataSettings(), classes)
+    return task.open(Path(path), DataSettings(), classes)
 
 
 def names(listing):
@@ -105,7 +112,11 @@ def test_batches_equal_those_of_files_bit_for_bit_from_any_step_on(folder, tmp_p
 
     def run(listing, start=0, workers=0, seed=3):
         order = TrainingBatches(12, 5, seed, start, 7)
-        return list(training_loader(training_pictures(listing, TINY, AugmentationSettings(), seed), order, workers))
+        return list(
+            training_loader(
+                Classification().training_samples(listing, TINY, AugmentationSettings(), seed), order, workers
+            )
+        )
 
     whole = run(files)
     assert all(alike(one, other) for one, other in zip(run(found, 0, workers), whole, strict=True))

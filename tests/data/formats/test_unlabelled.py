@@ -2,10 +2,12 @@ import pytest
 from PIL import Image
 
 from patchform.data.dataset import open_data, open_evaluation
-from patchform.data.formats import unlabelled
+from patchform.data.formats.unlabelled import UnlabelledFolder
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+unlabelled = UnlabelledFolder()
 
 
 def write(folder, *names):
@@ -20,7 +22,7 @@ def write(folder, *names):
 
 @pytest.mark.parametrize("names", [("a.png", "b.png"), ("x/a.png", "y/z/b.png"), ("a.png", "deep/er/b.png")])
 def test_any_folder_nested_or_flat(tmp_path, names):
-    listing = unlabelled.read(write(tmp_path, *names, "notes.txt"), DataSettings(), None)
+    listing = unlabelled.open(write(tmp_path, *names, "notes.txt"), DataSettings(), None)
     assert [listing.name(index) for index in range(2)] == sorted(names)
     assert all(item.classes == () for item in listing.items)
     assert listing.classes == listing.counts() == ()
@@ -51,4 +53,4 @@ def test_a_folder_without_a_picture_is_refused(tmp_path):
     with pytest.raises(DataError, match="no known layout"):
         open_data(DataSettings(path=str(tmp_path)), seed=0, preprocessing=Preprocessing(), task="pretraining")
     with pytest.raises(DataError, match="no picture"):
-        unlabelled.read(tmp_path, DataSettings(), None)
+        unlabelled.open(tmp_path, DataSettings(), None)

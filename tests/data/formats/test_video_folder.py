@@ -5,11 +5,13 @@ import pytest
 from bad_pictures import class_folders, tree_state
 
 from patchform.data.dataset import open_data, open_evaluation, serves
-from patchform.data.formats import video_folder
+from patchform.data.formats.video_folder import VideoFolder
 from patchform.doctor import task_of
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+video_folder = VideoFolder()
 
 TASK = "video_classification"
 PLAIN = DataSettings()
@@ -31,7 +33,7 @@ def test_videos_and_folders_of_frames_are_items(tmp_path):
     touch(tmp_path, "wave/b.MP4", "wave/deep/er/a.mkv", "wave/a.gif", "clap/10/1.jpg", "clap/10/2.jpg", "clap/9/x.png")
     touch(tmp_path, "clap/deep/er/1.jpg", "clap/gifs/1.gif", "clap/gifs/2.gif")
     before = tree_state(tmp_path)
-    listing = video_folder.read(tmp_path, PLAIN, None)
+    listing = video_folder.open(tmp_path, PLAIN, None)
     assert listing.videos
     assert listing.classes == ("clap", "wave")
     assert names(listing) == [
@@ -50,7 +52,7 @@ def test_videos_and_folders_of_frames_are_items(tmp_path):
 
 def test_what_is_ignored_is_said(tmp_path):
     touch(tmp_path, "a/1.mp4", "a/cover.jpg", "a/1.txt", "a/more/2.mp4", "a/more/2.jpg", "README", ".git/x", "b/1.webm")
-    listing = video_folder.read(tmp_path, PLAIN, None)
+    listing = video_folder.open(tmp_path, PLAIN, None)
     assert [name for name, _ in names(listing)] == ["a/1.mp4", "a/more/2.mp4", "b/1.webm"]
     assert listing.notes == (
         'ignored folders: ".git"',
@@ -62,14 +64,14 @@ def test_what_is_ignored_is_said(tmp_path):
 def test_classes_without_a_video_stop(tmp_path):
     touch(tmp_path, "a/1.mp4", "b/1.jpg")
     with pytest.raises(DataError, match='no video of class "b"'):
-        video_folder.read(tmp_path, PLAIN, None)
-    assert video_folder.read(tmp_path, DataSettings(allow_empty_class=True), None).counts() == (1, 0)
-    assert video_folder.read(tmp_path, PLAIN, ("b", "a")).items[0].classes == (1,)
+        video_folder.open(tmp_path, PLAIN, None)
+    assert video_folder.open(tmp_path, DataSettings(allow_empty_class=True), None).counts() == (1, 0)
+    assert video_folder.open(tmp_path, PLAIN, ("b", "a")).items[0].classes == (1,)
     with pytest.raises(DataError, match="unknown class"):
-        video_folder.read(tmp_path, PLAIN, ("b", "c"))
+        video_folder.open(tmp_path, PLAIN, ("b", "c"))
     (tmp_path / "a" / "1.mp4").unlink()
     with pytest.raises(DataError, match=r"no video.*\.mp4"):
-        video_folder.read(tmp_path, DataSettings(allow_empty_class=True), None)
+        video_folder.open(tmp_path, DataSettings(allow_empty_class=True), None)
 
 
 def test_pictures_are_not_taken_for_videos(tmp_path):

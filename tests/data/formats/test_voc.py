@@ -6,10 +6,12 @@ from PIL import Image
 
 from patchform.data.dataset import open_data
 from patchform.data.faults import Faults
-from patchform.data.formats import voc
+from patchform.data.formats.voc import Voc
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+voc = Voc()
 
 PLAIN = DataSettings()
 WIDTH, HEIGHT = 48, 32
@@ -52,7 +54,7 @@ def test_folders(tmp_path, labels, pictures):
     before = tree_state(tmp_path)
     assert voc.recognises(tmp_path)
     assert voc.parts(tmp_path) is None
-    listing = voc.read(tmp_path, PLAIN, None)
+    listing = voc.open(tmp_path, PLAIN, None)
     assert listing.classes == ("cat", "dog")
     assert [item.path for item in listing.items] == [tmp_path / pictures / name for name in ("a.jpg", "b.jpg")]
     first, second = (item.objects for item in listing.items)
@@ -85,7 +87,7 @@ def test_xml_beside_pictures_in_folders_of_parts(tmp_path):
 def test_parts_of_objects_and_sizes_that_are_not_given(tmp_path):
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     size = "<size><width>0</width><height>0</height></size>"
-    listing = voc.read(placed(tmp_path, {"a": xml(thing(more=part), size=size), "b": xml(size="")}), PLAIN, None)
+    listing = voc.open(placed(tmp_path, {"a": xml(thing(more=part), size=size), "b": xml(size="")}), PLAIN, None)
     assert listing.items[0].objects.boxes.tolist() == [[2, 3, 12, 15]]
     assert [item.objects.size for item in listing.items] == [(HEIGHT, WIDTH)] * 2
 
@@ -96,7 +98,7 @@ def test_a_picture_of_another_name_is_the_one_that_is_named(tmp_path):
         (tmp_path / "JPEGImages" / f"{name}.jpg").unlink()
     (tmp_path / "JPEGImages" / "other.jpg").write_bytes(b"")
     faults = Faults()
-    listing = voc.read(tmp_path, PLAIN, None, faults)
+    listing = voc.open(tmp_path, PLAIN, None, faults)
     assert [item.path.name for item in listing.items] == ["other.jpg"]
     assert [(fault.kind, fault.where) for fault in faults] == [("picture-missing", "b")]
 
@@ -123,7 +125,7 @@ def test_a_picture_of_another_name_is_the_one_that_is_named(tmp_path):
 def test_faults(tmp_path, document, kind, what):
     good = xml(*[thing()] * 9)
     faults = Faults()
-    listing = voc.read(placed(tmp_path, {"a": document, "b": good}), PLAIN, None, faults)
+    listing = voc.open(placed(tmp_path, {"a": document, "b": good}), PLAIN, None, faults)
     ((found, where, said, fatal, _),) = faults
     assert found == kind
     assert where.startswith("a")
@@ -131,12 +133,12 @@ def test_faults(tmp_path, document, kind, what):
     assert len(listing.items[-1].objects.boxes) == 9
     if fatal:
         with pytest.raises(DataError, match="a"):
-            voc.read(tmp_path, PLAIN, None)
+            voc.open(tmp_path, PLAIN, None)
 
 
 def test_whole_pixels_count_from_one_and_zero_is_no_fault(tmp_path):
     faults = Faults()
-    listing = voc.read(placed(tmp_path, {"a": xml(thing(corners=(0, 0, 5, 5)))}), PLAIN, None, faults)
+    listing = voc.open(placed(tmp_path, {"a": xml(thing(corners=(0, 0, 5, 5)))}), PLAIN, None, faults)
     assert listing.items[0].objects.boxes.tolist() == [[0, 0, 5, 5]]
     assert faults.fatal == 0
 
@@ -144,17 +146,17 @@ def test_whole_pixels_count_from_one_and_zero_is_no_fault(tmp_path):
 def test_lists_that_do_not_fit(tmp_path):
     lists(placed(tmp_path, {"a": xml(thing())}), train="a a gone")
     faults = Faults()
-    listing = voc.read(tmp_path / "ImageSets" / "Main" / "train.txt", PLAIN, None, faults)
+    listing = voc.open(tmp_path / "ImageSets" / "Main" / "train.txt", PLAIN, None, faults)
     assert len(listing) == 1
     assert sorted(faults.counts.items()) == [("labels-missing", 1), ("picture-twice", 1)]
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("\n")
     with pytest.raises(DataError, match="no picture is listed"):
-        voc.read(tmp_path / "ImageSets" / "Main" / "train.txt", PLAIN, None)
+        voc.open(tmp_path / "ImageSets" / "Main" / "train.txt", PLAIN, None)
 
 
 def test_torchvision_reads_what_is_written(tmp_path):
     datasets = pytest.importorskip("torchvision.datasets")
-    listing = random_listing(tmp_path / "source", 2, keeps=voc.KEEPS)
+    listing = random_listing(tmp_path / "source", 2, keeps=voc.keeps)
     for item in listing.items:  # they expect .jpg
         item.path.rename(item.path.with_suffix(".jpg"))
     moved = [item._replace(path=item.path.with_suffix(".jpg")) for item in listing.items[::2]]

@@ -7,10 +7,12 @@ from PIL import Image
 
 from patchform.data.dataset import open_data
 from patchform.data.faults import Faults
-from patchform.data.formats import yolo
+from patchform.data.formats.yolo import Yolo
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+
+yolo = Yolo()
 
 PLAIN = DataSettings()
 WIDTH, HEIGHT = 50, 40
@@ -56,7 +58,7 @@ def test_folders(tmp_path, pictures, texts, path):
     placed(tmp_path, {"a": f"{BOX}\n", "b": "", "c": None}, pictures=pictures, texts=texts)
     before = tree_state(tmp_path)
     assert yolo.recognises(tmp_path / path)
-    listing = yolo.read(tmp_path / path, PLAIN, None)
+    listing = yolo.open(tmp_path / path, PLAIN, None)
     assert listing.classes == ("cat", "dog")
     assert [item.path.name for item in listing.items] == ["a.jpg", "b.jpg", "c.jpg"]
     assert listing.items[0].objects.boxes.tolist() == [[20, 15, 30, 25]]
@@ -131,17 +133,17 @@ def test_bad_data_yaml(tmp_path, text, reason):
 def test_names(tmp_path):
     root = placed(tmp_path, {"a": BOX}, names="")
     with pytest.raises(DataError, match="no names of classes"):
-        yolo.read(root, PLAIN, None)
-    assert yolo.read(root, DataSettings(classes=("cat", "dog")), None).classes == ("cat", "dog")
-    assert yolo.read(root, PLAIN, ("cat", "dog")).items[0].classes == (1,)
+        yolo.open(root, PLAIN, None)
+    assert yolo.open(root, DataSettings(classes=("cat", "dog")), None).classes == ("cat", "dog")
+    assert yolo.open(root, PLAIN, ("cat", "dog")).items[0].classes == (1,)
     (root / "data.yaml").write_text("names: {1: dog, 0: cat}\n")
-    assert yolo.read(root / "images" / "train", PLAIN, None).classes == ("cat", "dog")
-    assert yolo.read(root, PLAIN, ("dog", "elk", "cat")).items[0].classes == (0,)
+    assert yolo.open(root / "images" / "train", PLAIN, None).classes == ("cat", "dog")
+    assert yolo.open(root, PLAIN, ("dog", "elk", "cat")).items[0].classes == (0,)
 
 
 def test_outlines_and_boxes_in_one_file_upright(tmp_path):
     text = "0.0 0.1 0.2 0.5 0.2 0.5 0.6\n1 0.5 0.5 0.2 0.25\n"
-    item = yolo.read(placed(tmp_path, {"a": text}, orientation=6), PLAIN, None).items[0]
+    item = yolo.open(placed(tmp_path, {"a": text}, orientation=6), PLAIN, None).items[0]
     assert item.objects.size == (WIDTH, HEIGHT)  # turned: 40 wide, 50 high
     np.testing.assert_allclose(item.objects.boxes, [[4, 10, 20, 30], [16, 18.75, 24, 31.25]], rtol=1e-6)
     np.testing.assert_allclose(item.objects.segmentations[0][0], [[4, 10], [20, 10], [20, 30]], rtol=1e-6)
@@ -171,18 +173,29 @@ def test_outlines_and_boxes_in_one_file_upright(tmp_path):
 def test_faults(tmp_path, line, kind):
     good = "".join(f"0 0.5 0.5 0.2 0.{index}\n" for index in range(1, 10))
     faults = Faults()
-    yolo.read(placed(tmp_path, {"a": f"{BOX}\n{line}\n{good}"}), PLAIN, None, faults)
+    yolo.open(placed(tmp_path, {"a": f"{BOX}\n{line}\n{good}"}), PLAIN, None, faults)
     ((found, where, _, fatal, _),) = faults
     assert (found, where) == (kind, "train/a.jpg, line 2")
     if fatal:
         with pytest.raises(DataError, match=r"a\.jpg, line 2"):
-            yolo.read(tmp_path, PLAIN, None)
+            yolo.open(tmp_path, PLAIN, None)
 
 
 def test_pixels_in_place_of_shares_are_recognised(tmp_path):
     root = placed(tmp_path, {"a": "0 20 20 10 10\n1 30 20 10 10\n"})
     with pytest.raises(DataError, match=r"2 boxes that leave their picture.*looks like pixels"):
-        yolo.read(root, PLAIN, None)
+        yolo.open(root, PLAIN, None)
+
+
+@pytest.mark.parametrize(
+    ("used", "classes", "hints"), [("1", None, 1), ("01", None, 0), ("0", None, 0), ("1", ("cat", "dog"), 0)]
+)
+def test_numbers_that_seem_to_begin_at_one(tmp_path, used, classes, hints):
+    lines = "".join(f"{number} 0.5 0.5 0.2 0.2\n" for number in used)
+    faults = Faults()
+    yolo.open(placed(tmp_path, {"a": lines}), PLAIN, classes, faults)
+    assert faults.counts["class-first"] == hints == faults.counts.total()
+    assert faults.fatal == 0
 
 
 def test_files_that_do_not_pair(tmp_path):
@@ -191,10 +204,10 @@ def test_files_that_do_not_pair(tmp_path):
     (root / "labels" / "train" / "classes.txt").write_text("cat\ndog\n")
     (root / "images" / "train" / "a.png").write_bytes((root / "images" / "train" / "a.jpg").read_bytes())
     faults = Faults()
-    yolo.read(root, PLAIN, None, faults)
-    assert sorted(faults.counts.items()) == [("labels-alone", 1), ("picture-twice", 1)]
+    yolo.open(root, PLAIN, None, faults)
+    assert sorted(faults.counts.items()) == [("class-first", 1), ("labels-alone", 1), ("picture-twice", 1)]
     (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe")
-    yolo.read(root, PLAIN, None, faults := Faults())
+    yolo.open(root, PLAIN, None, faults := Faults())
     assert faults.counts["labels-bad"] == 2
 
 
@@ -202,9 +215,9 @@ def test_lists_lead_nowhere_else(tmp_path):
     root = described(placed(tmp_path / "set", {"a": BOX}), train="train.txt")
     (root / "train.txt").write_text("images/train/a.jpg\n../secret.jpg\n/etc/passwd\nimages/train/gone.jpg\n")
     faults = Faults()
-    listing = yolo.read(root / "train.txt", PLAIN, None, faults)
+    listing = yolo.open(root / "train.txt", PLAIN, None, faults)
     assert [item.path.name for item in listing.items] == ["a.jpg"]
-    assert sorted(faults.counts.items()) == [("picture-missing", 1), ("picture-outside", 2)]
+    assert sorted(faults.counts.items()) == [("class-first", 1), ("picture-missing", 1), ("picture-outside", 2)]
 
 
 def test_what_is_lost_is_said(tmp_path):
@@ -219,7 +232,7 @@ def test_what_is_lost_is_said(tmp_path):
         f"{crowds} crowd regions, for which YOLO's text has no place",
         "1 outlines of several polygons became one, with lines between",
     )
-    back = yolo.read(tmp_path / "target", PLAIN, None)
+    back = yolo.open(tmp_path / "target", PLAIN, None)
     named = {i.path.name: i for i in back.items}[item.path.name]
     (joined,) = named.objects.segmentations[0]
     tools = pytest.importorskip("faster_coco_eval").mask

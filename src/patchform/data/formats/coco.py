@@ -35,17 +35,12 @@ from patchform.data.annotations import (
     runs_of,
 )
 from patchform.data.faults import Faults
+from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.json_lists import elements
 from patchform.data.listing import RLE, TRAIN, VALIDATION, Listing, Objects, Segmentation, is_hidden, quoted
 from patchform.data.writing import Pictures, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
-
-TASKS = ("detection", "instance_segmentation")
-LAYOUT = "COCO's json beside its pictures"
-"""What is looked for, in words."""
-KEEPS = frozenset({"outlines", "runs", "crowd", "areas", "ids"})
-"""What is written beside boxes and classes."""
 
 _OTHER = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
 """How the names of other lists of annotations begin."""
@@ -54,51 +49,58 @@ _SNIFFED = 1 << 16
 _PICTURES = ("images", "data", "JPEGImages")
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` is such a file, or a folder with one in it or in annotations/."""
-    return _is_list(path) if path.is_file() else bool(_lists(path))
+class Coco(WritableFormat):
+    """COCO's json: boxes and outlines of all pictures of a part in one file."""
 
+    tasks = ("detection", "instance_segmentation")
+    layout = "COCO's json beside its pictures"
+    keeps = frozenset({"outlines", "runs", "crowd", "areas", "ids"})
 
-def parts(path: Path) -> tuple[Path, Path | None] | None:
-    """The lists of a folder whose names say that they are for training and for validation.
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is such a file, or a folder with one in it or in annotations/."""
+        return _is_list(path) if path.is_file() else bool(_lists(path))
 
-    Raises:
-        DataError: several for one part.
-    """
-    files = _lists(path) if path.is_dir() else []
-    train, validation = _named(files, TRAIN), _named(files, VALIDATION)
-    return (train, validation) if train else None
+    def parts(self, path: Path) -> Parts | None:
+        """The lists of a folder whose names say that they are for training and for validation.
 
+        Raises:
+            DataError: several for one part.
+        """
+        files = _lists(path) if path.is_dir() else []
+        train, validation = _named(files, TRAIN), _named(files, VALIDATION)
+        return (train, validation) if train else None
 
-def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults | None = None) -> Listing:
-    """List the pictures with their objects. Opens no picture that is listed with its size.
+    def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
+        """List the pictures with their objects, without opening those that are listed with their size.
 
-    Args:
-        path: the file, or a folder with one.
-        settings: `classes` and `skip_bad` are used.
-        classes: names that give the indices (training's, or the model's); None: those of the file.
-        faults: where to note what is wrong; None: fatal faults are raised, all at once.
+        `settings.classes` and `skip_bad` are used. A class that the file does not have gets a raw id above all others.
 
-    Raises:
-        DataError: no JSON, no such lists in it, unknown classes, or fatal faults.
-        UsageError: a class in `settings.classes` that is not there.
+        Raises:
+            DataError: no JSON, no such lists in it, or unknown classes.
+            UsageError: a class in `settings.classes` that is not there.
+        """
+        file = faults.file = path if path.is_file() else _one(_lists(path), path)
+        lists = _Lists(file, faults)
+        order, table, notes = class_table(tuple(lists.categories), settings, classes, file)
+        folder = _folder(file, [name for name, _, _ in lists.images])
+        pictures = present(lists.pictures(folder), settings, faults)
+        items = annotate(pictures, lists.rows(table), faults)
+        free = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
+        ids = tuple(lists.categories[name] if name in lists.categories else next(free) for name in order)
+        notes += notes_on(items, "crowd regions")
+        return Listing(classes=order, items=items, root=folder, notes=notes, ids=ids)
 
-    A class that the file does not have gets a raw id above all others.
-    """
-    file = path if path.is_file() else _one(_lists(path), path)
-    found = Faults() if faults is None else faults
-    lists = _Lists(file, found)
-    order, table, notes = class_table(tuple(lists.categories), settings, classes, file)
-    folder = _folder(file, [name for name, _, _ in lists.images])
-    pictures = present(lists.pictures(folder), settings, found)
-    items = annotate(pictures, lists.rows(table), found)
-    free = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
-    ids = tuple(lists.categories[name] if name in lists.categories else next(free) for name in order)
-    if faults is None:
-        found.refuse(file)
-    notes += notes_on(items, "crowd regions")
-    notes += () if faults is not None else found.notes()
-    return Listing(classes=order, items=items, root=folder, notes=notes, ids=ids)
+    def write(
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+    ) -> tuple[str, ...]:
+        """Write annotations/instances_<part>.json, and pictures into <part>/.
+
+        Numbers are as exact as float32. Areas that are not known are those of the outlines, or of the boxes.
+        """
+        check_target(folder, listing.root)
+        write_new(folder / "annotations" / f"instances_{part}.json", _document(listing))
+        place_pictures(listing, folder / part, pictures)
+        return ()
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -328,24 +330,6 @@ def _outline(value: Any) -> Segmentation | None:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
-
-
-def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none") -> tuple[str, ...]:
-    """Write annotations/instances_<part>.json, and pictures into <part>/.
-
-    Numbers are as exact as float32. Areas that are not known are those of the outlines, or of the boxes.
-
-    Returns:
-        What was lost, a sentence each: nothing.
-
-    Raises:
-        FolderError: the folder is inside the data set, or has such files.
-        ResourceError: it cannot be written to.
-    """
-    check_target(folder, listing.root)
-    write_new(folder / "annotations" / f"instances_{part}.json", _document(listing))
-    place_pictures(listing, folder / part, pictures)
-    return ()
 
 
 def _document(listing: Listing) -> Iterator[str]:

@@ -18,88 +18,91 @@ from typing import Any
 import numpy as np
 
 from patchform.data.annotations import class_table, is_inside
+from patchform.data.faults import Faults
+from patchform.data.formats.base import Format, Parts
 from patchform.data.json_lists import elements
 from patchform.data.listing import RLE, TRAIN, VALIDATION, Item, Listing, MaskCodes, PolygonMask, Segmentation, quoted
 from patchform.errors import DataError, UsageError
 from patchform.records import IGNORED
 from patchform.settings import DataSettings
 
-TASKS = ("semantic_segmentation",)
-LAYOUT = "COCO-Stuff's annotations/stuff_*.json beside its pictures"
-"""What is looked for, in words."""
 _PREFIX = "stuff_"
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` is such a file, or a folder with one in its annotations/."""
-    return _is_list(path) or bool(_lists(path))
+class CocoStuff(Format):
+    """COCO-Stuff's json: regions of all pictures of a part in one file, drawn into masks when they are needed."""
 
+    tasks = ("semantic_segmentation",)
+    layout = "COCO-Stuff's annotations/stuff_*.json beside its pictures"
 
-def parts(path: Path) -> tuple[Path, Path | None] | None:
-    """The lists of a folder whose names say that they are for training and for validation."""
-    files = _lists(path)
-    train, validation = (_of(files, names) for names in (TRAIN, VALIDATION))
-    return (train, validation) if train else None
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is such a file, or a folder with one in its annotations/."""
+        return _is_list(path) or bool(_lists(path))
 
+    def parts(self, path: Path) -> Parts | None:
+        """The lists of a folder whose names say that they are for training and for validation."""
+        files = _lists(path)
+        train, validation = (_of(files, names) for names in (TRAIN, VALIDATION))
+        return (train, validation) if train else None
 
-def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: object = None) -> Listing:
-    """List the pictures with their regions. Opens no picture.
+    def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
+        """List the pictures with their regions. `settings.classes` says which count, in their order.
 
-    Args:
-        path: the file, or a folder with one.
-        settings: `classes` is used: those that count, in their order.
-        classes: names that give the indices (training's, or the model's); None: those of the file.
-        faults: not used: the first fault is raised.
-
-    Raises:
-        DataError: no JSON, several files, a picture that is not there, regions that are not what the format says.
-        UsageError: settings for masks that are pictures.
-    """
-    for name in ("zero", "colors", "ignore", "balanced"):
-        if getattr(settings, name) != getattr(DataSettings(), name):
-            raise UsageError(f"data.{name} is for other data", where=path, remedy="leave it out for COCO-Stuff")
-    files = [path] if path.is_file() else _lists(path)
-    if len(files) != 1:
-        names = quoted([file.name for file in files])
-        raise DataError(f"{len(files)} lists: {names}", where=path, remedy="set data.path and data.validation to files")
-    file = files[0]
-    pictures: dict[Any, Mapping[str, Any]] = {}
-    regions: dict[Any, list[tuple[Any, Segmentation]]] = {}
-    categories: dict[Any, str] = {}
-    for key, record in elements(file):
-        if key not in ("images", "annotations", "categories") or record is None:
-            continue
-        try:
-            if key == "images":
-                pictures[record["id"]] = record
-            elif key == "categories":
-                categories[record["id"]] = str(record["name"])
-            else:
-                found = _outline(record["segmentation"])
-                regions.setdefault(record["image_id"], []).append((record["category_id"], found))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"not what the format says: {_said(record)} ({error})", where=f"{file}, {key}") from None
-    if not categories or not pictures:
-        raise DataError("no categories or no images", where=file, remedy="see cocodataset.org/#format-data")
-    if unknown := [id_ for id_ in regions if id_ not in pictures]:
-        raise DataError(f"regions of pictures that are not listed: {quoted(unknown)}", where=file)
-    order, table, notes = class_table(tuple(categories.values()), settings, classes, file)
-    if len(order) > IGNORED:
-        raise DataError(f"{len(order)} classes, masks can have {IGNORED}", where=file)
-    indices = {id_: IGNORED if table[name] < 0 else table[name] for id_, name in categories.items()}
-    folder, items = _folder(file), []
-    for id_, record in pictures.items():
-        name = str(record.get("file_name", ""))
-        if not is_inside(name) or not (folder / name).is_file():
-            raise DataError(f"no picture {name or id_}", where=folder, remedy="put the pictures there")
-        known = regions.get(id_, [])
-        if odd := [category for category, _ in known if category not in indices]:
-            raise DataError(f"regions of an unknown category: {quoted(odd)}", where=f"{file}, picture {name}")
-        size = (int(record["height"]), int(record["width"]))
-        drawn = PolygonMask(tuple(each for _, each in known), tuple(indices[category] for category, _ in known), size)
-        items.append(Item(folder / name, (), drawn))
-    notes += ("pixels of no region are ignored",)
-    return Listing(classes=order, items=tuple(items), root=folder, notes=notes, mask_codes=MaskCodes())
+        Raises:
+            DataError: no JSON, several files, a picture that is not there, regions that are not what the format says.
+            UsageError: settings for masks that are pictures.
+        """
+        for name in ("zero", "colors", "ignore", "balanced"):
+            if getattr(settings, name) != getattr(DataSettings(), name):
+                raise UsageError(f"data.{name} is for other data", where=path, remedy="leave it out for COCO-Stuff")
+        files = [path] if path.is_file() else _lists(path)
+        if len(files) != 1:
+            names = quoted([file.name for file in files])
+            raise DataError(
+                f"{len(files)} lists: {names}", where=path, remedy="set data.path and data.validation to files"
+            )
+        file = files[0]
+        pictures: dict[Any, Mapping[str, Any]] = {}
+        regions: dict[Any, list[tuple[Any, Segmentation]]] = {}
+        categories: dict[Any, str] = {}
+        for key, record in elements(file):
+            if key not in ("images", "annotations", "categories") or record is None:
+                continue
+            try:
+                if key == "images":
+                    pictures[record["id"]] = record
+                elif key == "categories":
+                    categories[record["id"]] = str(record["name"])
+                else:
+                    found = _outline(record["segmentation"])
+                    regions.setdefault(record["image_id"], []).append((record["category_id"], found))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"not what the format says: {_said(record)} ({error})", where=f"{file}, {key}"
+                ) from None
+        if not categories or not pictures:
+            raise DataError("no categories or no images", where=file, remedy="see cocodataset.org/#format-data")
+        if unknown := [id_ for id_ in regions if id_ not in pictures]:
+            raise DataError(f"regions of pictures that are not listed: {quoted(unknown)}", where=file)
+        order, table, notes = class_table(tuple(categories.values()), settings, classes, file)
+        if len(order) > IGNORED:
+            raise DataError(f"{len(order)} classes, masks can have {IGNORED}", where=file)
+        indices = {id_: IGNORED if table[name] < 0 else table[name] for id_, name in categories.items()}
+        folder, items = _folder(file), []
+        for id_, record in pictures.items():
+            name = str(record.get("file_name", ""))
+            if not is_inside(name) or not (folder / name).is_file():
+                raise DataError(f"no picture {name or id_}", where=folder, remedy="put the pictures there")
+            known = regions.get(id_, [])
+            if odd := [category for category, _ in known if category not in indices]:
+                raise DataError(f"regions of an unknown category: {quoted(odd)}", where=f"{file}, picture {name}")
+            size = (int(record["height"]), int(record["width"]))
+            drawn = PolygonMask(
+                tuple(each for _, each in known), tuple(indices[category] for category, _ in known), size
+            )
+            items.append(Item(folder / name, (), drawn))
+        notes += ("pixels of no region are ignored",)
+        return Listing(classes=order, items=tuple(items), root=folder, notes=notes, mask_codes=MaskCodes())
 
 
 def _is_list(path: Path) -> bool:

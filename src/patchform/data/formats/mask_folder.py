@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from patchform.data.faults import Faults
+from patchform.data.formats.base import Format
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
@@ -36,14 +38,9 @@ from patchform.errors import DataError, UsageError
 from patchform.records import IGNORED
 from patchform.settings import DataSettings
 
-TASKS = ("semantic_segmentation",)
-LAYOUT = "images/ beside masks/ or annotations/, leftImg8bit/ beside gtFine/"
-"""What is looked for, in words."""
 _CITY_MASKS = "gtFine"
 _KINDS = (("images", ("masks", "annotations", "labels")), ("leftImg8bit", (_CITY_MASKS,)))
 """Folders of pictures, and of masks beside them; of several the first is taken."""
-INSIDE = tuple(pictures for pictures, _ in _KINDS)
-"""Folders in which train/ and val/ may lie."""
 _TRAIN_IDS, _LABEL_IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 _LISTS = ("classes.txt", "classes.json")
 _TABLE = "objectInfo150.txt"
@@ -88,60 +85,65 @@ class _Folders(NamedTuple):
         return self.masks.is_relative_to(self.home / _CITY_MASKS)
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` holds such folders, or is a part (`images/training`) inside one. Text is no mask."""
-    folders = _folders(path) if path.is_dir() else None
-    return folders is not None and first_suffix(folders.masks, (*SUFFIXES, ".txt"), _LISTS) != ".txt"
+class MaskFolders(Format):
+    """Pictures and, in folders beside them, masks: pictures of a class for every pixel."""
 
+    tasks = ("semantic_segmentation",)
+    layout = "images/ beside masks/ or annotations/, leftImg8bit/ beside gtFine/"
+    inside = tuple(pictures for pictures, _ in _KINDS)
 
-def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None) -> Listing:
-    """List the pictures with their masks. Opens none of them.
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` holds such folders, or is a part (`images/training`) inside one. Text is no mask."""
+        folders = _folders(path) if path.is_dir() else None
+        return folders is not None and first_suffix(folders.masks, (*SUFFIXES, ".txt"), _LISTS) != ".txt"
 
-    Args:
-        path: the folder of both folders, or a part inside that of the pictures.
-        settings: `classes`, `zero`, `ignore` and `colors` are used.
-        classes: names that give the indices (training's, or the model's): the data's own are matched by name, and data
-            without names are taken to number them alike. None: those of the data.
+    def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
+        """List the pictures with their masks. `settings.classes`, `zero`, `ignore` and `colors` are used.
 
-    Raises:
-        DataError: no picture; a picture without a mask or a mask without a picture; no names of classes, or unknown or
-            too many ones.
-        UsageError: settings that do not go together, or with masks.
-    """
-    folders = _folders(path)
-    assert folders is not None
-    if settings.balanced:
-        raise UsageError("data.balanced needs a class for each picture", remedy="set it to false for masks")
-    pairs, train_ids = _pairs(folders)
-    own, notes = _names(path, folders, settings)
-    colors = _colors(Path(settings.colors).expanduser()) if settings.colors else ()
-    if not own and colors:
-        own = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
-        notes = (f"classes in the order of their colours in {Path(settings.colors or '').name}",)
-    if not own and classes is not None:
-        own, notes = classes, ("the masks have no names of classes: their numbers are taken for those known already",)
-    if not own:
-        raise DataError(
-            "no names of classes",
-            where=folders.home,
-            remedy="write classes.txt, a name a line in the order of the numbers, or set data.classes",
-        )
-    if len(own) > IGNORED:
-        raise DataError(f"{len(own)} classes, masks can have {IGNORED}", where=folders.home)
-    check_names(own, folders.home)
-    order = own if classes is None else classes
-    known = by_name(own, order, folders.home)
-    places = {name: known[name] for name in own}
-    if colors:
-        coding, more = _by_color(colors, places, settings)
-    else:
-        table = tuple(CITYSCAPES.values()) if folders.city and not train_ids else None
-        coding, more = _by_id(places, settings, table, fixed=folders.city)
-    if folders.unused:
-        others = quoted([folder.name for folder in folders.unused])
-        more += (f"masks are those of {folders.masks.name}/, not of {others}",)
-    items = tuple(Item(picture, (), mask) for picture, mask in pairs)
-    return Listing(classes=order, items=items, root=folders.pictures, notes=(*notes, *more), mask_codes=coding)
+        Names of the data are matched with `classes`, and data without names are taken to number these alike.
+
+        Raises:
+            DataError: no picture; a picture without a mask or a mask without a picture; no names of classes, or unknown
+                or too many ones.
+            UsageError: settings that do not go together, or with masks.
+        """
+        folders = _folders(path)
+        assert folders is not None
+        if settings.balanced:
+            raise UsageError("data.balanced needs a class for each picture", remedy="set it to false for masks")
+        pairs, train_ids = _pairs(folders)
+        own, notes = _names(path, folders, settings)
+        colors = _colors(Path(settings.colors).expanduser()) if settings.colors else ()
+        if not own and colors:
+            own = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
+            notes = (f"classes in the order of their colours in {Path(settings.colors or '').name}",)
+        if not own and classes is not None:
+            own, notes = (
+                classes,
+                ("the masks have no names of classes: their numbers are taken for those known already",),
+            )
+        if not own:
+            raise DataError(
+                "no names of classes",
+                where=folders.home,
+                remedy="write classes.txt, a name a line in the order of the numbers, or set data.classes",
+            )
+        if len(own) > IGNORED:
+            raise DataError(f"{len(own)} classes, masks can have {IGNORED}", where=folders.home)
+        check_names(own, folders.home)
+        order = own if classes is None else classes
+        known = by_name(own, order, folders.home)
+        places = {name: known[name] for name in own}
+        if colors:
+            coding, more = _by_color(colors, places, settings)
+        else:
+            table = tuple(CITYSCAPES.values()) if folders.city and not train_ids else None
+            coding, more = _by_id(places, settings, table, fixed=folders.city)
+        if folders.unused:
+            others = quoted([folder.name for folder in folders.unused])
+            more += (f"masks are those of {folders.masks.name}/, not of {others}",)
+        items = tuple(Item(picture, (), mask) for picture, mask in pairs)
+        return Listing(classes=order, items=items, root=folders.pictures, notes=(*notes, *more), mask_codes=coding)
 
 
 # ------------------------------------------------------------------------------------------------------------ folders

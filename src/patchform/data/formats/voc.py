@@ -22,6 +22,7 @@ import numpy as np
 
 from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
 from patchform.data.faults import Faults
+from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.images import read as read_bytes
 from patchform.data.listing import (
     SUFFIXES,
@@ -39,12 +40,6 @@ from patchform.data.writing import Pictures, check_target, place_pictures, write
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
-TASKS = ("detection",)
-LAYOUT = "Pascal VOC's Annotations/ and JPEGImages/"
-"""What is looked for, in words."""
-KEEPS = frozenset({"crowd"})
-"""What is written beside boxes and classes."""
-
 _LABELS, _PICTURES, _SETS = ("Annotations", "annotations"), ("JPEGImages", "images"), Path("ImageSets", "Main")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -56,83 +51,102 @@ class _Folders(NamedTuple):
     """The list of a part, if there is one."""
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` is a list in ImageSets/Main, or a folder with such folders or with xml beside pictures."""
-    return _folders(path) is not None
+class Voc(WritableFormat):
+    """Pascal VOC's xml: a file of boxes for each picture."""
 
+    tasks = ("detection",)
+    layout = "Pascal VOC's Annotations/ and JPEGImages/"
+    keeps = frozenset({"crowd"})
 
-def parts(path: Path) -> tuple[Path, Path | None] | None:
-    """The lists of a training and a validation part, if there are any."""
-    if not path.is_dir() or not _folders(path):
-        return None
-    train, validation = (
-        [path / _SETS / f"{name}.txt" for name in names if (path / _SETS / f"{name}.txt").is_file()]
-        for names in (TRAIN, VALIDATION)
-    )
-    return (train[0], validation[0] if validation else None) if train else None
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is a list in ImageSets/Main, or a folder with such folders or with xml beside pictures."""
+        return _folders(path) is not None
 
+    def parts(self, path: Path) -> Parts | None:
+        """The lists of a training and a validation part, if there are any."""
+        if not path.is_dir() or not _folders(path):
+            return None
+        train, validation = (
+            [path / _SETS / f"{name}.txt" for name in names if (path / _SETS / f"{name}.txt").is_file()]
+            for names in (TRAIN, VALIDATION)
+        )
+        return (train[0], validation[0] if validation else None) if train else None
 
-def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults | None = None) -> Listing:
-    """List the pictures with their objects.
+    def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
+        """List the pictures with their objects. `settings.classes` and `skip_bad` are used.
 
-    Args:
-        path: a list in ImageSets/Main, or a folder.
-        settings: `classes` and `skip_bad` are used.
-        classes: names that give the indices (training's, or the model's); None: those that occur.
-        faults: where to note what is wrong; None: fatal faults are raised, all at once.
+        Raises:
+            DataError: nothing listed, or unknown classes.
+            UsageError: a class in `settings.classes` that does not occur.
+        """
+        folders = _folders(path)
+        if folders is None:
+            raise DataError("no Pascal VOC data", where=path, remedy=f"looked for {self.layout}")
+        pictures: list[Picture] = []
+        names, boxes, of_picture, difficult, places = [], [], [], bytearray(), []
+        files = {
+            file.relative_to(folders.pictures).with_suffix("").as_posix(): file
+            for file in walk(folders.pictures)
+            if file.suffix.lower() in SUFFIXES
+        }
+        listed = _listed(folders, faults)
+        for name, file in listed:
+            try:
+                size, filename, objects = _parse(file)
+            except DataError as error:
+                faults.add("labels-bad", name, error.what)
+                continue
+            picture = files.get(name)
+            if picture is None and filename and is_inside(filename):
+                picture = folders.pictures / filename.replace("\\", "/")
+            of_picture += [len(pictures)] * len(objects)
+            shown = picture.relative_to(folders.pictures).as_posix() if picture else name
+            pictures.append(Picture(picture or folders.pictures / f"{name}.jpg", shown, size))
+            for number, (class_, box, hard) in enumerate(objects, 1):
+                names.append(class_)
+                boxes.append(box)
+                difficult.append(hard)
+                places.append(f"{shown}, object {number}")
+        if not listed:
+            raise DataError("no picture is listed", where=path)
+        own = ordered(names)
+        order, table, notes = class_table(own, settings, classes, folders.labels)
+        rows = Annotations(
+            boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
+            classes=np.array([table[name] for name in names], np.int64),
+            pictures=np.array(of_picture, np.int64),
+            place=places.__getitem__,
+            crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
+        )
+        items = annotate(present(pictures, settings, faults), rows, faults)
+        without = len(files) - len(listed) if folders.names is None else 0
+        notes += (f"{without} pictures without a file of annotations are left out",) if without > 0 else ()
+        notes += notes_on(items, "objects marked difficult")
+        return Listing(classes=order, items=items, root=folders.pictures, notes=notes)
 
-    Raises:
-        DataError: nothing listed, unknown classes, or fatal faults.
-        UsageError: a class in `settings.classes` that does not occur.
-    """
-    folders = _folders(path)
-    if folders is None:
-        raise DataError("no Pascal VOC data", where=path, remedy=f"looked for {LAYOUT}")
-    found = Faults() if faults is None else faults
-    pictures: list[Picture] = []
-    names, boxes, of_picture, difficult, places = [], [], [], bytearray(), []
-    files = {
-        file.relative_to(folders.pictures).with_suffix("").as_posix(): file
-        for file in walk(folders.pictures)
-        if file.suffix.lower() in SUFFIXES
-    }
-    listed = _listed(folders, found)
-    for name, file in listed:
-        try:
-            size, filename, objects = _parse(file)
-        except DataError as error:
-            found.add("labels-bad", name, error.what)
-            continue
-        picture = files.get(name)
-        if picture is None and filename and is_inside(filename):
-            picture = folders.pictures / filename.replace("\\", "/")
-        of_picture += [len(pictures)] * len(objects)
-        shown = picture.relative_to(folders.pictures).as_posix() if picture else name
-        pictures.append(Picture(picture or folders.pictures / f"{name}.jpg", shown, size))
-        for number, (class_, box, hard) in enumerate(objects, 1):
-            names.append(class_)
-            boxes.append(box)
-            difficult.append(hard)
-            places.append(f"{shown}, object {number}")
-    if not listed:
-        raise DataError("no picture is listed", where=path)
-    own = ordered(names)
-    order, table, notes = class_table(own, settings, classes, folders.labels)
-    rows = Annotations(
-        boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
-        classes=np.array([table[name] for name in names], np.int64),
-        pictures=np.array(of_picture, np.int64),
-        place=places.__getitem__,
-        crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
-    )
-    items = annotate(present(pictures, settings, found), rows, found)
-    if faults is None:
-        found.refuse(path)
-    without = len(files) - len(listed) if folders.names is None else 0
-    notes += (f"{without} pictures without a file of annotations are left out",) if without > 0 else ()
-    notes += notes_on(items, "objects marked difficult")
-    notes += () if faults is not None else found.notes()
-    return Listing(classes=order, items=items, root=folders.pictures, notes=notes)
+    def write(
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+    ) -> tuple[str, ...]:
+        """Write Annotations/, ImageSets/Main/<part>.txt, and pictures into JPEGImages/.
+
+        Corners are as exact as float32: whole pixels stay whole. Regions that count for nothing become difficult
+        objects; a class without an object is not known any more. Two pictures of one name but for the suffix are a
+        DataError.
+        """
+        check_target(folder, listing.root)
+        names = [str(Path(listing.name(index)).with_suffix("").as_posix()) for index in range(len(listing))]
+        if len(set(names)) < len(names):
+            raise DataError("two pictures have one name but for the suffix", where=listing.root)
+        for name, item in zip(names, listing.items, strict=True):
+            write_new(folder / "Annotations" / f"{name}.xml", _document(item, listing.classes))
+        write_new(folder / _SETS / f"{part}.txt", [f"{name}\n" for name in names])
+        place_pictures(listing, folder / "JPEGImages", pictures)
+        outlined = sum(
+            sum(outline is not None for outline in item.objects.segmentations or ())
+            for item in listing.items
+            if item.objects
+        )
+        return (f"{outlined} outlines, which Pascal VOC's xml has no place for",) if outlined else ()
 
 
 def _folders(path: Path) -> _Folders | None:
@@ -200,36 +214,6 @@ def _parse(file: Path) -> _Parsed:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
-
-
-def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none") -> tuple[str, ...]:
-    """Write Annotations/, ImageSets/Main/<part>.txt, and pictures into JPEGImages/.
-
-    Corners are as exact as float32: whole pixels stay whole. Regions that count for nothing become difficult objects;
-    a class without an object is not known any more.
-
-    Returns:
-        What was lost, a sentence each.
-
-    Raises:
-        FolderError: the folder is inside the data set, or has such files.
-        ResourceError: it cannot be written to.
-        DataError: two pictures of one name but for the suffix.
-    """
-    check_target(folder, listing.root)
-    names = [str(Path(listing.name(index)).with_suffix("").as_posix()) for index in range(len(listing))]
-    if len(set(names)) < len(names):
-        raise DataError("two pictures have one name but for the suffix", where=listing.root)
-    for name, item in zip(names, listing.items, strict=True):
-        write_new(folder / "Annotations" / f"{name}.xml", _document(item, listing.classes))
-    write_new(folder / _SETS / f"{part}.txt", [f"{name}\n" for name in names])
-    place_pictures(listing, folder / "JPEGImages", pictures)
-    outlined = sum(
-        sum(outline is not None for outline in item.objects.segmentations or ())
-        for item in listing.items
-        if item.objects
-    )
-    return (f"{outlined} outlines, which Pascal VOC's xml has no place for",) if outlined else ()
 
 
 def _document(item: Item, classes: Sequence[str]) -> Iterator[str]:

@@ -23,6 +23,7 @@ import yaml
 
 from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
 from patchform.data.faults import Faults
+from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.listing import (
     RLE,
     SUFFIXES,
@@ -41,80 +42,103 @@ from patchform.data.writing import Pictures, check_target, place_pictures, write
 from patchform.errors import DataError, FolderError, ResourceError
 from patchform.settings import DataSettings
 
-TASKS = ("detection", "instance_segmentation")
-LAYOUT = "YOLO's images/ and labels/ with data.yaml"
-"""What is looked for, in words."""
-KEEPS = frozenset({"outlines"})
-"""What is written beside boxes and classes."""
-INSIDE = ("images",)
-"""Folders in which train/ and val/ may lie."""
-
 _YAML, _NAMES = ("data.yaml", "data.yml", "dataset.yaml"), ("classes.txt", "obj.names")
 _ABOVE = 3
 """Folders above the pictures in which names are looked for."""
 _NO_LABELS = (*_NAMES, "readme.txt", "requirements.txt", "train.txt", "val.txt", "test.txt", "license.txt")
 
 
-def recognises(path: Path) -> bool:
-    """Whether `path` is a data.yaml, a list of pictures beside one, or a folder of pictures with labels."""
-    if path.is_file():
-        kind = path.suffix.lower()
-        return kind in (".yaml", ".yml") or (kind == ".txt" and _yaml_above(path) is not None)
-    folders = _folders(path) if path.is_dir() else None
-    masks = folders is not None and folders.labels != folders.pictures  # pictures among labels are masks
-    return folders is not None and not (masks and first_suffix(folders.labels, (*SUFFIXES, ".txt")) in SUFFIXES)
+class Yolo(WritableFormat):
+    """YOLO's text: a file of boxes, or outlines, for each picture."""
 
+    tasks = ("detection", "instance_segmentation")
+    layout = "YOLO's images/ and labels/ with data.yaml"
+    keeps = frozenset({"outlines"})
+    inside = ("images",)
 
-def parts(path: Path) -> tuple[Path, Path | None] | None:
-    """What data.yaml says of `train` and `val` (or `test`).
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is a data.yaml, a list of pictures beside one, or a folder of pictures with labels."""
+        if path.is_file():
+            kind = path.suffix.lower()
+            return kind in (".yaml", ".yml") or (kind == ".txt" and _yaml_above(path) is not None)
+        folders = _folders(path) if path.is_dir() else None
+        masks = folders is not None and folders.labels != folders.pictures  # pictures among labels are masks
+        return folders is not None and not (masks and first_suffix(folders.labels, (*SUFFIXES, ".txt")) in SUFFIXES)
 
-    Raises:
-        DataError: it names what is not there, lies outside of its folder, or is several places.
-    """
-    places = [path] if path.suffix.lower() in (".yaml", ".yml") else [path / name for name in _YAML]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        return None
-    content = _content(file)
-    train = _place(file, content, "train")
-    validation = _place(file, content, "val") or _place(file, content, "test")
-    return (train, validation) if train else None
+    def parts(self, path: Path) -> Parts | None:
+        """What data.yaml says of `train` and `val` (or `test`).
 
+        Raises:
+            DataError: it names what is not there, lies outside of its folder, or is several places.
+        """
+        places = [path] if path.suffix.lower() in (".yaml", ".yml") else [path / name for name in _YAML]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            return None
+        content = _content(file)
+        train = _place(file, content, "train")
+        validation = _place(file, content, "val") or _place(file, content, "test")
+        return (train, validation) if train else None
 
-def read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults | None = None) -> Listing:
-    """List the pictures with their objects. Of the pictures the headers are read.
+    def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
+        """List the pictures with their objects. Of the pictures the headers are read.
 
-    Args:
-        path: a folder of pictures, or one with images/ and labels/; a list of pictures; or data.yaml beside a folder.
-        settings: `classes` (names, or those that are wanted) and `skip_bad` are used.
-        classes: names that give the indices (training's, or the model's); None: those of the data.
-        faults: where to note what is wrong; None: fatal faults are raised, all at once.
+        `settings.classes` (names, or those that are wanted) and `skip_bad` are used.
 
-    Raises:
-        DataError: no picture, no names, unknown classes, or fatal faults.
-        UsageError: a class in `settings.classes` that is not there.
-    """
-    found = Faults() if faults is None else faults
-    root, pictures, labels = _pictures(path, found)
-    if not pictures:
-        raise DataError("no picture", where=path, remedy=f"known file names end in {', '.join(SUFFIXES)}")
-    own, notes = _names(root, settings, classes)
-    order, table, more = class_table(own, settings, classes, root)
-    sized = present([Picture(file, _short(file, root), None) for file in pictures], settings, found)
-    lines = _Lines(own, found)
-    unlabelled = 0
-    for index, (picture, file) in enumerate(zip(sized, labels, strict=True)):
-        if not file.is_file():
-            unlabelled += 1
-        elif picture is not None and picture.size is not None:
-            lines.read(file, index, picture.name, picture.size)
-    items = annotate(sized, lines.rows([table[name] for name in own]), found)
-    if faults is None:
-        found.refuse(path)
-    notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
-    notes += notes_on(items, "regions")
-    notes += () if faults is not None else found.notes()
-    return Listing(classes=order, items=items, root=root, notes=notes)
+        Raises:
+            DataError: no picture, no names, or unknown classes.
+            UsageError: a class in `settings.classes` that is not there.
+        """
+        root, pictures, labels = _pictures(path, faults)
+        if not pictures:
+            raise DataError("no picture", where=path, remedy=f"known file names end in {', '.join(SUFFIXES)}")
+        own, notes = _names(root, settings, classes)
+        order, table, more = class_table(own, settings, classes, root)
+        sized = present([Picture(file, _short(file, root), None) for file in pictures], settings, faults)
+        lines = _Lines(own, faults)
+        unlabelled = 0
+        for index, (picture, file) in enumerate(zip(sized, labels, strict=True)):
+            if not file.is_file():
+                unlabelled += 1
+            elif picture is not None and picture.size is not None:
+                lines.read(file, index, picture.name, picture.size)
+        if classes is None:  # a part to validate on may lack any class
+            lines.hint_at_numbers()
+        items = annotate(sized, lines.rows([table[name] for name in own]), faults)
+        notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
+        notes += notes_on(items, "regions")
+        return Listing(classes=order, items=items, root=root, notes=notes)
+
+    def write(
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+    ) -> tuple[str, ...]:
+        """Write labels/<part>/, pictures into images/<part>/, and data.yaml.
+
+        Shares have nine digits: a hundred-thousandth of a pixel. An object with an outline loses its box, which is then
+        that of the outline; of several polygons one is made, by lines there and back.
+
+        Raises:
+            FolderError: the folder is inside the data set, or has such files, or a data.yaml of other classes.
+            ResourceError: it cannot be written to.
+            DataError: two pictures of one name but for the suffix; outlines that are run lengths.
+        """
+        check_target(folder, listing.root)
+        names = [Path(listing.name(index)).with_suffix(".txt") for index in range(len(listing))]
+        if len(set(names)) < len(names):
+            raise DataError("two pictures have one name but for the suffix", where=listing.root)
+        every = [item.objects for item in listing.items if item.objects is not None]
+        crowds = sum(int(objects.crowd.sum()) for objects in every if objects.crowd is not None)
+        runs = sum(isinstance(outline, RLE) for objects in every for outline in _counted(objects))
+        if runs:
+            what = f"{runs} outlines are run lengths, for which YOLO's text has no place"
+            raise DataError(what, where=listing.root, remedy="write COCO's json")
+        _write_yaml(listing.classes, folder, part)
+        for name, objects in zip(names, every, strict=True):
+            write_new(folder / "labels" / part / name, _lines(objects))
+        place_pictures(listing, folder / "images" / part, pictures)
+        joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in every for o in _counted(objects))
+        notes = (f"{crowds} crowd regions, for which YOLO's text has no place",) if crowds else ()
+        return notes + ((f"{joined} outlines of several polygons became one, with lines between",) if joined else ())
 
 
 # ------------------------------------------------------------------------------------------------- folders and names
@@ -158,7 +182,7 @@ def _pictures(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]
         return _listed(path, faults)
     folders = _folders(path.parent if path.is_file() else path)
     if folders is None:
-        raise DataError("no labels beside pictures", where=path, remedy=f"looked for {LAYOUT}")
+        raise DataError("no labels beside pictures", where=path, remedy=f"looked for {Yolo.layout}")
     files = list(walk(folders.pictures))
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     labels = [folders.labels / file.relative_to(folders.pictures).with_suffix(".txt") for file in pictures]
@@ -342,6 +366,11 @@ class _Lines:
         self._classes.append(class_)
         self._outlines.append(outline)
 
+    def hint_at_numbers(self) -> None:
+        """Note that the first number is never used and the last one is: names stand in a list of their own."""
+        if len(self.names) > 1 and 0 not in self._classes and len(self.names) - 1 in self._classes:
+            self.faults.add("class-first", f'class "{self.names[0]}"')
+
     def rows(self, table: Sequence[int]) -> Annotations:
         """All objects, given the index of the class of each number."""
         return Annotations(
@@ -366,39 +395,6 @@ def _numbers(words: Sequence[str]) -> tuple[int, list[float]]:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
-
-
-def write(listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none") -> tuple[str, ...]:
-    """Write labels/<part>/, pictures into images/<part>/, and data.yaml.
-
-    Shares have nine digits: a hundred-thousandth of a pixel. An object with an outline loses its box, which is then
-    that of the outline; of several polygons one is made, by lines there and back.
-
-    Returns:
-        What was lost, a sentence each.
-
-    Raises:
-        FolderError: the folder is inside the data set, or has such files, or a data.yaml of other classes.
-        ResourceError: it cannot be written to.
-        DataError: two pictures of one name but for the suffix; outlines that are run lengths.
-    """
-    check_target(folder, listing.root)
-    names = [Path(listing.name(index)).with_suffix(".txt") for index in range(len(listing))]
-    if len(set(names)) < len(names):
-        raise DataError("two pictures have one name but for the suffix", where=listing.root)
-    every = [item.objects for item in listing.items if item.objects is not None]
-    crowds = sum(int(objects.crowd.sum()) for objects in every if objects.crowd is not None)
-    runs = sum(isinstance(outline, RLE) for objects in every for outline in _counted(objects))
-    if runs:
-        what = f"{runs} outlines are run lengths, for which YOLO's text has no place"
-        raise DataError(what, where=listing.root, remedy="write COCO's json")
-    _write_yaml(listing.classes, folder, part)
-    for name, objects in zip(names, every, strict=True):
-        write_new(folder / "labels" / part / name, _lines(objects))
-    place_pictures(listing, folder / "images" / part, pictures)
-    joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in every for o in _counted(objects))
-    notes = (f"{crowds} crowd regions, for which YOLO's text has no place",) if crowds else ()
-    return notes + ((f"{joined} outlines of several polygons became one, with lines between",) if joined else ())
 
 
 def _counted(objects: Objects) -> Iterator[Segmentation | None]:

@@ -1,0 +1,36 @@
+"""A number for each picture, from the mean of its patches."""
+
+import torch
+from patchform.tasks.counting import Count
+from torch import nn
+from torch.nn import functional as F
+
+from patchform.heads.base import Head
+
+
+class Counter(Head):
+    """A linear layer, and a smooth ramp that is never below 0.
+
+    Args:
+        width: of the backbone's summary.
+        channels, strides, classes: not used.
+    """
+
+    tasks = ("counting",)
+
+    def __init__(self, *, channels, strides, width, classes):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, features, targets=None):
+        """(B,) numbers of at least 0."""
+        return F.softplus(self.linear(features.summary)[:, 0])
+
+    def loss(self, raw, targets):
+        """The mean squared error."""
+        wanted = torch.stack([target.number for target in targets]).to(raw.device)
+        return {"squared_error": (raw.float() - wanted).square().mean()}
+
+    def decode(self, raw, sizes):
+        """One `Count` an image."""
+        return [Count(number) for number in raw.float()]

@@ -1,0 +1,30 @@
+"""A CSV list of videos and their classes, as `data.csv_lists` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchform.data import csv_lists
+from patchform.data.faults import Faults
+from patchform.data.formats.base import Format
+from patchform.data.listing import VIDEOS, Listing
+from patchform.settings import DataSettings
+
+
+class CsvVideos(Format):
+    """A line for each video: a file, or a folder of its frames."""
+
+    tasks = ("video_classification",)
+    layout = "a CSV list of videos"
+
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is a file whose name ends in .csv or .tsv."""
+        return csv_lists.is_list(path)
+
+    def is_meant(self, path: Path) -> bool:
+        """Whether the first row names a video."""
+        return csv_lists.is_of_videos(path)
+
+    def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
+        """Read the list. Errors as of `csv_lists.read_list`."""
+        return csv_lists.read_list(path, settings, classes, VIDEOS)
