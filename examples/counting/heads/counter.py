@@ -5,7 +5,8 @@ from patchform.tasks.counting import Count
 from torch import nn
 from torch.nn import functional as F
 
-from patchform.heads.base import Head
+from patchform.heads.base import Head, number_of
+from patchform.records import Loss
 
 
 class Counter(Head):
@@ -27,9 +28,9 @@ class Counter(Head):
         return F.softplus(self.linear(features.summary)[:, 0])
 
     def loss(self, raw, targets):
-        """The mean squared error."""
+        """The squared error, over images; the count is the one that `Head` gives for a loss of this name."""
         wanted = torch.stack([target.number for target in targets]).to(raw.device)
-        return {"squared_error": (raw.float() - wanted).square().mean()}
+        return {"loss": Loss((raw.float() - wanted).square().sum(), number_of(targets))}
 
     def decode(self, raw, sizes):
         """One `Count` an image."""
