@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import torchvision
@@ -27,9 +29,19 @@ def images():
 
 @pytest.fixture
 def timm_small():
+    return timm_swin()
+
+
+def timm_swin(side=64, window=4):
     return randomise(
         timm.models.SwinTransformer(
-            img_size=64, patch_size=4, embed_dim=16, depths=DEPTHS, num_heads=HEADS, window_size=4, num_classes=10
+            img_size=side,
+            patch_size=4,
+            embed_dim=16,
+            depths=DEPTHS,
+            num_heads=HEADS,
+            window_size=window,
+            num_classes=10,
         ).eval()
     )
 
@@ -38,6 +50,53 @@ def test_equals_timm(timm_small, images):
     ours = Classifier(small()).eval()
     load(ours, LAYOUTS["timm"], timm_small.state_dict())
     assert difference(timm_small, ours, images) <= 10 * rounding_of(timm_small, images)
+
+
+def test_equals_timm_with_an_odd_window(images):
+    reference, images = timm_swin(side=48, window=3), images[..., :48, :48]
+    ours = Classifier(Swin(image_size=48, width=16, depths=DEPTHS, heads=HEADS, window=3)).eval()
+    load(ours, LAYOUTS["timm"], reference.state_dict())
+    assert difference(reference, ours, images) <= 10 * rounding_of(reference, images)
+
+
+def within_tiles(block, x, edges, side):
+    """A block whose cells see their own tile, with tiles that end at `edges` along both axes: (B, H, W, D)."""
+    normed, mixed = block.norm1(x), torch.empty_like(x)
+    for top, bottom in pairwise(edges):
+        for left, right in pairwise(edges):
+            cells = normed[:, top:bottom, left:right].flatten(1, 2)
+            parts = block.attention.qkv(cells).chunk(3, -1)
+            q, k, v = (part.unflatten(-1, (block.attention.heads, -1)).transpose(1, 2) for part in parts)
+            row = torch.arange(top, bottom).repeat_interleave(right - left)
+            column = torch.arange(left, right).repeat(bottom - top)
+            down, across = row[:, None] - row + side - 1, column[:, None] - column + side - 1
+            bias = block.attention.position.table.unflatten(0, (2 * side - 1, 2 * side - 1))[down, across]
+            scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + bias.permute(2, 0, 1)
+            tile = block.attention.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+            mixed[:, top:bottom, left:right] = tile.unflatten(1, (bottom - top, right - left))
+    x = x + mixed
+    return x + block.mlp(block.norm2(x))
+
+
+@pytest.mark.parametrize(
+    ("side", "edges", "one_further"),
+    [
+        (4, (0, 2, 6, 10), (0, 3, 7, 10)),
+        (3, (0, 1, 4, 7, 8), (0, 2, 5, 8)),
+        (5, (0, 2, 7, 12), (0, 3, 8, 12)),
+        (7, (0, 3, 10, 16), (0, 4, 11, 16)),
+    ],
+)
+@torch.no_grad()
+def test_every_second_block_has_its_tiles_half_a_window_further_rounded_down(side, edges, one_further):
+    """As the authors' `shift_size=window_size // 2`; the published weights of version 1 have windows of 7 or 12."""
+    cells = edges[-1]
+    backbone = randomise(Swin(image_size=4 * cells, width=8, depths=(2,), heads=(2,), window=side)).eval().double()
+    x = torch.randn(1, cells, cells, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain, shifted = backbone.stages[0]
+    torch.testing.assert_close(plain(x), within_tiles(plain, x, (*range(0, cells, side), cells), side))
+    torch.testing.assert_close(shifted(x), within_tiles(shifted, x, edges, side))
+    assert (shifted(x) - within_tiles(shifted, x, one_further, side)).abs().max() > 0.1  # control
 
 
 @pytest.mark.parametrize("width", [128, 256])

@@ -29,6 +29,24 @@ def test_resize_and_centre_crop_equal_the_common_recipe(size, interpolation):
     assert not other.equal(found)  # control
 
 
+@pytest.mark.parametrize("share", [0.875, 0.9, 0.95, 0.96])
+@pytest.mark.parametrize("size", [(300, 500), (500, 300)])
+def test_the_side_before_the_crop_is_rounded_down_as_timm_has_it(size, share):
+    create = pytest.importorskip("timm.data").create_transform
+    side = create(224, is_training=False, interpolation="bilinear", crop_pct=share).transforms[0].size
+    image = picture(*size)
+    found = evaluation_transform(Preprocessing(interpolation="bilinear", crop_share=share))(image)
+    assert found.equal(v2.Compose([v2.Resize(side), v2.CenterCrop(224)])(image))
+    assert not found.equal(v2.Compose([v2.Resize(side + 1), v2.CenterCrop(224)])(image))  # control
+
+
+def test_both_sides_before_the_crop_are_rounded_down():
+    image = picture(60, 60)
+    found = evaluation_transform(Preprocessing(size=(10, 20), interpolation="bilinear", crop_share=0.7))(image)
+    covering = v2.functional.resize(image, [28, 28])  # of 14.3 and 28.6
+    assert found.equal(v2.functional.center_crop(covering, [10, 20]))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (37, 64), (64, 48), (48, 64), (65, 49)])
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 @pytest.mark.parametrize("share", [0.875, 1.0])

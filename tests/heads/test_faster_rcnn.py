@@ -5,6 +5,7 @@ import torch
 import torchvision
 from detectors import (
     CHANNELS,
+    EVERYTHING,
     STRIDES,
     features,
     objects,
@@ -20,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import box_iou, roi_align
 
 from patchform.backbones import resnet
 from patchform.errors import UsageError
@@ -198,6 +200,42 @@ def test_crowds_count_for_nothing():
     assert (plain.objects[0] == BACKGROUND).any()  # control
     alone = crowd._replace(crowd=torch.tensor([True] * 4))
     assert means(head.loss(head(seen, [alone]), [alone]))["box"] == 0
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@torch.no_grad()
+def test_regions_are_read_where_they_are_unless_asked_otherwise(aligned):
+    """torchvision's operator on its `aligned` form, which is Detectron2's; half a cell further is the control."""
+    head, size = small(neck="single", anchor_sizes=(16, 32, 64)), (64, 96)
+    raw = head(features(pictures(size, size)[1]))
+    cells = roi_align(raw.levels[0], list(raw.regions), 7, 1 / 32, sampling_ratio=2, aligned=aligned)
+    logits, shifts = head.box_head(cells)
+    assert len(logits) > 50
+    if aligned:
+        torch.testing.assert_close(raw.logits, logits)
+        torch.testing.assert_close(raw.shifts, shifts)
+    else:
+        assert (raw.logits - logits).abs().max() > 0.01 * logits.abs().max()
+
+
+@pytest.mark.parametrize("from_iou", [0.5, 0.6])
+@torch.no_grad()
+def test_a_region_stands_for_an_object_from_half_of_it_on(from_iou):
+    """As torchvision's own default does; where it asks for more, in the control, some are background."""
+    head, size = small(boxes={"width": 16, "samples": EVERYTHING, "share": 1.0}), (128, 192)
+    targets = [objects(size, count, seed=count) for count in (8, 6)]
+    raw = head(features(pictures(size, size)[1]), targets)
+    other = theirs(**({} if from_iou == 0.5 else {"box_fg_iou_thresh": from_iou, "box_bg_iou_thresh": from_iou}))
+    owners, labels = other.roi_heads.assign_targets_to_proposals(
+        list(raw.regions), [target.boxes for target in targets], [target.classes + 1 for target in targets]
+    )
+    wanted = [owner.where(label > 0, BACKGROUND) for owner, label in zip(owners, labels, strict=True)]
+    assert torch.equal(torch.cat(raw.objects), torch.cat(wanted)) == (from_iou == 0.5)
+    if from_iou == 0.5:
+        best = torch.cat([box_iou(region, target.boxes).amax(1) for region, target in zip(raw.regions, targets)])
+        assert torch.equal(torch.cat(raw.objects) >= 0, best >= 0.5)
+        assert ((best >= 0.5) & (best < 0.6)).sum() > 20
+        assert ((best >= 0.4) & (best < 0.5)).sum() > 20
 
 
 def test_predictions_stay_inside_the_picture_and_fall():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import full_size, golden
+from reference import full_size, golden, randomise
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,6 +10,7 @@ from patchform.backbones.vit import ViT
 from patchform.errors import UsageError
 from patchform.heads.setr import SETR
 from patchform.model import build_backbone
+from patchform.records import Features
 from patchform.weights.operations import reshape
 from patchform.weights.rules import DROP, Rules
 
@@ -167,6 +168,36 @@ def test_control_the_auxiliary_decoder_of_pup_grows_in_two_steps():
     model.head.in_two_steps = False
     found = answers(model(data["input"]))["aux0"]
     assert (found - data["aux0"]).abs().max() > 1000 * rounding["aux0"]
+
+
+# --------------------------------------------------------------------------------------------------------- definition
+
+
+def between(places, have):
+    """(wanted, have) float64: linear interpolation of `have` cells at places between 0 and have - 1."""
+    return (1 - (places[:, None] - torch.arange(have)).abs()).clamp(min=0)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@torch.no_grad()
+def test_mla_enlarges_its_levels_from_corner_to_corner(aligned):
+    """The first and last cells of a level are those of the quarter; in the control the outer borders are."""
+    head = randomise(SETR(channels=(6, 6), strides=(16, 16), classes=3, decoder="mla", channels_inside=8))
+    head = head.eval().double()
+    draw = torch.Generator().manual_seed(1)
+    maps = tuple(torch.randn(2, 6, 5, 7, dtype=torch.float64, generator=draw) for _ in range(2))
+    grow = []
+    for have, wanted in ((5, 20), (7, 28)):
+        number = torch.arange(wanted, dtype=torch.float64)
+        corners, borders = number * (have - 1) / (wanted - 1), ((number + 0.5) * have / wanted - 0.5)
+        grow.append(between(corners if aligned else borders.clamp(0, have - 1), have))
+    levels = [branch(x) for branch, x in zip(head.decoder.branches, head.aggregation(maps), strict=True)]
+    wanted = head.decoder.classify(torch.cat([grow[0] @ level @ grow[1].T for level in levels], 1))
+    found = head(Features(maps, (16, 16), (80, 112))).cells.logits
+    if aligned:
+        torch.testing.assert_close(found, wanted)
+    else:
+        assert (found - wanted).abs().max() > 0.1
 
 
 # --------------------------------------------------------------------------------------------------------- full size

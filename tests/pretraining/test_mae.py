@@ -137,6 +137,29 @@ def test_only_hidden_patches_are_learnt_from():
     torch.testing.assert_close(means(model(batch_of(images), noise))["loss"], error.mean())
 
 
+@pytest.mark.parametrize("spare", [1, 0])
+@torch.no_grad()
+def test_a_patch_is_over_its_unbiased_deviation(spare):
+    """Squares over 192 - 1 as the authors' `var` has it, and 1e-6 on top; over all 192 is the control."""
+    draw = torch.Generator().manual_seed(0)
+    model, noise = randomise(method(), scale=0.05), torch.rand(2, 16, generator=draw)
+    images = torch.randn(2, 3, 32, 32, generator=draw)
+    images[1] *= 1e-3  # there 1e-6 is as much as the variance
+    found, errors = model.reconstruct(images, noise), []
+    for image, patch in found.mask.nonzero().tolist():
+        top, left = 8 * (patch // 4), 8 * (patch % 4)
+        pixels = images[image, :, top : top + 8, left : left + 8].permute(1, 2, 0).flatten().double()
+        centred = pixels - pixels.sum() / 192
+        wanted = centred / ((centred**2).sum() / (192 - spare) + 1e-6) ** 0.5
+        errors.append((found.patches[image, patch].double() - wanted).square().mean())
+    loss, defined = model(batch_of(images), noise)["loss"].double(), torch.stack(errors).mean()
+    assert len(errors) == 24
+    if spare:
+        torch.testing.assert_close(loss, defined, rtol=1e-6, atol=0)
+    else:
+        assert abs(loss - defined) > 1e-3 * loss
+
+
 def test_whole_grids_see_a_colour_in_place_of_what_is_hidden():
     model = randomise(method({}, backbone="swin/nano", side=64), scale=0.05)
     images = torch.randn(1, 3, 64, 64)
