@@ -31,7 +31,7 @@ MUTANTS = {
     "no_optimizer": lambda: setattr(checkpoint, "_load_optimizer", lambda *_: None),
     "no_schedule": lambda: setattr(schedule, "multiplier", forgetful(schedule.multiplier)),
     "restart_epoch": lambda: setattr(batches, "TrainingBatches", RestartedEpoch),
-    "deaf": lambda: setattr(distributed, "add_up", lambda tensors: None),
+    "deaf": lambda: setattr(distributed, "all_reduce_sum", lambda tensors: None),
     "unreadable": lambda: setattr(batches, "training_loader", unreadable(batches.training_loader)),
 }
 

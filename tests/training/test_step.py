@@ -212,15 +212,9 @@ def apart(one, other):
     return ((one - other).double().norm() / one.double().norm()).item()
 
 
-IN_FLOAT32 = {"detr_masks", "faster_rcnn", "mask_rcnn"}
-"""They compute some layers in float32, whatever the model is in."""
-
-
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_parts_make_the_whole_under_every_head(name, double):
-    if double and name in IN_FLOAT32:
-        pytest.skip("in float32 alone")
     task, head, options, batch = CASES[name]
     model, batch = model_of(task, head, **options), batch()
     model, tolerance = (model.double(), 1e-7) if double else (model, 1e-6)

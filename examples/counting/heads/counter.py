@@ -28,7 +28,7 @@ class Counter(Head):
         return F.softplus(self.linear(features.summary)[:, 0])
 
     def loss(self, raw, targets):
-        """Squared errors, over images."""
+        """The squared error, over images; the count is the one that `Head` gives for a loss of this name."""
         wanted = torch.stack([target.number for target in targets]).to(raw.device)
         return {"loss": Loss((raw.float() - wanted).square().sum(), number_of(targets))}
 

@@ -186,7 +186,8 @@ class Looks(nn.Module):
         """(B, Q, D), (B, D, H, W), padding (B, H, W) bool -> (B, Q, h, H, W) float32."""
         q = self.q(states).unflatten(2, (self.heads, -1))
         k = self.k(memory.flatten(2).transpose(1, 2)).unflatten(2, (self.heads, -1))
-        scores = torch.einsum("bqhd,bnhd->bqhn", q * q.shape[-1] ** -0.5, k).float()
+        scores = torch.einsum("bqhd,bnhd->bqhn", q * q.shape[-1] ** -0.5, k)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if padding is not None:
             scores = scores.masked_fill(padding.flatten(1)[:, None, None], torch.finfo(scores.dtype).min / 2)
         return scores.flatten(2).softmax(2).unflatten(2, (self.heads, *memory.shape[2:]))

@@ -38,8 +38,8 @@ class MultiScaleRoIAlign(nn.Module):
             size: height and width of the input, pixels.
 
         Returns:
-            (sum K_i, C, size, size) float32, level by level; and (sum K_i,) the row of each region therein: to put
-            what is made of the rows into order costs less than the rows themselves.
+            (sum K_i, C, size, size) float32 or more, level by level; and (sum K_i,) the row of each region therein: to
+            put what is made of the rows into order costs less than the rows themselves.
         """
         from torchvision.ops import roi_align
 
@@ -54,7 +54,8 @@ class MultiScaleRoIAlign(nn.Module):
         for x, row, stride in zip(levels, rows, self.strides):
             down, across = spacing(size, (x.shape[2], x.shape[3]), stride)
             cells = rois[row] / rois.new_tensor([1, across, down, across, down])
-            found.append(roi_align(x.float(), cells, self.size, sampling_ratio=2, aligned=self.aligned))
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))  # roi_align has no bfloat16
+            found.append(roi_align(exact, cells.to(exact), self.size, sampling_ratio=2, aligned=self.aligned))
         return torch.cat(found), torch.cat(rows).argsort()
 
 

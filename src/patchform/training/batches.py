@@ -78,9 +78,9 @@ class Batches:
         self._order = TrainingBatches(
             len(listing), settings.batch_size, settings.seed, start, course.steps, weights, groups, share=around.place
         )
-        pictures = task.training_samples(listing, data.preprocessing, recipe.augmentation, settings.seed)
+        samples = task.training_samples(listing, data.preprocessing, recipe.augmentation, settings.seed)
         pin = around.device.type == "cuda"
-        self._incoming = iter(training_loader(pictures, self._order, recipe.data.workers, pin=pin))
+        self._incoming = iter(training_loader(samples, self._order, recipe.data.workers, pin=pin))
 
     def next(self, step: int) -> Batch:
         """The batch of a step, whichever is next; errors as of the loader, in all processes."""

@@ -31,8 +31,8 @@ class Validation:
         recipe = learner.recipe
         self.learner, self.around, self.settings = learner, around, recipe.training
         self.task = find_task(recipe.task).of(learner.model.head)
-        pictures = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
-        self.loader = evaluation_loader(pictures, at_once, recipe.data.workers, pin=around.device.type == "cuda")
+        samples = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
+        self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=around.device.type == "cuda")
 
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.
