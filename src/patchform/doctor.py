@@ -30,7 +30,7 @@ from patchform.settings import DataSettings
 from patchform.tasks.base import Task, find_task
 
 SHOWN = 5
-"""Faults of a kind that are told and drawn."""
+"""Faults of a kind that are listed and drawn."""
 CELL, MARGIN = 480, 8
 """Pixels of a picture's side in a sheet, and between two."""
 _RED, _WHITE, _GREY = (230, 20, 20), (255, 255, 255), (150, 150, 150)
@@ -76,7 +76,7 @@ class Diagnosis:
         """Things that may be meant so."""
         return sum(part.faults.counts[kind] for part in self.parts for kind, about in KINDS.items() if about.hint)
 
-    def found(self) -> list[tuple[str, int, list[tuple[str, Fault]]]]:
+    def by_kind(self) -> list[tuple[str, int, list[tuple[str, Fault]]]]:
         """Of each kind that occurs: how many, and the first few with their parts; the worst first."""
         rows = []
         for kind in sorted(KINDS, key=lambda kind: (KINDS[kind].hint, not KINDS[kind].fatal)):
@@ -109,7 +109,7 @@ class Diagnosis:
                     "hint": KINDS[kind].hint,
                     "first": [{"part": part, "where": fault.where, "what": fault.what} for part, fault in first],
                 }
-                for kind, number, first in self.found()
+                for kind, number, first in self.by_kind()
             ],
         }
 
@@ -125,16 +125,16 @@ def task_of(path: str | Path) -> str:
         UsageError: a layout that serves several.
     """
     tasks = [find_task(name) for name in lookup.names("tasks")]
-    for how in ("by layout", "last"):
-        found = [task.name for task in tasks if task.recognised == how and serves(path, task.name, sure=True)]
-        if found:
+    for certainty in ("by layout", "last"):
+        names = [task.name for task in tasks if task.recognised == certainty and serves(path, task.name, sure=True)]
+        if names:
             break
-    if len(found) > 1:
-        raise UsageError(f"the layout of {path} serves {' and '.join(found)}", remedy="name the task: --task")
-    if not found:
+    if len(names) > 1:
+        raise UsageError(f"the layout of {path} serves {' and '.join(names)}", remedy="name the task: --task")
+    if not names:
         layouts = ", ".join(format_.layout for format_ in formats().values())
         raise DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
-    return found[0]
+    return names[0]
 
 
 def diagnose(
@@ -179,8 +179,8 @@ def diagnose(
             _note(error, faults)
         parts.append(_examined("validation", kind, held_out, faults, preprocessing, progress))
         if parts[0].usable is not None and parts[1].usable is not None:
-            for one, other in overlap(parts[0].usable, parts[1].usable):
-                faults.add("picture-shared", other, f"as {one} of train")
+            for name, other in overlap(parts[0].usable, parts[1].usable):
+                faults.add("picture-shared", other, f"as {name} of train")
     return Diagnosis(path=path, task=chosen, parts=tuple(parts), preprocessing=preprocessing)
 
 
@@ -246,16 +246,16 @@ def draw_sample(task: Task, sample: Sample, classes: Sequence[str]) -> Image.Ima
 
 def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
     """The first few of each kind that can be shown, as (part, fault, picture): its truth, or the box in question."""
-    found = []
+    drawn = []
     task = find_task(diagnosis.task)
     for part in diagnosis.parts:
         if part.listing is None:
             continue
-        places = {part.listing.name(index): index for index in range(len(part.listing))}
+        indices = {part.listing.name(index): index for index in range(len(part.listing))}
         pictures = task.evaluation_samples(part.listing, diagnosis.preprocessing)
         for kind in KINDS:
             for fault in [fault for fault in part.faults if fault.kind == kind][:SHOWN]:
-                index = places.get(fault.where, places.get(fault.where.rpartition(", ")[0]))
+                index = indices.get(fault.where, indices.get(fault.where.rpartition(", ")[0]))
                 if index is None:
                     continue
                 try:
@@ -263,8 +263,8 @@ def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
                 except DataError:
                     continue  # it cannot be read, which is its fault
                 lines = [drawing.Line(f"{part.name}: {fault.where}"), drawing.Line(f"{kind}: {fault.what}")]
-                found.append((part.name, fault, drawing.caption(_tensor(picture), lines)))
-    return found
+                drawn.append((part.name, fault, drawing.caption(_tensor(picture), lines)))
+    return drawn
 
 
 def _drawn(
@@ -313,7 +313,7 @@ def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     page = Image.new("RGB", (MARGIN + step * columns, MARGIN + sum(heights) + MARGIN * len(rows)), _WHITE)
     top = MARGIN
     for row, height in zip(rows, heights):
-        for place, picture in enumerate(row):
-            page.paste(picture, (MARGIN + place * step, top))
+        for column, picture in enumerate(row):
+            page.paste(picture, (MARGIN + column * step, top))
         top += height + MARGIN
     return page

@@ -34,10 +34,10 @@ class Compose(Generic[T]):
 
     steps: tuple[Callable[..., tuple[Tensor, T]], ...]
 
-    def __call__(self, image: Tensor, truth: T, *given: Any) -> tuple[Tensor, T]:
+    def __call__(self, image: Tensor, truth: T, *arguments: Any) -> tuple[Tensor, T]:
         """Apply all; what else is given is given to each."""
         for step in self.steps:
-            image, truth = step(image, truth, *given)
+            image, truth = step(image, truth, *arguments)
         return image, truth
 
 
@@ -319,11 +319,11 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     return resized.view(*image.shape[:-2], *size)
 
 
-def window(have: int, scaled: float, wanted: int) -> tuple[int, int]:
+def window(have: int, scaled: float, target: int) -> tuple[int, int]:
     """Pixels of a side that are taken, and to how many they are resized, when `have` are scaled to `scaled`."""
-    if scaled <= wanted:
+    if scaled <= target:
         return have, max(1, round(scaled))
-    return min(have, max(1, round(wanted * have / scaled))), wanted
+    return min(have, max(1, round(target * have / scaled))), target
 
 
 def along(image: Tensor, size: tuple[int, int], number: int) -> list[Tensor]:
@@ -333,11 +333,11 @@ def along(image: Tensor, size: tuple[int, int], number: int) -> list[Tensor]:
     spare = [have - want for have, want in zip(image.shape[-2:], size)]
     top, left = (round(side / 2) for side in spare)
     crops = []
-    for place in range(number):
+    for index in range(number):
         if spare[0] > spare[1]:
-            top = round(place * spare[0] / (number - 1))
+            top = round(index * spare[0] / (number - 1))
         else:
-            left = round(place * spare[1] / (number - 1))
+            left = round(index * spare[1] / (number - 1))
         crops.append(image[..., top : top + size[0], left : left + size[1]])
     return crops
 

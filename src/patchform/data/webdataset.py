@@ -51,9 +51,9 @@ class Content(NamedTuple):
         by_shard: dict[Path, dict[str, str]] = {}
         for picture in self.pictures:
             by_shard.setdefault(picture.shard, {})[picture.label or ""] = ""
-        for shard, found in by_shard.items():
-            texts = shards.contents(shard, list(found), _LONGEST_CLASS)
-            found.update((name, _class(text, shard / name)) for name, text in zip(found, texts))
+        for shard, labels in by_shard.items():
+            texts = shards.contents(shard, list(labels), _LONGEST_CLASS)
+            labels.update((name, _class(text, shard / name)) for name, text in zip(labels, texts))
         return [by_shard[picture.shard][picture.label or ""] for picture in self.pictures]
 
 
@@ -72,14 +72,14 @@ def content_of(path: Path, *, classes: bool) -> Content:
     pictures: list[Picture] = []
     ignored, crowded, links = Counter[str](), list[str](), list[str]()
     for shard in files:
-        found = shards.index(shard)
-        links += [(shard / name).name for name in found.links]
-        labels = {_key(name): name for name in found.names if _ending(name) == _CLASS}
-        members = [Picture(shard, name, labels.get(_key(name))) for name in shards.pictures(found)]
+        table = shards.index(shard)
+        links += [(shard / name).name for name in table.links]
+        labels = {_key(name): name for name in table.names if _ending(name) == _CLASS}
+        members = [Picture(shard, name, labels.get(_key(name))) for name in shards.pictures(table)]
         used = {member.name for member in members} | {member.label for member in members if classes}
         ignored.update(
             PurePosixPath(name).suffix.lower() or "no suffix"
-            for name in found.names
+            for name in table.names
             if name not in used and not shards.hidden(name)
         )
         samples = Counter(_key(member.name) for member in members)
@@ -119,7 +119,7 @@ def _class(data: bytes, where: Path) -> str:
 def _check_parts(files: list[Path], where: Path) -> None:
     """Raise DataError when by their names some shards are to learn from and others to validate on."""
     words = {file.name: set(re.split("[^a-z]+", file.name.lower())) for file in files}
-    train, held_out = ([name for name, some in words.items() if some & set(part)] for part in (TRAIN, VALIDATION))
+    train, held_out = ([name for name, own in words.items() if own & set(part)] for part in (TRAIN, VALIDATION))
     if train and held_out:
         what = f'shards to learn from and to validate on in one folder: "{train[0]}" and "{held_out[0]}"'
         raise DataError(what, where=where, remedy="put them into train/ and val/ below it")

@@ -17,9 +17,9 @@ Pictures: TypeAlias = Literal["none", "copy", "link"]
 
 def check_target(folder: Path, *sources: Path) -> None:
     """Raise FolderError for a folder inside one of the data sets."""
-    place = folder.expanduser().resolve()
+    target = folder.expanduser().resolve()
     for source in sources:
-        if place.is_relative_to(source.resolve()):
+        if target.is_relative_to(source.resolve()):
             remedy = "choose a folder elsewhere; nothing is ever written into a data set"
             raise FolderError(f"inside the data set {source}", where=folder, remedy=remedy)
 

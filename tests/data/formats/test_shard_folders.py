@@ -289,12 +289,12 @@ def test_a_diagnosis_of_shards(folder):
     assert (found.fatal, found.parts[0].numbers) == (0, (6, 6))
     tar(folder / "train-002.tar", samples(0, 1) | {"b/099.png": picture(99)[:-30], "b/099.cls": b"ant"})
     found = diagnose(DataSettings(path=str(folder)))
-    assert [(kind, number, first[0][1].where) for kind, number, first in found.found()] == [
+    assert [(kind, number, first[0][1].where) for kind, number, first in found.by_kind()] == [
         ("picture-bad", 1, "train-002.tar/b/099.png"),
         ("picture-repeated", 1, "train-002.tar/a/000.png"),
     ]
     (folder / "train-003.tar").write_bytes(before[folder / "train-000.tar"][:1500])
-    (fault,) = diagnose(DataSettings(path=str(folder))).found()
+    (fault,) = diagnose(DataSettings(path=str(folder))).by_kind()
     assert "ends at byte 1500" in json.dumps(fault)
     assert all(file.read_bytes() == data for file, data in before.items())
 
