@@ -1,7 +1,7 @@
 """What is wrong with a data set and what to do about it; and pictures of it. Nothing is ever written into one.
 
-A diagnosis goes the way of a training: the same listing, the same decoder, the same check. Where a training would stop,
-it goes on, so that all is found at once.
+A diagnosis runs the steps of a training: the same listing, the same decoder, the same check. Where a training stops, it
+goes on, so that all is found at once.
 """
 
 from __future__ import annotations
@@ -103,10 +103,7 @@ class Diagnosis:
                 {
                     "kind": kind,
                     "count": number,
-                    "what": KINDS[kind].what,
-                    "remedy": KINDS[kind].remedy,
-                    "fatal": KINDS[kind].fatal,
-                    "hint": KINDS[kind].hint,
+                    **KINDS[kind]._asdict(),
                     "first": [{"part": part, "where": fault.where, "what": fault.what} for part, fault in first],
                 }
                 for kind, number, first in self.by_kind()
@@ -166,8 +163,7 @@ def diagnose(
     preprocessing = whole(preprocessing or Preprocessing(), chosen)
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
-        chosen = kind.refined(listing)
-        kind = find_task(chosen)
+        kind = find_task(chosen := kind.refined(listing))
     parts = [_examined("train", kind, listing, faults, preprocessing, progress)]
     if listing is not None:
         kind.hints(listing, parts[0].numbers, faults)
@@ -223,10 +219,7 @@ def _examined(
     report = examine(
         listing, preprocessing, progress=None if progress is None else lambda done, every: progress(name, done, every)
     )
-    bad = {fault.where for fault in report.faults}
-    usable = replace(
-        listing, items=tuple(item for index, item in enumerate(listing.items) if listing.name(index) not in bad)
-    )
+    usable = report.usable(listing)
     faults.extend(report.faults)
     warnings.on_boxes(listing, faults)
     warnings.on_copies(usable, faults)
@@ -263,7 +256,8 @@ def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
                 except DataError:
                     continue  # it cannot be read, which is its fault
                 lines = [drawing.Line(f"{part.name}: {fault.where}"), drawing.Line(f"{kind}: {fault.what}")]
-                drawn.append((part.name, fault, drawing.caption(_tensor(picture), lines)))
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+                drawn.append((part.name, fault, drawing.caption(pixels, lines)))
     return drawn
 
 
@@ -295,10 +289,6 @@ def _boxed(picture: Image.Image, box: Sequence[float]) -> Image.Image:
     pen.rectangle((corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1), outline=_WHITE, width=line + 2)
     pen.rectangle(corners, outline=_RED, width=line)
     return page
-
-
-def _tensor(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -72,8 +72,8 @@ def gallery(figures: Iterable[str], *, wide: bool = False) -> str:
 def render(title: str, sections: Iterable[Section]) -> str:
     """The page."""
     body = "\n".join(
-        f"<section><h2>{escape(section.title)}</h2>{f'<p>{escape(section.meaning)}</p>' if section.meaning else ''}{section.content}"
-        "</section>"
+        f"<section><h2>{escape(section.title)}</h2>"
+        f"{f'<p>{escape(section.meaning)}</p>' if section.meaning else ''}{section.content}</section>"
         for section in sections
     )
     return _FRAME.replace("TITLE", escape(title)).replace("SECTIONS", body)

@@ -43,25 +43,23 @@ class Action(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is to be done."""
-    everywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    everywhere.add_argument("--json", action="store_true", help="speak JSON, errors too")
-    everywhere.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    everywhere.add_argument(
-        "--plugin", metavar="DIR", action="append", help="folder with own data/formats/: runs its code"
-    )
-    everywhere.add_argument("data", metavar="DIR", help="folder, list or annotation file, as train takes it")
-    everywhere.add_argument("--task", help="what it is for (default: as its layout says)")
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--json", action="store_true", help="speak JSON, errors too")
+    common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    common.add_argument("--plugin", metavar="DIR", action="append", help="folder with own data/formats/: runs its code")
+    common.add_argument("data", metavar="DIR", help="folder, list or annotation file, as train takes it")
+    common.add_argument("--task", help="what it is for (default: as its layout says)")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, action in ACTIONS.items():
-        own = actions.add_parser(
+        subparser = actions.add_parser(
             name,
             help=action.purpose,
             description=f"{action.purpose} How data are read is set as in train: --data.zero ignore.",
             epilog=f"example: patchform data {name} {action.example}",
-            parents=[everywhere],
+            parents=[common],
             allow_abbrev=False,
         )
-        action.arguments(own)
+        action.arguments(subparser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,7 +151,7 @@ def _verdict(diagnosis: Diagnosis) -> str:
 
 
 def _write_pictures(diagnosis: Diagnosis, folder: Path) -> None:
-    """A page of all that was found, and the pictures on it as files beside."""
+    """A page of the diagnosis, and the pictures on it as files beside."""
     from patchform import doctor, drawing
     from patchform.data.faults import KINDS
 
@@ -382,9 +380,10 @@ def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Li
     from patchform.tasks.base import find_task
 
     chosen = task or doctor.task_of(settings.path or "")
+    kind = find_task(chosen)
     listing, validation = open_training(settings, task=chosen)
     if task is None:
-        chosen = find_task(chosen).refined(listing)
+        chosen = kind.refined(listing)
     parts = {"train": listing}
     if validation is not None:
         parts["validation"] = open_evaluation(validation, settings, listing.classes, chosen)

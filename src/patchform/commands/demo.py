@@ -17,6 +17,8 @@ from patchform.commands.train import train
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from patchform.metrics.base import Scores
 
 EXAMPLE = "patchform demo segmentation"
@@ -132,7 +134,7 @@ def write_digits(folder: Path) -> list[Path]:
     """Write train/ and val/ with a folder a class; returns a held-out picture of each."""
     from PIL import Image
 
-    for part, scans in _parts():
+    for part, scans, _ in _parts():
         for number, (image, digit) in enumerate(zip(*scans)):
             class_folder = folder / part / str(digit)
             class_folder.mkdir(parents=True, exist_ok=True)
@@ -142,16 +144,14 @@ def write_digits(folder: Path) -> list[Path]:
 
 def write_scenes(folder: Path) -> list[Path]:
     """Write images/ and masks/ of train/ and val/; returns held-out pictures. No scan is in both parts."""
-    import numpy as np
     from PIL import Image
 
-    for number, (part, scans) in enumerate(_parts()):
-        draw = np.random.default_rng([SEED, number])
+    for part, scans, generator in _parts():
         targets = [folder / kind / part for kind in ("images", "masks")]
         for target in targets:
             target.mkdir(parents=True)
         for index in range(SCENES[part]):
-            scene = digits.scene(scans, draw)
+            scene = digits.scene(scans, generator)
             for target, picture in zip(targets, (scene.image, scene.mask())):
                 Image.fromarray(picture).save(target / f"{index:04d}.png")
     (folder / "classes.txt").write_text("\n".join(["ground", *map(str, range(10))]) + "\n")
@@ -164,13 +164,12 @@ def write_objects(folder: Path) -> list[Path]:
     from PIL import Image
 
     (folder / "annotations").mkdir(parents=True)
-    for number, (part, scans) in enumerate(_parts()):
-        draw = np.random.default_rng([SEED, number])
+    for part, scans, generator in _parts():
         (folder / part).mkdir()
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
         for index in range(SCENES[part]):
-            scene, name = digits.scene(scans, draw), f"{index:04d}.png"
+            scene, name = digits.scene(scans, generator), f"{index:04d}.png"
             Image.fromarray(scene.image).save(folder / part / name)
             images.append({"id": index, "file_name": name, "width": digits.SIDE, "height": digits.SIDE})
             for owner, digit in enumerate(scene.classes.tolist(), 1):
@@ -187,23 +186,23 @@ def write_objects(folder: Path) -> list[Path]:
 
 def write_clips(folder: Path) -> list[Path]:
     """Write train/ and val/ with a folder of MP4 files a motion; returns a held-out clip of each."""
-    import numpy as np
-
     from patchform.data.encoded import write
 
-    for number, (part, scans) in enumerate(_parts()):
-        draw = np.random.default_rng([SEED, number])
+    for part, scans, generator in _parts():
         for index in range(CLIPS[part]):
             name = list(digits.MOTIONS)[index % len(digits.MOTIONS)]
             path = folder / part / name / f"{index:04d}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, digits.motion(scans, draw, name))
+            write(path, digits.motion(scans, generator, name))
     return [min((folder / "val" / name).iterdir()) for name in digits.MOTIONS]
 
 
-def _parts() -> Iterator[tuple[str, digits.Digits]]:
-    """Scans to learn from, and the same fifth of each class every time."""
-    yield from zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))
+def _parts() -> Iterator[tuple[str, digits.Digits, np.random.Generator]]:
+    """Scans to learn from, and the same fifth of each class every time; and random numbers for each part."""
+    import numpy as np
+
+    for number, (part, scans) in enumerate(zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))):
+        yield part, scans, np.random.default_rng([SEED, number])
 
 
 KINDS = {

@@ -58,9 +58,9 @@ class Annotations(NamedTuple):
     """(N,) float64, NaN where there is none."""
     segmentations: Sequence[Segmentation | None] | None = None
     otherwise: np.ndarray | None = None
-    """(N, 4) float64 xyxy: what the boxes would be if written in the way that they are most often mistaken for."""
+    """(N, 4) float64 xyxy: what the boxes would be in the notation that they are most often mistaken for."""
     mistake: str = ""
-    """That way, in words: "x1, y1, x2, y2"."""
+    """That notation, in words: "x1, y1, x2, y2"."""
 
 
 # ------------------------------------------------------------------------------------------------------------ classes
@@ -112,11 +112,10 @@ def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: 
     They are fatal faults unless `settings.skip_bad` allows for so many.
     """
     folders: dict[str, set[str]] = {}
-    sized: list[Picture | None] = []
+    sized: list[Picture | None] = [None] * len(pictures)
     lost: list[tuple[str, str, str]] = []
-    for picture in pictures:
+    for index, picture in enumerate(pictures):
         if picture is None:
-            sized.append(None)
             continue
         folder, name = os.path.split(picture.path)
         if folder not in folders:
@@ -124,13 +123,11 @@ def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: 
         try:
             if name not in folders[folder]:
                 raise FileNotFoundError
-            sized.append(picture if picture.size else picture._replace(size=upright_size(picture.path)))
+            sized[index] = picture if picture.size else picture._replace(size=upright_size(picture.path))
         except FileNotFoundError:
             lost.append(("picture-missing", picture.name, f"looked in {folder}"))
-            sized.append(None)
         except DataError as error:
             lost.append(("picture-bad", picture.name, error.what))
-            sized.append(None)
     allowed = len(lost) <= settings.skip_bad * len(pictures)
     for kind, name, what in lost:
         faults.add("picture-skipped" if allowed else kind, name, what)
@@ -156,15 +153,15 @@ def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faul
     sizes = np.array([picture.size if picture and picture.size else (0, 0) for picture in pictures], np.int64)
     sizes = sizes.reshape(-1, 2)
     limits = np.tile(sizes[rows.pictures][:, ::-1], 2)  # (N, 4): width, height, width, height
-    there = np.array([picture is not None for picture in pictures], bool)[rows.pictures]
-    relevant = (rows.classes >= 0) & there
+    listed = np.array([picture is not None for picture in pictures], bool)[rows.pictures]
+    relevant = (rows.classes >= 0) & listed
     boxes, keep = _checked_boxes(rows, limits, relevant, faults)
     outlines = None if rows.segmentations is None else list(rows.segmentations)
     if outlines is not None:
         outlined = [index for index in np.flatnonzero(keep).tolist() if outlines[index] is not None]
-        of_rows = sizes[rows.pictures]
+        row_sizes = sizes[rows.pictures]
         for start in range(0, len(outlined), _AT_ONCE):
-            _check_outlines(outlines, outlined[start : start + _AT_ONCE], of_rows, rows.location, faults)
+            _check_outlines(outlines, outlined[start : start + _AT_ONCE], row_sizes, rows.location, faults)
         keep[[index for index in outlined if outlines[index] is None]] = False
     order = np.flatnonzero(keep)
     order = order[np.argsort(rows.pictures[order], kind="stable")]

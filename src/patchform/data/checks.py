@@ -34,7 +34,7 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a check found."""
+    """The result of a check."""
 
     checked: int
     """Pictures opened."""
@@ -49,6 +49,11 @@ class Report:
     def used(self) -> int:
         """Pictures without a fault."""
         return self.checked - len(self.faults)
+
+    def usable(self, listing: Listing) -> Listing:
+        """The listing that was checked, without the pictures that have a fault."""
+        bad = {fault.where for fault in self.faults}
+        return replace(listing, items=tuple(item for item in listing.items if _name(item, listing) not in bad))
 
 
 def check(
@@ -76,27 +81,23 @@ def check(
     if not listing.items:
         raise DataError(f"no {listing.thing}", where=listing.root)
     report = examine(listing, preprocessing, progress=progress)
-    bad = {fault.where for fault in report.faults}
-    if len(bad) > skip_bad * len(listing):
+    bad = len(report.faults)
+    if bad > skip_bad * len(listing):
         listed = "; ".join(f"{fault.where}: {fault.what}" for fault in report.faults[:5])
         raise DataError(
-            f"{len(bad)} of {len(listing)} {listing.thing}s cannot be used: {listed}{'; ...' * (len(bad) > 5)}",
+            f"{bad} of {len(listing)} {listing.thing}s cannot be used: {listed}{'; ...' * (bad > 5)}",
             where=listing.root,
             remedy="mend or remove them, or set data.skip_bad",
         )
-    usable = replace(listing, items=tuple(item for item in listing.items if _name(item, listing) not in bad))
+    usable = report.usable(listing)
     lost = [name for name, had, has in zip(listing.classes, listing.counts(), usable.counts()) if had and not has]
     if lost:
-        thing = listing.thing
-        raise DataError(f"no usable {thing} is left of class {quoted(lost)}", where=listing.root)
+        raise DataError(f"no usable {listing.thing} is left of class {quoted(lost)}", where=listing.root)
     return usable, report
 
 
 def examine(
-    listing: Listing,
-    preprocessing: Preprocessing,
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    listing: Listing, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
 ) -> Report:
     """Look at everything as `check` does and report all faults; never stops at one. Arguments as there.
 
@@ -112,8 +113,8 @@ def examine(
         return Report(checked=len(listing), faults=faults, notes=tuple(cached["notes"]), pixels=pixels)
     report = _examined(listing, preprocessing, progress)
     if key and key == check_cache.key(listing, preprocessing):  # nothing was edited meanwhile
-        faults_ = [fault[:3] for fault in report.faults]
-        check_cache.store(key, {"faults": faults_, "notes": report.notes, "pixels": report.pixels})
+        rows = [fault[:3] for fault in report.faults]
+        check_cache.store(key, {"faults": rows, "notes": report.notes, "pixels": report.pixels})
     return report
 
 

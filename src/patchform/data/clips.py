@@ -60,7 +60,7 @@ def evaluation_frames(preprocessing: Preprocessing, clips: int, count: int) -> l
 
 
 def _uniform(count: int, positions: list[float]) -> list[int]:
-    """One frame of each of as many parts as there are places, which say how far into it, in [0, 1)."""
+    """One frame of each of as many parts as there are positions, which say how far into it, in [0, 1)."""
     number = len(positions)
     if count < number:
         return [min(frame, count - 1) for frame in range(number)]

@@ -69,12 +69,12 @@ def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | Non
     label = _column(header, _LABEL)
     if label is None:
         columns = [index for index in range(len(header)) if index != image]
-        labels = [_ones(row, columns, header, path, line) for line, row in rows]
+        labels = [_flags(row, columns, header, path, line) for line, row in rows]
         names: tuple[str, ...] = tuple(header[index] for index in columns)
         if not names:
             raise DataError("no column of classes", where=path, remedy=f"name one of the columns {' or '.join(_LABEL)}")
     else:
-        labels = [_split(row[label], settings.labels == "multi", delimiter) for _, row in rows]
+        labels = [_split(row[label], delimiter) for _, row in rows]
         names = ordered(name for own in labels for name in own)
     if settings.labels == "single":
         for (line, _), own in zip(rows, labels, strict=True):
@@ -128,14 +128,13 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
     return next((index for name in names for index, field in enumerate(header) if field.lower() == name), None)
 
 
-def _split(field: str, several: bool, delimiter: str) -> tuple[str, ...]:
+def _split(field: str, delimiter: str) -> tuple[str, ...]:
     separators = "|" if delimiter == ";" else "|;"
     parts = field.replace(separators[-1], "|").split("|")
-    names = dict.fromkeys(part.strip() for part in parts if part.strip())
-    return tuple(names)
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-def _ones(row: Sequence[str], columns: Sequence[int], header: Sequence[str], path: Path, line: int) -> tuple[str, ...]:
+def _flags(row: Sequence[str], columns: Sequence[int], header: Sequence[str], path: Path, line: int) -> tuple[str, ...]:
     for index in columns:
         if row[index] not in ("0", "1"):
             raise DataError(

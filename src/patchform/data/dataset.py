@@ -11,7 +11,7 @@ from typing import NamedTuple
 from patchform import lookup
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
+from patchform.data.listing import TRAIN, VALIDATION, Listing, is_hidden, quoted
 from patchform.data.loader import derive
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
@@ -48,8 +48,7 @@ def open_data(
         UsageError: no path, or a share that is none.
         DataError: nothing there that is known, a class in validation alone, or whatever the format refuses.
     """
-    opened = open_training(settings, task=task, faults=faults)
-    listing, validation = opened.listing, opened.validation
+    listing, validation = open_training(settings, task=task, faults=faults)
     notes = listing.notes
     if validation is None:
         if not 0 < settings.validation_share < 1:
@@ -145,13 +144,11 @@ def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, L
     if not chosen:
         raise DataError("too few pictures to hold some out", where=listing.root, remedy="set data.validation")
 
-    def part(items: list[Item]) -> Listing:
+    def part(held_out: bool) -> Listing:
+        items = (item for index, item in enumerate(listing.items) if (index in chosen) == held_out)
         return replace(listing, items=tuple(items))
 
-    return (
-        part([item for index, item in enumerate(listing.items) if index not in chosen]),
-        part([item for index, item in enumerate(listing.items) if index in chosen]),
-    )
+    return part(False), part(True)
 
 
 def formats(task: str | None = None) -> dict[str, Format]:
@@ -163,10 +160,8 @@ def formats(task: str | None = None) -> dict[str, Format]:
 
 
 def _layouts(task: str) -> str:
-    return (
-        ", ".join(format_.layout for format_ in reversed(formats(task).values()))
-        + "; or such parts below train/ and val/"
-    )
+    layouts = ", ".join(format_.layout for format_ in reversed(formats(task).values()))
+    return f"{layouts}; or such parts below train/ and val/"
 
 
 def _must_exist(path: Path, task: str) -> None:

@@ -1,6 +1,6 @@
 """Transforms of a picture together with its objects.
 
-A transform is a callable from (C, H, W) pixels, their `Instances`, and a way to get `Another` picture, to pixels and
+A transform is a callable from (C, H, W) pixels, their `Instances`, and a source of `Another` picture, to pixels and
 `Instances`. Pixels are uint8 in 0..255 or float32 in 0..1; they keep their type and no input is written into. Random
 ones draw from torch's global numbers, which the data set seeds for each sample. Pictures keep the sizes that they come
 to; what they lack in a batch is filled up, and marked as padding, when the batch is made.
@@ -49,7 +49,7 @@ GREY = 114 / 255
 
 
 def evaluation_objects(preprocessing: Preprocessing) -> Transform:
-    """The way of `evaluation_transform` for the picture. Objects stay in its own pixels, as predictions do.
+    """`evaluation_transform` for the picture. Objects stay in its own pixels, as predictions do.
 
     Raises:
         UsageError: `preprocessing.resize` is crop, which would cut objects off.
@@ -59,7 +59,7 @@ def evaluation_objects(preprocessing: Preprocessing) -> Transform:
 
 
 def training_objects(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Transform:
-    """The random way to the model's input: mosaic, scale and crop or the whole picture, flips, copy-paste, colours.
+    """Random transforms to the model's input: mosaic, scale and crop or the whole picture, flips, copy-paste, colours.
 
     Raises:
         UsageError: a range is not one, or a setting that is not for objects.
@@ -128,9 +128,9 @@ def take(objects: Instances, index: Tensor) -> Instances:
 
 
 def join(parts: Sequence[Instances]) -> Instances:
-    """Objects of one picture, without scores, all with masks or all without. None is a crowd where none is said to be.
+    """Objects of one picture, without scores, all with masks or all without. None is a crowd where none is marked so.
 
-    Areas are left out unless all say theirs.
+    Areas are left out unless all have theirs.
     """
     crowds = [torch.zeros(len(part.boxes), dtype=torch.bool) if part.crowd is None else part.crowd for part in parts]
     areas = [part.areas for part in parts if part.areas is not None]
@@ -162,8 +162,8 @@ def view(objects: Instances, box: tuple[int, int, int, int], size: tuple[int, in
     bitmaps = None if objects.masks is None else masks.view(objects.masks, box, size)
     cut = (boxes != moved).any(1)
     if bitmaps is not None and objects.masks is not None and cut.any():
-        seen = masks.areas(objects.masks) * scale[0] * scale[1]
-        shares = (masks.areas(bitmaps) / seen.clamp(min=1e-9)).clamp(max=1)
+        before = masks.areas(objects.masks) * scale[0] * scale[1]
+        shares = (masks.areas(bitmaps) / before.clamp(min=1e-9)).clamp(max=1)
         boxes = torch.where(cut[:, None], _within(masks.tight(bitmaps).float(), boxes), boxes)
     shares = torch.where(cut, shares, 1.0)
     areas = None if objects.areas is None else objects.areas * scale[0] * scale[1] * shares
@@ -251,9 +251,9 @@ class LargeScaleJitter:
         target = p.size
         if p.resize == "fit":
             target = (max(p.size), min(p.size)) if height > width else (min(p.size), max(p.size))
-        seen = whole_size(p, height, width)
-        tall, new_height = window(height, seen[0] * factor, target[0])
-        wide, new_width = window(width, seen[1] * factor, target[1])
+        whole = whole_size(p, height, width)
+        tall, new_height = window(height, whole[0] * factor, target[0])
+        wide, new_width = window(width, whole[1] * factor, target[1])
         top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
         size = (new_height, new_width)
         resized = resize(image[..., top : top + tall, left : left + wide], size, p.interpolation)

@@ -1,6 +1,6 @@
 """Encoded videos by way of PyAV: which frames a file has, some of them, all of them; and a small writer.
 
-* Containers are told by their first bytes and read by the demuxer of that kind and no other: MP4 and QuickTime,
+* Containers are recognised by their first bytes and read by the demuxer of that kind and no other: MP4 and QuickTime,
   Matroska and WebM, AVI. A playlist that names other files or addresses is none of them.
 * A frame is found by the time at which it is shown. Times come from the packets, which are read without being decoded,
   so frames at varying distances and frames that are stored in another order are found as well. To get there the decoder
@@ -30,7 +30,7 @@ STEADY = {"x264-params": "mbtree=0"}
 """Macroblock trees, on by default, look at memory that was never written in pictures of 64 pixels: each writing would
 give another file."""
 RATE = 25.0
-"""Frames a second where nothing is said."""
+"""Frames a second where none is stated."""
 LARGEST = 1 << 26
 """Pixels of a frame: twice those of 8K."""
 _HEAD = 4096
@@ -270,7 +270,7 @@ def _declared_length(path: Path) -> int:
 
 
 def _matroska_length(data: bytes, position: int) -> tuple[int, int]:
-    """A length that is written in one to eight bytes, 0 where it is left open, and the place behind it."""
+    """A length that is written in one to eight bytes, 0 where it is left open, and the position behind it."""
     bits = 7 * (9 - data[position].bit_length())
     end = position + bits // 7
     length = int.from_bytes(data[position:end], "big") & ((1 << bits) - 1)

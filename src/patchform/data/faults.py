@@ -10,7 +10,7 @@ from typing import NamedTuple
 from patchform.errors import DataError
 
 KEPT = 1000
-"""Faults of one kind that are kept with their places; the others are only counted."""
+"""Faults of one kind that are kept as examples; the others are only counted."""
 
 
 class Kind(NamedTuple):
@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     what: str
     """What it is, after a number: "boxes without a width or height"."""
     remedy: str
-    """What to do about it; for those that are mended on the way in, what was done."""
+    """What to do about it; for those that are mended while reading, what was done."""
     fatal: bool = True
     """Whether the data cannot be used as they are; else the thing is dropped or clipped, and counted."""
     hint: bool = False
@@ -143,12 +143,10 @@ class Faults:
         kinds = {kind: about for kind, about in KINDS.items() if about.fatal and self.counts[kind]}
         if not kinds:
             return
-        if len(kinds) == 1:
-            ((kind, about),) = kinds.items()
-            what, remedy = f"{self.counts[kind]} {about.what}", about.remedy
-        else:
-            counted = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in kinds.items())
-            what, remedy = f"{self.fatal} faults ({counted})", "; ".join(about.remedy for about in kinds.values())
+        what = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in kinds.items())
+        remedy = "; ".join(about.remedy for about in kinds.values())
+        if len(kinds) > 1:
+            what = f"{self.fatal} faults ({what})"
         first = [fault for fault in self if fault.fatal]
         raise DataError(f"{what}: {_listed(first, 5, self.fatal)}", where=where, remedy=remedy)
 

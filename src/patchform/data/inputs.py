@@ -44,11 +44,9 @@ def expand(sources: Any, *, videos: bool = False) -> list[Source]:
     Raises:
         DataError: a folder, pattern or shard without a picture, or nothing that exists at all.
     """
-    items = (
-        list(sources) if isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source) else [sources]
-    )
+    several = isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source)
     expanded: list[Source] = []
-    for source in items:
+    for source in list(sources) if several else [sources]:
         if isinstance(source, Source):
             expanded.append(source)
         elif isinstance(source, str | Path):

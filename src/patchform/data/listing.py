@@ -164,11 +164,8 @@ class Listing:
         lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
         lines += [repr(item.truth) for item in self.items if item.truth is not None]
         lines += [repr(self.mask_codes)] * (self.mask_codes is not None)
-        lines += (
-            [_digest(self.items)]
-            if self.objects or any(isinstance(item.mask, PolygonMask) for item in self.items)
-            else []
-        )
+        if self.objects or any(isinstance(item.mask, PolygonMask) for item in self.items):
+            lines.append(_digest(self.items))
         return "".join(lines).encode(errors="surrogateescape")
 
     def counts(self) -> tuple[int, ...]:

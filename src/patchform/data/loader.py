@@ -89,11 +89,11 @@ def grouped(indices: Sequence[int], groups: Sequence[bool], size: int) -> list[i
     waiting: tuple[list[int], list[int]] = ([], [])
     ordered: list[int] = []
     for index in indices:
-        own = waiting[groups[index]]
-        own.append(index)
-        if len(own) == size:
-            ordered += own
-            own.clear()
+        group = waiting[groups[index]]
+        group.append(index)
+        if len(group) == size:
+            ordered += group
+            group.clear()
     return ordered + waiting[0] + waiting[1]
 
 
@@ -239,9 +239,6 @@ class _Fetch(Dataset[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _fetch, (lookup.Plugins(), self.dataset)  # in this order: the data set may be of a plug-in's class
-
-    def __getitem__(self, key: Key) -> Sample:
-        return self.dataset[key]
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | PatchformError:
         try:

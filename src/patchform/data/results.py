@@ -28,7 +28,7 @@ class Writer(ABC):
 
     @abstractmethod
     def files(self, names: Sequence[str]) -> list[Path]:
-        """What is going to be written for pictures of these file names, in folders that are made before `add`.
+        """The files to be written for pictures of these names, in folders that are made before `add`.
 
         Raises UsageError if two come to one file.
         """

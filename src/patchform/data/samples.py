@@ -1,4 +1,4 @@
-"""What data sets of pictures and of clips share: who asks, the random numbers, and what stays in memory."""
+"""What data sets of pictures and of clips share: keys, random numbers, and what stays in memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A member is an ordinary path that leads into its shard: `photos/000.tar/a/1.jpg`. The operating system answers that a
 part on the way is no folder, and only then is anything here asked: other files pay nothing. What a process knows of a
-shard is the places of its members, kept until the shard changes; no file stays open, so workers need nothing but paths.
+shard is where its members lie, kept until the shard changes; no file stays open, so workers need nothing but paths.
 
 Shards are of the formats ustar, GNU and pax (POSIX.1-2008, pax, "ustar Interchange Format"), whose headers `tarfile`
 reads. Refused are compressed ones, as they have no random access, and those that do not end with a block of zeros.
@@ -28,7 +28,7 @@ from patchform.errors import DataError
 ENDING = ".tar"
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tzst", *(ENDING + kind for kind in (".gz", ".bz2", ".xz", ".zst", ".lz4")))
 KEPT = 4096
-"""Shards whose places are kept: about 90 bytes a member, more where names are long."""
+"""Shards whose members are remembered: about 90 bytes a member, more where names are long."""
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 """What gzip, bzip2, xz, zstd and lz4 begin with."""
 _LONGEST_HEADER = 1 << 20
@@ -56,7 +56,7 @@ class Index(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What tells a file from what it was before; of a member, its own size and place and the rest of its shard."""
+    """What tells a file from what it was before; of a member, its own size and offset and the rest of its shard."""
 
     size: int
     mtime_ns: int
@@ -140,13 +140,13 @@ def exists(path: Path) -> bool:
 def status(path: Path) -> Status:
     """Of a file, or of a member. Raises OSError, and of what leads into a file DataError."""
     try:
-        of = path.stat()
-        offset, size = 0, of.st_size
+        info = path.stat()
+        offset, size = 0, info.st_size
     except NotADirectoryError:
         shard, name = _member(path)
-        of = shard.stat()
+        info = shard.stat()
         offset, size = _extent(index(shard), shard, name)
-    return Status(size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino, of.st_mode, offset)
+    return Status(size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_mode, offset)
 
 
 def open_file(path: Path, most: int) -> BinaryIO:
@@ -157,7 +157,7 @@ def open_file(path: Path, most: int) -> BinaryIO:
         return io.BytesIO(read(path, most))
 
 
-# ------------------------------------------------------------------------------------------------------ the way to it
+# ----------------------------------------------------------------------------------------------------------- the path
 
 
 def _member(path: Path) -> tuple[Path, str]:
@@ -200,8 +200,8 @@ def _open(shard: Path) -> Iterator[BinaryIO]:
 
 def _state(file: BinaryIO) -> tuple[int, ...]:
     """What changes when a file does: its size, its times and which one it is."""
-    of = os.fstat(file.fileno())
-    return of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino
+    info = os.fstat(file.fileno())
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 # ----------------------------------------------------------------------------------------------------------- headers
@@ -300,7 +300,7 @@ class _Archive(tarfile.TarFile):
 
 
 class _Headers:
-    """The file of a shard as `tarfile` sees it: no place outside, and no more of it at once than headers may need.
+    """The file of a shard as `tarfile` sees it: no position outside, and no more of it at once than headers may need.
 
     Without this a hostile header could have gigabytes read, or allocated, or the same ones read for ever.
     """

@@ -21,7 +21,7 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import DataError
 
 RGB = Preprocessing()
-"""How frames are decoded if nothing else is said: 3 channels of 8 bits."""
+"""How frames are decoded by default: 3 channels of 8 bits."""
 
 
 class Frame(NamedTuple):

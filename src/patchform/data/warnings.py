@@ -28,21 +28,21 @@ def on_boxes(listing: Listing, faults: Faults) -> None:
         crowd = item.objects.crowd
         own = np.arange(len(item.objects.boxes)) if crowd is None else np.flatnonzero(~crowd)
         boxes, classes = item.objects.boxes[own], item.objects.classes[own]
-        hints = [("box-tiny", which, -1) for which in np.flatnonzero(_sides(boxes) < TINY).tolist()]
+        hints = [("box-tiny", number, -1) for number in np.flatnonzero(_sides(boxes) < TINY).tolist()]
         close = np.triu(box_iou(*[torch.from_numpy(boxes)] * 2).numpy() >= RIVAL, 1)
         for first, second in np.argwhere(close).tolist():
             if classes[first] != classes[second]:
                 hints.append(("box-rival", second, first))
             elif (boxes[first] == boxes[second]).all():
                 hints.append(("box-same", second, first))
-        for kind, which, other in hints:
-            what = listing.classes[classes[which]]
+        for kind, number, other in hints:
+            what = listing.classes[classes[number]]
             if other < 0:
-                what += " of {:g} x {:g} pixels".format(*(boxes[which, 2:] - boxes[which, :2]).tolist())
+                what += " of {:g} x {:g} pixels".format(*(boxes[number, 2:] - boxes[number, :2]).tolist())
             else:
                 what += f" over {listing.classes[classes[other]]}, object {own[other] + 1}"
-            location = f"{listing.name(index)}, object {own[which] + 1} of {len(item.objects.boxes)}"
-            faults.add(kind, location, what, tuple(boxes[which].tolist()))
+            location = f"{listing.name(index)}, object {own[number] + 1} of {len(item.objects.boxes)}"
+            faults.add(kind, location, what, tuple(boxes[number].tolist()))
 
 
 def _sides(boxes: np.ndarray) -> np.ndarray:

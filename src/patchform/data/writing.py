@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -26,14 +27,8 @@ def check_target(folder: Path, *sources: Path) -> None:
 
 def write_new(file: Path, pieces: Iterable[str]) -> None:
     """Write a file, and the folders above it. Raises FolderError when it exists, ResourceError when it cannot be."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(pieces)
-    except FileExistsError:
-        raise FolderError("exists already", where=file, remedy="choose another folder") from None
-    except OSError as error:
-        raise ResourceError(f"cannot be written: {error.strerror}", where=file) from None
+    with _new(file), file.open("x", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(pieces)
 
 
 def place_pictures(listing: Listing, folder: Path, pictures: Pictures) -> None:
@@ -42,15 +37,22 @@ def place_pictures(listing: Listing, folder: Path, pictures: Pictures) -> None:
         return
     for index, item in enumerate(listing.items):
         file = folder / listing.name(index)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with _new(file):
             if os.path.lexists(file):
                 raise FileExistsError
             if pictures == "link":
                 file.symlink_to(item.path.resolve())
             else:
                 shutil.copyfile(item.path, file)
-        except FileExistsError:
-            raise FolderError("exists already", where=file, remedy="choose another folder") from None
-        except OSError as error:
-            raise ResourceError(f"cannot be written: {error.strerror}", where=file) from None
+
+
+@contextmanager
+def _new(file: Path) -> Iterator[None]:
+    """Make the folders above a file that is written in this block."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except FileExistsError:
+        raise FolderError("exists already", where=file, remedy="choose another folder") from None
+    except OSError as error:
+        raise ResourceError(f"cannot be written: {error.strerror}", where=file) from None

@@ -85,8 +85,8 @@ class Coco(WritableFormat):
         folder = _folder(file, [name for name, _, _ in lists.images])
         pictures = present(lists.pictures(folder), settings, faults)
         items = annotate(pictures, lists.rows(table), faults)
-        free = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
-        ids = tuple(lists.categories[name] if name in lists.categories else next(free) for name in order)
+        new_ids = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
+        ids = tuple(lists.categories[name] if name in lists.categories else next(new_ids) for name in order)
         notes += notes_on(items, "crowd regions")
         return Listing(classes=order, items=items, root=folder, notes=notes, ids=ids)
 
@@ -154,9 +154,9 @@ def _folder(file: Path, names: Sequence[str]) -> Path:
     for word in words:
         candidates += [home / word, home / word / "images", *(home / kind / word for kind in _PICTURES)]
     candidates += [home / kind for kind in _PICTURES]
-    some = [name for name in names[:: max(1, len(names) // 20)] if is_inside(name)]
-    best = max(candidates, key=lambda candidate: sum((candidate / name).is_file() for name in some))
-    if any((best / name).is_file() for name in some):
+    sample = [name for name in names[:: max(1, len(names) // 20)] if is_inside(name)]
+    best = max(candidates, key=lambda candidate: sum((candidate / name).is_file() for name in sample))
+    if any((best / name).is_file() for name in sample):
         return best
     return next((candidate for candidate in candidates[2:] if candidate.is_dir()), home)
 
@@ -333,18 +333,18 @@ def _outline(value: Any) -> Segmentation | None:
 
 def _document(listing: Listing) -> Iterator[str]:
     ids = listing.ids or tuple(range(1, len(listing.classes) + 1))
-    own = [item.objects.id if item.objects else None for item in listing.items]
-    if None in own or len(set(own)) < len(own):
-        own = list(range(1, len(own) + 1))
+    image_ids = [item.objects.id if item.objects else None for item in listing.items]
+    if None in image_ids or len(set(image_ids)) < len(image_ids):
+        image_ids = list(range(1, len(image_ids) + 1))
     yield '{"images": ['
     for index, item in enumerate(listing.items):
         assert item.objects is not None
         height, width = item.objects.size
         yield "," * (index > 0) + "\n"
-        yield json.dumps({"id": own[index], "file_name": listing.name(index), "width": width, "height": height})
+        yield json.dumps({"id": image_ids[index], "file_name": listing.name(index), "width": width, "height": height})
     yield '],\n"annotations": ['
     number = 0
-    for id_, item in zip(own, listing.items, strict=True):
+    for id_, item in zip(image_ids, listing.items, strict=True):
         assert item.objects is not None
         for record in _records(item.objects, ids):
             number += 1

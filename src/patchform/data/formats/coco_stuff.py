@@ -97,10 +97,9 @@ class CocoStuff(Format):
             if unlisted := [category for category, _ in segments if category not in indices]:
                 raise DataError(f"regions of an unknown category: {quoted(unlisted)}", where=f"{file}, picture {name}")
             size = (int(record["height"]), int(record["width"]))
-            drawn = PolygonMask(
-                tuple(outline for _, outline in segments), tuple(indices[category] for category, _ in segments), size
-            )
-            items.append(Item(folder / name, (), drawn))
+            numbers = tuple(indices[category] for category, _ in segments)
+            mask = PolygonMask(tuple(outline for _, outline in segments), numbers, size)
+            items.append(Item(folder / name, (), mask))
         notes += ("pixels of no region are ignored",)
         return Listing(classes=order, items=tuple(items), root=folder, notes=notes, mask_codes=MaskCodes())
 

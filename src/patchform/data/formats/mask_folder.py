@@ -113,28 +113,26 @@ class MaskFolders(Format):
         if settings.balanced:
             raise UsageError("data.balanced needs a class for each picture", remedy="set it to false for masks")
         pairs, train_ids = _pairs(folders)
-        own, notes = _names(path, folders, settings)
+        names, notes = _names(path, folders, settings)
         colors = _colors(Path(settings.colors).expanduser()) if settings.colors else ()
-        if not own and colors:
-            own = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
+        if not names and colors:
+            names = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
             notes = (f"classes in the order of their colours in {Path(settings.colors or '').name}",)
-        if not own and classes is not None:
-            own, notes = (
-                classes,
-                ("the masks have no names of classes: their numbers are taken for those known already",),
-            )
-        if not own:
+        if not names and classes is not None:
+            names = classes
+            notes = ("the masks have no names of classes: their numbers are taken for those known already",)
+        if not names:
             raise DataError(
                 "no names of classes",
                 where=folders.home,
                 remedy="write classes.txt, a name a line in the order of the numbers, or set data.classes",
             )
-        if len(own) > IGNORED:
-            raise DataError(f"{len(own)} classes, masks can have {IGNORED}", where=folders.home)
-        check_names(own, folders.home)
-        order = own if classes is None else classes
-        indices = by_name(own, order, folders.home)
-        class_of = {name: indices[name] for name in own}
+        if len(names) > IGNORED:
+            raise DataError(f"{len(names)} classes, masks can have {IGNORED}", where=folders.home)
+        check_names(names, folders.home)
+        order = names if classes is None else classes
+        indices = by_name(names, order, folders.home)
+        class_of = {name: indices[name] for name in names}
         if colors:
             coding, more = _by_color(colors, class_of, settings)
         else:

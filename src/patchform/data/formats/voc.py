@@ -109,8 +109,8 @@ class Voc(WritableFormat):
                 locations.append(f"{shown}, object {number}")
         if not listed:
             raise DataError("no picture is listed", where=path)
-        own = ordered(names)
-        order, table, notes = class_table(own, settings, classes, folders.labels)
+        occurring = ordered(names)
+        order, table, notes = class_table(occurring, settings, classes, folders.labels)
         rows = Annotations(
             boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
             classes=np.array([table[name] for name in names], np.int64),

@@ -36,6 +36,7 @@ from patchform.data.listing import (
     quoted,
     read_names,
     read_text,
+    relative_name,
     walk,
 )
 from patchform.data.results import box_shares
@@ -84,7 +85,7 @@ class Yolo(WritableFormat):
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the pictures with their objects. Of the pictures the headers are read.
 
-        `settings.classes` (names, or those that are wanted) and `skip_bad` are used.
+        `settings.classes` (names, or a choice of them) and `skip_bad` are used.
 
         Raises:
             DataError: no picture, no names, or unknown classes.
@@ -93,10 +94,10 @@ class Yolo(WritableFormat):
         root, pictures, labels = _pictures(path, faults)
         if not pictures:
             raise DataError("no picture", where=path, remedy=f"known file names end in {', '.join(SUFFIXES)}")
-        own, notes = _names(root, settings, classes)
-        order, table, more = class_table(own, settings, classes, root)
-        sized = present([Picture(file, _short(file, root), None) for file in pictures], settings, faults)
-        lines = _Lines(own, faults)
+        names, notes = _names(root, settings, classes)
+        order, table, more = class_table(names, settings, classes, root)
+        sized = present([Picture(file, relative_name(file, root), None) for file in pictures], settings, faults)
+        lines = _Lines(names, faults)
         unlabelled = 0
         for index, (picture, file) in enumerate(zip(sized, labels, strict=True)):
             if not file.is_file():
@@ -105,7 +106,7 @@ class Yolo(WritableFormat):
                 lines.read(file, index, picture.name, picture.size)
         if classes is None:  # a part to validate on may lack any class
             lines.hint_at_numbers()
-        items = annotate(sized, lines.rows([table[name] for name in own]), faults)
+        items = annotate(sized, lines.rows([table[name] for name in names]), faults)
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
         notes += notes_on(items, "regions")
         return Listing(classes=order, items=items, root=root, notes=notes)
@@ -127,17 +128,17 @@ class Yolo(WritableFormat):
         names = [Path(listing.name(index)).with_suffix(".txt") for index in range(len(listing))]
         if len(set(names)) < len(names):
             raise DataError("two pictures have one name but for the suffix", where=listing.root)
-        every = [item.objects for item in listing.items if item.objects is not None]
-        crowds = sum(int(objects.crowd.sum()) for objects in every if objects.crowd is not None)
-        runs = sum(isinstance(outline, RLE) for objects in every for outline in _counted(objects))
+        annotated = [item.objects for item in listing.items if item.objects is not None]
+        crowds = sum(int(objects.crowd.sum()) for objects in annotated if objects.crowd is not None)
+        runs = sum(isinstance(outline, RLE) for objects in annotated for outline in _counted(objects))
         if runs:
             what = f"{runs} outlines are run lengths, for which YOLO's text has no place"
             raise DataError(what, where=listing.root, remedy="write COCO's json")
         _write_yaml(listing.classes, folder, part)
-        for name, objects in zip(names, every, strict=True):
+        for name, objects in zip(names, annotated, strict=True):
             write_new(folder / "labels" / part / name, _lines(objects))
         place_pictures(listing, folder / "images" / part, pictures)
-        joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in every for o in _counted(objects))
+        joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in annotated for o in _counted(objects))
         notes = (f"{crowds} crowd regions, for which YOLO's text has no place",) if crowds else ()
         return notes + ((f"{joined} outlines of several polygons became one, with lines between",) if joined else ())
 
@@ -223,10 +224,6 @@ def _listed(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
         pictures[file] = number
     folders = {folder: _labels_of(folder) for folder in {file.parent for file in pictures}}
     return home, list(pictures), [folders[file.parent] / f"{file.stem}.txt" for file in pictures]
-
-
-def _short(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
 
 
 def _yaml_above(path: Path) -> Path | None:
