@@ -57,9 +57,9 @@ class Annotations(NamedTuple):
     areas: np.ndarray | None = None
     """(N,) float64, NaN where there is none."""
     segmentations: Sequence[Segmentation | None] | None = None
-    otherwise: np.ndarray | None = None
+    alternative: np.ndarray | None = None
     """(N, 4) float64 xyxy: what the boxes would be in the notation that they are most often mistaken for."""
-    mistake: str = ""
+    notation: str = ""
     """That notation, in words: "x1, y1, x2, y2"."""
 
 
@@ -241,11 +241,11 @@ def _checked_boxes(
 
 def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:
     """What the numbers look like, when most boxes that leave their picture would then be good ones."""
-    if rows.otherwise is None:
+    if rows.alternative is None:
         return ""
-    boxes, limits = rows.otherwise[leaving], limits[leaving]
+    boxes, limits = rows.alternative[leaving], limits[leaving]
     fits = (boxes >= -TOLERANCE).all(1) & (boxes <= limits + TOLERANCE).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return f", looks like {rows.mistake}" if fits.mean() > 0.9 else ""
+    return f", looks like {rows.notation}" if fits.mean() > 0.9 else ""
 
 
 def _numbers(values: Iterable[float]) -> str:

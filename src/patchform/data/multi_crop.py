@@ -20,7 +20,7 @@ SIGMAS = (0.1, 2.0)
 """Pixels of deviation of a blur."""
 
 
-class Crops(NamedTuple):
+class CropSet(NamedTuple):
     """What is made of a picture."""
 
     images: Tensor
@@ -61,12 +61,12 @@ class MultiCrop:
         small = dataclasses.replace(p, size=(a.local_size, a.local_size))
         self.small = self._chain(small, a.local_scale, a.views) if a.local_views else None
 
-    def __call__(self, image: Tensor) -> Crops:
+    def __call__(self, image: Tensor) -> CropSet:
         """(C, H, W) -> crops of the type it has."""
         images = torch.stack([transform(image) for transform in self.whole])
         if self.small is None:
-            return Crops(images, None)
-        return Crops(images, torch.stack([self.small(image) for _ in range(self.augmentation.local_views)]))
+            return CropSet(images, None)
+        return CropSet(images, torch.stack([self.small(image) for _ in range(self.augmentation.local_views)]))
 
     def _chain(self, preprocessing: Preprocessing, scale: Sequence[float], number: int) -> Transform:
         a, strength = self.augmentation, self.augmentation.color_jitter

@@ -20,7 +20,7 @@ _LONGEST_CLASS = 1000
 """Bytes."""
 
 
-class Picture(NamedTuple):
+class Member(NamedTuple):
     """A member that is a picture."""
 
     shard: Path
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 class Content(NamedTuple):
     """What shards hold."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Member, ...]
     root: Path
     """Folder that names are relative to."""
     notes: tuple[str, ...]
@@ -69,13 +69,13 @@ def content_of(path: Path, *, classes: bool) -> Content:
     """
     files = [path] if path.is_file() else [file for file in walk(path) if shards.is_shard(file.name)]
     _check_parts(files, path)
-    pictures: list[Picture] = []
+    pictures: list[Member] = []
     ignored, crowded, links = Counter[str](), list[str](), list[str]()
     for shard in files:
         table = shards.index(shard)
         links += [(shard / name).name for name in table.links]
         labels = {_key(name): name for name in table.names if _ending(name) == _CLASS}
-        members = [Picture(shard, name, labels.get(_key(name))) for name in shards.pictures(table)]
+        members = [Member(shard, name, labels.get(_key(name))) for name in shards.pictures(table)]
         used = {member.name for member in members} | {member.label for member in members if classes}
         ignored.update(
             PurePosixPath(name).suffix.lower() or "no suffix"

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from patchform.data.listing import Listing
 from patchform.errors import FolderError, ResourceError
 
-Pictures: TypeAlias = Literal["none", "copy", "link"]
+Copies: TypeAlias = Literal["none", "copy", "link"]
 """What is done about the pictures: nothing, copies, or symbolic links to the originals."""
 
 
@@ -31,7 +31,7 @@ def write_new(file: Path, pieces: Iterable[str]) -> None:
         stream.writelines(pieces)
 
 
-def place_pictures(listing: Listing, folder: Path, pictures: Pictures) -> None:
+def place_pictures(listing: Listing, folder: Path, pictures: Copies) -> None:
     """Put the pictures into a folder, by their relative names. Raises as `write_new` does."""
     if pictures == "none":
         return

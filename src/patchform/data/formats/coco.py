@@ -38,7 +38,7 @@ from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.json_lists import elements
 from patchform.data.listing import RLE, TRAIN, VALIDATION, Listing, Objects, Segmentation, is_hidden, quoted
-from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
@@ -91,7 +91,7 @@ class Coco(WritableFormat):
         return Listing(classes=order, items=items, root=folder, notes=notes, ids=ids)
 
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write annotations/instances_<part>.json, and pictures into <part>/.
 
@@ -294,8 +294,8 @@ class _Lists:
             crowd=np.frombuffer(bytes(self._crowd), np.uint8)[: len(boxes)].astype(bool),
             areas=np.array(self._areas, np.float64)[: len(boxes)],
             segmentations=self._outlines[: len(boxes)] if self._any_outline else None,
-            otherwise=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
-            mistake="x1, y1, x2, y2",
+            alternative=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
+            notation="x1, y1, x2, y2",
         )
 
 

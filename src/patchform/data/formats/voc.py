@@ -36,7 +36,7 @@ from patchform.data.listing import (
     read_text,
     walk,
 )
-from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
@@ -125,7 +125,7 @@ class Voc(WritableFormat):
         return Listing(classes=order, items=items, root=folders.pictures, notes=notes)
 
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write Annotations/, ImageSets/Main/<part>.txt, and pictures into JPEGImages/.
 

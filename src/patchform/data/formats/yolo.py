@@ -40,7 +40,7 @@ from patchform.data.listing import (
     walk,
 )
 from patchform.data.results import box_shares
-from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError, FolderError, ResourceError
 from patchform.settings import DataSettings
 
@@ -112,7 +112,7 @@ class Yolo(WritableFormat):
         return Listing(classes=order, items=items, root=root, notes=notes)
 
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write labels/<part>/, pictures into images/<part>/, and data.yaml.
 
@@ -312,7 +312,7 @@ class _Lines:
     def __init__(self, names: Sequence[str], faults: Faults) -> None:
         self.names, self.faults = names, faults
         self._boxes: list[tuple[float, ...]] = []
-        self._otherwise: list[tuple[float, ...]] = []
+        self._alternative: list[tuple[float, ...]] = []
         self._classes: list[int] = []
         self._of_picture: list[int] = []
         self._locations: list[tuple[str, int]] = []
@@ -352,14 +352,14 @@ class _Lines:
         if len(values) == 4:
             x, y, w, h = values
             box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-            otherwise, outline = (x - w / 2, y - h / 2, x + w / 2, y + h / 2), None
+            alternative, outline = (x - w / 2, y - h / 2, x + w / 2, y + h / 2), None
         else:
             points = np.array(values).reshape(-1, 2)
             scaled = (points * (width, height)).astype(np.float32)
             box = (*scaled.min(0).tolist(), *scaled.max(0).tolist())
-            otherwise, outline = (*points.min(0).tolist(), *points.max(0).tolist()), (scaled,)
+            alternative, outline = (*points.min(0).tolist(), *points.max(0).tolist()), (scaled,)
         self._boxes.append(box)
-        self._otherwise.append(otherwise)
+        self._alternative.append(alternative)
         self._classes.append(class_)
         self._outlines.append(outline)
 
@@ -376,8 +376,8 @@ class _Lines:
             pictures=np.array(self._of_picture, np.int64),
             location=lambda index: "{}, line {}".format(*self._locations[index]),
             segmentations=self._outlines if any(outline is not None for outline in self._outlines) else None,
-            otherwise=np.array(self._otherwise, np.float64).reshape(-1, 4),
-            mistake="pixels, where shares of width and height are expected",
+            alternative=np.array(self._alternative, np.float64).reshape(-1, 4),
+            notation="pixels, where shares of width and height are expected",
         )
 
 
