@@ -25,15 +25,15 @@ def hungarian_match(costs: Sequence[Tensor]) -> list[Tensor]:
         return []
     flat = torch.cat([cost.detach().float().flatten() for cost in costs])
     numbers = flat.nan_to_num(nan=torch.finfo(torch.float32).max).cpu().numpy()
-    found, start = [], 0
+    matches, start = [], 0
     for cost in costs:
         pairs = torch.full((cost.shape[0], cost.shape[2]), -1)
         problems = numbers[start : start + cost.numel()].reshape(cost.shape)
         for problem, row in zip(problems, pairs):
             guesses, objects = linear_sum_assignment(problem)
             row[torch.from_numpy(objects)] = torch.from_numpy(guesses)
-        found.append(pairs)
+        matches.append(pairs)
         start += cost.numel()
-    together = torch.cat([pairs.flatten() for pairs in found]).to(costs[0].device)
-    parts = together.split([pairs.numel() for pairs in found])
-    return [part.view_as(pairs) for part, pairs in zip(parts, found)]
+    joined = torch.cat([pairs.flatten() for pairs in matches]).to(costs[0].device)
+    parts = joined.split([pairs.numel() for pairs in matches])
+    return [part.view_as(pairs) for part, pairs in zip(parts, matches)]

@@ -66,12 +66,12 @@ def best_temperature(log_probabilities: Tensor, truth: Tensor) -> float | None:
     """
     if not len(truth):
         return None
-    own = log_probabilities.gather(1, truth[:, None]).sum(dtype=torch.float64)
+    true_logits = log_probabilities.gather(1, truth[:, None]).sum(dtype=torch.float64)
 
     def slope(inverse: float) -> float:
         """Derivative of the summed log loss in the inverse temperature: expected logits less the true class's."""
         parts = log_probabilities.split(8192)  # bounds the memory
-        return float(sum(((part * inverse).softmax(1) * part).sum(dtype=torch.float64) for part in parts) - own)
+        return float(sum(((part * inverse).softmax(1) * part).sum(dtype=torch.float64) for part in parts) - true_logits)
 
     low, high = math.log(COLDEST), math.log(HOTTEST)
     for _ in range(30):  # halves log T from 6 to 6e-9
@@ -136,12 +136,12 @@ class PixelCalibration(Calibration):
         """Take in a batch of `Regions`; a prediction without scores (C, H, W) does not count."""
         same_number(predictions, targets)
         for guess, truth in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
-            wanted = truth.classes.flatten()
-            counted = (wanted != IGNORED).nonzero()[:, 0]
+            classes = truth.classes.flatten()
+            counted = (classes != IGNORED).nonzero()[:, 0]
             if guess.scores is None or not len(counted):
                 continue
             chosen = torch.randint(len(counted), (SAMPLE,), generator=torch.Generator().manual_seed(len(counted)))
-            places = counted.cpu()[chosen]
-            scores = guess.scores.flatten(1)[:, places.to(guess.scores.device)].T
+            pixels = counted.cpu()[chosen]
+            scores = guess.scores.flatten(1)[:, pixels.to(guess.scores.device)].T
             self._scores.append(finite(scores.float().cpu()))
-            self._truth.append(wanted[places.to(wanted.device)].cpu().long())
+            self._truth.append(classes[pixels.to(classes.device)].cpu().long())

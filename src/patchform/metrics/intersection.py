@@ -108,10 +108,10 @@ class BoundaryIntersection(Metric):
             near_true, near_guessed = near_boundary(true, distance), near_boundary(guessed, distance)
             both = near_true & near_guessed & (true == guessed)
             for row, (classes, counted) in enumerate(((true, both), (true, near_true), (guessed, near_guessed))):
-                found = torch.bincount(classes[counted], minlength=IGNORED + 1)[:IGNORED]
-                if found[number:].any():
+                pixels = torch.bincount(classes[counted], minlength=IGNORED + 1)[:IGNORED]
+                if pixels[number:].any():
                     raise DataError(f"a mask with ids beyond the {number} classes", remedy="check the class list")
-                self._counts[row] += found[:number].cpu()
+                self._counts[row] += pixels[:number].cpu()
         self._samples += len(targets)
 
     def compute(self) -> Scores:
