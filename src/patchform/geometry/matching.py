@@ -1,4 +1,4 @@
-"""Which guess stands for which object: the cheapest set of pairs, no guess and no object in two of them."""
+"""Which query stands for which object: the cheapest set of pairs, none of either in two of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def hungarian_match(costs: Sequence[Tensor]) -> list[Tensor]:
     All costs go to the processor in one piece and all pairs come back in one.
 
     Args:
-        costs: a tensor (P, G, N) for each image: P problems, each of G guesses by N objects. NaN counts as dearest.
+        costs: a tensor (P, Q, N) for each image: P problems, each of Q queries by N objects. NaN counts as dearest.
 
     Returns:
-        (P, N) int64 an image, on its device: the guess of each object; -1 where there are more objects than guesses.
+        (P, N) int64 an image, on its device: the query of each object; -1 where there are more objects than queries.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -30,8 +30,8 @@ def hungarian_match(costs: Sequence[Tensor]) -> list[Tensor]:
         pairs = torch.full((cost.shape[0], cost.shape[2]), -1)
         problems = numbers[start : start + cost.numel()].reshape(cost.shape)
         for problem, row in zip(problems, pairs):
-            guesses, objects = linear_sum_assignment(problem)
-            row[torch.from_numpy(objects)] = torch.from_numpy(guesses)
+            queries, objects = linear_sum_assignment(problem)
+            row[torch.from_numpy(objects)] = torch.from_numpy(queries)
         matches.append(pairs)
         start += cost.numel()
     joined = torch.cat([pairs.flatten() for pairs in matches]).to(costs[0].device)

@@ -21,11 +21,11 @@ def scores_and_classes(predictions: Sequence[Target], targets: Sequence[Target])
         DivergedError: a score that is not finite.
     """
     same_number(predictions, targets)
-    guesses, truths = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
-    scores = class_scores(guesses)
-    if any(len(truth.classes) != 1 for truth in truths):
+    predicted, true = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
+    scores = class_scores(predicted)
+    if any(len(label.classes) != 1 for label in true):
         raise DataError("an image without exactly one class", remedy='set labels to "multi"')
-    return scores, torch.cat([truth.classes for truth in truths]).cpu()
+    return scores, torch.cat([label.classes for label in true]).cpu()
 
 
 class Accuracy(Metric):

@@ -55,11 +55,11 @@ class AveragePrecision(Metric):
         same_number(predictions, targets)
         if not len(targets):
             return
-        guesses, truths = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
-        present = self._dense(truths)
-        self._scores.append(class_scores(guesses))
+        predicted, true = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
+        present = self._dense(true)
+        self._scores.append(class_scores(predicted))
         self._present.append(present)
-        self._exact += int((self._dense(guesses) == present).all(1).sum())
+        self._exact += int((self._dense(predicted) == present).all(1).sum())
 
     def compute(self) -> Scores:
         """The scores of all that was taken in."""

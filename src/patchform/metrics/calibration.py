@@ -43,6 +43,13 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> tuple[
     return images, right, total
 
 
+def reliability_table(confidence: Tensor, correct: Tensor, columns: tuple[str, str, str]) -> Table:
+    """A row a bin: mean confidence, share of correct ones, how many there are."""
+    bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
+    values = [[share(total, number), share(right, number), number] for number, right, total in bins]
+    return Table(columns, tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS)), values)
+
+
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float | None:
     """Mean over the images of |accuracy - mean confidence| of their bin, in 0..1; None without images.
 
@@ -117,10 +124,7 @@ class Calibration(Metric):
             "temperature": temperature,
             "ece_after": expected_calibration_error(after, correct),
         }
-        bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
-        values = [[share(total, images), share(right, images), images] for images, right, total in bins]
-        rows = tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS))
-        table = Table(("confidence", "accuracy", self.of), rows, values)
+        table = reliability_table(confidence, correct, ("confidence", "accuracy", self.of))
         return Scores(len(truth), None, numbers, {"reliability": table})
 
 
@@ -135,13 +139,13 @@ class PixelCalibration(Calibration):
     def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
         """Take in a batch of `Regions`; a prediction without scores (C, H, W) does not count."""
         same_number(predictions, targets)
-        for guess, truth in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
-            classes = truth.classes.flatten()
+        for prediction, target in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
+            classes = target.classes.flatten()
             counted = (classes != IGNORED).nonzero()[:, 0]
-            if guess.scores is None or not len(counted):
+            if prediction.scores is None or not len(counted):
                 continue
             chosen = torch.randint(len(counted), (SAMPLE,), generator=torch.Generator().manual_seed(len(counted)))
             pixels = counted.cpu()[chosen]
-            scores = guess.scores.flatten(1)[:, pixels.to(guess.scores.device)].T
+            scores = prediction.scores.flatten(1)[:, pixels.to(prediction.scores.device)].T
             self._scores.append(finite(scores.float().cpu()))
             self._truth.append(classes[pixels.to(classes.device)].cpu().long())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchform.metrics.base import Table, mean, share
-from patchform.metrics.calibration import BINS, expected_calibration_error, reliability
+from patchform.metrics.calibration import expected_calibration_error, reliability_table
 from patchform.metrics.overlap import ENOUGH, RIGHT, UNJUDGED, Kind, Pair, count, judged, overlaps
 
 UNKNOWN = 0.5
@@ -61,18 +61,12 @@ def judge(
         f1 = share(2 * hits, len(taken) + number) if number else None
         rows.append([threshold, f1, share(hits, len(taken)), share(hits, number)])
     confidence, correct = (torch.tensor(values[scores >= FLOOR]) for values in (scores, right))
-    bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
-    bin_rows = [[share(total, answers), share(hits, answers), answers] for answers, hits, total in bins]
     names = (*classes, BACKGROUND)
     return Judgement(
         {"f1": mean([row[1] for row in rows]), "ece": expected_calibration_error(confidence, correct)},
         {
             "operating_points": Table(("threshold", "f1", "precision", "recall"), tuple(classes), rows),
-            "reliability": Table(
-                ("confidence", "precision", "predictions"),
-                tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS)),
-                bin_rows,
-            ),
+            "reliability": reliability_table(confidence, correct, ("confidence", "precision", "predictions")),
             "confusion": Table(names, names, confusion(pairs, ious, np.asarray(thresholds)).tolist()),
         },
     )

@@ -44,9 +44,9 @@ class Representation(Metric):
             DivergedError: an embedding that is not finite.
         """
         same_number(predictions, targets)
-        for guess, truth in zip(cast("Sequence[Embedding]", predictions), cast("Sequence[Label]", targets)):
-            self._vectors.append(finite(guess.scores.float().cpu()))
-            self._classes.append(truth.classes.cpu())
+        for prediction, target in zip(cast("Sequence[Embedding]", predictions), cast("Sequence[Label]", targets)):
+            self._vectors.append(finite(prediction.scores.float().cpu()))
+            self._classes.append(target.classes.cpu())
 
     def compute(self) -> Scores:
         """The numbers of all that was taken in; memory grows with the number of images times D."""

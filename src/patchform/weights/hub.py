@@ -194,11 +194,8 @@ def _by_hand(name: str, row: WeightsFile) -> ModelFileError:
 
     function, _, which = row.place.removeprefix("torchvision:").partition("/")
     address = torchvision.models.get_model_weights(function)[which].url
-    return ModelFileError(
-        "published as a pickle, which is not fetched",
-        where=name,
-        remedy=f"fetch {address}, then: patchform weights convert FILE --model {name} --to patchform --out DIR",
-    )
+    remedy = f"fetch {address}, then: patchform weights convert FILE --model {name} --to patchform --out DIR"
+    return ModelFileError("published as a pickle, which is not fetched", where=name, remedy=remedy)
 
 
 # ------------------------------------------------------------------------------------------------- Hugging Face hub
@@ -236,11 +233,10 @@ def _from_hub(ref: _Ref, offline: bool, say: Callable[[str], None]) -> Path:
                 continue
             if path is not None:
                 return path
-    raise ModelFileError(
-        "not in the cache" if offline else f"neither {WEIGHTS} nor a model folder",
-        where=ref.repository,
-        remedy="unset HF_HUB_OFFLINE to fetch it" if offline else "name the file: hub:owner/name/file",
-    )
+    if offline:
+        raise ModelFileError("not in the cache", where=ref.repository, remedy="unset HF_HUB_OFFLINE to fetch it")
+    what = f"neither {WEIGHTS} nor a model folder"
+    raise ModelFileError(what, where=ref.repository, remedy="name the file: hub:owner/name/file")
 
 
 def _download(library: Any, ref: _Ref, local: bool) -> Path | None:

@@ -220,10 +220,8 @@ class Rules:
         plan = self.plan(source, own, may_miss or {})
         if plan.faults:
             plan = self.plan(source, own, may_miss or {}, hints=True)
-            raise ModelFileError(
-                f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}",
-                remedy="use the layout and the variant that the weights were published for",
-            )
+            what = f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}"
+            raise ModelFileError(what, remedy="use the layout and the variant that the weights were published for")
         filled: dict[str, Tensor] = {}
         entries: list[Entry] = []
         for name, (rule, names) in plan.filled.items():

@@ -91,11 +91,8 @@ def check(tensors: Mapping[str, Tensor], where: Path) -> None:
         if count:
             faults.append(f"{name} ({count} of {tensor.numel()} numbers)")
     if faults:
-        raise ModelFileError(
-            f"{len(faults)} of {len(tensors)} tensors hold NaN or infinity: {shorten(faults)}",
-            where=where,
-            remedy="use weights from before the training diverged",
-        )
+        what = f"{len(faults)} of {len(tensors)} tensors hold NaN or infinity: {shorten(faults)}"
+        raise ModelFileError(what, where=where, remedy="use weights from before the training diverged")
 
 
 def _check_names(names: Iterable[str], where: Path) -> None:
