@@ -213,7 +213,7 @@ def _assembled(
 
 def _head(backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture) -> Head:
     """A head of `heads/`."""
-    kind: type[Head] = lookup.the_class("heads", made_of.head, Head)
+    kind = lookup.the_class("heads", made_of.head, Head)
     if made_of.task not in kind.tasks:
         raise UsageError(
             f'head "{made_of.head}" does not serve {made_of.task}', remedy=f"it serves {', '.join(kind.tasks)}"

@@ -145,7 +145,7 @@ def inspections(findings: Findings) -> Iterable[Section]:
     samples = [findings.samples[0, index] for index in findings.evenly(EXAMPLES)]
     images = collate(samples).images.to(predictor.device)
     for name in lookup.names("inspect"):
-        picture: Picture = lookup.the_class("inspect", name, Picture)()
+        picture = lookup.the_class("inspect", name, Picture)()
         values = picture.measure(predictor.model, images)
         if values is None:
             yield Section(picture.title, "<p>This model has no such part.</p>")

@@ -153,9 +153,7 @@ def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, L
 
 def formats(task: str | None = None) -> dict[str, Format]:
     """The formats that serve a task, or all, by name."""
-    kinds: dict[str, type[Format]] = {
-        name: lookup.the_class("data/formats", name, Format) for name in lookup.names("data/formats")
-    }
+    kinds = {name: lookup.the_class("data/formats", name, Format) for name in lookup.names("data/formats")}
     return {name: kind() for name, kind in kinds.items() if task is None or task in kind.tasks}
 
 

@@ -253,8 +253,7 @@ class Task(ABC):
 
 def find_task(name: str) -> Task:
     """The task of a name. Raises UsageError with the nearest name when there is none."""
-    kind: type[Task] = lookup.the_class("tasks", name, Task)
-    return kind()
+    return lookup.the_class("tasks", name, Task)()
 
 
 def task_of(architecture: Architecture | None, head: Head) -> Task:
