@@ -12,7 +12,7 @@ from patchform.errors import DataError, UsageError
 from patchform.geometry import grids
 from patchform.heads.base import Cells, DenseHead, Head
 from patchform.model import build_backbone, build_model, load, save
-from patchform.records import Batch, Features, Preprocessing, Regions
+from patchform.records import Batch, FeatureInfo, Features, Preprocessing, Regions
 
 TASK, CLASSES = "semantic_segmentation", 3
 BACKBONES = [name for name in lookup.names("backbones") if build_backbone(f"{name}/nano").frames is None]
@@ -170,7 +170,7 @@ class Bare(DenseHead):
 
 
 def bare(stride=1, **options):
-    return Bare(strides=(stride,), classes=CLASSES, auxiliary_weight=0.4, **options)
+    return Bare(FeatureInfo((CLASSES,), (stride,), 0), classes=CLASSES, auxiliary_weight=0.4, **options)
 
 
 def told(logits, *, stride=1, size=None, **padding):

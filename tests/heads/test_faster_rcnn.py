@@ -4,9 +4,8 @@ import pytest
 import torch
 import torchvision
 from detectors import (
-    CHANNELS,
     EVERYTHING,
-    STRIDES,
+    FEATURES,
     features,
     objects,
     ours,
@@ -100,7 +99,7 @@ def test_layouts_go_round(kind):
         norm.weight.fill_(0.7)
     below = resnet.ResNet(depths=(1, 1, 1, 1))
     options = {"boxes": {"aligned": False}, "proposals": {"spacing": "input"}}
-    head = kind(channels=below.channels, strides=below.strides, classes=3, **options)
+    head = kind(below.feature_info, classes=3, **options)
     model = Model(below, head, classes=("a", "b", "c"), preprocessing=Preprocessing(size=(96, 160)))
     state = other.state_dict()
     assert load_weights(model, state).layout == "torchvision_rcnn"
@@ -130,7 +129,7 @@ def test_layouts_go_round(kind):
 def small(**options):
     torch.manual_seed(0)
     options = {"boxes": {"width": 16}, **options}
-    return FasterRCNN(channels=CHANNELS, strides=STRIDES, classes=3, channels_inside=8, **options)
+    return FasterRCNN(FEATURES, classes=3, channels_inside=8, **options)
 
 
 FORMS = {

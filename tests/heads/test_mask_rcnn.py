@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectors import CHANNELS, STRIDES, features, objects, ours, pictures, same_predictions, their_targets, theirs
+from detectors import FEATURES, features, objects, ours, pictures, same_predictions, their_targets, theirs
 from losses import means, total_loss
 from torchvision.models.detection import MaskRCNN as Theirs
 
@@ -70,7 +70,7 @@ def test_same_losses_as_torchvision():
 def small(**options):
     torch.manual_seed(0)
     options = {"boxes": {"width": 16}, "masks": {"channels": 8, "convolutions": 1, "size": 7}, **options}
-    return MaskRCNN(channels=CHANNELS, strides=STRIDES, classes=3, channels_inside=8, **options)
+    return MaskRCNN(FEATURES, classes=3, channels_inside=8, **options)
 
 
 def test_every_parameter_learns_and_nothing_there_is_no_harm():

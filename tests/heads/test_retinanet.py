@@ -23,7 +23,7 @@ from patchform.heads import retinanet
 from patchform.heads.retinanet import Options, RetinaNet
 from patchform.loading import export_weights, load_weights
 from patchform.model import Model, build_model
-from patchform.records import Batch, Features, Instances, Preprocessing
+from patchform.records import Batch, FeatureInfo, Features, Instances, Preprocessing
 
 CLASSES, WIDTH = 4, 32
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -63,8 +63,7 @@ def theirs(form):
 def ours(form, state=None, **options):
     backbone = resnet.ResNet(depths=(1, 1, 1, 1))
     head = RetinaNet(
-        channels=backbone.channels,
-        strides=backbone.strides,
+        backbone.feature_info,
         classes=CLASSES,
         channels_inside=WIDTH,
         form=form,
@@ -412,7 +411,7 @@ def test_levels(backbone, finest, strides):
 
 def test_cells_of_a_rounded_stride_are_as_far_apart_as_they_are():
     options = {"finest": 16, "form": {"coarser": 0}}
-    head = RetinaNet(channels=(2, 4), strides=(6, 12), classes=1, channels_inside=8, **options)
+    head = RetinaNet(FeatureInfo((2, 4), (6, 12), 0), classes=1, channels_inside=8, **options)
     assert head.strides == (12,)
     raw = head(Features((torch.zeros(1, 2, 30, 30), torch.zeros(1, 4, 14, 20)), (6, 12), (240, 240)))
     centres = (raw.anchors[:, :2] + raw.anchors[:, 2:]).view(14, 20, 9, 2)[:, :, 4] / 2

@@ -15,14 +15,14 @@ from patchform.errors import DataError, UsageError
 from patchform.geometry.grids import bilinear
 from patchform.layers.pixel_losses import PixelLosses
 from patchform.layers.pyramids import to_size
-from patchform.records import LEAST, Features, Loss, Regions, Target
+from patchform.records import LEAST, FeatureInfo, Features, Loss, Regions, Target
 
 
 class Head(nn.Module):
     """The numbers of a task. `forward`, `loss` and `decode` of one head live in one file.
 
-    The constructor takes `channels`, `strides` and `width` of the backbone and the number of `classes`, keyword-only,
-    then its own options. `Raw` is whatever NamedTuple (or tensor) suits the head; nothing outside the head reads it.
+    The constructor takes the `FeatureInfo` of the backbone, then, keyword-only, the number of `classes` and its own
+    options. `Raw` is whatever NamedTuple (or tensor) suits the head; nothing outside the head reads it.
     """
 
     tasks: ClassVar[tuple[str, ...]]
@@ -116,7 +116,7 @@ class DenseHead(Head):
     """A class for every pixel. A head of this kind has a `forward` that ends with `raw`; all the rest is here.
 
     Args:
-        strides: of the backbone's maps.
+        features: of the backbone.
         classes: number of classes, at most 255.
         auxiliary_weight: factor of the losses of each auxiliary decoder.
         pixel_stride: see `PixelOptions`.
@@ -130,8 +130,8 @@ class DenseHead(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        strides: Sequence[int],
         classes: int,
         auxiliary_weight: float = 0.0,
         pixel_stride: int = 1,
@@ -140,7 +140,7 @@ class DenseHead(Head):
         super().__init__()
         if auxiliary_weight < 0:
             raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
-        self.strides, self.auxiliary_weight = tuple(strides), auxiliary_weight
+        self.strides, self.auxiliary_weight = features.strides, auxiliary_weight
         self.pixel_stride = pixel_stride
         self.losses = PixelLosses(classes, **losses)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.positions import LearnedPosition2D, SinePosition2D
 from patchform.lookup import check_options, no_such
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "no_object": 0.1}
 """Factors of the losses, and of the costs of a pair; "no_object" is the weight of a query that has no object."""
@@ -99,12 +99,21 @@ class Truth(NamedTuple):
     """Objects of each image."""
 
 
+class DETROptions(TypedDict, total=False):
+    """What DETR is asked for, with masks or without: see `DETR`."""
+
+    queries: int
+    transformer: Mapping[str, Any] | None
+    losses: Mapping[str, float] | None
+    score_threshold: float
+    detections: int
+
+
 class DETR(Head):
     """A fixed number of learned queries, each of which answers with an object or with nothing.
 
     Args:
-        channels: of the backbone's maps; the last one, the coarsest, is looked at.
-        strides, width: of its maps and tokens; not used.
+        features: of the backbone, whose last map, the coarsest, is looked at.
         classes: number of classes.
         queries: Q, more than a picture has objects.
         channels_inside: D.
@@ -123,10 +132,8 @@ class DETR(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         queries: int = 100,
         channels_inside: int = 256,
@@ -150,8 +157,8 @@ class DETR(Head):
             raise UsageError(f"{queries} queries", remedy="there is one at least")
         self.losses = {**self.factors, **(losses or {})}
         self.score_threshold, self.detections, self.heads = score_threshold, detections, form.heads
-        self.norm = CellNorm(channels[-1]) if norm == "layer" else nn.Identity()
-        self.project = nn.Conv2d(channels[-1], channels_inside, 1)
+        self.norm = CellNorm(features.channels[-1]) if norm == "layer" else nn.Identity()
+        self.project = nn.Conv2d(features.channels[-1], channels_inside, 1)
         self.positions = (SinePosition2D if form.positions == "sine" else LearnedPosition2D)(channels_inside)
         self.encoder = nn.ModuleList(EncoderLayer(channels_inside, form) for _ in range(form.depths[0]))
         self.encoder_norm = nn.LayerNorm(channels_inside) if form.norms == "pre" else nn.Identity()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,11 @@ from torchvision.ops import sigmoid_focal_loss
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
 from patchform.heads.base import Cells
-from patchform.heads.detr import DETR, LOSSES, DETRRaw
+from patchform.heads.detr import DETR, LOSSES, DETROptions, DETRRaw
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.pyramids import Levels, to_size
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 GROUPS = 8
 """Of channels that are normalised together, where the channels are so many."""
@@ -55,13 +55,11 @@ class DETRMasks(DETR):
     """DETR, and a mask for each object.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
-        queries, channels_inside, transformer, score_threshold, detections: see `DETR`. The width is halved with every
-            finer map, and once before: 16 divides it where there are three.
-        losses: what differs from `FACTORS`.
+        channels_inside: D. It is halved with every finer map, and once before: 16 divides it where there are three.
         norm: "layer" normalises the cells of every map first.
+        options: see `DETR`; the factors of the losses are those of `factors`.
 
     Raises:
         UsageError: an option out of its range.
@@ -72,33 +70,16 @@ class DETRMasks(DETR):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
-        queries: int = 100,
         channels_inside: int = 256,
-        transformer: Mapping[str, Any] | None = None,
-        losses: Mapping[str, float] | None = None,
         norm: Literal["layer", "none"] = "none",
-        score_threshold: float = 0.0,
-        detections: int = 100,
+        **options: Unpack[DETROptions],
     ) -> None:
-        super().__init__(
-            channels=channels,
-            strides=strides,
-            classes=classes,
-            queries=queries,
-            channels_inside=channels_inside,
-            transformer=transformer,
-            losses=losses,
-            norm=norm,
-            score_threshold=score_threshold,
-            detections=detections,
-        )
-        self.levels = Levels(channels, strides)
-        finer = (number for number, stride in enumerate(self.levels.strides[:-1]) if stride <= strides[-1])
+        super().__init__(features, classes=classes, channels_inside=channels_inside, norm=norm, **options)
+        self.levels = Levels(features.channels, features.strides)
+        finer = (number for number, stride in enumerate(self.levels.strides[:-1]) if stride <= features.strides[-1])
         self.finer = tuple(finer)[::-1]
         widths = [self.levels.channels[number] for number in self.finer]
         self.guide_norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from patchform.geometry import anchors, boxes, detections
 from patchform.heads.base import Head, number_of
 from patchform.layers.necks import NECKS
 from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 BETA = 1 / 9
 """Where the smooth L1 loss turns from a parabola to a line."""
@@ -129,12 +129,22 @@ class Raw(NamedTuple):
     """Of Mask R-CNN in training: (M, 1 + classes, size, size) logits of regions that stand for objects."""
 
 
+class RCNNOptions(TypedDict, total=False):
+    """What is asked for, with masks or without: see `FasterRCNN`."""
+
+    neck: Literal["fpn", "single", "simple"]
+    norm: Literal["layer", "none"]
+    anchor_sizes: Sequence[float] | None
+    score_threshold: float
+    proposals: Mapping[str, Any] | None
+    boxes: Mapping[str, Any] | None
+
+
 class FasterRCNN(Head):
     """Proposes regions, then judges them.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         neck: "fpn", "single" or "simple", see above.
         channels_inside: of the levels, and of all convolutions.
@@ -154,10 +164,8 @@ class FasterRCNN(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         neck: Literal["fpn", "single", "simple"] = "fpn",
         channels_inside: int = 256,
@@ -175,9 +183,9 @@ class FasterRCNN(Head):
         if not 0 <= score_threshold < 1:
             raise UsageError(f"score_threshold is {score_threshold}", remedy="it lies in [0, 1)")
         self.classes, self.score_threshold = classes, score_threshold
-        self.box_options = options(BoxOptions, boxes, "boxes")
-        self.neck = NECKS[neck](channels, strides, channels_inside, norm)
-        proposing = options(RPNOptions, proposals, "proposals")
+        self.box_options = read_options(BoxOptions, boxes, "boxes")
+        self.neck = NECKS[neck](features.channels, features.strides, channels_inside, norm)
+        proposing = read_options(RPNOptions, proposals, "proposals")
         self.rpn = RPN(channels_inside, self.neck.strides, anchor_sizes, proposing)
         self.read = self.reader(self.box_options.size)
         self.box_head = BoxHead(channels_inside, classes, self.box_options)
@@ -383,7 +391,7 @@ class BoxHead(nn.Module):
         return self.classify(x), self.shift(x).unflatten(1, (-1, 4))
 
 
-def options(kind: type[O], given: Mapping[str, Any] | None, name: str) -> O:
+def read_options(kind: type[O], given: Mapping[str, Any] | None, name: str) -> O:
     """The record `kind` with what is given by name; the rest as it is. Raises UsageError for an unknown name."""
     lookup.check_options(kind, given or {}, of=name)
     return kind(**(given or {}))

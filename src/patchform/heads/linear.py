@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.base import Head, number_of
-from patchform.records import Features, Label, Loss, Target
+from patchform.records import FeatureInfo, Features, Label, Loss, Target
+
+
+class LabelOptions(TypedDict, total=False):
+    """How every head of labels learns, see `Linear`."""
+
+    dropout: float
+    smoothing: float
+    class_weights: Sequence[float] | None
+    labels: Literal["single", "multi"]
 
 
 class Linear(Head):
@@ -27,8 +36,7 @@ class Linear(Head):
     then near ln(classes), as with weights of zero, but the backbone has a gradient from the first step on.
 
     Args:
-        channels, strides: of the backbone's maps; not used.
-        width: D of the summary.
+        features: of the backbone, whose width is D of the summary.
         classes: number of classes C.
         dropout: rate on the summary (after the hidden layer), in [0, 1).
         smoothing: share of the target that is spread evenly, in [0, 1): over the classes of an image (Szegedy et al.
@@ -49,10 +57,8 @@ class Linear(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int] = (),
-        strides: Sequence[int] = (),
-        width: int,
         classes: int,
         dropout: float = 0.0,
         smoothing: float = 0.0,
@@ -70,17 +76,18 @@ class Linear(Head):
             raise UsageError(f'labels is "{labels}"', remedy='it is "single" or "multi"')
         if not 0 < temperature < math.inf:
             raise UsageError(f"temperature is {temperature}", remedy="it is a positive number")
-        if parts and sum(parts) != (hidden or width):
-            raise UsageError(f"parts of {list(parts)} are not the {hidden or width} of what is classified")
+        width = hidden or features.width
+        if parts and sum(parts) != width:
+            raise UsageError(f"parts of {list(parts)} are not the {width} of what is classified")
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         if weights is not None and (len(weights) != classes or not ((weights > 0) & weights.isfinite()).all()):
             raise UsageError(
                 f"class_weights are {list(class_weights or ())}", remedy=f"give {classes} positive numbers, one a class"
             )
         self.classes, self.smoothing, self.labels, self.temperature = classes, smoothing, labels, temperature
-        self.pre_logits = None if hidden is None else nn.Linear(width, hidden)
+        self.pre_logits = None if hidden is None else nn.Linear(features.width, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = Averaged(parts, classes) if parts else nn.Linear(hidden or width, classes)
+        self.classifier = Averaged(parts, classes) if parts else nn.Linear(width, classes)
         self.register_buffer("class_weights", weights, persistent=False)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError
 from patchform.geometry import detections, masks
-from patchform.heads.faster_rcnn import FasterRCNN, Raw, options, shares
-from patchform.records import Features, Instances, Target
+from patchform.heads.faster_rcnn import FasterRCNN, Raw, RCNNOptions, read_options, shares
+from patchform.records import FeatureInfo, Features, Instances, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,11 @@ class MaskRCNN(FasterRCNN):
     """Boxes and their masks.
 
     Args:
-        channels, strides, width, classes, neck, channels_inside, norm, anchor_sizes, score_threshold, proposals, boxes:
-            see `FasterRCNN`.
+        features: of the backbone.
+        classes: number of classes.
+        channels_inside: of the levels, and of all convolutions but those of the masks.
         masks: options of `MaskOptions`, by name.
+        options: see `FasterRCNN`.
 
     Raises:
         UsageError: an option out of its range or unknown.
@@ -54,33 +56,15 @@ class MaskRCNN(FasterRCNN):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
-        neck: Literal["fpn", "single", "simple"] = "fpn",
         channels_inside: int = 256,
-        norm: Literal["layer", "none"] = "none",
-        anchor_sizes: Sequence[float] | None = None,
-        score_threshold: float = 0.05,
-        proposals: Mapping[str, Any] | None = None,
-        boxes: Mapping[str, Any] | None = None,
         masks: Mapping[str, Any] | None = None,
+        **options: Unpack[RCNNOptions],
     ) -> None:
-        super().__init__(
-            channels=channels,
-            strides=strides,
-            classes=classes,
-            neck=neck,
-            channels_inside=channels_inside,
-            norm=norm,
-            anchor_sizes=anchor_sizes,
-            score_threshold=score_threshold,
-            proposals=proposals,
-            boxes=boxes,
-        )
-        self.mask_options = options(MaskOptions, masks, "masks")
+        super().__init__(features, classes=classes, channels_inside=channels_inside, **options)
+        self.mask_options = read_options(MaskOptions, masks, "masks")
         self.read_masks = self.reader(self.mask_options.size)
         self.mask = MaskBranch(channels_inside, classes, self.mask_options)
 

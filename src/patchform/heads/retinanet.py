@@ -27,7 +27,7 @@ from patchform.heads.base import Head, number_of
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 from patchform.schema import Natural
 
 ALPHA, GAMMA = 0.25, 2
@@ -99,8 +99,7 @@ class RetinaNet(Head):
     """One stage: a class and a box for each of the anchors of all levels.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         channels_inside: of the pyramid and the towers.
         norm: "layer" normalises the cells of each map first; "none" takes them as they are.
@@ -121,10 +120,8 @@ class RetinaNet(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         channels_inside: int = 256,
         norm: Literal["layer", "none"] = "none",
@@ -145,7 +142,7 @@ class RetinaNet(Head):
         self.losses = _checked({"focal": 1.0, "l1": 1.0} if losses is None else losses)
         self.score_threshold, self.detections = score_threshold, detections
 
-        self.maps = Levels(channels, strides, finest=finest)
+        self.maps = Levels(features.channels, features.strides, finest=finest)
         widths = self.maps.channels
         self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
         self.pyramid = FPN(widths, channels_inside)

@@ -24,7 +24,7 @@ from patchform.errors import UsageError
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import doubled, to_size, top_down
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 QUARTER = 4
 """Pixels a cell that MLA, and the auxiliary decoders of PUP, enlarge to: four times for patches of 16."""
@@ -34,8 +34,7 @@ class SETR(DenseHead):
     """Classify the cells of the last map, or of all maps, and enlarge the answer.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         decoder: "naive", "pup" (progressive upsampling) or "mla" (multi-level aggregation). The authors give mla the
             maps of blocks 6, 12, 18 and 24 of ViT-L, the others the last one.
@@ -52,10 +51,8 @@ class SETR(DenseHead):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         decoder: Literal["naive", "pup", "mla"] = "naive",
         channels_inside: int = 256,
@@ -63,14 +60,10 @@ class SETR(DenseHead):
         auxiliary_weight: float = 0.4,
         **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(
-            strides=strides,
-            classes=classes,
-            **pixels,
-            auxiliary_weight=auxiliary_weight,
-        )
+        super().__init__(features, classes=classes, auxiliary_weight=auxiliary_weight, **pixels)
         if decoder not in ("naive", "pup", "mla"):
             raise UsageError(f'decoder is "{decoder}"', remedy='it is "naive", "pup" or "mla"')
+        channels, strides = features.channels, features.strides
         for number in auxiliary:
             if not -len(channels) <= number < len(channels):
                 raise UsageError(f"no map {number}", remedy=f"the backbone gives {len(channels)}, counted from 0")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.base import Head, number_of
-from patchform.records import Features, Label, Loss, Target
+from patchform.records import FeatureInfo, Features, Label, Loss, Target
 
 
 class Raw(NamedTuple):
@@ -35,9 +35,7 @@ class TokenLabel(Head):
     """Logits from the summary and, added at a weight, the best of the tokens'.
 
     Args:
-        channels: of the backbone's maps; the last is the width of the tokens.
-        strides: not used.
-        width: D of the summary.
+        features: of the backbone; the last of its channels is the width of the tokens.
         classes: number of classes C, one an image.
         smoothing: share of the target that is spread evenly over the classes, in [0, 1).
         auxiliary_weight: of the tokens, in the logits and in the loss.
@@ -50,10 +48,8 @@ class TokenLabel(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int] = (),
-        width: int,
         classes: int,
         smoothing: float = 0.0,
         auxiliary_weight: float = 0.5,
@@ -64,7 +60,8 @@ class TokenLabel(Head):
         if auxiliary_weight < 0:
             raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
         self.classes, self.smoothing, self.auxiliary_weight = classes, smoothing, auxiliary_weight
-        self.classifier, self.auxiliary = nn.Linear(width, classes), nn.Linear(channels[-1], classes)
+        self.classifier = nn.Linear(features.width, classes)
+        self.auxiliary = nn.Linear(features.channels[-1], classes)
         for layer in (self.classifier, self.auxiliary):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             nn.init.zeros_(layer.bias)

@@ -22,7 +22,7 @@ from patchform.errors import UsageError
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import Levels, to_size, top_down
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 POOLS = (1, 2, 3, 6)
 """Cells a side that the coarsest map is pooled to."""
@@ -32,8 +32,7 @@ class UPerNet(DenseHead):
     """Pyramid pooling on top of a feature pyramid, and all of its levels together.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         channels_inside: of all levels; the auxiliary decoder has half as many.
         norm: "layer" normalises the cells of each map first, as Swin has it; "none" takes them as they are.
@@ -49,10 +48,8 @@ class UPerNet(DenseHead):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         channels_inside: int = 512,
         norm: Literal["layer", "none"] = "layer",
@@ -61,18 +58,13 @@ class UPerNet(DenseHead):
         auxiliary_weight: float = 0.4,
         **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(
-            strides=strides,
-            classes=classes,
-            **pixels,
-            auxiliary_weight=auxiliary_weight,
-        )
+        super().__init__(features, classes=classes, auxiliary_weight=auxiliary_weight, **pixels)
         if norm not in ("layer", "none"):
             raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", remedy="it lies in [0, 1)")
         inside, self.auxiliary = channels_inside, auxiliary
-        self.levels = Levels(channels, strides)
+        self.levels = Levels(features.channels, features.strides)
         widths = self.levels.channels
         if auxiliary is not None and not -len(widths) <= auxiliary < len(widths):
             raise UsageError(f"no level {auxiliary}", remedy=f"there are {len(widths)}, counted from 0")
