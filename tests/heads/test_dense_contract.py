@@ -237,8 +237,8 @@ def test_chosen_pixels_are_those_of_the_enlarged_map(cells, covered, size):
     map_ = Cells(torch.randn(2, CLASSES, *cells, generator=torch.Generator().manual_seed(0)), covered)
     rows, columns = torch.arange(1, size[0], 3), torch.arange(2, size[1], 4)
     wanted = map_.enlarged(size)[:, :, rows[:, None], columns]
-    torch.testing.assert_close(map_.seen_at(size, rows, columns), wanted)
-    assert (map_.seen_at(size, rows - 1, columns) - wanted).abs().max() > 1e-2  # control
+    torch.testing.assert_close(map_.sampled(size, rows, columns), wanted)
+    assert (map_.sampled(size, rows - 1, columns) - wanted).abs().max() > 1e-2  # control
 
 
 def test_fewer_pixels_are_learnt_from_alike():

@@ -13,7 +13,7 @@ from patchform.errors import DataError, ModelFileError, UsageError
 from patchform.geometry import masks
 from patchform.geometry.boxes import to_corners
 from patchform.heads.detr import DETR, DETRRaw
-from patchform.heads.detr_masks import DETRMasks, Looks, MaskConvolutions
+from patchform.heads.detr_masks import AttentionMaps, DETRMasks, MaskConvolutions
 from patchform.loading import export_weights, load_weights
 from patchform.model import build_model
 from patchform.published.resnet import LAYOUTS
@@ -131,7 +131,7 @@ def sees_padding(model):
 def norms_elsewhere(model):
     for layer in (*model.head.encoder, *model.head.decoder):
         for around in layer.around:
-            around.first = not around.first
+            around.pre_norm = not around.pre_norm
 
 
 def not_dilated(model):
@@ -319,7 +319,7 @@ def mask_parts(state):
     """What masks are made with, filled with the authors' parameters."""
     parts = nn.Module()
     parts.head = nn.Module()
-    parts.head.looks, parts.head.masks = Looks(128, 8), MaskConvolutions(128, 8, (64, 32, 16))
+    parts.head.looks, parts.head.masks = AttentionMaps(128, 8), MaskConvolutions(128, 8, (64, 32, 16))
     of_masks = (rule for rule in LAYOUTS["detr_masks"] if str(rule[0]).startswith(("mask_head", "bbox_attention")))
     load(parts, Rules(*of_masks), state)
     return parts.head.eval()
@@ -450,7 +450,7 @@ def test_same_numbers_as_transformers(with_masks):
         if with_masks:
             query = torch.arange(6).repeat(2)
             image = torch.arange(2).repeat_interleave(6)
-            logits = ours.head.masks(raw.cells, raw.beside.looks[image, query], raw.beside.guides, image)
+            logits = ours.head.masks(raw.cells, raw.mask_inputs.attention[image, query], raw.mask_inputs.guides, image)
             parts.append(logits.flatten())
         return torch.cat(parts)
 

@@ -69,9 +69,9 @@ class Linear(Head):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, share in (("dropout", dropout), ("smoothing", smoothing)):
-            if not 0 <= share < 1:
-                raise UsageError(f"{name} is {share}", remedy="it lies in [0, 1)")
+        for name, rate in (("dropout", dropout), ("smoothing", smoothing)):
+            if not 0 <= rate < 1:
+                raise UsageError(f"{name} is {rate}", remedy="it lies in [0, 1)")
         if labels not in ("single", "multi"):
             raise UsageError(f'labels is "{labels}"', remedy='it is "single" or "multi"')
         if not 0 < temperature < math.inf:
@@ -111,21 +111,21 @@ class Linear(Head):
         Raises:
             DataError: an image without exactly one class where `labels` is "single".
         """
-        logits, wanted = raw.float(), self._dense(targets, raw.device)  # float: bfloat16 has 3 digits
+        logits, probs = raw.float(), self._probs(targets, raw.device)  # float: bfloat16 has 3 digits
         weights = logits.new_ones(self.classes) if self.class_weights is None else self.class_weights.to(logits)
         if self.labels == "multi":
-            smooth = wanted * (1 - self.smoothing) + self.smoothing / 2
-            each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")  # (B, C)
-            return {"loss": Loss((each @ (weights / weights.sum())).sum(), number_of(targets))}
-        smooth = wanted * (1 - self.smoothing) + self.smoothing / self.classes
-        return {"loss": Loss(-(smooth * logits.log_softmax(1) @ weights).sum(), (wanted @ weights).sum())}
+            smooth = probs * (1 - self.smoothing) + self.smoothing / 2
+            entropy = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")  # (B, C)
+            return {"loss": Loss((entropy @ (weights / weights.sum())).sum(), number_of(targets))}
+        smooth = probs * (1 - self.smoothing) + self.smoothing / self.classes
+        return {"loss": Loss(-(smooth * logits.log_softmax(1) @ weights).sum(), (probs @ weights).sum())}
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Number of images; of single labels the sum of the targets' shares, each by the weight of its class."""
         if self.labels == "multi":
             return super().counts(targets)
-        wanted = self._dense(targets, next(self.parameters()).device)
-        return {"loss": (wanted if self.class_weights is None else wanted @ self.class_weights.to(wanted)).sum()}
+        probs = self._probs(targets, next(self.parameters()).device)
+        return {"loss": (probs if self.class_weights is None else probs @ self.class_weights.to(probs)).sum()}
 
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""
@@ -139,7 +139,7 @@ class Linear(Head):
             chosen = above.nonzero()[:, 1].split(above.sum(1).tolist())
         return [Label(classes, row) for classes, row in zip(chosen, scores)]
 
-    def _dense(self, targets: Sequence[Target], device: torch.device) -> Tensor:
+    def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: 1 (or the soft score) where an image has the class."""
         labels = cast("Sequence[Label]", targets)
         soft = [label.scores for label in labels if label.scores is not None]
@@ -149,9 +149,9 @@ class Linear(Head):
             raise UsageError("hard and soft targets in one batch", remedy="give scores to all images or to none")
         if self.labels == "single" and any(len(label.classes) != 1 for label in labels):
             raise DataError("an image without exactly one class", remedy='set labels to "multi"')
-        nothing = self.classes  # a column beyond the last, cut off below
-        present = pad_sequence([label.classes for label in labels], batch_first=True, padding_value=nothing).to(device)
-        return torch.zeros(len(labels), self.classes + 1, device=device).scatter_(1, present, 1.0)[:, :-1]
+        classes = [label.classes for label in labels]
+        index = pad_sequence(classes, batch_first=True, padding_value=self.classes).to(device)  # cut off below
+        return torch.zeros(len(labels), self.classes + 1, device=device).scatter_(1, index, 1.0)[:, :-1]
 
 
 class Averaged(nn.Module):

@@ -113,6 +113,6 @@ class MaskTransformer(nn.Module):
         hidden = None if padding is None else F.pad(padding.flatten(1), (0, self.classes))
         for block in self.blocks:
             x = block(x, padding=hidden)
-        seen, classes = self.norm(x).split([tokens.shape[1], self.classes], 1)
-        masks = F.normalize(self.cell_key(seen), dim=2) @ F.normalize(self.class_key(classes), dim=2).transpose(1, 2)
+        tokens, classes = self.norm(x).split([tokens.shape[1], self.classes], 1)
+        masks = F.normalize(self.cell_key(tokens), dim=2) @ F.normalize(self.class_key(classes), dim=2).transpose(1, 2)
         return self.mask_norm(masks).transpose(1, 2).unflatten(2, cells.shape[-2:])

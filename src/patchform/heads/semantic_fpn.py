@@ -57,7 +57,7 @@ class SemanticFPN(DenseHead):
             raise UsageError(f"dropout is {dropout}", remedy="it lies in [0, 1)")
         self.levels = Levels(features.channels, features.strides)
         widths, finest = self.levels.channels, self.levels.strides[0]
-        self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.norms = nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in widths)
         self.pyramid = FPN(widths, channels_pyramid)
         self.doublings = [round(math.log2(stride / finest)) for stride in self.levels.strides]
         self.branches = nn.ModuleList(
@@ -73,10 +73,10 @@ class SemanticFPN(DenseHead):
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
         """Logits of the cells of the finest level."""
         levels = self.pyramid([norm(x) for norm, x in zip(self.norms, self.levels(features.maps))])
-        grown = []
+        enlarged = []
         for x, branch, doublings in zip(levels, self.branches, self.doublings):
             for step in branch:  # type: ignore[attr-defined]
                 x = doubled(step(x)) if doublings else step(x)
-            grown.append(to_size(x, levels[0].shape[-2:]))
-        logits = self.classify(self.dropout(torch.stack(grown).sum(0)))
+            enlarged.append(to_size(x, levels[0].shape[-2:]))
+        logits = self.classify(self.dropout(torch.stack(enlarged).sum(0)))
         return self.raw(features, Cells(logits, self.levels.covered(logits, 0)))

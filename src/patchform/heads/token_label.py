@@ -87,11 +87,11 @@ class TokenLabel(Head):
         Raises:
             DataError: an image without exactly one class.
         """
-        wanted = self._dense(targets, raw.summary.device)  # (B, C)
-        image = -(wanted * raw.summary.float().log_softmax(1)).sum(1)
-        token = -(wanted[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
-        real = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
-        auxiliary = (token * real).sum(1) / real.sum(1).clamp(min=1)
+        probs = self._probs(targets, raw.summary.device)  # (B, C)
+        image = -(probs * raw.summary.float().log_softmax(1)).sum(1)
+        token = -(probs[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
+        valid = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
+        auxiliary = (token * valid).sum(1) / valid.sum(1).clamp(min=1)
         count = number_of(targets)
         return {"loss": Loss(image.sum(), count), "auxiliary": Loss(self.auxiliary_weight * auxiliary.sum(), count)}
 
@@ -104,12 +104,12 @@ class TokenLabel(Head):
         scores = self.logits(raw).float().softmax(1)
         return [Label(best, row) for best, row in zip(scores.argmax(1, keepdim=True), scores)]
 
-    def _dense(self, targets: Sequence[Target], device: torch.device) -> Tensor:
+    def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: the soft scores of an image, or 1 at its class; smoothed."""
         rows = []
         for label in cast("Sequence[Label]", targets):
             if label.scores is None and len(label.classes) != 1:
                 raise DataError("an image without exactly one class", remedy="this head learns one class an image")
-            one = torch.zeros(self.classes, device=label.classes.device)
-            rows.append(label.scores if label.scores is not None else one.index_fill(0, label.classes, 1.0))
+            zeros = torch.zeros(self.classes, device=label.classes.device)
+            rows.append(label.scores if label.scores is not None else zeros.index_fill(0, label.classes, 1.0))
         return torch.stack(rows).to(device, torch.float32) * (1 - self.smoothing) + self.smoothing / self.classes

@@ -68,9 +68,9 @@ class UPerNet(DenseHead):
         widths = self.levels.channels
         if auxiliary is not None and not -len(widths) <= auxiliary < len(widths):
             raise UsageError(f"no level {auxiliary}", remedy=f"there are {len(widths)}, counted from 0")
-        self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.norms = nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in widths)
         self.pools = Pools(widths[-1], inside)
-        self.laterals = nn.ModuleList(ConvNorm(before, inside, 1) for before in widths[:-1])
+        self.laterals = nn.ModuleList(ConvNorm(width, inside, 1) for width in widths[:-1])
         self.outputs = nn.ModuleList(ConvNorm(inside, inside, 3) for _ in widths[:-1])
         self.fuse = ConvNorm(len(widths) * inside, inside, 3)
         self.dropout = nn.Dropout2d(dropout)
@@ -86,18 +86,18 @@ class UPerNet(DenseHead):
         lateral = [narrow(x) for narrow, x in zip(self.laterals, maps)]
         *fine, coarse = top_down([*lateral, self.pools(maps[-1])], "bilinear")
         levels = [*(output(x) for output, x in zip(self.outputs, fine)), coarse]
-        together = torch.cat([to_size(x, levels[0].shape[-2:]) for x in levels], 1)
-        logits = self.classify(self.dropout(self.fuse(together)))
+        resized = torch.cat([to_size(x, levels[0].shape[-2:]) for x in levels], 1)
+        logits = self.classify(self.dropout(self.fuse(resized)))
         auxiliary: tuple[Cells, ...] = ()
         if self.training and self.auxiliary_decoder is not None:
             assert self.auxiliary is not None
-            rough = self.auxiliary_decoder(maps[self.auxiliary])
-            auxiliary = (Cells(rough, self.levels.covered(rough, self.auxiliary)),)
+            coarse = self.auxiliary_decoder(maps[self.auxiliary])
+            auxiliary = (Cells(coarse, self.levels.covered(coarse, self.auxiliary)),)
         return self.raw(features, Cells(logits, self.levels.covered(logits, 0)), auxiliary)
 
 
 class Pools(nn.Module):
-    """A map beside what it looks like from afar.
+    """A map beside its pools.
 
     Args:
         channels: C of the map.
@@ -111,5 +111,5 @@ class Pools(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, inside, H, W)."""
-        far = [conv(F.adaptive_avg_pool2d(x, side)) for conv, side in zip(self.pools, POOLS)]
-        return self.fuse(torch.cat([x, *(to_size(pooled, x.shape[-2:]) for pooled in far)], 1))
+        pools = [conv(F.adaptive_avg_pool2d(x, side)) for conv, side in zip(self.pools, POOLS)]
+        return self.fuse(torch.cat([x, *(to_size(pool, x.shape[-2:]) for pool in pools)], 1))
