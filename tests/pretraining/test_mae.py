@@ -60,7 +60,7 @@ def test_control_a_fault_is_seen(fault):
         weight = parameters["decoder_pred.weight"]
         parameters["decoder_pred.weight"] = weight.unflatten(0, (8, 8, 3)).permute(2, 0, 1, 3).flatten(0, 2)
     elif fault == "biased":
-        model.wanted = lambda images: (
+        model.targets = lambda images: (
             ((p := patchify(images, 8)) - p.mean(2, keepdim=True))
             / (p.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
         )

@@ -178,15 +178,15 @@ class Task(ABC):
         return
 
     def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
-        """Note what is odd about what is learnt from. `numbers`: of each class, the pictures, objects or pixels."""
+        """Note what is unusual in a training set. `numbers`: of each class, the pictures, objects or pixels."""
         warnings.on_classes(listing, numbers, faults)
 
     def refuse(self, *listings: Listing) -> None:
         """Raise DataError for the first listing with `faults`."""
         for listing in listings:
-            found = Faults()
-            self.faults(listing, found)
-            found.refuse(listing.root)
+            faults = Faults()
+            self.faults(listing, faults)
+            faults.refuse(listing.root)
 
     # --------------------------------------------------------------------------------------------- judgement
 
@@ -242,10 +242,9 @@ class Task(ABC):
         """For a report: pictures with their truth above what the model says."""
         figures = []
         for number, name, image, prediction in evidence.examples(indices, at_once=1):
-            drawn = [self.draw(image, target, evidence.classes) for target in (evidence.truth(number), prediction)]
             charts = [
-                page.chart(drawing.to_png_bytes(picture), f"{name}: {what}")
-                for picture, what in zip(drawn, ("the truth", "the model"))
+                page.chart(drawing.to_png_bytes(self.draw(image, target, evidence.classes)), f"{name}: {source}")
+                for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
             ]
             figures.append(page.figure("".join(charts), page.escape(name)))
         return page.gallery(figures, wide=True)
