@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry.grids import bilinear
+from patchform.layers.convolutions import CellNorm
 from patchform.layers.pixel_losses import PixelLosses
 from patchform.layers.pyramids import to_size
 from patchform.records import LEAST, FeatureInfo, Features, Loss, Regions, Target
@@ -42,7 +43,7 @@ class Head(nn.Module):
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() float32 by name of loss: the counts of `loss`. The targets alone tell them, so that a part of a batch is
-        divided by the count of the whole batch before the other parts have been seen. Here: one loss, over images.
+        divided by the count of the whole batch before the other parts are computed. Here: one loss, over images.
         """
         return {"loss": number_of(targets)}
 
@@ -50,6 +51,13 @@ class Head(nn.Module):
 def number_of(items: Sized) -> Tensor:
     """() float32."""
     return torch.tensor(float(len(items)))
+
+
+def map_norms(norm: str, channels: Sequence[int]) -> nn.ModuleList:
+    """A norm in front of each map: "layer" or "none". Raises UsageError for any other."""
+    if norm not in ("layer", "none"):
+        raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
+    return nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in channels)
 
 
 class Cells(NamedTuple):

@@ -5,7 +5,7 @@
     a learned query for each object --decoder: queries look at one another, then at the memory--> class, box
 
 Positions are added to queries and keys of every attention, never to values. In the loss each object is given to one
-query (section 3.1), the others learn to say that there is nothing; every layer of the decoder predicts and has a loss.
+query (section 3.1), the others learn the class "no object"; every layer of the decoder predicts and has a loss.
 Nothing is suppressed afterwards: a prediction is a query's best class and its box, a share of the unpadded picture.
 
 The authors' code also drops attention weights; here dropout acts behind each attention and in the perceptrons.
@@ -27,9 +27,8 @@ from patchform.errors import UsageError
 from patchform.geometry.boxes import to_centres, to_corners
 from patchform.geometry.detections import picture_sizes, to_pictures
 from patchform.geometry.matching import hungarian_match
-from patchform.heads.base import Head
+from patchform.heads.base import Head, map_norms
 from patchform.layers.attention import attend, join_heads, split_heads
-from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.positions import LearnedPosition2D, SinePosition2D
 from patchform.lookup import check_options, no_such
@@ -65,7 +64,7 @@ class DETRRaw(NamedTuple):
     """The output of the decoder, layer by layer: L layers, Q queries."""
 
     logits: Tensor
-    """(L, B, Q, classes + 1), the last for nothing."""
+    """(L, B, Q, classes + 1), the last for no object."""
     boxes: Tensor
     """(L, B, Q, 4) float32: centre x, centre y, width, height, as shares of the picture."""
     pictures: Tensor
@@ -94,7 +93,7 @@ class Truth(NamedTuple):
 
 
 class DETROptions(TypedDict, total=False):
-    """What DETR is asked for, with masks or without: see `DETR`."""
+    """Options of DETR with masks and without, see `DETR`."""
 
     queries: int
     transformer: Mapping[str, Any] | None
@@ -104,7 +103,7 @@ class DETROptions(TypedDict, total=False):
 
 
 class DETR(Head):
-    """A fixed number of learned queries, each of which answers with an object or with nothing.
+    """A fixed number of learned queries, each of which predicts an object or none.
 
     Args:
         features: of the backbone, whose last map, the coarsest, is looked at.
@@ -143,15 +142,13 @@ class DETR(Head):
         for name in losses or {}:
             if name not in self.factors:
                 raise no_such("loss", name, self.factors)
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if channels_inside % options.heads:
             raise UsageError(f"{options.heads} heads do not divide {channels_inside}", remedy="change one of them")
         if queries < 1:
             raise UsageError(f"{queries} queries", remedy="there is one at least")
         self.losses = {**self.factors, **(losses or {})}
         self.score_threshold, self.detections, self.heads = score_threshold, detections, options.heads
-        self.norm = CellNorm(features.channels[-1]) if norm == "layer" else nn.Identity()
+        (self.norm,) = map_norms(norm, features.channels[-1:])
         self.project = nn.Conv2d(features.channels[-1], channels_inside, 1)
         self.positions = (SinePosition2D if options.positions == "sine" else LearnedPosition2D)(channels_inside)
         self.encoder = nn.ModuleList(EncoderLayer(channels_inside, options) for _ in range(options.depths[0]))
@@ -228,7 +225,7 @@ class DETR(Head):
         return {name: Loss(total, counts[name]) for name, total in sums.items()}
 
     def sums(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
-        """() by name of loss, when it is known which query (L, T) is an object's."""
+        """() by name of loss; queries (L, T) as `match` gives them."""
         layers = torch.arange(len(queries), device=queries.device)[:, None]
         no_object = raw.logits.shape[-1] - 1
         classes = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
@@ -264,7 +261,7 @@ class DETR(Head):
     # ---------------------------------------------------------------------------------------------------- predicting
 
     def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
-        """One `Instances` an image: of each query the best class that is not nothing, its box cut off at the border."""
+        """One `Instances` an image: of each query the best class but "no object", its box cut off at the border."""
         predictions: list[Target] = []
         for number, (size, (query, classes, scores)) in enumerate(zip(sizes, self.best(raw), strict=True)):
             shares = to_corners(raw.boxes[-1, number, query])
@@ -290,7 +287,7 @@ def without_crowd(objects: Instances) -> Instances:
 
 
 class PositionalAttention(nn.Module):
-    """Multi-head attention whose keys are not made from what is taken along: positions help to find it, and stay.
+    """Multi-head attention whose keys are not made from its values: positions are in queries and keys alone.
 
     Args:
         width: D.
@@ -340,7 +337,7 @@ class Residual(nn.Module):
 
     Args:
         width: D.
-        options: says where the norm stands.
+        options: of the transformer.
     """
 
     def __init__(self, width: int, options: Transformer) -> None:

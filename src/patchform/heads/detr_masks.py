@@ -25,9 +25,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
-from patchform.heads.base import Cells
+from patchform.heads.base import Cells, map_norms
 from patchform.heads.detr import DETR, LOSSES, DETROptions, DETRRaw
-from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.pyramids import Levels, to_size
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
@@ -82,7 +81,7 @@ class DETRMasks(DETR):
         finer = (number for number, stride in enumerate(self.levels.strides[:-1]) if stride <= features.strides[-1])
         self.finer = tuple(finer)[::-1]
         widths = [self.levels.channels[number] for number in self.finer]
-        self.guide_norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.guide_norms = map_norms(norm, widths)
         self.looks = AttentionMaps(channels_inside, self.heads)
         self.masks = MaskConvolutions(channels_inside, self.heads, widths)
 
@@ -98,7 +97,7 @@ class DETRMasks(DETR):
         )
 
     def enlarged(self, raw: DETRRaw, image: Tensor, query: Tensor) -> Tensor:
-        """Logits (K, 1, *size) of the masks of K queries, of which (K,) image and (K,) query say which."""
+        """Logits (K, 1, *size) of the masks of K queries, by their (K,) image and (K,) query."""
         inputs: MaskInputs = raw.mask_inputs
         logits = self.masks(raw.cells, inputs.attention[image, query], inputs.guides, image)
         return Cells(logits, inputs.covered).enlarged(inputs.size)

@@ -129,7 +129,7 @@ class Raw(NamedTuple):
 
 
 class RCNNOptions(TypedDict, total=False):
-    """What is asked for, with masks or without: see `FasterRCNN`."""
+    """Options of R-CNN with masks and without, see `FasterRCNN`."""
 
     neck: Literal["fpn", "single", "simple"]
     norm: Literal["layer", "none"]

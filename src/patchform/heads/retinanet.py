@@ -23,8 +23,7 @@ from patchform.errors import UsageError
 from patchform.geometry import anchors as anchoring
 from patchform.geometry.boxes import decode, encode
 from patchform.geometry.detections import clip, nms, picture_sizes, to_pictures
-from patchform.heads.base import Head, number_of
-from patchform.layers.convolutions import CellNorm
+from patchform.heads.base import Head, map_norms, number_of
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
@@ -39,7 +38,7 @@ FOREGROUND, BACKGROUND = 0.5, 0.4
 BETA = 1 / 9
 """Where the smooth L1 loss becomes linear, as in the authors' Detectron."""
 CANDIDATES, OVERLAP = 1000, 0.5
-"""Predictions of each level that are looked at, and the IoU from which on one suppresses another (section 4.1)."""
+"""Best predictions of each level that compete, and the IoU from which on one suppresses another (section 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Options:
     """Height / width of anchors."""
     spacing: Literal["stride", "input"] = "stride"
     """Pixels between the anchors of neighbouring cells: "input" divides the input's sides by the numbers of cells,
-    rounded down, which is torchvision's way and another one on coarse levels of most sizes."""
+    rounded down, as torchvision does; it differs on coarse levels of most sizes."""
 
     def __post_init__(self) -> None:
         if not self.ratios or min(self.ratios) <= 0:
@@ -124,8 +123,6 @@ class RetinaNet(Head):
         detections: int = 100,
     ) -> None:
         super().__init__()
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= score_threshold < 1 or detections < 1:
             raise UsageError("score_threshold lies in [0, 1), detections is 1 or more")
         check_options(Options, form or {}, of="form")
@@ -135,7 +132,7 @@ class RetinaNet(Head):
 
         self.maps = Levels(features.channels, features.strides, finest=finest)
         widths = self.maps.channels
-        self.norms = nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in widths)
+        self.norms = map_norms(norm, widths)
         self.pyramid = FPN(widths, channels_inside)
         source_channels = widths[-1] if self.options.source == "map" else channels_inside
         self.coarser = Coarser(source_channels, channels_inside, self.options.coarser)
@@ -187,7 +184,7 @@ class RetinaNet(Head):
             positive, index = match >= 0, match.clamp(min=0) + first[image]
             classes = torch.cat([target.classes for target in instances]).to(device)[index]
 
-        # every anchor as background, then put right where it is not: few are, and no target of logits' size is made
+        # every anchor as background, then corrected where it is not: few are, and no target of logits' size is made
         others = logits[image, anchor]  # (M, classes)
         of_class = others.gather(1, classes[:, None])[:, 0]
         correction = torch.where(
@@ -274,12 +271,12 @@ class Tower(nn.Module):
 
 
 def _background_focal(logits: Tensor) -> Tensor:
-    """Focal loss (equation 5) of each logit whose class is not there."""
+    """Focal loss (equation 5) of each logit of an absent class."""
     return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
 
 
 def _object_focal(logits: Tensor) -> Tensor:
-    """Focal loss of each logit whose class is there."""
+    """Focal loss of each logit of a present class."""
     return ALPHA * (-logits).sigmoid() ** GAMMA * F.softplus(-logits)
 
 

@@ -6,7 +6,7 @@
                                                                              products --norm--> logits
 
 In the second the classes look at the cells and at one another, and a class scores where a cell points its way (section
-3.2). The batch norm of the first is that of DINOv2 (Oquab et al. 2024). Both answer at the map's resolution and
+3.2). The batch norm of the first is that of DINOv2 (Oquab et al. 2024). Both predict at the map's resolution and
 leave the rest to bilinear interpolation.
 """
 

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
-from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_norms
+from patchform.layers.convolutions import ConvNorm, classifier
 from patchform.layers.pyramids import FPN, Levels, doubled, to_size
 from patchform.records import FeatureInfo, Features, Target
 
@@ -51,13 +51,11 @@ class SemanticFPN(DenseHead):
         **pixels: Unpack[PixelOptions],
     ) -> None:
         super().__init__(features, classes=classes, **pixels)
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", remedy="it lies in [0, 1)")
         self.levels = Levels(features.channels, features.strides)
         widths, finest = self.levels.channels, self.levels.strides[0]
-        self.norms = nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in widths)
+        self.norms = map_norms(norm, widths)
         self.pyramid = FPN(widths, channels_pyramid)
         self.doublings = [round(math.log2(stride / finest)) for stride in self.levels.strides]
         self.branches = nn.ModuleList(

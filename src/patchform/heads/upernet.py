@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
-from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_norms
+from patchform.layers.convolutions import ConvNorm, classifier
 from patchform.layers.pyramids import Levels, to_size, top_down
 from patchform.records import FeatureInfo, Features, Target
 
@@ -59,8 +59,6 @@ class UPerNet(DenseHead):
         **pixels: Unpack[PixelOptions],
     ) -> None:
         super().__init__(features, classes=classes, auxiliary_weight=auxiliary_weight, **pixels)
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", remedy="it lies in [0, 1)")
         inside, self.auxiliary = channels_inside, auxiliary
@@ -68,7 +66,7 @@ class UPerNet(DenseHead):
         widths = self.levels.channels
         if auxiliary is not None and not -len(widths) <= auxiliary < len(widths):
             raise UsageError(f"no level {auxiliary}", remedy=f"there are {len(widths)}, counted from 0")
-        self.norms = nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in widths)
+        self.norms = map_norms(norm, widths)
         self.pools = Pools(widths[-1], inside)
         self.laterals = nn.ModuleList(ConvNorm(width, inside, 1) for width in widths[:-1])
         self.outputs = nn.ModuleList(ConvNorm(inside, inside, 3) for _ in widths[:-1])

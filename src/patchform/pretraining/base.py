@@ -40,7 +40,7 @@ class MethodHead(Head):
         return [Embedding(vector) for vector in raw.float()]
 
     def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
-        """Not asked: see `Method`."""
+        """Not called: see `Method`."""
         raise NotImplementedError
 
 

@@ -49,9 +49,8 @@ class DINO(Method):
         hidden, bottleneck: widths inside the projection.
         momentum: what stays of the teacher at the first step; rises to 1 along a cosine.
         student_temperature: divides the student's logits.
-        teacher_temperature: divides the teacher's, at first and from `warm_epochs` on, linear between.
-        warm_epochs: see there.
-        frozen_epochs: for so many the last layer of the student's projection stays as it is.
+        teacher_temperature, warm_epochs: divides the teacher's, at first and from `warm_epochs` on, linear between.
+        frozen_epochs: epochs in which the last layer of the student's projection is frozen.
         masked: weight of the masked-patch term, for a ViT alone: of 3 in 10 patches of half of the large crops, drawn
             anywhere and not in blocks as iBOT's, the student predicts from a learned vector what the teacher predicts
             from them. Summary and patches share the projection. 0 leaves it out.

@@ -90,7 +90,7 @@ class MaskedPatches(Method):
         Args:
             batch: one crop an image; targets are not looked at.
             noise: (B, N) numbers; the patches of the highest are corrupted. Default: drawn.
-            choice: (B, N) numbers in 0..1, which say how. Default: drawn.
+            choice: (B, N) numbers in 0..1 that decide how, see `corrupt`. Default: drawn.
 
         Raises:
             UsageError: pictures of several sizes, or of too few patches.

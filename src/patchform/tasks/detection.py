@@ -150,7 +150,7 @@ class Detection(Task):
         yield page.Section("Most right", self.comparison(evidence, ranked[SHOWN:][: -SHOWN - 1 : -1]), note)
 
     def _f1(self, evidence: Evidence) -> list[tuple[float, int]]:
-        """(F1, index) of pictures, evenly picked; 1 where nothing is there and nothing is said."""
+        """(F1, index) of pictures, evenly picked; 1 where there is nothing and nothing is predicted."""
         scores = []
         for example in evidence.examples(evidence.evenly(SEARCHED)):
             truth = cast("Instances", evidence.truth(example.number))
