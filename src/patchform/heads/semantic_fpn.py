@@ -73,7 +73,7 @@ class SemanticFPN(DenseHead):
         levels = self.pyramid([norm(x) for norm, x in zip(self.norms, self.levels(features.maps))])
         enlarged = []
         for x, branch, doublings in zip(levels, self.branches, self.doublings):
-            for step in branch:  # type: ignore[attr-defined]
+            for step in branch.children():
                 x = doubled(step(x)) if doublings else step(x)
             enlarged.append(to_size(x, levels[0].shape[-2:]))
         logits = self.classify(self.dropout(torch.stack(enlarged).sum(0)))
