@@ -365,7 +365,7 @@ def test_predictions_lie_in_the_picture():
         assert (one.boxes >= 0).all()
         assert (one.boxes <= torch.tensor([width, height, width, height])).all()
         assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
-    blind = model.head.decode(raw._replace(real=torch.tensor([[64.0, 96.0]] * 2)), [(64, 96)] * 2)  # control
+    blind = model.head.decode(raw._replace(pictures=torch.tensor([[64.0, 96.0]] * 2)), [(64, 96)] * 2)  # control
     assert (blind[1].boxes[:, 2] > 33).any()
 
 
@@ -401,9 +401,9 @@ def test_levels(backbone, finest, strides):
     assert all(name.startswith("move.") for name in unused)  # nothing is made in vain
     raw = model.eval().head(model.features(batch))
     sides = raw.anchors[:, 2:] - raw.anchors[:, :2]
-    each = [part.prod(1).sqrt().mean().item() for part in sides.split(raw.levels)]
+    each = [part.prod(1).sqrt().mean().item() for part in sides.split(raw.counts)]
     assert each == pytest.approx([4 * stride * 1.28 for stride in strides], rel=0.1)
-    edge = torch.stack([part[-1, :2] + part[-1, 2:] for part in raw.anchors.split(raw.levels)]) / 2
+    edge = torch.stack([part[-1, :2] + part[-1, 2:] for part in raw.anchors.split(raw.counts)]) / 2
     reach = torch.tensor([[64.0, 96.0]])  # width and height of the input
     assert (edge < reach).all()
     assert (edge + 2 * torch.tensor(strides)[:, None] >= reach).all()
