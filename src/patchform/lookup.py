@@ -27,7 +27,8 @@ from patchform.schema import Range
 
 KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect")
 T = TypeVar("T")
-NOT_OPTIONS = ("self", "architecture")
+NOT_OPTIONS = ("self", "architecture", "features", "classes", "backbone", "preprocessing")
+"""Of a constructor, what the rest of the model says."""
 LARGEST_OPTION = 1_000_000
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []

@@ -220,13 +220,7 @@ def _head(backbone: Backbone, classes: tuple[str, ...], preprocessing: Preproces
         )
     lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
     build: Any = kind  # the options are the head's own
-    head: Head = build(
-        channels=backbone.channels,
-        strides=backbone.strides,
-        width=backbone.width,
-        classes=len(classes),
-        **made_of.head_options,
-    )
+    head: Head = build(backbone.feature_info, classes=len(classes), **made_of.head_options)
     return head
 
 

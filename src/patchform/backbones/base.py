@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from patchform.records import Features
+from patchform.records import FeatureInfo, Features
 
 
 class Backbone(nn.Module):
@@ -30,6 +30,11 @@ class Backbone(nn.Module):
     width: int
     frames: int | None = None
     prefers_channels_last: bool = False
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What a head is built for."""
+        return FeatureInfo(self.channels, self.strides, self.width)
 
     @abstractmethod
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:

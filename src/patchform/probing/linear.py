@@ -71,7 +71,7 @@ class Probe(NamedTuple):
         """
         if self.output != "summary" or self.weight.shape[1] != model.backbone.width:
             raise UsageError("not a probe of this model's summary", remedy="fit one on features of this model")
-        head = Linear(width=model.backbone.width, classes=len(self.classes))
+        head = Linear(model.backbone.feature_info, classes=len(self.classes))
         head.classifier.load_state_dict({"weight": self.weight, "bias": self.bias})
         made_of = model.architecture
         if made_of is not None:
