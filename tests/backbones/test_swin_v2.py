@@ -240,12 +240,12 @@ def test_the_bias_is_worked_out_once_and_never_stale():
     ):
         before = bias()
         change()
-        assert torch.equal(bias(), position.work_out())
+        assert torch.equal(bias(), position.compute())
         assert not torch.equal(bias(), before)
     position.fc2.weight.data.mul_(2)  # not counted by torch, but a change of mode is enough
     position.train().eval()
-    assert torch.equal(bias(), position.work_out())
-    assert torch.equal(position.bias(torch.bfloat16), position.work_out().bfloat16())
+    assert torch.equal(bias(), position.compute())
+    assert torch.equal(position.bias(torch.bfloat16), position.compute().bfloat16())
     assert bias().dtype == torch.float
     with torch.enable_grad():
         assert bias().requires_grad

@@ -54,8 +54,8 @@ class Patches(nn.Module):
         own: Tensor = self.proj.weight.unflatten(1, (-1, self.size, self.size))
         if name != "proj.weight" or tensor.dim() != 4 or len(tensor) != len(own):
             raise ValueError("it is no kernel of patches of this width")
-        tensor, said = to_size(tensor, own, context)
-        return tensor.flatten(1), ", ".join(said)
+        tensor, notes = to_size(tensor, own, context)
+        return tensor.flatten(1), ", ".join(notes)
 
 
 class OverlappingPatches(nn.Module):
@@ -143,40 +143,40 @@ class Tubelets(nn.Module):
             raise ValueError("it is no kernel of patches or tubelets of this width")
         if tensor.dim() == 5 and tensor.shape[2] != self.frames:
             raise ValueError(f"tubelets of {tensor.shape[2]} frames do not become such of {self.frames}")
-        done = []
+        inflated = []
         if tensor.dim() == 4:
-            tensor = self._box(tensor, context)
-            done.append(f"1 frame to {self.frames}, {context.transfer.frames}")
-        tensor, said = to_size(tensor, own, context)
-        return tensor.flatten(1), ", ".join(done + said)
+            tensor = self._inflate(tensor, context)
+            inflated.append(f"1 frame to {self.frames}, {context.transfer.frames}")
+        tensor, notes = to_size(tensor, own, context)
+        return tensor.flatten(1), ", ".join(inflated + notes)
 
-    def _box(self, kernel: Tensor, context: TransferContext) -> Tensor:
+    def _inflate(self, kernel: Tensor, context: TransferContext) -> Tensor:
         """(D, C, p, p) -> (D, C, f, p, p)."""
         if context.transfer.frames == "refuse":
             raise ValueError(f"single frames to tubelets of {self.frames}: say how (frames: central or average)")
         if context.transfer.frames == "average":
             return (kernel / self.frames).unsqueeze(2).expand(-1, -1, self.frames, -1, -1)
-        box = kernel.new_zeros(*kernel.shape[:2], self.frames, *kernel.shape[2:])
-        box[:, :, self.frames // 2] = kernel
-        return box
+        inflated = kernel.new_zeros(*kernel.shape[:2], self.frames, *kernel.shape[2:])
+        inflated[:, :, self.frames // 2] = kernel
+        return inflated
 
 
 def to_size(kernel: Tensor, own: Tensor, context: TransferContext) -> tuple[Tensor, list[str]]:
     """A kernel (D, C', ..., p', p') with the channels and pixels of our own (D, C, ..., p, p), and what was done."""
-    said = []
+    notes = []
     if kernel.shape[1] != own.shape[1]:
-        kernel, done = fitting.channels(kernel, own, context)
-        said.append(done)
+        kernel, note = fitting.channels(kernel, own, context)
+        notes.append(note)
     before, after = kernel.shape[-1], own.shape[-1]
     if kernel.shape[-2:] != own.shape[-2:]:
         if context.transfer.patch == "refuse":
             raise ValueError(f"patches of {before} pixels to {after}: say that this is meant (patch: resample)")
         kernel = fitting.resample(kernel, after)
-        said.append(f"patches of {before} pixels to {after}")
-    return kernel, said
+        notes.append(f"patches of {before} pixels to {after}")
+    return kernel, notes
 
 
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
-    below, beside = size[0] - images.shape[-2], size[1] - images.shape[-1]
-    return F.pad(images, (0, beside, 0, below)) if below or beside else images
+    bottom, right = size[0] - images.shape[-2], size[1] - images.shape[-1]
+    return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
