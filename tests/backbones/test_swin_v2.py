@@ -91,9 +91,7 @@ def swap_norms(backbone):
 
 def norm_in_front(backbone):
     for block in backbone.stages[0]:
-        block.attention_branch = lambda x, grid, padding, block=block: type(block).attention_branch(
-            block, block.norm1(x), grid, padding
-        )
+        block.attend = lambda x, grid, padding, block=block: type(block).attend(block, block.norm1(x), grid, padding)
 
 
 def move_the_bias_to_the_keys(backbone):

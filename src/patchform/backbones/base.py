@@ -76,6 +76,13 @@ def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = N
     )
 
 
+def zero_padded(images: Tensor, padding: Tensor | None) -> Tensor:
+    """Images (B, ..., C, H, W) with zeros on padding (B, H, W)."""
+    if padding is None:
+        return images
+    return images.masked_fill(padding.view(len(padding), *(1,) * (images.dim() - 3), *padding.shape[1:]), 0)
+
+
 def shrink_padding(padding: Tensor | None, stride: int) -> Tensor | None:
     """Padding (B, H, W) of pixels -> of cells of `stride` pixels (`grids.shrink_mask`); None: there is none."""
     return None if padding is None else grids.shrink_mask(padding, stride)

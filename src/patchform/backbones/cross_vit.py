@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding
+from patchform.backbones.base import Backbone, sequence_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -31,7 +31,7 @@ from patchform.layers import blocks
 from patchform.layers.attention import CrossAttention, real_keys
 from patchform.layers.blocks import Block
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.patches import Patches, pad_to
+from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Learned1D
 from patchform.records import Features
 
@@ -102,8 +102,7 @@ class CrossViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, M, D of the coarse branch) and summary (B, sum of both D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)  # resizing mixes neighbours
+        images = zero_padded(images, padding)  # resizing mixes neighbours
         sequences, shapes, paddings = [], [], []
         for branch, size in enumerate(self.sizes((images.shape[-2], images.shape[-1]))):
             cells = self.stems[branch](_resized(images, size))  # (B, H', W', D)
@@ -221,8 +220,7 @@ class ConvolutionalPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
-        rows, columns = grids.cells((images.shape[-2], images.shape[-1]), self.size)
-        images = pad_to(images, (rows * self.size, columns * self.size)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, self.size).contiguous(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 

@@ -26,14 +26,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.patches import Patches, pad_to
+from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Learned1D
 from patchform.records import Features
 
@@ -100,8 +100,7 @@ class ParallelViT(Backbone):
 
         In training the norms of the stem "hmlp" see all patches, padding included.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_padded(images, padding)
         cell_padding = shrink_padding(padding, self.patch)
         token_padding = sequence_padding(cell_padding, 1)
         cells = self.patches(images)  # (B, H/p, W/p, D)
@@ -181,8 +180,7 @@ class HierarchicalPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 16), ceil(W / 16), D)."""
-        rows, columns = grids.cells(grids.size_of(images), self.size)
-        images = pad_to(images, (rows * self.size, columns * self.size)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, self.size).contiguous(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 

@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from patchform.backbones.base import Backbone, shrink_padding
+from patchform.backbones.base import Backbone, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.patches import pad_to
+from patchform.layers.patches import pad_to_multiple
 from patchform.records import Features
 
 Activation: TypeAlias = Literal["silu", "relu"]
@@ -103,8 +103,7 @@ class ParNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_padded(images, padding)
         paddings = [padding, *(shrink_padding(padding, stride) for stride in (2, *self.strides))]  # of 2**step pixels
         x, maps, step = images, [], 0
         for stem, stream in zip(self.stems, self.streams):
@@ -251,8 +250,7 @@ class ConvNorm(nn.Module):
 
 def _halved(x: Tensor) -> Tensor:
     """Mean of 2x2 cells; outside the map there are zeros, as for the 3x3 convolution, or they could not be fused."""
-    rows, columns = grids.cells(grids.size_of(x), 2)
-    return F.avg_pool2d(pad_to(x, (2 * rows, 2 * columns)), 2)
+    return F.avg_pool2d(pad_to_multiple(x, 2), 2)
 
 
 def _mean(x: Tensor, padding: Tensor | None) -> Tensor:

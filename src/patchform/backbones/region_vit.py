@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding
+from patchform.backbones.base import Backbone, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -34,7 +34,7 @@ from patchform.layers.attention import Attention, never_empty, real_keys
 from patchform.layers.blocks import MLP
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.patches import Patches, pad_to
+from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Grid, RelativeBias
 from patchform.records import Features
 
@@ -95,8 +95,7 @@ class RegionViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_padded(images, padding)
         regions, cells = self.regions(_centre(images, self.regions.size)), self.cells(images)  # (B, H, W, D) throughout
         maps, cell_padding = [], None
         for stage, norm, stride in zip(self.stages, self.map_norms, self.strides):
@@ -168,8 +167,7 @@ class OneConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
-        rows, columns = grids.cells(grids.size_of(images), PATCH)
-        images = pad_to(images, (rows * PATCH, columns * PATCH)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, PATCH).contiguous(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 

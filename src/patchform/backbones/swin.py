@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding
+from patchform.backbones.base import Backbone, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -78,8 +78,7 @@ class Stages(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_padded(images, padding)
         x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
         maps, cell_padding = [], None
         for merge, stage, stride in zip([nn.Identity(), *self.merges], self.stages, self.strides):
@@ -220,14 +219,8 @@ class PostNormBlock(Block):
 
     def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
         """Mix the tokens (B, H, W, D)."""
-        x = self.residual(x, lambda part, pad: self.norm1(self.attention_branch(part, grid, pad)), padding)
+        x = self.residual(x, lambda part, pad: self.norm1(self.attend(part, grid, pad)), padding)
         return self.residual(x, lambda part: self.norm2(self.mlp(part)))
-
-    def attention_branch(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
-        """The attention of the branch."""
-        groups = self.pattern.gather(x, padding)
-        mixed = self.attention(groups.tokens, grid=groups.grid, allowed=groups.allowed)
-        return self.pattern.scatter(mixed, tuple(x.shape[1:-1]))
 
 
 class QKV(Linear):

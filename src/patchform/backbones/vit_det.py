@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding
+from patchform.backbones.base import Backbone, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -86,8 +86,7 @@ class ViTDet(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> the map (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_padded(images, padding)
         cell_padding = shrink_padding(padding, self.patch)
         x = self.patches(images)  # (B, H/p, W/p, D)
         grid = (x.shape[1], x.shape[2])

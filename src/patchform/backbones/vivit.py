@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -104,8 +104,7 @@ class ViViT(Backbone):
 
         padding is that of all frames.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None, None], 0)
+        images = zero_padded(images, padding)
         return self.encode(self.patches(images), grids.size_of(images), shrink_padding(padding, self.patch))
 
     def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
@@ -295,7 +294,7 @@ class TubeletPosition(Position):
         return table[:, prefix - self.prefix :], note
 
     def _shape_of(self, cells: int, context: TransferContext) -> tuple[int, int, int]:
-        """Moments, rows and columns of a table of cells: the own grid, a square for the own moments, or `transfer.grid`."""
+        """Moments, rows, columns of a table: the own grid, a square for the own moments, or `transfer.grid`."""
         own = self.grid[0] * self.grid[1]
         if context.from_images:
             return 1, *context.grid_of(cells)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding
+from patchform.backbones.base import Backbone, shrink_padding, zero_padded
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -28,7 +28,7 @@ from patchform.layers.blocks import MLP, Block, ClassBlock
 from patchform.layers.drop import linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.patches import pad_to
+from patchform.layers.patches import pad_to_multiple
 from patchform.records import Features
 from patchform.schema import Natural
 
@@ -93,8 +93,7 @@ class VOLO(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_padded(images, padding)
         fine, coarse = (shrink_padding(padding, stride) for stride in self.strides)
         x = self.stem(images)  # (B, H, W, D) throughout
         for outlooker in self.outlookers:
@@ -103,8 +102,7 @@ class VOLO(Backbone):
             x = x.masked_fill(fine[..., None], 0)  # coarse cells at the edge of the picture mix real cells with these
         maps = [x.permute(0, 3, 1, 2)]
 
-        even = pad_to(maps[0], (x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2))
-        x = self.merge(even).permute(0, 2, 3, 1)
+        x = self.merge(pad_to_multiple(maps[0], 2)).permute(0, 2, 3, 1)
         x = x + grids.resize(self.position[0], (x.shape[1], x.shape[2]))
         for block in self.layers()[len(self.outlookers) : -len(self.class_blocks)]:
             x = block(x, padding=coarse)
@@ -152,8 +150,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 8), ceil(W / 8), D)."""
-        rows, columns = grids.cells(grids.size_of(images), PATCH)
-        images = pad_to(images, (rows * PATCH, columns * PATCH)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, PATCH).contiguous(memory_format=torch.channels_last)
         return self.proj(self.convolutions(images)).permute(0, 2, 3, 1)
 
 

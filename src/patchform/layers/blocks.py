@@ -118,11 +118,14 @@ class Block(nn.Module):
 
     def attention_branch(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
         """The attention branch."""
-        groups = self.pattern.gather(self.norm1(x), padding)
-        mixed = self.attention(
-            groups.tokens, grid=grid or groups.grid, allowed=groups.allowed, gather_keys=groups.gather_keys
-        )
-        return self.scale1(self.pattern.scatter(mixed, tuple(x.shape[1:-1])))
+        return self.scale1(self.attend(self.norm1(x), grid, padding))
+
+    def attend(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
+        """Attention by the pattern, without norm and factor."""
+        groups = self.pattern.gather(x, padding)
+        grid, shape = grid or groups.grid, tuple(x.shape[1:-1])
+        mixed = self.attention(groups.tokens, grid=grid, allowed=groups.allowed, gather_keys=groups.gather_keys)
+        return self.pattern.scatter(mixed, shape)
 
 
 class ClassBlock(nn.Module):

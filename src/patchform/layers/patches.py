@@ -39,9 +39,7 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
         p = self.size
-        rows, columns = grids.cells((images.shape[-2], images.shape[-1]), p)
-        images = pad_to(images, (rows * p, columns * p))
-        squares = images.unflatten(3, (columns, p)).unflatten(2, (rows, p))  # (B, C, rows, p, columns, p)
+        squares = pad_to_multiple(images, p).unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, rows, p, columns, p)
         return self.proj(squares.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
     @property
@@ -120,12 +118,11 @@ class Tubelets(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """(B, T, C, H, W) -> (B, ceil(T / f), ceil(H / p), ceil(W / p), D)."""
         p, f = self.size, self.frames
-        rows, columns = grids.cells((clips.shape[-2], clips.shape[-1]), p)
-        clips = pad_to(clips, (rows * p, columns * p))
+        clips = pad_to_multiple(clips, p)
         steps = -(-clips.shape[1] // f)
         if missing := steps * f - clips.shape[1]:
             clips = torch.cat([clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
-        boxes = clips.unflatten(4, (columns, p)).unflatten(3, (rows, p)).unflatten(1, (steps, f))
+        boxes = clips.unflatten(4, (-1, p)).unflatten(3, (-1, p)).unflatten(1, (steps, f))
         return self.proj(boxes.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4))  # C, f, p, p joined
 
     @property
@@ -180,3 +177,9 @@ def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
     bottom, right = size[0] - images.shape[-2], size[1] - images.shape[-1]
     return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
+
+
+def pad_to_multiple(images: Tensor, side: int) -> Tensor:
+    """(..., H, W) with zeros at the bottom and the right, so that `side` divides both."""
+    rows, columns = grids.cells(grids.size_of(images), side)
+    return pad_to(images, (rows * side, columns * side))
