@@ -10,8 +10,8 @@ and P to S, which costs N x M and never N x N; where N has become small the two 
 computation, with numbers of this file's own, which the code refers to; attention(Q, K) has queries from Q, keys and
 values from K. On the right, what each is in the code of Yao et al. (classification/dualvit.py):
 
-    start   X = P pooled over squares, Q learned                            SemanticEmbed
-      (1)   A = softmax(query(Q) k(X)^T / sqrt(D)) v(X)                     q, q_embed, kv
+    start   X = P pooled over squares, Q learned                            DualViT.forward_sep: pool, q
+      (1)   A = softmax(query(Q) k(X)^T / sqrt(D)) v(X)                     q_embed, kv
       (2)   S = LN(a * A + b * X), a, b = softmax(gate(mean(A + X)))        se, proxy_ln
     dual block, semantic pathway                                            DualAttention
       (3)   S = S + attention(LN(S), LN(S))                                 qkv_proxy, gamma1
@@ -24,7 +24,7 @@ values from K. On the right, what each is in the code of Yao et al. (classificat
       (8)   [P, S] = [P, S] + attention(LN([P, S]), itself)                 attn, gamma1
       (9)   [P, S] = [P, S] + [mlp as in (7) of LN(P), an mlp of LN(S)]     mlp (MergeFFN), gamma2
     class block                                                             ClassBlock
-      (10)  c = mean([P, S])
+      (10)  c = mean([P, S])                                                DualViT.forward_cls
       (11)  c = c + attention(LN(c), LN([c, P, S]))                         attn
       (12)  c = c + mlp(LN(c))                                              mlp
 
@@ -167,7 +167,7 @@ class DualViT(Backbone):
 
 
 class SemanticStart(nn.Module):
-    """The first semantic tokens, one for each square of `window` cells a side: equations 1 and 2 (SemanticEmbed)."""
+    """The first semantic tokens, one for each square of `window` cells a side: equations 1 and 2."""
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
