@@ -15,8 +15,9 @@ class Backbone(nn.Module):
     """A backbone that any head can stand on.
 
     A file of this folder holds: a docstring (paper, a drawing, what it gives), one public Backbone class (or several of
-    one family) and `VARIANTS` (rows, with a "nano" one for tests). What the world has published for the family, scores
-    and layouts of weights, lies in the file of the same name in `published/`.
+    one family) and `VARIANTS` (rows, with a "nano" one for tests). Parts that are a paper's own, such as a `Stem`, a
+    `Stage` or a `Fusion`, have its names, whatever another file calls so. What the world has published for the family, scores and
+    layouts of weights, lies in the file of the same name in `published/`.
 
     Attributes:
         channels: C_i of each map, fine to coarse.
@@ -76,7 +77,7 @@ def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = N
     )
 
 
-def zero_padded(images: Tensor, padding: Tensor | None) -> Tensor:
+def zero_pixels(images: Tensor, padding: Tensor | None) -> Tensor:
     """Images (B, ..., C, H, W) with zeros on padding (B, H, W)."""
     if padding is None:
         return images

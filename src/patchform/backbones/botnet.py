@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import shrink_padding, zero_padded
+from patchform.backbones.base import shrink_padding, zero_pixels
 from patchform.backbones.resnet import ResNet, conv_norm
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
@@ -90,7 +90,7 @@ class BoTNet(ResNet):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """Features of (B, C, H, W) images; no cell attends to padding, and `summary` is the mean without it."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         below = super().forward(images)
         x = below.maps[-1]
         cell_padding, coarse = (shrink_padding(padding, cell) for cell in self.strides[-2:])

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, zero_padded
+from patchform.backbones.base import Backbone, sequence_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -102,7 +102,7 @@ class CrossViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, M, D of the coarse branch) and summary (B, sum of both D)."""
-        images = zero_padded(images, padding)  # resizing mixes neighbours
+        images = zero_pixels(images, padding)  # resizing mixes neighbours
         sequences, shapes, paddings = [], [], []
         for branch, size in enumerate(self.sizes((images.shape[-2], images.shape[-1]))):
             cells = self.stems[branch](_resized(images, size))  # (B, H', W', D)

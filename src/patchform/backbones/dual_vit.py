@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -138,7 +138,7 @@ class DualViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> four maps, tokens (B, N, D) and summary (B, D)."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         paddings = [shrink_padding(padding, stride) for stride in self.strides]
         pixels = normed = self.stem(images)  # (B, H, W, D) throughout
         semantics, semantic_padding = self.start(pixels, paddings[0])  # (B, M, D) throughout

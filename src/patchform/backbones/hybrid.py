@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import shrink_padding, zero_padded
+from patchform.backbones.base import shrink_padding, zero_pixels
 from patchform.backbones.resnet import BLOCKS, Bottleneck
 from patchform.backbones.vit import ViT
 from patchform.descriptions import Variant
@@ -88,7 +88,7 @@ class Hybrid(ViT):
 
         The group norms' statistics are those of all cells, padding (which is 0 in the image) included.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         cell_padding = shrink_padding(padding, self.local.strides[-1])
         maps = self.local(images)
         features = super().forward(maps[-1], padding=cell_padding)

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -100,7 +100,7 @@ class ParallelViT(Backbone):
 
         In training the norms of the stem "hmlp" see all patches, padding included.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         cell_padding = shrink_padding(padding, self.patch)
         token_padding = sequence_padding(cell_padding, 1)
         cells = self.patches(images)  # (B, H/p, W/p, D)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -103,7 +103,7 @@ class ParNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         paddings = [padding, *(shrink_padding(padding, stride) for stride in (2, *self.strides))]  # of 2**step pixels
         x, maps, step = images, [], 0
         for stem, stream in zip(self.stems, self.streams):
@@ -164,8 +164,8 @@ class ParNetBlock(nn.Module):
         keeps = in_channels == out_channels and stride == 1
         self.stride, self.groups = stride, groups
         self.identity = BatchNorm2d(in_channels) if keeps else None
-        self.spatial: ConvNorm | nn.Conv2d = ConvNorm(in_channels, out_channels, 3, stride, groups)
-        self.pointwise: ConvNorm | None = ConvNorm(in_channels, out_channels, 1, 1, groups)
+        self.spatial: FusableConvNorm | nn.Conv2d = FusableConvNorm(in_channels, out_channels, 3, stride, groups)
+        self.pointwise: FusableConvNorm | None = FusableConvNorm(in_channels, out_channels, 1, 1, groups)
         self.gate = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
         self.residual = DropPath(drop_path)
         self.activation = ACTIVATIONS[activation]()
@@ -221,7 +221,7 @@ class Fusion(nn.Module):
         return self.block(F.channel_shuffle(x, 2), padding)
 
 
-class ConvNorm(nn.Module):
+class FusableConvNorm(nn.Module):
     """Convolution without bias and batch normalisation; the map has ceil(H / stride) rows.
 
     Args:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -95,7 +95,7 @@ class RegionViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         regions, cells = self.regions(_centre(images, self.regions.size)), self.cells(images)  # (B, H, W, D) throughout
         maps, cell_padding = [], None
         for stage, norm, stride in zip(self.stages, self.map_norms, self.strides):

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -164,7 +164,7 @@ class ResNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         x = self.pool(F.relu(self.stem(images), inplace=True))
         maps: list[Tensor] = []
         for stage in self.stages:
@@ -205,7 +205,7 @@ class AttendingResNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         x = F.max_pool2d(F.relu(x, inplace=True), 3, stride=2, padding=1).permute(0, 2, 3, 1)  # (B, H, W, D)
         maps, cell_padding = [], shrink_padding(padding, 4)

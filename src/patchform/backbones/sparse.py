@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -78,7 +78,7 @@ class Sparse(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         cell_padding = shrink_padding(padding, self.patch)
         x = self.patches(images)  # (B, H/p, W/p, D)
         grid = (x.shape[1], x.shape[2])

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -78,7 +78,7 @@ class Stages(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
         maps, cell_padding = [], None
         for merge, stage, stride in zip([nn.Identity(), *self.merges], self.stages, self.strides):

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -138,7 +138,7 @@ class TimeSformer(Backbone):
 
         padding is that of all frames.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         class_tokens, patches, grid = self.embed(images)
         cell_padding = shrink_padding(padding, self.patch)
         class_tokens, patches = self.mix(class_tokens, patches, cell_padding)

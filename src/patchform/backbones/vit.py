@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
@@ -93,7 +93,7 @@ class ViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         return self.through(self.patches(images), grids.size_of(images), shrink_padding(padding, self.patch))
 
     def through(self, cells: Tensor, size: tuple[int, int], padding: Tensor | None = None) -> Features:

@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -104,7 +104,7 @@ class ViViT(Backbone):
 
         padding is that of all frames.
         """
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         return self.encode(self.patches(images), grids.size_of(images), shrink_padding(padding, self.patch))
 
     def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_padded
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -93,7 +93,7 @@ class VOLO(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, N, D) and summary (B, D)."""
-        images = zero_padded(images, padding)
+        images = zero_pixels(images, padding)
         fine, coarse = (shrink_padding(padding, stride) for stride in self.strides)
         x = self.stem(images)  # (B, H, W, D) throughout
         for outlooker in self.outlookers:
