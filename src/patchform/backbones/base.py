@@ -16,8 +16,8 @@ class Backbone(nn.Module):
 
     A file of this folder holds: a docstring (paper, a drawing, what it gives), one public Backbone class (or several of
     one family) and `VARIANTS` (rows, with a "nano" one for tests). Parts that are a paper's own, such as a `Stem`, a
-    `Stage` or a `Fusion`, have its names, whatever another file calls so. What the world has published for the family, scores and
-    layouts of weights, lies in the file of the same name in `published/`.
+    `Stage` or a `Fusion`, may share a name with those of another file. What the world has published for the family,
+    scores and layouts of weights, lies in the file of the same name in `published/`.
 
     Attributes:
         channels: C_i of each map, fine to coarse.
