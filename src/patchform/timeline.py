@@ -80,7 +80,7 @@ def moments(
         path: of the video.
         along: which clips.
         device: where it runs.
-        infer: the way the model is asked of a batch of clips.
+        infer: how predictions are made of a batch of clips.
 
     Raises:
         DataError: a video that cannot be read.
@@ -90,7 +90,7 @@ def moments(
     seconds = along.seconds(model.preprocessing, video.rate)
     clips = _clips(path, model.preprocessing, seconds, along.every, 1 / video.rate)
     begun, before = 0.0, None
-    for middle, target in _asked(model, clips, device, infer):
+    for middle, target in _predict(model, clips, device, infer):
         if before is not None:
             turn = middle - along.every / 2
             yield Moment(begun, turn, before)
@@ -100,50 +100,50 @@ def moments(
         yield Moment(begun, video.time(len(video) - 1) + 1 / video.rate, before)
 
 
-def annotated(path: Path, said: Sequence[Moment], task: Task, classes: Sequence[str], out: Path) -> None:
+def annotated(path: Path, parts: Sequence[Moment], task: Task, classes: Sequence[str], out: Path) -> None:
     """Write a video with what is said of each frame below it.
 
     Raises:
         DataError: a video that cannot be read.
         ResourceError: `out` cannot be written.
     """
-    write(out, _drawn(path, said, task, classes), open_video(path).rate)
+    write(out, _draw(path, parts, task, classes), open_video(path).rate)
 
 
-def _drawn(path: Path, said: Sequence[Moment], task: Task, classes: Sequence[str]) -> Iterator[Any]:
-    left = list(reversed(said))
+def _draw(path: Path, parts: Sequence[Moment], task: Task, classes: Sequence[str]) -> Iterator[Any]:
+    rest = list(reversed(parts))
     for frame in stream(path):
-        while len(left) > 1 and frame.time >= left[-1].end:
-            left.pop()
-        yield task.draw(frame.pixels[None], left[-1].target, classes)
+        while len(rest) > 1 and frame.time >= rest[-1].end:
+            rest.pop()
+        yield task.draw(frame.pixels[None], rest[-1].target, classes)
 
 
 def _clips(
     path: Path, preprocessing: Preprocessing, seconds: float, every: float, shown: float
 ) -> Iterator[tuple[float, Tensor]]:
     """The middle of each clip in seconds, and its frames (T, C, H, W). `shown`: seconds that a frame lasts."""
-    fit = evaluation_transform(preprocessing)
-    held: deque[tuple[float, Tensor]] = deque()
+    transform = evaluation_transform(preprocessing)
+    frames: deque[tuple[float, Tensor]] = deque()
     end, number = seconds, 0
     for time, pixels in stream(path, preprocessing):
         if time < end - seconds - shown / 2:
             continue
-        held.append((time, fit(pixels)))
+        frames.append((time, transform(pixels)))
         while time + shown >= end - shown / 2:  # several clips, where frames lie further apart than clips
-            while len(held) > 1 and held[0][0] < end - seconds - shown / 2:
-                held.popleft()
-            yield end - seconds / 2, _picked(held, preprocessing)
+            while len(frames) > 1 and frames[0][0] < end - seconds - shown / 2:
+                frames.popleft()
+            yield end - seconds / 2, _select(frames, preprocessing)
             number += 1
             end = seconds + number * every
     if not number:
-        yield seconds / 2, _picked(held, preprocessing)
+        yield seconds / 2, _select(frames, preprocessing)
 
 
-def _picked(held: Sequence[tuple[float, Tensor]], preprocessing: Preprocessing) -> Tensor:
-    return torch.stack([held[index][1] for index in evaluation_frames(preprocessing, 1, len(held))])
+def _select(frames: Sequence[tuple[float, Tensor]], preprocessing: Preprocessing) -> Tensor:
+    return torch.stack([frames[index][1] for index in evaluation_frames(preprocessing, 1, len(frames))])
 
 
-def _asked(
+def _predict(
     model: Model, clips: Iterator[tuple[float, Tensor]], device: torch.device | str, infer: Inference
 ) -> Iterator[tuple[float, Target]]:
     """Middles and answers, several clips at once."""

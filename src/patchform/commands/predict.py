@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.span is not None and arguments.every is None:
         raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
-    way = inference_options.chosen(arguments)
+    infer = inference_options.chosen(arguments)
     written = write(
-        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"infer": way} if way else {})),
+        load(arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer),
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,

@@ -69,9 +69,9 @@ def checked(
     splits: Splits, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
 ) -> tuple[Splits, tuple[int, ...]]:
     """The splits without bad pictures, and how much there is to learn of each class; says what was found."""
-    watch = functools.partial(_watch, stop)
-    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=watch)
-    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=watch)
+    interruptible = functools.partial(_check_stop, stop)
+    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
+    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
     for report in (first, second):
         for note in report.notes:
             reporter.note(note)
@@ -79,12 +79,12 @@ def checked(
             bad = report.faults[0]
             counted = f"{len(report.faults)} of {report.checked} {train.thing}s"
             reporter.note(f"left out {counted}, first {bad.where}: {bad.what}")
-    if twins := overlap(train, validation):
-        reporter.note(f"{len(twins)} {train.thing}s are in training and in validation, first {twins[0][0]}")
+    if duplicates := overlap(train, validation):
+        reporter.note(f"{len(duplicates)} {train.thing}s are in training and in validation, first {duplicates[0][0]}")
     return splits._replace(train=train, validation=validation), first.pixels or train.counts()
 
 
-def _watch(stop: Stop, done: int, count: int) -> None:
+def _check_stop(stop: Stop, done: int, count: int) -> None:
     stop.check()
 
 
@@ -105,7 +105,7 @@ def model_of(
         counts: pictures, or pixels, of each class.
         say: hears what became of the weights that it starts from.
     """
-    model = _built(recipe, listing, preprocessing, counts)
+    model = _build(recipe, listing, preprocessing, counts)
     if recipe.model.init_from is not None:
         report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
         say(f"starting from {recipe.model.init_from}: {report}")
@@ -122,9 +122,9 @@ def check_model(recipe: Recipe) -> None:
     bare = replace(recipe, model=replace(model, head_options=top), loss=replace(recipe.loss, class_weights="none"))
     try:
         with torch.device("meta"), torch.no_grad():
-            made = _built(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
+            built = _build(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
-            made.features(Batch(image, (), ("",), (p.size,)))
+            built.features(Batch(image, (), ("",), (p.size,)))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if not (model.options or model.head_options) or "meta tensor" in str(error):
             return
@@ -133,7 +133,7 @@ def check_model(recipe: Recipe) -> None:
         raise UsageError(what, remedy="mend model.options or model.head_options") from error
 
 
-def _built(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
+def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
     options, top = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
         options["drop_path"] = recipe.model.drop_path
@@ -172,10 +172,10 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
     digest = hashlib.sha256()
     for listing in (splits.train, splits.validation):
         digest.update(listing.as_bytes() + b"\0")
-    made_of = description["architecture"]
-    made_of["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
+    architecture = description["architecture"]
+    architecture["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
     return plain(
-        made_of
+        architecture
         | {
             "classes": description["classes"],
             "preprocessing": description["preprocessing"],

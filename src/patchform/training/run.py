@@ -25,12 +25,12 @@ from patchform.training.progress import Reporter
 from patchform.weights import files
 
 
-class Surroundings(NamedTuple):
+class RunContext(NamedTuple):
     """Where a run happens, and who hears of it."""
 
     folder: Path
     device: torch.device
-    place: distributed.Rank
+    rank: distributed.Rank
     reporter: Reporter
     stop: Stop
 
@@ -51,7 +51,7 @@ def new_folder(runs: Path, name: str | None, *, stem: str) -> Path:
 
     Raises:
         FolderError: the name is taken; names the process if it is running.
-        ResourceError: the place is not writable.
+        ResourceError: the folder is not writable.
     """
     number = 0
     while True:
@@ -143,20 +143,20 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
 
     Raises:
         FolderError: nothing to resume, or the folder exists or is in use.
-        ResourceError: the place is not writable.
+        ResourceError: the folder is not writable.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
 
-        def own() -> str:
+        def claim() -> str:
             if resume and not (name and (runs / name).is_dir()):
                 raise FolderError("no run to resume", where=runs / (name or ""), remedy="name a run folder that exists")
             folder = runs / name if name and resume else new_folder(runs, name, stem=stem)
-            held.enter_context(lock(folder))
-            for place in (folder, folder / CHECKPOINTS):
-                files.clear_temporaries(place)
+            stack.enter_context(lock(folder))
+            for path in (folder, folder / CHECKPOINTS):
+                files.clear_temporaries(path)
             return str(folder)
 
-        folder = Path(distributed.broadcast_text(own))
+        folder = Path(distributed.broadcast_text(claim))
         try:
             yield folder
         except BaseException:
