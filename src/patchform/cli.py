@@ -95,7 +95,7 @@ def _take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are UsageErrors; a part of the help may be made when it is asked for."""
+    """Errors are UsageErrors; a part of the help may be made when it is shown."""
 
     more: Callable[[], str] | None = None
 

@@ -22,7 +22,7 @@ class RunOptions:
     """How a trained model is run over data; `evaluate`, `probe` and `features` take each field as a keyword."""
 
     batch_size: int = 32
-    """Images that go through the model at once; changes no score."""
+    """Images that go through the model at once; changes no number."""
     workers: int = 0
     """Processes that decode."""
     device: torch.device | str = "auto"

@@ -33,7 +33,7 @@ class SlidingWindow:
     """Window by window, the probabilities averaged where windows overlap.
 
     The last window of a row or column ends at the border, so every window lies inside the picture; a picture that one
-    window covers is asked for as a whole. Windows go along the longer side and a pixel is decided as soon as no window
+    window covers is predicted as a whole. Windows go along the longer side and a pixel is decided as soon as no window
     will see it any more: what is held grows with the shorter side of a picture and with `window`, not with its length.
     Predictions have no scores.
     """
@@ -46,7 +46,7 @@ class SlidingWindow:
     """Windows that go through the model together; changes no answer."""
     margin: int = 0
     """Pixels along the edges of a window, if not of the picture too, that do not count. A model that looks no further
-    than this says window by window what it says of the whole, where windows begin with its cells."""
+    than this predicts the same window by window as of the whole, where windows begin with its cells."""
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
         """One `Regions` an image."""
@@ -200,19 +200,19 @@ class SlicedObjects:
         """(K,) int64: the answers that stay, scores falling. A loop over them: each takes away what it overlaps."""
         assert objects.scores is not None
         scores, boxes, classes = (values.cpu() for values in (objects.scores, objects.boxes, objects.classes))
-        left = scores.argsort(descending=True, stable=True)[: self.most]
-        left = left[cut.cpu()[left].int().argsort(stable=True)]
+        order = scores.argsort(descending=True, stable=True)[: self.most]
+        order = order[cut.cpu()[order].int().argsort(stable=True)]
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         kept: list[int] = []
-        while len(left):
-            best, left = int(left[0]), left[1:]
+        while len(order):
+            best, order = int(order[0]), order[1:]
             kept.append(best)
-            low, high = boxes[left, :2].maximum(boxes[best, :2]), boxes[left, 2:].minimum(boxes[best, 2:])
+            low, high = boxes[order, :2].maximum(boxes[best, :2]), boxes[order, 2:].minimum(boxes[best, 2:])
             shared = (high - low).clamp(min=0).prod(1)
-            area = areas[left].minimum(areas[best])
+            area = areas[order].minimum(areas[best])
             if self.measure == "union":
-                area = areas[left] + areas[best] - shared
-            left = left[(classes[left] != classes[best]) | (shared < self.overlap * area)]
+                area = areas[order] + areas[best] - shared
+            order = order[(classes[order] != classes[best]) | (shared < self.overlap * area)]
         index = torch.tensor(kept, dtype=torch.int64)
         return index[scores[index].argsort(descending=True, stable=True)].to(objects.boxes.device)
 
@@ -221,7 +221,7 @@ class SlicedObjects:
 class MultiView:
     """Several clips of a video and several crops of each, their scores averaged.
 
-    Feichtenhofer et al., "SlowFast networks" (2019), section 4, ask 10 clips and 3 crops; TimeSformer 1 and 3; ViViT 4
+    Feichtenhofer et al., "SlowFast networks" (2019), section 4, take 10 clips and 3 crops; TimeSformer 1 and 3; ViViT 4
     and 3.
     """
 
@@ -245,8 +245,8 @@ class MultiView:
         padding = None if batch.padding is None else batch.padding.repeat_interleave(number, 0)
         whole = Batch(views, (), ("",) * len(views), ((0, 0),) * len(views), padding)
         answers = [answer for part in split(whole, self.at_once) for answer in model.predict(part)]
-        what = "views are for models that classify videos"
-        scores = [expect(expect(answer, Label, what).scores, Tensor, what) for answer in answers]
+        purpose = "views are for models that classify videos"
+        scores = [expect(expect(answer, Label, purpose).scores, Tensor, purpose) for answer in answers]
         means = torch.stack(scores).unflatten(0, (-1, number)).mean(1)
         multiple = getattr(model.head, "labels", "single") == "multi"
         return [Label((row > 0.5).nonzero()[:, 0] if multiple else row.argmax()[None], row) for row in means]
@@ -269,8 +269,8 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 def scores_of(answer: Target) -> Tensor:
     """The class probabilities (K, H, W) of a dense prediction."""
-    what = "windows and scales are for models that give every pixel a class"
-    return expect(expect(answer, Regions, what).scores, Tensor, what)
+    purpose = "windows and scales are for models that give every pixel a class"
+    return expect(expect(answer, Regions, purpose).scores, Tensor, purpose)
 
 
 def _without_padding(batch: Batch, number: int) -> Tensor:

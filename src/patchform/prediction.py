@@ -1,4 +1,4 @@
-"""What a trained model says of pictures: files, folders, or anything that holds pixels."""
+"""Predictions of a trained model for pictures: files, folders, or anything that holds pixels."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ THREADS = 4
 
 
 class Prediction(NamedTuple):
-    """What the model says of one picture, or why it says nothing."""
+    """The prediction for one picture, or why there is none."""
 
     name: str
     target: Target | None
     """With scores; None where there is an error."""
     error: str | None = None
     image: Tensor | None = None
-    """(C, H, W) decoded pixels, if they were asked for; of a video (T, C, H, W), the frames that were looked at."""
+    """(C, H, W) decoded pixels, if they are kept; of a video (T, C, H, W), the frames that were looked at."""
 
 
 class Written(NamedTuple):
@@ -71,7 +71,7 @@ class Predictor:
         precision: bfloat16 runs the model under autocast.
         infer: how predictions are made (`patchform.inference`).
         threshold: score from which a prediction of an object counts; default: the model's own of each class
-            (`Model.thresholds`), and if it has none, 0.5. 0 gives all that the model says.
+            (`Model.thresholds`), and if it has none, 0.5. 0 gives all that the model predicts.
 
     Attributes:
         classes: names in the order of the scores.
@@ -104,7 +104,7 @@ class Predictor:
             self._transform = evaluation_transform(preparation(infer, model.preprocessing))
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
-        """Predictions in the order of the sources, made as they are asked for.
+        """Predictions in the order of the sources, made one batch at a time as they are read.
 
         A picture that cannot be used gives a prediction with an error and does not touch the others.
 
@@ -126,13 +126,13 @@ class Predictor:
         return self._predict(parts, keep_images)
 
     def record(self, prediction: Prediction) -> dict[str, Any]:
-        """The prediction as plain JSON values: `file`, and `error` or what the task has to say."""
+        """The prediction as plain JSON values: `file`, and `error` or the task's record."""
         if prediction.target is None:
             return {"file": prediction.name, "error": prediction.error}
         return {"file": prediction.name, **self.task.record(prediction.target, self.classes)}
 
     def frames(self, path: str | Path, *, batch_size: int = 16) -> Iterator[tuple[float, Prediction]]:
-        """What a model of pictures says of every frame of a film: seconds from its beginning, and the prediction.
+        """Predictions of a model of pictures for every frame of a film: seconds from its beginning, and the prediction.
 
         Raises:
             DataError: while iterating, scores that are not finite too; what comes before the fault is given.
@@ -148,7 +148,7 @@ class Predictor:
                 yield frame.time, Prediction(str(path), target, None, frame.pixels)
 
     def moment(self, moment: Moment) -> dict[str, Any]:
-        """What is said of a part of a video as plain JSON values: `start`, `end` in seconds, what the task says."""
+        """The prediction for a part of a video as plain JSON values: `start`, `end` in seconds, the task's record."""
         times = {"start": round(moment.start, DIGITS), "end": round(moment.end, DIGITS)}
         return times | self.task.record(moment.target, self.classes)
 
@@ -159,7 +159,7 @@ class Predictor:
         along.seconds(self.model.preprocessing, 1.0)
 
     def along(self, path: str | Path, along: Along) -> list[Moment]:
-        """What the model says along a video. Raises DataError, and UsageError as `check`."""
+        """Predictions along a video. Raises DataError, and UsageError as `check`."""
         self.check(along)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             return list(moments(self.model, Path(path), along, device=self.device))
@@ -262,7 +262,7 @@ def write(
         overwrite: replace what an earlier prediction left there.
         batch_size: as in `Predictor.predict`.
         format: in `out` in another tool's format too, one of `Task.writers`: "coco" (results.json), "yolo" (labels/).
-        along: of videos: what the model says of their parts too, in the lines as `moments`, each with `start` and `end`
+        along: of videos: predictions for their parts too, in the lines as `moments`, each with `start` and `end`
             in seconds, and in `out` as a video `a.mp4.mp4`.
 
     Returns:
@@ -316,7 +316,7 @@ class _Output(NamedTuple):
             stream.flush()
 
     def picture(self, source: Source, path: Path | None, prediction: Prediction) -> bool:
-        """Write what is said of a picture, or of a video by a model of clips; whether it could be used."""
+        """Write the prediction for a picture, or of a model of clips for a video; whether it could be used."""
         target, record = prediction.target, self.predictor.record(prediction)
         if path is not None and target is not None:
             save(to_png_bytes(self.predictor.draw(prediction)), path)
@@ -338,7 +338,7 @@ class _Output(NamedTuple):
         return "error" not in record
 
     def film(self, source: Source, path: Path | None, batch_size: int) -> bool:
-        """Write what a model of pictures says of all frames; whether the film could be read to its end."""
+        """Write predictions of a model of pictures for all frames; whether the film could be read to its end."""
 
         def pages() -> Iterator[Image.Image]:
             for number, (time, prediction) in enumerate(self.predictor.frames(source.content, batch_size=batch_size)):

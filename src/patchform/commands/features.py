@@ -1,4 +1,4 @@
-"""Write what a frozen backbone says of pictures, a row of numbers for each, into one file."""
+"""Write the features that a frozen backbone gives of pictures, a row of numbers for each, into one file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTPUTS = ("summary", "tokens")
 
 
 class Described(NamedTuple):
-    """Pictures and what was said of them."""
+    """Pictures and their features."""
 
     features: Tensor
     """(N, D) float32."""
@@ -34,13 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `features` takes."""
     parser.add_argument("model", metavar="MODEL", help="run folder, or name of a backbone (with --weights)")
     parser.add_argument("data", metavar="DATA", help="folder of pictures, nested or flat, or a tar shard")
-    parser.add_argument(
-        "--out", metavar="FILE", required=True, help="safetensors: features (N, D), names in its header"
-    )
+    out, output = "safetensors: features (N, D), names in its header", "as a classifier sees it, or the mean token"
+    parser.add_argument("--out", metavar="FILE", required=True, help=out)
     parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
-    parser.add_argument(
-        "--output", choices=OUTPUTS, default="summary", help="as a classifier sees it, or the mean token"
-    )
+    parser.add_argument("--output", choices=OUTPUTS, default="summary", help=output)
     inference_options.add_run_arguments(parser)
 
 
@@ -76,7 +73,7 @@ def features(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Described:
-    """What the backbone of a model says of pictures, prepared as at evaluation.
+    """Features of pictures from the backbone of a model, prepared as at evaluation.
 
     Args:
         model: run folder of any task, or a backbone's name, with `weights`.

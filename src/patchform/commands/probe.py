@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from patchform.commands import inference_options, terminal
+from patchform.commands.inference_options import IMAGES
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Probed(NamedTuple):
     settings: dict[str, float]
     """knn: `neighbours` and `temperature`; linear: the `decay` that was chosen."""
     folder: Path | None
-    """Of the classifier, if one was asked for."""
+    """Of the classifier, if one was written."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", required=True, help="folder of class folders or with train/ and val/")
     parser.add_argument("--method", choices=("knn", "linear"), default="knn", help="neighbours, or a linear layer")
     parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
-    parser.add_argument(
-        "--cache", metavar="DIR", default=CACHE, help=f"keeps the features; '' keeps none (default: {CACHE})"
+    cache, out = (
+        f"keeps the features; '' keeps none (default: {CACHE})",
+        "new folder for the backbone under the linear layer, as a run has it",
     )
-    parser.add_argument(
-        "--out", metavar="DIR", help="new folder for the backbone under the linear layer, as a run has it"
-    )
-    parser.add_argument(
-        "--neighbours", type=inference_options.IMAGES, default=20, metavar="K", help="of knn (default: 20)"
-    )
+    parser.add_argument("--cache", metavar="DIR", default=CACHE, help=cache)
+    parser.add_argument("--out", metavar="DIR", help=out)
+    parser.add_argument("--neighbours", type=IMAGES, default=20, metavar="K", help="of knn (default: 20)")
     inference_options.add_run_arguments(parser)
 
 

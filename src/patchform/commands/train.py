@@ -98,12 +98,12 @@ def plan(
     progress: Callable[[str, int, int], None] = lambda what, done, count: None,
     **settings: Any,
 ) -> Plan:
-    """Predict the peak memory of a recipe, and of other ways to the same batch size. Trains nothing, writes nothing.
+    """Predict the peak memory of a recipe, and of other settings for its batch size. Trains nothing, writes nothing.
 
     Args:
         recipe: as of `train`.
         room: bytes for tensors; default: what the device has left.
-        progress: hears what is measured, how many steps of it are done and how many there are.
+        progress: called with (what is measured, steps done, all steps).
         settings: as of `train`.
 
     Raises:

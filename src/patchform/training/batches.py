@@ -65,7 +65,7 @@ class Batches:
         data: what is learnt from.
         length: how long the run is.
         context: where the run happens.
-        start: the first step that is asked for.
+        start: the first step.
     """
 
     def __init__(self, recipe: Recipe, data: TrainingData, length: RunLength, context: RunContext, start: int) -> None:

@@ -44,17 +44,17 @@ def depths(backbone: Backbone) -> dict[nn.Module, int]:
             for part in module.modules():
                 depth_of.setdefault(part, number_of.get(module, depth))
             return
-        begun = depth_of[module] = numbers[0] - 1
+        before = depth_of[module] = numbers[0] - 1
         for child in module.children():
-            visit(child, begun if begun < len(layers) else begun + 1)
-            begun = max([begun, *inside(child)])
+            visit(child, before if before < len(layers) else before + 1)
+            before = max([before, *inside(child)])
 
     visit(backbone, 0)
     return depth_of
 
 
 class Freezing:
-    """Freezes what a recipe says of a model, and thaws it when its time has come.
+    """Freezes the part of a model that a recipe names, and thaws it after so many epochs.
 
     Args:
         model: as built; what is frozen to the end of the run is frozen at once, so that no optimizer holds it.

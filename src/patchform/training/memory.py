@@ -1,4 +1,4 @@
-"""Memory: how long the C library keeps what a step has freed, and what is said when there is none left."""
+"""Memory: how long the C library keeps what a step has freed, and the error when there is none left."""
 
 from __future__ import annotations
 

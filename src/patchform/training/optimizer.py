@@ -55,7 +55,9 @@ def groups(
             continue
         decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
         grouped.setdefault((decay, scale), []).append(parameter)
-    return [{"params": each, "weight_decay": decay, "lr_scale": scale} for (decay, scale), each in grouped.items()]
+    return [
+        {"params": tensors, "weight_decay": decay, "lr_scale": scale} for (decay, scale), tensors in grouped.items()
+    ]
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

@@ -93,9 +93,9 @@ def room(device: torch.device) -> int:
     rooms = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if available := _numbers(_MEMINFO).get("MemAvailable:"):
         rooms.append(available << 10)
-    limit, taken = (_first(_GROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and taken is not None:
-        rooms.append(limit - taken + _numbers(_GROUP / "memory.stat").get("inactive_file", 0))
+    limit, used = (_first(_GROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        rooms.append(limit - used + _numbers(_GROUP / "memory.stat").get("inactive_file", 0))
     return max(0, min(rooms))
 
 

@@ -65,7 +65,7 @@ class Option(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a recipe takes, and other ways to the same batch size."""
+    """What a recipe takes, and other settings for the same batch size."""
 
     device: str
     room: int
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
 
 
 def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda what, done, count: None) -> Plan:
-    """Predict the peak memory of a recipe, and of other ways to run it. Trains nothing, writes nothing.
+    """Predict the peak memory of a recipe, and of other settings to run it with. Trains nothing, writes nothing.
 
     Without data, classes and objects are made up and pictures have `preprocessing.size`. Sizes of pictures come from
     the listing; no picture is opened. Validation, worker processes and, on the CPU, decoded pictures that are kept in
@@ -91,7 +91,7 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
     Args:
         recipe: all settings. `model.init_from` is not read, `model.compile` not done.
         room: bytes for tensors; default: what the device has left.
-        progress: hears what is measured, how many steps of it are done and how many there are.
+        progress: called with (what is measured, steps done, all steps).
 
     Raises:
         UsageError: a setting out of range, an unknown name.
@@ -112,10 +112,10 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
         notes.append(f"not counted: decoded pictures of a small set stay in memory, up to {CACHE_BYTES >> 30} GiB")
 
     def cost_of(model: ModelSettings) -> Cost:
-        what = model.backbone + ", checkpointing" * model.checkpointing
+        label = model.backbone + ", checkpointing" * model.checkpointing
         meter = Meter(dataclasses.replace(recipe, model=model), listing, preprocessing, device)
         with memory_errors(FEW, preprocessing):
-            return meter.cost(batches, room, functools.partial(progress, what), notes)
+            return meter.cost(batches, room, functools.partial(progress, label), notes)
 
     checkpointing = not recipe.model.checkpointing
     cost = cost_of(recipe.model)
@@ -210,8 +210,8 @@ def _options(
         areas = sorted(map(math.prod, sizes))
         batch = max(loads(batches, 0, 0), key=lambda load: load.whole * math.prod(load.batch_size))
         pixels = batch.whole * math.prod(batch.batch_size)
-        left = room / MARGIN - sum(cost.held) - cost.rest - pixels * cost.pixel
-        at_once = _rounded(left / max(cost.image(area) / area for area in (areas[0], areas[-1])))
+        free = room / MARGIN - sum(cost.held) - cost.rest - pixels * cost.pixel
+        at_once = _rounded(free / max(cost.image(area) / area for area in (areas[0], areas[-1])))
         if areas[-1] <= at_once < pixels and at_once != settings.pixels_at_once:
             yield option(settings.micro_batch, at_once, pixels_at_once=at_once)
 
@@ -244,5 +244,5 @@ def _windowed(model: ModelSettings, preprocessing: Preprocessing) -> ModelSettin
     parameters = inspect.signature(row.build).parameters
     if max(grids.cells(preprocessing.size, options.get("patch", 16))) <= WINDOW:
         return None
-    taken = {name: value for name, value in options.items() if name in parameters}
-    return dataclasses.replace(model, backbone=f"vit_det/{'nano' if size == 'nano' else 'b'}", options=taken)
+    shared = {name: value for name, value in options.items() if name in parameters}
+    return dataclasses.replace(model, backbone=f"vit_det/{'nano' if size == 'nano' else 'b'}", options=shared)

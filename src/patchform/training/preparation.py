@@ -33,23 +33,20 @@ from patchform.training.run import Stop
 def refuse_nonsense(recipe: Recipe) -> None:
     """Raise UsageError for a setting out of its range, or that is not for the task, before anything is read."""
     settings.check(recipe)
-    change, task = recipe.augmentation, find_task(recipe.task)
+    augment, task = recipe.augmentation, find_task(recipe.task)
     unlabelled = not task.labelled
     needed = {
         "preprocessing.frames": (not task.frames or recipe.preprocessing.frames > 0, "at least 1 for videos"),
-        "augmentation.views": (unlabelled or change.views == 1, "1, or more for pretraining"),
+        "augmentation.views": (unlabelled or augment.views == 1, "1, or more for pretraining"),
         **{
-            f"augmentation.{name}": (change.views > 1 or not getattr(change, name), "left out without views")
+            f"augmentation.{name}": (augment.views > 1 or not getattr(augment, name), "left out without views")
             for name in ("local_views", "grey", "blur", "solarise")
         },
         **{
-            f"augmentation.{name}": (not (unlabelled and getattr(change, name)), "0: there are no labels to mix")
+            f"augmentation.{name}": (not (unlabelled and getattr(augment, name)), "0: there are no labels to mix")
             for name in ("mixup", "cutmix")
         },
-        "training.patience": (
-            not (unlabelled and recipe.training.patience),
-            "0: no number says which is better",
-        ),
+        "training.patience": (not (unlabelled and recipe.training.patience), "0: no number says which is better"),
     }
     for name, (holds, what) in needed.items():
         if not holds:
@@ -103,7 +100,7 @@ def model_of(
         listing: what is learnt from.
         preprocessing: of the model.
         counts: pictures, or pixels, of each class.
-        say: hears what became of the weights that it starts from.
+        say: called with what became of the weights that it starts from.
     """
     model = _build(recipe, listing, preprocessing, counts)
     if recipe.model.init_from is not None:
@@ -118,8 +115,8 @@ def check_model(recipe: Recipe) -> None:
     It is built on no device, so nothing is allocated. What a layer then cannot say is left to the real one.
     """
     p, model = recipe.preprocessing, recipe.model
-    top = {name: value for name, value in model.head_options.items() if name != "class_weights"}  # they are looked at
-    bare = replace(recipe, model=replace(model, head_options=top), loss=replace(recipe.loss, class_weights="none"))
+    head = {name: value for name, value in model.head_options.items() if name != "class_weights"}  # they are looked at
+    bare = replace(recipe, model=replace(model, head_options=head), loss=replace(recipe.loss, class_weights="none"))
     try:
         with torch.device("meta"), torch.no_grad():
             built = _build(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
@@ -134,26 +131,28 @@ def check_model(recipe: Recipe) -> None:
 
 
 def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
-    options, top = dict(recipe.model.options), dict(recipe.model.head_options)
+    options, head_options = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
         options["drop_path"] = recipe.model.drop_path
     if recipe.data.labels != "single":
-        top["labels"] = recipe.data.labels
+        head_options["labels"] = recipe.data.labels
     if recipe.loss.smoothing:
-        top["smoothing"] = recipe.loss.smoothing
+        head_options["smoothing"] = recipe.loss.smoothing
     weights = recipe.loss.class_weights
     if isinstance(weights, list):
-        top["class_weights"] = list(weights)
+        head_options["class_weights"] = list(weights)
     elif weights != "none":
         power = 1.0 if weights == "balanced" else 0.5
-        top["class_weights"] = [(sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts]
+        head_options["class_weights"] = [
+            (sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts
+        ]
     if recipe.loss.pixel_stride > 1:
         if not (
             recipe.model.head in lookup.names("heads")
             and issubclass(lookup.the_class("heads", recipe.model.head, Head), DenseHead)
         ):
             raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
-        top["pixel_stride"] = recipe.loss.pixel_stride
+        head_options["pixel_stride"] = recipe.loss.pixel_stride
     return build_model(
         recipe.task,
         backbone=recipe.model.backbone,
@@ -162,7 +161,7 @@ def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, count
         ids=listing.ids,
         preprocessing=preprocessing,
         backbone_options=options,
-        head_options=top,
+        head_options=head_options,
     )
 
 

@@ -10,12 +10,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,7 @@ from patchform.weights import files
 
 
 class RunContext(NamedTuple):
-    """Where a run happens, and who hears of it."""
+    """Where a run happens, and what it reports to."""
 
     folder: Path
     device: torch.device
@@ -165,6 +165,9 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
             raise
 
 
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
 class Stop:
     """Whether the user asked to stop: SIGTERM or a first Ctrl-C is noted, a second one stops at once.
 
@@ -174,16 +177,16 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._process = os.getpid()
-        self._before: dict[int, object] = {}
+        self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked loader process: the run itself decides

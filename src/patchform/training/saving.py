@@ -109,7 +109,7 @@ class Saver:
 
 @contextmanager
 def save_errors(policy: str, reporter: Reporter) -> Iterator[None]:
-    """A disk that is full stops the run, or is said and lived with, as the recipe wants it."""
+    """A disk that is full stops the run, or is only noted, as `training.on_save_error` has it."""
     try:
         yield
     except ResourceError as error:
