@@ -96,6 +96,14 @@ def check(
     return usable, report
 
 
+def without_bad(listing: Listing, preprocessing: Preprocessing, skip_bad: float) -> tuple[Listing, tuple[str, ...]]:
+    """The listing as `check` leaves it, and remarks on it; where no bad picture is put up with, as it is, unread."""
+    if not skip_bad:
+        return listing, ()
+    usable, report = check(listing, preprocessing, skip_bad=skip_bad)
+    return usable, (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults))
+
+
 def examine(
     listing: Listing, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
 ) -> Report:

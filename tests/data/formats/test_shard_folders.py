@@ -18,6 +18,7 @@ from patchform.data.formats.unlabelled import UnlabelledFolder
 from patchform.data.formats.unlabelled_shards import UnlabelledShards
 from patchform.data.listing import Item
 from patchform.data.loader import TrainingBatches, training_loader
+from patchform.device import RunOptions
 from patchform.doctor import diagnose, task_of
 from patchform.errors import DataError
 from patchform.model import build_model
@@ -323,9 +324,8 @@ def test_features_are_kept_until_the_shard_changes(folder, tmp_path, model):
 
     def run():
         listing = listed(folder / "train-000.tar")
-        return features(
-            model, listing, device="cpu", cache=tmp_path / "cache", progress=lambda *done: said.append(done)
-        )
+        cpu = RunOptions(device="cpu")
+        return features(model, listing, options=cpu, cache=tmp_path / "cache", progress=lambda *done: said.append(done))
 
     first = run()
     assert said
