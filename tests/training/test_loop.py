@@ -201,6 +201,17 @@ def test_a_learner_recomputes_where_the_recipe_says_so(checkpointing):
     assert len(calls) == 1 + checkpointing
 
 
+@pytest.mark.parametrize(
+    ("training", "parts"), [({}, 1), ({"micro_batch": 2}, 3), ({"pixels_at_once": 3 * 32 * 32}, 2)]
+)
+def test_a_learner_takes_a_batch_in_the_parts_that_the_recipe_allows(training, parts):
+    model, calls = model_of().train(), []
+    own = learner.Learner(model, tiny.recipe("", "", training=training), Course(1, 1), SINGLE)
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    own.take(0, batch_of(6), counted=True)
+    assert len(calls) == parts
+
+
 def test_not_finite_is_noticed_wherever_it_is():
     model = model_of()
     assert saving.all_finite(model, None)

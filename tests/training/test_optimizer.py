@@ -139,6 +139,22 @@ def test_a_parameter_without_a_gradient_stays():
     assert not torch.equal(parameters[0], torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("adamw", {"betas": (0.8, 0.95), "eps": 1e-3}),
+        ("lamb", {"betas": (0.8, 0.95), "eps": 1e-3}),
+        ("sgd", {"momentum": 0.7}),
+    ],
+)
+def test_each_update_rule_has_the_settings_that_are_its_own(name, own):
+    settings = OptimizerSettings(name=name, weight_decay=0.2, betas=(0.8, 0.95), eps=1e-3, momentum=0.7)
+    made = optimizer.build(model_of(), settings).param_groups
+    assert {group["weight_decay"] for group in made} == {0.0, 0.2}
+    for group in made:
+        assert {key: group[key] for key in own} == own
+
+
 def test_the_fused_route_is_adamw():
     torch.manual_seed(0)
     models = [model_of() for _ in range(2)]
