@@ -181,7 +181,7 @@ def test_a_classifier_whose_tensors_disagree_is_refused():
 
 
 @pytest.mark.parametrize("head", ["auto", "load", "reinit"])
-def test_a_trunk_goes_under_another_head(head, tmp_path):
+def test_a_backbone_goes_under_another_head(head, tmp_path):
     source = randomise(model())
     save(source, tmp_path / "run")
     dense = randomise(model(head="setr", task="semantic_segmentation"), seed=1)
@@ -230,7 +230,7 @@ def test_what_stands_in_front_of_all_names_is_taken_off_and_said(front):
         pf.load_weights(other, mixed)
 
 
-def test_the_trunk_of_something_larger_is_named():
+def test_the_backbone_of_something_larger_is_named():
     source, backbone = randomise(model()), randomise(pf.build_backbone("vit/nano", image_size=64), seed=1)
     parts = export_weights(source, "timm")
     larger = {f"student.{name}": tensor for name, tensor in parts.items() if not name.startswith("head")}

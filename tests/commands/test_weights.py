@@ -223,7 +223,7 @@ def test_no_number_changes_by_resizing(tmp_path, capsys):
     assert same(load_file(out), export_weights(made(side=48), "torchvision"))
 
 
-def test_a_trunk_is_written_without_a_head(file, names, tmp_path, capsys):
+def test_a_backbone_is_written_without_a_head(file, names, tmp_path, capsys):
     tensors = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("head.")}
     save_file(tensors, tmp_path / "backbone.safetensors")
     words = ("convert", tmp_path / "backbone.safetensors", "--model", "vit/nano", "--to")

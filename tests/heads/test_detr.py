@@ -538,7 +538,7 @@ def test_other_classes_leave_all_but_the_classifier():
 
 
 @pytest.mark.parametrize("head", ["detr", "detr_masks"])
-def test_a_classifier_gives_its_trunk_and_nothing_else(head):
+def test_a_classifier_gives_its_backbone_and_nothing_else(head):
     giver = randomise(build_model("classification", backbone="resnet/18", head="linear", classes=["a", "b"]))
     model = detector(head, {})
     before = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}

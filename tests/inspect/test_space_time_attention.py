@@ -48,7 +48,7 @@ def test_a_frame_that_stands_out_is_seen_where_it_is():
     assert changed.tolist() == [False, False, True, False]
 
 
-def test_pictures_and_trunks_without_a_class_token_have_none():
+def test_pictures_and_backbones_without_a_class_token_have_none():
     assert SpaceTimeAttention().measure(a_model("vit/nano"), clips()[:, 0]) is None
     assert SpaceTimeAttention().measure(a_model("pvt/nano"), clips()) is None
     assert ClassAttention().measure(a_model("vivit/nano"), clips()) is None

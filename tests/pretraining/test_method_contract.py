@@ -53,7 +53,7 @@ def one(batch):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_moves_the_trunk_and_the_result_is_an_ordinary_one(name, backbone, tmp_path):
+def test_a_step_moves_the_backbone_and_the_result_is_an_ordinary_one(name, backbone, tmp_path):
     model, batch = method(name, backbone).train(), pictures(name)
     model.begin(step=0, steps=4, epoch=2)
     mover = optimizer.build(model, OptimizerSettings(lr=1e-3))

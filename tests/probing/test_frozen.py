@@ -72,7 +72,7 @@ class Counted:
         return features(self.model, listing, options=RunOptions(device="cpu", **options), **own)
 
 
-def test_they_are_what_the_trunk_gives_of_every_picture_in_order(listing):
+def test_they_are_what_the_backbone_gives_of_every_picture_in_order(listing):
     counted, seen = Counted(), []
     found = counted(listing, batch_size=4, progress=lambda *numbers: seen.append(numbers))
     assert counted.images == len(listing) == 14

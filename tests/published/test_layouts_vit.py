@@ -570,7 +570,7 @@ def test_control_swapped_tensors_are_seen(family):
 # --------------------------------------------------------------------------------------------- wholes, and the refused
 
 
-def test_the_trunk_of_dino_is_taken_out_of_student_and_teacher():
+def test_the_backbone_of_dino_is_taken_out_of_student_and_teacher():
     made = live(timm_vit(num_classes=0), of=class_token)
     whole = {f"module.backbone.{name}": tensor for name, tensor in made.source.items()}
     whole |= {"module.head.mlp.0.weight": torch.zeros(4, 48), "module.head.last_layer.weight_g": torch.ones(4, 1)}

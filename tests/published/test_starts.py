@@ -175,7 +175,7 @@ def test_other_sizes_and_channels_at_once(tmp_path):
     }
 
 
-def test_a_trunk_under_another_head_leaves_the_head_fresh(tmp_path):
+def test_a_backbone_under_another_head_leaves_the_head_fresh(tmp_path):
     options = {"width": 24, "mlp_ratio": 2, "heads": 4}
     source = pf.build_model(
         "semantic_segmentation",

@@ -83,7 +83,7 @@ def test_predictions_of_a_folder_of_videos(run, films, tmp_path):
     assert np.mean(right) >= 0.9
 
 
-def test_another_trunk_over_frames_and_a_resume(films, tmp_path):
+def test_another_backbone_over_frames_and_a_resume(films, tmp_path):
     over = {"model": {"backbone": "pvt/nano", "head": "temporal_encoder", "head_options": {"inner": 24, "heads": 2}}}
     whole = settings(films, tmp_path / "a", epochs=2) | over
     first = pf.train("video_classification", progress=False, **whole)
