@@ -288,7 +288,7 @@ def test_keeps_the_long_contract_of_backbones(check, monkeypatch, tmp_path):
 
 def keep(check, monkeypatch, tmp_path):
     monkeypatch.setattr(contract, "nano", v2_nano)
-    given = {"family": "swin", "tmp_path": tmp_path, "size": (37, 50), "channels": 4}
+    given = {"family": "swin", "tmp_path": tmp_path, "size": (37, 50), "channels": 4, "dtype": torch.bfloat16}
     check(**{name: given[name] for name in inspect.signature(check).parameters})
 
 
