@@ -11,9 +11,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from patchform.heads.faster_rcnn import FasterRCNN
 from patchform.published.faster_rcnn import TORCHVISION
-from patchform.records import Features, Instances
+from patchform.records import FeatureInfo, Features, Instances
 
 CLASSES, CHANNELS, STRIDES, WIDTH = 3, (6, 8, 10, 12), (4, 8, 16, 32), 8
+FEATURES = FeatureInfo(CHANNELS, STRIDES, 0)
 SIZES = (16, 32, 64, 96, 160)
 EVERYTHING = 100_000
 
@@ -75,9 +76,7 @@ def ours(other, build=FasterRCNN, **options):
         "boxes": {"samples": EVERYTHING, "aligned": False, "most": 60},
         **options,
     }
-    made = build(
-        channels=CHANNELS, strides=STRIDES, classes=CLASSES, channels_inside=WIDTH, anchor_sizes=SIZES, **options
-    )
+    made = build(FEATURES, classes=CLASSES, channels_inside=WIDTH, anchor_sizes=SIZES, **options)
     model = nn.ModuleDict({"head": made})
     model.load_state_dict(TORCHVISION.load(other.state_dict(), model.state_dict())[0])
     return made

@@ -22,7 +22,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone, classes=10, **options):
         super().__init__()
         self.backbone = backbone
-        self.head = Linear(width=backbone.width, classes=classes, **options)
+        self.head = Linear(backbone.feature_info, classes=classes, **options)
 
     def forward(self, images):
         return self.head(self.backbone(images))

@@ -42,7 +42,7 @@ class Stub(Backbone):
 
 def stub_model():
     torch.manual_seed(0)
-    head = Linear(width=3, classes=3)
+    head = Linear(Stub().feature_info, classes=3)
     nn.init.normal_(head.classifier.weight)
     return Model(Stub(), head, classes=NAMES, preprocessing=PREPROCESSING).eval()
 

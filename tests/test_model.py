@@ -72,6 +72,9 @@ def test_options_go_over_the_row_and_wrong_ones_are_named():
         pf.build_backbone("vit/nano", dept=3)
     with pytest.raises(UsageError, match="does not serve"):
         pf.build_model("classification", backbone="vit/nano", head="setr", classes=NAMES)
+    for given in ("features", "classes"):
+        with pytest.raises(UsageError, match=f'no option of head linear "{given}"'):
+            model(head_options={given: 3})
     with pytest.raises(UsageError, match="2 numbers for 3 channels"):
         model(preprocessing=Preprocessing(mean=(0.5, 0.5)))
 

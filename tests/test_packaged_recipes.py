@@ -227,7 +227,7 @@ def test_a_recipe_takes_a_step_as_a_nano(name):
     before = {key: tensor.clone() for key, tensor in model.named_parameters()}
     mover = optimizer.build(model, recipe.optimizer)
     steps = 10 * recipe.training.epochs
-    rates = [schedule.multiplier(recipe.schedule, step, steps=steps, epoch=10) for step in range(steps)]
+    rates = [schedule.multiplier(recipe.schedule, step, schedule.RunLength(10, steps)) for step in range(steps)]
     drops = recipe.schedule.gamma ** len(recipe.schedule.milestones)
     assert max(rates) == pytest.approx(1, abs=0.02)
     assert rates[-1] == pytest.approx(drops if recipe.schedule.name == "steps" else recipe.schedule.floor)

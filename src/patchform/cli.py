@@ -87,15 +87,15 @@ def _take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not (name.startswith("--") and "." in name):
             words.append(word)
             continue
-        found = value if equals else next(rest, None)
-        if found is None or (not equals and found.startswith("--")):
+        text = value if equals else next(rest, None)
+        if text is None or (not equals and text.startswith("--")):
             raise UsageError(f"{name} needs a value")
-        settings[name[2:]] = found
+        settings[name[2:]] = text
     return words, settings
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are UsageErrors; a part of the help may be made when it is asked for."""
+    """Errors are UsageErrors; a part of the help may be made when it is shown."""
 
     more: Callable[[], str] | None = None
 

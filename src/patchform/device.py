@@ -1,10 +1,38 @@
-"""Where the arithmetic happens."""
+"""Where the arithmetic happens, and how a trained model is run over data."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from patchform.errors import UsageError
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def _unheard(sentence: str) -> None:
+    """Remarks that nobody wants to hear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a trained model is run over data; `evaluate`, `probe` and `features` take each field as a keyword."""
+
+    batch_size: int = 32
+    """Images that go through the model at once; changes no number."""
+    workers: int = 0
+    """Processes that decode."""
+    device: torch.device | str = "auto"
+    """"auto" takes the accelerator if there is one."""
+    precision: Precision = "float32"
+    """bfloat16 runs the model under autocast."""
+    skip_bad: float = 0.0
+    """Highest share of unreadable pictures that are left out, in [0, 1). With 0 the first one stops."""
+    say: Callable[[str], None] = _unheard
+    """Called with each remark on the data, a sentence."""
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -16,10 +44,10 @@ def pick_device(name: str | torch.device) -> torch.device:
     Raises:
         UsageError: there is no such device here.
     """
-    here = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
-        return here or torch.device("cpu")
+        return accelerator or torch.device("cpu")
     device = torch.device(name)
-    if device.type not in ("cpu", "meta") and (here is None or here.type != device.type):
+    if device.type not in ("cpu", "meta") and (accelerator is None or accelerator.type != device.type):
         raise UsageError(f"no {device.type} device here", remedy="use the device cpu or auto")
     return device

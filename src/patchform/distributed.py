@@ -27,7 +27,7 @@ BUCKET = 1 << 24
 
 
 class Rank(NamedTuple):
-    """Where a process stands among those that work together."""
+    """Which process this is, of how many."""
 
     rank: int
     world_size: int
@@ -49,7 +49,7 @@ _TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @contextmanager
 def process_group() -> Iterator[Rank]:
-    """Work with the processes that torchrun started beside this one, if it did; the place of this one.
+    """Work with the processes that torchrun started beside this one, if it did; the rank of this one.
 
     On GPUs each process takes the one of its number on its machine.
 
@@ -72,14 +72,14 @@ def process_group() -> Iterator[Rank]:
 
 
 def rank_and_world() -> Rank:
-    """The place of this process."""
+    """The rank of this process."""
     if not (dist.is_available() and dist.is_initialized()):
         return SINGLE
     return Rank(dist.get_rank(), dist.get_world_size())
 
 
 def all_or_none(work: Callable[[], T]) -> T:
-    """What `work` gives; where it fails in one process, all of them fail.
+    """The result of `work`; where it fails in one process, all of them fail.
 
     Raises:
         PatchformError: what `work` raised here.
@@ -88,9 +88,9 @@ def all_or_none(work: Callable[[], T]) -> T:
     """
     if rank_and_world().single:
         return work()
-    found, error = None, None
+    error: Exception | None = None
     try:
-        found = work()
+        result = work()
     except Exception as fault:
         error = fault
     code = torch.tensor(0 if error is None else getattr(error, "exit_code", 1))
@@ -100,7 +100,7 @@ def all_or_none(work: Callable[[], T]) -> T:
         raise error
     if worst := int(code):
         raise Interrupted(worst) if worst > 128 else PeerError(worst)
-    return found  # type: ignore[return-value]
+    return result
 
 
 def broadcast_text(work: Callable[[], str]) -> str:
@@ -143,11 +143,11 @@ def _in_buckets(tensors: Sequence[Tensor], work: Callable[[Tensor], object]) -> 
     if rank_and_world().single:
         return
     for part in _buckets(tensors):
-        together = torch.cat([tensor.reshape(-1) for tensor in part])
+        flat = torch.cat([tensor.reshape(-1) for tensor in part])
         with _peer_errors():
-            work(together)
-        for tensor, found in zip(part, together.split([tensor.numel() for tensor in part])):
-            tensor.copy_(found.view(tensor.shape))
+            work(flat)
+        for tensor, values in zip(part, flat.split([tensor.numel() for tensor in part])):
+            tensor.copy_(values.view(tensor.shape))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -155,14 +155,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for alike in kinds.values():
+    for group in kinds.values():
         cuts, size = [0], 0
-        for number, tensor in enumerate(alike):
+        for number, tensor in enumerate(group):
             if size and size + tensor.numel() > BUCKET:
                 cuts.append(number)
                 size = 0
             size += tensor.numel()
-        yield from (alike[start:end] for start, end in pairwise([*cuts, len(alike)]))
+        yield from (group[start:end] for start, end in pairwise([*cuts, len(group)]))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What is wrong with a data set and what to do about it; and pictures of it. Nothing is ever written into one.
 
-A diagnosis goes the way of a training: the same listing, the same decoder, the same check. Where a training would stop,
-it goes on, so that all is found at once.
+A diagnosis runs the steps of a training: the same listing, the same decoder, the same check. Where a training stops, it
+goes on, so that all is found at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from patchform.settings import DataSettings
 from patchform.tasks.base import Task, find_task
 
 SHOWN = 5
-"""Faults of a kind that are told and drawn."""
+"""Faults of a kind that are listed and drawn."""
 CELL, MARGIN = 480, 8
 """Pixels of a picture's side in a sheet, and between two."""
 _RED, _WHITE, _GREY = (230, 20, 20), (255, 255, 255), (150, 150, 150)
@@ -76,7 +76,7 @@ class Diagnosis:
         """Things that may be meant so."""
         return sum(part.faults.counts[kind] for part in self.parts for kind, about in KINDS.items() if about.hint)
 
-    def found(self) -> list[tuple[str, int, list[tuple[str, Fault]]]]:
+    def by_kind(self) -> list[tuple[str, int, list[tuple[str, Fault]]]]:
         """Of each kind that occurs: how many, and the first few with their parts; the worst first."""
         rows = []
         for kind in sorted(KINDS, key=lambda kind: (KINDS[kind].hint, not KINDS[kind].fatal)):
@@ -103,13 +103,10 @@ class Diagnosis:
                 {
                     "kind": kind,
                     "count": number,
-                    "what": KINDS[kind].what,
-                    "remedy": KINDS[kind].remedy,
-                    "fatal": KINDS[kind].fatal,
-                    "hint": KINDS[kind].hint,
+                    **KINDS[kind]._asdict(),
                     "first": [{"part": part, "where": fault.where, "what": fault.what} for part, fault in first],
                 }
-                for kind, number, first in self.found()
+                for kind, number, first in self.by_kind()
             ],
         }
 
@@ -125,16 +122,16 @@ def task_of(path: str | Path) -> str:
         UsageError: a layout that serves several.
     """
     tasks = [find_task(name) for name in lookup.names("tasks")]
-    for how in ("by layout", "last"):
-        found = [task.name for task in tasks if task.recognised == how and serves(path, task.name, sure=True)]
-        if found:
+    for certainty in ("by layout", "last"):
+        names = [task.name for task in tasks if task.recognised == certainty and serves(path, task.name, sure=True)]
+        if names:
             break
-    if len(found) > 1:
-        raise UsageError(f"the layout of {path} serves {' and '.join(found)}", remedy="name the task: --task")
-    if not found:
+    if len(names) > 1:
+        raise UsageError(f"the layout of {path} serves {' and '.join(names)}", remedy="name the task: --task")
+    if not names:
         layouts = ", ".join(format_.layout for format_ in formats().values())
         raise DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
-    return found[0]
+    return names[0]
 
 
 def diagnose(
@@ -166,8 +163,7 @@ def diagnose(
     preprocessing = whole(preprocessing or Preprocessing(), chosen)
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
-        chosen = kind.refined(listing)
-        kind = find_task(chosen)
+        kind = find_task(chosen := kind.refined(listing))
     parts = [_examined("train", kind, listing, faults, preprocessing, progress)]
     if listing is not None:
         kind.hints(listing, parts[0].numbers, faults)
@@ -179,8 +175,8 @@ def diagnose(
             _note(error, faults)
         parts.append(_examined("validation", kind, held_out, faults, preprocessing, progress))
         if parts[0].usable is not None and parts[1].usable is not None:
-            for one, other in overlap(parts[0].usable, parts[1].usable):
-                faults.add("picture-shared", other, f"as {one} of train")
+            for name, other in overlap(parts[0].usable, parts[1].usable):
+                faults.add("picture-shared", other, f"as {name} of train")
     return Diagnosis(path=path, task=chosen, parts=tuple(parts), preprocessing=preprocessing)
 
 
@@ -223,10 +219,7 @@ def _examined(
     report = examine(
         listing, preprocessing, progress=None if progress is None else lambda done, every: progress(name, done, every)
     )
-    bad = {fault.where for fault in report.faults}
-    usable = replace(
-        listing, items=tuple(item for index, item in enumerate(listing.items) if listing.name(index) not in bad)
-    )
+    usable = report.usable(listing)
     faults.extend(report.faults)
     warnings.on_boxes(listing, faults)
     warnings.on_copies(usable, faults)
@@ -246,16 +239,16 @@ def draw_sample(task: Task, sample: Sample, classes: Sequence[str]) -> Image.Ima
 
 def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
     """The first few of each kind that can be shown, as (part, fault, picture): its truth, or the box in question."""
-    found = []
+    drawn = []
     task = find_task(diagnosis.task)
     for part in diagnosis.parts:
         if part.listing is None:
             continue
-        places = {part.listing.name(index): index for index in range(len(part.listing))}
+        indices = {part.listing.name(index): index for index in range(len(part.listing))}
         pictures = task.evaluation_samples(part.listing, diagnosis.preprocessing)
         for kind in KINDS:
             for fault in [fault for fault in part.faults if fault.kind == kind][:SHOWN]:
-                index = places.get(fault.where, places.get(fault.where.rpartition(", ")[0]))
+                index = indices.get(fault.where, indices.get(fault.where.rpartition(", ")[0]))
                 if index is None:
                     continue
                 try:
@@ -263,8 +256,9 @@ def draw_faults(diagnosis: Diagnosis) -> list[tuple[str, Fault, Image.Image]]:
                 except DataError:
                     continue  # it cannot be read, which is its fault
                 lines = [drawing.Line(f"{part.name}: {fault.where}"), drawing.Line(f"{kind}: {fault.what}")]
-                found.append((part.name, fault, drawing.caption(_tensor(picture), lines)))
-    return found
+                pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+                drawn.append((part.name, fault, drawing.caption(pixels, lines)))
+    return drawn
 
 
 def _drawn(
@@ -297,10 +291,6 @@ def _boxed(picture: Image.Image, box: Sequence[float]) -> Image.Image:
     return page
 
 
-def _tensor(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-
-
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures in rows, each made smaller to fit a square of `CELL` pixels."""
     columns = math.ceil(math.sqrt(len(pictures)))
@@ -313,7 +303,7 @@ def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
     page = Image.new("RGB", (MARGIN + step * columns, MARGIN + sum(heights) + MARGIN * len(rows)), _WHITE)
     top = MARGIN
     for row, height in zip(rows, heights):
-        for place, picture in enumerate(row):
-            page.paste(picture, (MARGIN + place * step, top))
+        for column, picture in enumerate(row):
+            page.paste(picture, (MARGIN + column * step, top))
         top += height + MARGIN
     return page

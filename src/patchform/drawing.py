@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -164,7 +165,7 @@ def index_picture(classes: Tensor) -> Image.Image:
     return picture
 
 
-def objects(image: Tensor, found: Instances, classes: Sequence[str]) -> Image.Image:
+def objects(image: Tensor, target: Instances, classes: Sequence[str]) -> Image.Image:
     """Objects on their picture: masks, boxes, names and scores in the colour of the class, above a legend with counts.
 
     The surest objects are on top. A name that is wider than its box and a sixth of the picture is left out, its score
@@ -172,20 +173,20 @@ def objects(image: Tensor, found: Instances, classes: Sequence[str]) -> Image.Im
 
     Args:
         image: (C, H, W) uint8 in 0..255 or floating point in 0..1.
-        found: in pixels of the image.
+        target: in pixels of the image.
         classes: names.
     """
-    of = found.classes.tolist()
-    scores = [1.0] * len(of) if found.scores is None else found.scores.tolist()
-    surest = sorted(range(len(of)), key=lambda index: -scores[index])
-    colors = [palette()[class_ % IGNORED] for class_ in of]
+    numbers = target.classes.tolist()
+    scores = [1.0] * len(numbers) if target.scores is None else target.scores.tolist()
+    surest = sorted(range(len(numbers)), key=lambda index: -scores[index])
+    colors = [palette()[class_ % IGNORED] for class_ in numbers]
     pixels = np.array(to_picture(image))
-    if found.masks is not None:
-        _tint(pixels, found.masks, colors, surest[::-1])
+    if target.masks is not None:
+        _tint(pixels, target.masks, colors, surest[::-1])
     picture = enlarged(Image.fromarray(pixels), 2 * SMALLEST)
     factor, pen = picture.width // pixels.shape[1], ImageDraw.Draw(picture)
     line, size = max(2, min(picture.size) // 250), max(12, min(max(picture.size) // 60, 40))
-    corners = [[factor * corner for corner in box] for box in found.boxes.float().tolist()]
+    corners = [[factor * corner for corner in box] for box in target.boxes.float().tolist()]
     for index in surest[::-1]:
         left, top, right, bottom = corners[index]
         right, bottom = max(left, right), max(top, bottom)
@@ -193,18 +194,18 @@ def objects(image: Tensor, found: Instances, classes: Sequence[str]) -> Image.Im
         pen.rectangle((left, top, right, bottom), outline=colors[index], width=line)
     taken: list[tuple[float, float, float, float]] = []
     for index in surest:
-        name = _plain(classes[of[index]])[:40]
+        name = _plain(classes[numbers[index]])[:40]
         texts = [name]
-        if found.scores is not None:
+        if target.scores is not None:
             texts = [f"{name} {scores[index]:.2f}", f"{scores[index]:.2f}"]
-        elif found.crowd is not None and found.crowd[index]:
+        elif target.crowd is not None and target.crowd[index]:
             texts = [f"{name} (crowd)"]
         room = max(1.5 * (corners[index][2] - corners[index][0]), picture.width / 6)
         for text in texts:
             if _font(size).getlength(text) <= room:
                 _tag(pen, text, corners[index], colors[index], taken, picture.size, size)
                 break
-    counts = sorted({class_: of.count(class_) for class_ in of}.items(), key=lambda each: (-each[1], each[0]))
+    counts = sorted(Counter(numbers).items(), key=lambda count: (-count[1], count[0]))
     legend = [Line(f"{number} {classes[class_]}", None, palette()[class_ % IGNORED]) for class_, number in counts]
     if len(legend) > LEGEND:
         legend[LEGEND:] = [Line(f"and {len(legend) - LEGEND} more")]
@@ -269,7 +270,7 @@ def save(content: bytes, path: Path) -> None:
     """Write a picture's file so that it appears whole or not at all.
 
     Raises:
-        ResourceError: the disk is full or the place is not writable.
+        ResourceError: the disk is full or the folder is not writable.
     """
     unfinished = path.with_name(f".tmp-{os.getpid()}.png")
     try:
@@ -321,15 +322,15 @@ def precision_recall(values: Sequence[Sequence[float | None]], classes: Sequence
     from matplotlib.figure import Figure
 
     rows = np.array(values, np.float64).reshape(len(classes), -1)  # None becomes NaN
-    known = np.flatnonzero(~np.isnan(rows).any(1)).tolist()
+    numbers = np.flatnonzero(~np.isnan(rows).any(1)).tolist()
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     levels = np.linspace(0, 1, rows.shape[1])
-    for number in known[:10]:
+    for number in numbers[:10]:
         color = [level / 255 for level in palette()[number % IGNORED]]
         axes.plot(levels, rows[number], label=_plain(classes[number])[:24], color=color, linewidth=1)
-    if known:
-        axes.plot(levels, rows[known].mean(0), label="mean", color="black", linewidth=2)
+    if numbers:
+        axes.plot(levels, rows[numbers].mean(0), label="mean", color="black", linewidth=2)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for text in axes.legend(frameon=False, fontsize=8).get_texts():

@@ -22,8 +22,8 @@ class PatchformError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        place = f" in {self.where}" if self.where else ""
-        return f"{self.what}{place}" + (f"; {self.remedy}" if self.remedy else "")
+        where = f" in {self.where}" if self.where else ""
+        return f"{self.what}{where}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 class UsageError(PatchformError):

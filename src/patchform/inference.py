@@ -1,7 +1,7 @@
-"""Ways to ask a model what a picture shows: as a whole, window by window, at several scales, in several views.
+"""How predictions are made: of the whole picture, window by window, at several scales, of several views.
 
 Each is a callable (model, batch) -> predictions, one an image, in pixels of the image before resizing. `Model.predict`
-is one: the whole picture at once. `SlidingWindow` and `MultiScale` ask for the class of every pixel, `SlicedObjects`
+is one: the whole picture at once. `SlidingWindow` and `MultiScale` are for the class of every pixel, `SlicedObjects`
 for objects, `MultiView` for the class of a video.
 """
 
@@ -33,7 +33,7 @@ class SlidingWindow:
     """Window by window, the probabilities averaged where windows overlap.
 
     The last window of a row or column ends at the border, so every window lies inside the picture; a picture that one
-    window covers is asked for as a whole. Windows go along the longer side and a pixel is decided as soon as no window
+    window covers is predicted as a whole. Windows go along the longer side and a pixel is decided as soon as no window
     will see it any more: what is held grows with the shorter side of a picture and with `window`, not with its length.
     Predictions have no scores.
     """
@@ -46,32 +46,32 @@ class SlidingWindow:
     """Windows that go through the model together; changes no answer."""
     margin: int = 0
     """Pixels along the edges of a window, if not of the picture too, that do not count. A model that looks no further
-    than this says window by window what it says of the whole, where windows begin with its cells."""
+    than this predicts the same window by window as of the whole, where windows begin with its cells."""
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
         """One `Regions` an image."""
         if not all(0 < step <= side - 2 * self.margin for step, side in zip(self.stride, self.window)):
-            beside = f" and margins of {self.margin}" if self.margin else ""
+            margins = f" and margins of {self.margin}" if self.margin else ""
             raise UsageError(
-                f"a stride of {self.stride} does not cover the picture with windows of {self.window}{beside}"
+                f"a stride of {self.stride} does not cover the picture with windows of {self.window}{margins}"
             )
-        found: list[Target] = []
+        predictions: list[Target] = []
         for number, size in enumerate(batch.sizes):
             image = _without_padding(batch, number)
             tall = image.shape[-2] >= image.shape[-1]
-            classes = self._decided(model, image if tall else image.mT, turned=not tall)
+            classes = self._classes(model, image if tall else image.mT, turned=not tall)
             classes = classes if tall else classes.mT
             if classes.shape != size:
                 classes = F.interpolate(classes[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
-            found.append(Regions(classes))
-        return found
+            predictions.append(Regions(classes))
+        return predictions
 
-    def _decided(self, model: Model, image: Tensor, *, turned: bool) -> Tensor:
+    def _classes(self, model: Model, image: Tensor, *, turned: bool) -> Tensor:
         """(H, W) int64 of (C, H, W), no wider than tall; `turned`: it is the picture with its axes swapped."""
         (h, w), (down, across) = (pair[::-1] if turned else pair for pair in (self.window, self.stride))
         height, width = image.shape[-2:]
         h, w = min(h, height), min(w, width)
-        decided = torch.empty(height, width, dtype=torch.int64, device=image.device)
+        classes = torch.empty(height, width, dtype=torch.int64, device=image.device)
         tops, lefts = starts(height, h, down), starts(width, w, across)
         total: Tensor | None = None  # (K, h, W): sums of probabilities of the rows that windows still see
         for number, top in enumerate(tops):
@@ -83,11 +83,11 @@ class SlidingWindow:
                 total[:, rows, left : left + w][..., columns] += scores[:, rows, columns]
             assert total is not None
             done = (tops[number + 1] if number + 1 < len(tops) else height) - top
-            decided[top : top + done] = total[:, :done].argmax(0)  # of sums as of means: all classes have as many
+            classes[top : top + done] = total[:, :done].argmax(0)  # of sums as of means: all classes have as many
             for plane in total:  # one by one: little is copied
                 plane[: h - done] = plane[done:].clone()
                 plane[h - done :] = 0
-        return decided
+        return classes
 
     def _counts(self, start: int, side: int, length: int) -> slice:
         """The pixels of a window that count, along one axis."""
@@ -131,11 +131,11 @@ class MultiScale:
                     images = images.flip(-1)
                 answers = model.predict(batch._replace(images=images, padding=padding))
                 scores = [scores_of(answer) for answer in answers]
-                scores = [each.flip(-1) for each in scores] if mirror else scores
+                scores = [score.flip(-1) for score in scores] if mirror else scores
                 total = scores if total is None else [a + b for a, b in zip(total, scores)]
         assert total is not None
-        means = [each / (len(self.scales) * (1 + self.mirrored)) for each in total]
-        return [Regions(each.argmax(0), each) for each in means]
+        means = [summed / (len(self.scales) * (1 + self.mirrored)) for summed in total]
+        return [Regions(mean.argmax(0), mean) for mean in means]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class SlicedObjects:
     stride: tuple[int, int]
     """From one window to the next; at most the window. Objects as large as a window less the stride are seen whole."""
     whole: bool = True
-    """Ask for the whole picture too, where the objects are that no window holds."""
+    """Predict the whole picture too, where the objects are that no window holds."""
     measure: Literal["smaller", "union"] = "smaller"
     """What the shared area of two boxes is compared with: the smaller of them, which joins parts, or their union."""
     overlap: float = 0.5
@@ -176,40 +176,43 @@ class SlicedObjects:
             raise UsageError("slices are of pictures that were not resized", remedy="see inference.preparation")
         (height, width), (down, across) = size, self.stride
         tall, wide = min(self.window[0], height), min(self.window[1], width)
-        places = [(top, left, tall, wide) for top in starts(height, tall, down) for left in starts(width, wide, across)]
-        if self.whole and len(places) > 1:
-            places.append((0, 0, height, width))
-        fit = evaluation_transform(model.preprocessing)
-        found: list[Instances] = []
-        for start in range(0, len(places), self.at_once):
-            group = places[start : start + self.at_once]
+        windows = [
+            (top, left, tall, wide) for top in starts(height, tall, down) for left in starts(width, wide, across)
+        ]
+        if self.whole and len(windows) > 1:
+            windows.append((0, 0, height, width))
+        transform = evaluation_transform(model.preprocessing)
+        predictions: list[Instances] = []
+        for start in range(0, len(windows), self.at_once):
+            group = windows[start : start + self.at_once]
             samples = [
-                Sample(fit(image[..., top : top + h, left : left + w]), None, "", (h, w)) for top, left, h, w in group
+                Sample(transform(image[..., top : top + h, left : left + w]), None, "", (h, w))
+                for top, left, h, w in group
             ]
             answers = model.predict(to_device(collate(samples), image.device))
-            found += [_moved(answer, place, size) for answer, place in zip(answers, group)]
-        cut = torch.cat([_cut(one.boxes, place, size) for one, place in zip(found, places)])
-        scores = torch.cat([one.scores for one in found if one.scores is not None])
-        objects = join(found)._replace(scores=scores)
-        return take(objects, self._kept(objects, cut))
+            predictions += [_moved(answer, window, size) for answer, window in zip(answers, group)]
+        cut = torch.cat([_cut(part.boxes, window, size) for part, window in zip(predictions, windows)])
+        scores = torch.cat([part.scores for part in predictions if part.scores is not None])
+        objects = join(predictions)._replace(scores=scores)
+        return take(objects, self._suppress(objects, cut))
 
-    def _kept(self, objects: Instances, cut: Tensor) -> Tensor:
+    def _suppress(self, objects: Instances, cut: Tensor) -> Tensor:
         """(K,) int64: the answers that stay, scores falling. A loop over them: each takes away what it overlaps."""
         assert objects.scores is not None
         scores, boxes, classes = (values.cpu() for values in (objects.scores, objects.boxes, objects.classes))
-        left = scores.argsort(descending=True, stable=True)[: self.most]
-        left = left[cut.cpu()[left].int().argsort(stable=True)]
+        order = scores.argsort(descending=True, stable=True)[: self.most]
+        order = order[cut.cpu()[order].int().argsort(stable=True)]
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         kept: list[int] = []
-        while len(left):
-            best, left = int(left[0]), left[1:]
+        while len(order):
+            best, order = int(order[0]), order[1:]
             kept.append(best)
-            low, high = boxes[left, :2].maximum(boxes[best, :2]), boxes[left, 2:].minimum(boxes[best, 2:])
+            low, high = boxes[order, :2].maximum(boxes[best, :2]), boxes[order, 2:].minimum(boxes[best, 2:])
             shared = (high - low).clamp(min=0).prod(1)
-            of = areas[left].minimum(areas[best])
+            area = areas[order].minimum(areas[best])
             if self.measure == "union":
-                of = areas[left] + areas[best] - shared
-            left = left[(classes[left] != classes[best]) | (shared < self.overlap * of)]
+                area = areas[order] + areas[best] - shared
+            order = order[(classes[order] != classes[best]) | (shared < self.overlap * area)]
         index = torch.tensor(kept, dtype=torch.int64)
         return index[scores[index].argsort(descending=True, stable=True)].to(objects.boxes.device)
 
@@ -218,7 +221,7 @@ class SlicedObjects:
 class MultiView:
     """Several clips of a video and several crops of each, their scores averaged.
 
-    Feichtenhofer et al., "SlowFast networks" (2019), section 4, ask 10 clips and 3 crops; TimeSformer 1 and 3; ViViT 4
+    Feichtenhofer et al., "SlowFast networks" (2019), section 4, take 10 clips and 3 crops; TimeSformer 1 and 3; ViViT 4
     and 3.
     """
 
@@ -242,20 +245,20 @@ class MultiView:
         padding = None if batch.padding is None else batch.padding.repeat_interleave(number, 0)
         whole = Batch(views, (), ("",) * len(views), ((0, 0),) * len(views), padding)
         answers = [answer for part in split(whole, self.at_once) for answer in model.predict(part)]
-        what = "views are for models that classify videos"
-        scores = [expect(expect(answer, Label, what).scores, Tensor, what) for answer in answers]
+        purpose = "views are for models that classify videos"
+        scores = [expect(expect(answer, Label, purpose).scores, Tensor, purpose) for answer in answers]
         means = torch.stack(scores).unflatten(0, (-1, number)).mean(1)
         multiple = getattr(model.head, "labels", "single") == "multi"
         return [Label((row > 0.5).nonzero()[:, 0] if multiple else row.argmax()[None], row) for row in means]
 
 
 def preparation(infer: Inference, preprocessing: Preprocessing) -> Preprocessing:
-    """How pictures are prepared before a model is asked: as the model says, but not resized where `infer` cuts them."""
+    """How pictures are prepared: as the model says, but not resized where `infer` cuts them."""
     return replace(preprocessing, resize="native") if isinstance(infer, SlicedObjects) else preprocessing
 
 
 def views_of(infer: Inference) -> tuple[int, int]:
-    """Of a video: how many clips, and crops of each, are prepared for a way to ask (`data.clips.looks`)."""
+    """Of a video: how many clips, and crops of each, are prepared (`data.clips.looks`)."""
     return (infer.clips, infer.crops) if isinstance(infer, MultiView) else (1, 1)
 
 
@@ -266,8 +269,8 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 
 def scores_of(answer: Target) -> Tensor:
     """The class probabilities (K, H, W) of a dense prediction."""
-    what = "windows and scales are for models that give every pixel a class"
-    return expect(expect(answer, Regions, what).scores, Tensor, what)
+    purpose = "windows and scales are for models that give every pixel a class"
+    return expect(expect(answer, Regions, purpose).scores, Tensor, purpose)
 
 
 def _without_padding(batch: Batch, number: int) -> Tensor:
@@ -279,10 +282,10 @@ def _without_padding(batch: Batch, number: int) -> Tensor:
     return image[..., : int(real.any(1).sum()), : int(real.any(0).sum())]
 
 
-def _moved(answer: Target, place: tuple[int, int, int, int], size: tuple[int, int]) -> Instances:
+def _moved(answer: Target, window: tuple[int, int, int, int], size: tuple[int, int]) -> Instances:
     """Objects of a window as objects of the picture. Raises UsageError for a model of another task."""
     objects = expect(answer, Instances, "slices are for models that find objects")
-    top, left, _, _ = place
+    top, left, _, _ = window
     shift = torch.tensor([left, top, left, top], device=objects.boxes.device)
     bitmaps = objects.masks
     if bitmaps is not None:
@@ -290,9 +293,9 @@ def _moved(answer: Target, place: tuple[int, int, int, int], size: tuple[int, in
     return objects._replace(boxes=objects.boxes + shift, masks=bitmaps)
 
 
-def _cut(boxes: Tensor, place: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+def _cut(boxes: Tensor, window: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
     """(N,) bool: boxes of the picture that reach the border of their window where the picture goes on."""
-    top, left, height, width = place
+    top, left, height, width = window
     near = torch.stack([boxes[:, 0] - left, boxes[:, 1] - top, left + width - boxes[:, 2], top + height - boxes[:, 3]])
     inner = torch.tensor([left > 0, top > 0, left + width < size[1], top + height < size[0]], device=boxes.device)
     return ((near < NEAR) & inner[:, None]).any(0)

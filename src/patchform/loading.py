@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -62,31 +62,32 @@ def load_weights(
             `transfer` does not allow it; nothing was changed then.
     """
     transfer = transfer or Transfer()
-    found = _read(locate(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
+    weights = _read(locate(source)) if isinstance(source, str | Path) else sources.Source(dict(source))
     backbone, level = (target.backbone, "") if isinstance(target, Model) else (target, "backbone.")
-    layouts = _layouts_for(backbone, found, layout)
+    layouts = _layouts_for(backbone, weights, layout)
     if layout is not None:
         if layout not in layouts:
             raise lookup.no_such("layout", layout, layouts)
         layouts = {layout: layouts[layout]}
     own = {level + name: tensor for name, tensor in target.state_dict().items()}
-    tensors, used_prefix, name, may_miss = _recognised(
-        layouts, found.tensors, own, prefix, _may_miss(target, found, transfer)
-    )
-    filled, report = layouts[name].load(
+    options = _may_miss(target, weights, transfer)
+    tensors, used_prefix, layout_name, may_miss = _recognised(layouts, weights.tensors, own, prefix, options)
+    rules = layouts[layout_name]
+    context = TransferContext(transfer, rules.corners, rules.cross_family.from_images)
+    filled, report = rules.load(
         tensors,
         own,
-        sizes=lambda place: sizes_of(target, place.removeprefix(level)),
+        sizes=lambda key: sizes_of(target, key.removeprefix(level)),
         may_miss=may_miss,
-        adapt=_Fit(target, level, _context(layouts[name], transfer), transfer.classes or found.classes),
+        adapt=_Adapter(target, level, context, transfer.classes or weights.classes),
     )
     fresh = {entry.note.startswith(FRESH) for entry in report.entries if entry.name.startswith(CLASSIFIERS)}
     if len(fresh) > 1:
         raise ModelFileError("the tensors of the classifier are not of one number of classes")
-    target.load_state_dict({place.removeprefix(level): tensor for place, tensor in {**own, **filled}.items()})
-    left = (other for other in found.tensors if not other.startswith(used_prefix))
-    dropped = tuple(Entry("dropped", other, (other,), f'does not begin with "{prefix}"') for other in left)
-    return report._replace(entries=report.entries + dropped, layout=name, prefix=used_prefix)
+    target.load_state_dict({key.removeprefix(level): tensor for key, tensor in {**own, **filled}.items()})
+    unread = (name for name in weights.tensors if not name.startswith(used_prefix))
+    dropped = tuple(Entry("dropped", name, (name,), f'does not begin with "{prefix}"') for name in unread)
+    return report._replace(entries=report.entries + dropped, layout=layout_name, prefix=used_prefix)
 
 
 def pretrained(
@@ -109,20 +110,20 @@ def pretrained(
         PatchformError: whatever `weights.hub.locate` and `load_weights` raise.
     """
     row = lookup.weights_file(name)
-    known = class_names(row.labels)
-    if not (classes or known):
+    names = class_names(row.labels)
+    if not (classes or names):
         what = f"its {row.classes} classes have no names here" if row.classes else "it has no classifier"
         raise UsageError(what, where=name, remedy="name the classes: its own, or others for a new head")
     model = build_model(
         "classification",
         backbone=name.partition(".")[0],
         head=row.head,
-        classes=classes or known,
+        classes=classes or names,
         preprocessing=row.preprocessing,
         backbone_options=dict(row.backbone_options),
         head_options=dict(row.head_options),
     )
-    report = load_weights(model, locate(source or name, say=say), transfer=Transfer(classes=known))
+    report = load_weights(model, locate(source or name, say=say), transfer=Transfer(classes=names))
     say(str(report))
     return model.eval()
 
@@ -148,27 +149,25 @@ def _family(backbone: Backbone) -> str:
     return type(backbone).__module__.rpartition(".")[2]
 
 
-def _layouts_for(backbone: Backbone, found: sources.Source, named: str | None) -> dict[str, Rules]:
+def _layouts_for(backbone: Backbone, weights: sources.Source, named: str | None) -> dict[str, Rules]:
     """Every layout that weights may come in.
 
     A model folder says its family: it is of that one's start alone, or of none. In a plain file our own names could be
     of either family, so they are the own one's unless the start is named.
     """
     starts = lookup.published(_family(backbone)).init_layouts
-    ours = f"{found.family}_{OWN}"
-    if found.own and found.family != _family(backbone) and ours in starts:
-        return {ours: starts[ours]}
+    own_start = f"{weights.family}_{OWN}"
+    if weights.own and weights.family != _family(backbone) and own_start in starts:
+        return {own_start: starts[own_start]}
     return layouts_of(backbone) | {
-        name: rules for name, rules in starts.items() if name == named or not (found.own or name.endswith(OWN))
+        name: rules for name, rules in starts.items() if name == named or not (weights.own or name.endswith(OWN))
     }
 
 
-def _context(rules: Rules, transfer: Transfer) -> TransferContext:
-    return TransferContext(transfer, rules.corners, rules.cross_family.from_images)
-
-
-def export_weights(model: Model, layout: str) -> dict[str, Tensor]:
+def export_weights(model: Model, layout: str, *, without: Collection[str] = ()) -> dict[str, Tensor]:
     """A model's tensors by the names and in the shapes of a layout; `load_weights` of them gives the same bits.
+
+    Tensors `without` are left out.
 
     Raises:
         UsageError: no such layout.
@@ -177,7 +176,8 @@ def export_weights(model: Model, layout: str) -> dict[str, Tensor]:
     layouts = layouts_of(model.backbone)
     if layout not in layouts:
         raise lookup.no_such("layout", layout, layouts)
-    written = layouts[layout].dump(model.state_dict(), sizes=lambda place: sizes_of(model, place))
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
+    written = layouts[layout].dump(own, sizes=lambda key: sizes_of(model, key))
     return {name: tensor.contiguous() for name, tensor in written.items()}
 
 
@@ -186,18 +186,18 @@ def _read(path: Path) -> sources.Source:
 
     Those of tubelets are (D, C, f, p, p).
     """
-    found = sources.read(path)
-    if not found.own:
-        return found
+    source = sources.read(path)
+    if not source.own:
+        return source
     with torch.device("meta"):
-        made = load(path, weights=False)
-    tensors = dict(found.tensors)
-    for name, layer in made.named_modules():
+        model = load(path, weights=False)
+    tensors = dict(source.tensors)
+    for name, layer in model.named_modules():
         if isinstance(layer, Patches | Tubelets):
             length = (layer.frames,) if isinstance(layer, Tubelets) else ()
             shape = (layer.in_channels, *length, layer.size, layer.size)
             tensors[f"{name}.proj.weight"] = tensors[f"{name}.proj.weight"].unflatten(1, shape)
-    return found._replace(tensors=tensors)
+    return source._replace(tensors=tensors)
 
 
 def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
@@ -234,18 +234,18 @@ _OWN = Rules(("*", "*", Operation(_own_shape, lambda tensor, count, sizes: (tens
 # ------------------------------------------------------------------------------------------------------ what differs
 
 
-class _Fit:
+class _Adapter:
     """`weights.rules.Adapt` for a model: its layers resize, its classifier goes by names."""
 
     def __init__(self, target: Model | Backbone, level: str, context: TransferContext, classes: Sequence[str]) -> None:
-        self.target, self.level, self.context, self.theirs = target, level, context, tuple(classes)
+        self.target, self.level, self.context, self.source_classes = target, level, context, tuple(classes)
         self.classes = target.classes if isinstance(target, Model) else ()
         self.own = target.state_dict()
 
-    def __call__(self, place: str, tensor: Tensor) -> Fitted:
-        name = place.removeprefix(self.level)
+    def __call__(self, key: str, tensor: Tensor) -> Fitted:
+        name = key.removeprefix(self.level)
         own = self.own[name]
-        if place.startswith(CLASSIFIERS) and self.theirs != self.classes and tensor.shape[1:] == own.shape[1:]:
+        if key.startswith(CLASSIFIERS) and self.source_classes != self.classes and tensor.shape[1:] == own.shape[1:]:
             return self._rows(tensor, own)
         if tensor.shape == own.shape:
             return tensor, ""
@@ -258,15 +258,15 @@ class _Fit:
 
     def _rows(self, tensor: Tensor, own: Tensor) -> Fitted:
         """Rows of a classifier by class names."""
-        if not self.theirs:
+        if not self.source_classes:
             if len(tensor) == len(own):
                 return tensor, ""
             if self.context.transfer.head == "auto":
                 return own, f"{FRESH}: the source has {len(tensor)} classes without names, the model has {len(own)}"
             raise ValueError("it has other classes: name them (classes), or say that the head is new (head: reinit)")
-        if len(self.theirs) != len(tensor) or len(set(self.theirs)) < len(self.theirs):
-            raise ValueError(f"{len(tensor)} classes and {len(set(self.theirs))} different names for them")
-        row = {name: number for number, name in enumerate(self.theirs)}
+        if len(self.source_classes) != len(tensor) or len(set(self.source_classes)) < len(self.source_classes):
+            raise ValueError(f"{len(tensor)} classes and {len(set(self.source_classes))} different names for them")
+        row = {name: number for number, name in enumerate(self.source_classes)}
         shared = [number for number, name in enumerate(self.classes) if name in row]
         rows = own.detach().clone()
         rows[shared] = tensor[[row[self.classes[number]] for number in shared]].to(rows.dtype)
@@ -286,7 +286,7 @@ def _layers_around(model: nn.Module, name: str) -> Iterator[tuple[nn.Module, str
 # ------------------------------------------------------------------------------------------------------ recognition
 
 
-def _may_miss(target: Model | Backbone, found: sources.Source, transfer: Transfer) -> list[dict[str, str]]:
+def _may_miss(target: Model | Backbone, source: sources.Source, transfer: Transfer) -> list[dict[str, str]]:
     """What may stay unfilled, the strictest first."""
     if isinstance(target, Backbone):
         return [{"head.": "a backbone has no head"}]
@@ -294,9 +294,11 @@ def _may_miss(target: Model | Backbone, found: sources.Source, transfer: Transfe
         return [{"head.": "the head is new"}]
     if transfer.head == "load":
         return [{}]
-    other = {"head.": "the source has another head or none"}
-    of = target.architecture
-    return [other] if found.head and of is not None and found.head != of.head else [{}, other]
+    headless = {"head.": "the source has another head or none"}
+    architecture = target.architecture
+    return (
+        [headless] if source.head and architecture is not None and source.head != architecture.head else [{}, headless]
+    )
 
 
 class _Recognised(NamedTuple):
@@ -347,11 +349,13 @@ def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Map
     A classifier alone, for features of another width, is another head's.
     """
     plan = rules.plan(source, own, {})
-    there = {name: names for name, (_, names) in plan.made.items() if set(names) <= set(source)}
-    head = {name: names for name, names in there.items() if name.startswith("head.")}
-    other = any(len(names) == 1 and source[names[0]].shape[1:] != own[name].shape[1:] for name, names in head.items())
-    used = {one for names in there.values() for one in names} | {one for entry in plan.dropped for one in entry.sources}
-    return bool(head) and not (other and set(source) <= used)
+    present = {name: names for name, (_, names) in plan.filled.items() if set(names) <= set(source)}
+    head = {name: names for name, names in present.items() if name.startswith("head.")}
+    other_width = any(
+        len(names) == 1 and source[names[0]].shape[1:] != own[name].shape[1:] for name, names in head.items()
+    )
+    used = set().union(*present.values(), *(entry.sources for entry in plan.dropped))
+    return bool(head) and not (other_width and set(source) <= used)
 
 
 def prefixes_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -359,7 +363,7 @@ def prefixes_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     prefix = ""
     while True:
         yield prefix
-        wrapper = next((one for one in WRAPPERS if all(name.startswith(prefix + one) for name in tensors)), "")
+        wrapper = next((text for text in WRAPPERS if all(name.startswith(prefix + text) for name in tensors)), "")
         if not wrapper or not tensors:
             return
         prefix += wrapper

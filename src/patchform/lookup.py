@@ -13,12 +13,12 @@ import importlib.abc
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Unpack, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from patchform import schema
 from patchform.descriptions import Published, Variant, WeightsFile
@@ -26,7 +26,9 @@ from patchform.errors import UsageError
 from patchform.schema import Range
 
 KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect")
-NOT_OPTIONS = ("self", "architecture")
+T = TypeVar("T")
+NOT_OPTIONS = ("self", "architecture", "features", "classes", "backbone", "preprocessing")
+"""Of a constructor, what the rest of the model says."""
 LARGEST_OPTION = 1_000_000
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []
@@ -103,15 +105,15 @@ def _restored(*folders: Path) -> Plugins:
     return Plugins()
 
 
-def the_class(kind: str, name: str, base: type) -> type:
+def the_class(kind: str, name: str, base: type[T]) -> type[T]:
     """The one public subclass of `base` that the entry's file defines."""
-    found = module(kind, name)
+    entry = module(kind, name)
     classes = [
         value
-        for key, value in vars(found).items()
+        for key, value in vars(entry).items()
         if inspect.isclass(value)
         and issubclass(value, base)
-        and value.__module__ == found.__name__
+        and value.__module__ == entry.__name__
         and not key.startswith("_")
     ]
     if len(classes) != 1:
@@ -121,47 +123,41 @@ def the_class(kind: str, name: str, base: type) -> type:
 
 def backbones(pattern: str = "*") -> list[str]:
     """Names of all backbone variants that match a shell pattern, family by family in the order of their tables."""
-    family_pattern = pattern.split("/")[0]
-    full = [
-        f"{family}/{size}"
-        for family in names("backbones")
-        if fnmatch.fnmatch(family, family_pattern)
-        for size in module("backbones", family).VARIANTS
-    ]
-    return [name for name in full if fnmatch.fnmatch(name, pattern if "/" in pattern else f"{pattern}/*")]
+    return list(_rows("backbones", pattern, lambda family: module("backbones", family).VARIANTS))
 
 
 def backbone(name: str) -> tuple[ModuleType, Variant]:
     """Module and row of "family/size". Raises UsageError with the nearest name when there is none."""
     family, _, size = name.partition("/")
-    found = module("backbones", family)
-    if size not in found.VARIANTS:
-        raise no_such("backbone", name, [f"{family}/{row}" for row in found.VARIANTS])
-    return found, found.VARIANTS[size]
+    entry = module("backbones", family)
+    if size not in entry.VARIANTS:
+        raise no_such("backbone", name, [f"{family}/{row}" for row in entry.VARIANTS])
+    return entry, entry.VARIANTS[size]
 
 
 def published(family: str) -> Published:
     """Layouts, scores and files of a backbone family: the file of its name in `published/`, empty without one."""
-    found = module("published", family) if family in _files("published") else None
+    entry = module("published", family) if family in _files("published") else None
     return Published(
-        layouts=getattr(found, "LAYOUTS", {}),
-        scores=getattr(found, "SCORES", ()),
-        weights=getattr(found, "WEIGHTS", ()),
-        init_layouts=getattr(found, "INIT_LAYOUTS", {}),
+        layouts=getattr(entry, "LAYOUTS", {}),
+        scores=getattr(entry, "SCORES", ()),
+        weights=getattr(entry, "WEIGHTS", ()),
+        init_layouts=getattr(entry, "INIT_LAYOUTS", {}),
     )
 
 
 def weights_files(pattern: str = "*") -> dict[str, WeightsFile]:
     """Published files whose name, family/variant.tag, matches a shell pattern; "swin" alone means "swin/*"."""
-    family_pattern = pattern.split("/")[0]
-    full = {
-        f"{family}/{row.variant}.{row.tag}": row
-        for family in names("published")
-        if fnmatch.fnmatch(family, family_pattern)
-        for row in published(family).weights
+    return _rows("published", pattern, lambda of: {f"{row.variant}.{row.tag}": row for row in published(of).weights})
+
+
+def _rows(kind: str, pattern: str, table: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
+    """Rows of the families' tables by "family/name", where that matches the pattern."""
+    families = [family for family in names(kind) if fnmatch.fnmatch(family, pattern.split("/")[0])]
+    rows = {f"{family}/{name}": row for family in families for name, row in table(family).items()}
+    return {
+        name: row for name, row in rows.items() if fnmatch.fnmatch(name, pattern if "/" in pattern else f"{pattern}/*")
     }
-    whole = pattern if "/" in pattern else f"{pattern}/*"
-    return {name: row for name, row in full.items() if fnmatch.fnmatch(name, whole)}
 
 
 def weights_file(name: str) -> WeightsFile:
@@ -183,18 +179,18 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
         of: whose they are, in words.
         usual: what it is given by default.
     """
-    known = _options(build)
+    accepted = _options(build)
     for option, value in options.items():
-        if option not in known:
-            raise no_such(f"option of {of}", option, known)
-        hint, default = known[option]
+        if option not in accepted:
+            raise no_such(f"option of {of}", option, accepted)
+        hint, default = accepted[option]
         default = (usual or {}).get(option, default)
         lowest = min(1, default) if type(default) is int else 1
         bound = Range(least=lowest if hint in (int, int | None) else -LARGEST_OPTION, most=LARGEST_OPTION)
         try:
             if schema.plain(hint):
-                own = any(isinstance(note, Range) for note in getattr(hint, "__metadata__", ()))
-                schema.read(value, hint if own else Annotated[hint, bound])
+                has_range = any(isinstance(note, Range) for note in getattr(hint, "__metadata__", ()))
+                schema.read(value, hint if has_range else Annotated[hint, bound])
         except schema.Misfit as misfit:
             what = schema.Misfit(misfit.value, misfit.needed, key=f"option {option} of {of}", outside=misfit.outside)
             raise UsageError(what.what, remedy=what.remedy) from None
@@ -206,22 +202,20 @@ def _options(build: Any) -> dict[str, tuple[Any, Any]]:
         hints = get_type_hints(build if hasattr(build, "_fields") else build.__init__, include_extras=True)
     except NameError:  # of types that only a checker imports
         hints = {}
-    known: dict[str, tuple[Any, Any]] = {}
+    options: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(build).parameters.items():
         hint = hints.get(name, Any)
         if get_origin(hint) is Unpack:
             below = get_type_hints(get_args(hint)[0], include_extras=True)
-            known |= {option: (kind, None) for option, kind in below.items()}
+            options |= {option: (kind, None) for option, kind in below.items()}
         elif name not in NOT_OPTIONS:
-            known[name] = (hint, parameter.default)
-    return known
+            options[name] = (hint, parameter.default)
+    return options
 
 
-def no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:
+def no_such(kind: str, name: str, candidates: Iterable[str]) -> UsageError:
     """The error for a name that is not there, with the nearest one that is."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = (
-        f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known[:12])}" + (" ..." * (len(known) > 12))
-    )
-    return UsageError(f'no {kind} "{name}"', remedy=hint)
+    candidates = sorted(candidates)
+    nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    listed = f"there are: {', '.join(candidates[:12])}" + " ..." * (len(candidates) > 12)
+    return UsageError(f'no {kind} "{name}"', remedy=f'did you mean "{nearest[0]}"?' if nearest else listed)

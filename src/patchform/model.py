@@ -105,7 +105,7 @@ class Model(nn.Module):
         return self.backbone
 
     def begin(self, *, step: int, steps: int, epoch: int) -> None:
-        """Called once before the first step that a run takes; for models whose course follows its length.
+        """Called once before the first step that a run takes; for models that follow the length of a run.
 
         Args:
             step: optimizer steps taken before; 0 unless it was resumed.
@@ -160,7 +160,7 @@ def build_model(
         UsageError: an unknown name or option, a head of another task, no classes, or statistics of another number of
             channels.
     """
-    made_of = Architecture(
+    architecture = Architecture(
         task=task,
         backbone=backbone,
         head=head,
@@ -171,18 +171,18 @@ def build_model(
         _, variant = lookup.backbone(backbone)
         native = variant.options.get("frames", find_task(task).frames)
         preprocessing = Preprocessing(size=(variant.image_size, variant.image_size), frames=native)
-    return _assembled(made_of, preprocessing, classes, ids, None)
+    return _assemble(architecture, preprocessing, classes, ids, None)
 
 
-def _assembled(
-    made_of: Architecture,
+def _assemble(
+    architecture: Architecture,
     preprocessing: Preprocessing,
     classes: Sequence[str],
     ids: Sequence[int | str] | None,
     thresholds: Sequence[float] | None,
 ) -> Model:
     """The model of a description."""
-    task = find_task(made_of.task)
+    task = find_task(architecture.task)
     if not classes and task.labelled:
         raise UsageError("a model needs at least one class")
     if task.frames and not preprocessing.frames:
@@ -191,13 +191,13 @@ def _assembled(
         numbers = getattr(preprocessing, name)
         if numbers and len(numbers) not in (1, preprocessing.channels):
             raise UsageError(f"{name} has {len(numbers)} numbers for {preprocessing.channels} channels")
-    _, variant = lookup.backbone(made_of.backbone)
+    _, variant = lookup.backbone(architecture.backbone)
     arguments: dict[str, Any] = {"in_channels": preprocessing.channels}
     for name, value in (("image_size", preprocessing.size), ("frames", preprocessing.frames)):
         if value and name in inspect.signature(variant.build).parameters:
             arguments[name] = value
-    backbone = build_backbone(made_of.backbone, **(arguments | made_of.backbone_options))
-    head = _BUILDERS[task.models](backbone, tuple(classes), preprocessing, made_of)
+    backbone = build_backbone(architecture.backbone, **(arguments | architecture.backbone_options))
+    head = _BUILDERS[task.models](backbone, tuple(classes), preprocessing, architecture)
     if isinstance(head, Model):
         return head
     return Model(
@@ -205,39 +205,36 @@ def _assembled(
         head,
         classes=classes,
         preprocessing=preprocessing,
-        architecture=made_of,
+        architecture=architecture,
         ids=ids,
         thresholds=thresholds,
     )
 
 
-def _head(backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture) -> Head:
+def _head(
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, architecture: Architecture
+) -> Head:
     """A head of `heads/`."""
-    kind: type[Head] = lookup.the_class("heads", made_of.head, Head)
-    if made_of.task not in kind.tasks:
+    kind = lookup.the_class("heads", architecture.head, Head)
+    if architecture.task not in kind.tasks:
         raise UsageError(
-            f'head "{made_of.head}" does not serve {made_of.task}', remedy=f"it serves {', '.join(kind.tasks)}"
+            f'head "{architecture.head}" does not serve {architecture.task}',
+            remedy=f"it serves {', '.join(kind.tasks)}",
         )
-    lookup.check_options(kind, made_of.head_options, of=f"head {made_of.head}")
+    lookup.check_options(kind, architecture.head_options, of=f"head {architecture.head}")
     build: Any = kind  # the options are the head's own
-    head: Head = build(
-        channels=backbone.channels,
-        strides=backbone.strides,
-        width=backbone.width,
-        classes=len(classes),
-        **made_of.head_options,
-    )
+    head: Head = build(backbone.feature_info, classes=len(classes), **architecture.head_options)
     return head
 
 
 def _as_method(
-    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, made_of: Architecture
+    backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, architecture: Architecture
 ) -> Model:
     """A method of `pretraining/`, which is a model itself and has no classes."""
-    kind = lookup.the_class("pretraining", made_of.head, Model)
-    lookup.check_options(kind, made_of.head_options, of=f"method {made_of.head}")
+    kind = lookup.the_class("pretraining", architecture.head, Model)
+    lookup.check_options(kind, architecture.head_options, of=f"method {architecture.head}")
     build: Any = kind
-    model: Model = build(backbone, preprocessing, architecture=made_of, **made_of.head_options)
+    model: Model = build(backbone, preprocessing, architecture=architecture, **architecture.head_options)
     return model
 
 
@@ -284,12 +281,12 @@ def save(model: Model, folder: str | Path, *, thresholds: Sequence[float] | None
 
     Raises:
         UsageError: the model was put together by hand.
-        ResourceError: the disk is full or the place is not writable.
+        ResourceError: the disk is full or the folder is not writable.
     """
     description = describe(model, thresholds=thresholds)
-    with files.atomic_folder(Path(folder)) as place:
-        files.write_tensors(place / WEIGHTS, model.state_dict())
-        files.write_json(place / DESCRIPTION, description)
+    with files.atomic_folder(Path(folder)) as unfinished:
+        files.write_tensors(unfinished / WEIGHTS, model.state_dict())
+        files.write_json(unfinished / DESCRIPTION, description)
 
 
 def load(folder: str | Path, *, weights: bool = True) -> Model:
@@ -323,55 +320,56 @@ class _Bounded(TorchDispatchMode):
         self.left, self.calls = elements, calls
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = call(*args, **(kwargs or {}))
+        result = call(*args, **(kwargs or {}))
         self.calls -= 1
-        if isinstance(made, Tensor) and not call._schema.is_mutable:
-            self.left -= made.numel()
+        if isinstance(result, Tensor) and not call._schema.is_mutable:
+            self.left -= result.numel()
         if min(self.left, self.calls) < 0:
             raise ValueError("it would be far larger than its weights file")
-        return made
+        return result
 
 
 def _build(content: dict[str, Any], source: Path) -> Model:
     try:
-        found = schema.build(Description, content)
-        _check_classes(found)
-        options = {name: _frozen(getattr(found.architecture, name)) for name in ("backbone_options", "head_options")}
-        made_of = dataclasses.replace(found.architecture, **options)
-        return _assembled(made_of, found.preprocessing, found.classes, found.ids, found.thresholds)
+        d = schema.build(Description, content)
+        _check_classes(d)
+        names = d.architecture
+        options, head_options = _as_tuples(names.backbone_options), _as_tuples(names.head_options)
+        architecture = dataclasses.replace(names, backbone_options=options, head_options=head_options)
+        return _assemble(architecture, d.preprocessing, d.classes, d.ids, d.thresholds)
     except schema.Misfit as misfit:
         raise ModelFileError(misfit.what, where=source, remedy=misfit.remedy) from None
     except Exception as error:  # whatever a constructor says of a file's values, the file is at fault
         raise ModelFileError(f"cannot be built: {error}", where=source) from error
 
 
-def _check_classes(found: Description) -> None:
+def _check_classes(description: Description) -> None:
     """Raise Misfit unless there is a threshold, or another id, for each class."""
-    number = len(found.classes)
-    if found.thresholds is not None and len(found.thresholds) != number:
-        raise Misfit(found.thresholds, f"{number} numbers", key="thresholds")
-    if found.ids is not None and not len(found.ids) == len(set(found.ids)) == number:
-        raise Misfit(found.ids, f"{number} different numbers or words", key="ids")
+    number, thresholds, ids = len(description.classes), description.thresholds, description.ids
+    if thresholds is not None and len(thresholds) != number:
+        raise Misfit(thresholds, f"{number} numbers", key="thresholds")
+    if ids is not None and not len(ids) == len(set(ids)) == number:
+        raise Misfit(ids, f"{number} different numbers or words", key="ids")
 
 
-def _frozen(options: Any) -> Any:
+def _as_tuples(options: Any) -> Any:
     """Options as a constructor had them: JSON knows no tuples."""
     if isinstance(options, dict):
-        return {key: _frozen(value) for key, value in options.items()}
+        return {key: _as_tuples(value) for key, value in options.items()}
     if isinstance(options, list):
-        return tuple(_frozen(value) for value in options)
+        return tuple(_as_tuples(value) for value in options)
     return options
 
 
 def _fill(model: Model, tensors: dict[str, Tensor], source: Path) -> None:
     """Copy the weights in: all of them, nothing else, each of the right shape and type and finite."""
-    wanted = model.state_dict()
-    if odd := sorted(set(wanted) ^ set(tensors)):
-        raise ModelFileError(f"{len(odd)} tensors are missing or unexpected: {', '.join(odd[:5])}", where=source)
+    own = model.state_dict()
+    if names := sorted(set(own) ^ set(tensors)):
+        raise ModelFileError(f"{len(names)} tensors are missing or unexpected: {', '.join(names[:5])}", where=source)
     for name, tensor in tensors.items():
-        if (tensor.shape, tensor.dtype) != (wanted[name].shape, wanted[name].dtype):
-            found, due = ((tuple(t.shape), t.dtype) for t in (tensor, wanted[name]))
-            raise ModelFileError(f"{name} is {found}, not {due}", where=source)
+        if (tensor.shape, tensor.dtype) != (own[name].shape, own[name].dtype):
+            actual, expected = ((tuple(t.shape), t.dtype) for t in (tensor, own[name]))
+            raise ModelFileError(f"{name} is {actual}, not {expected}", where=source)
         if not torch.isfinite(tensor).all():
             raise ModelFileError(f"{name} is not finite", where=source)
     model.load_state_dict(tensors)

@@ -72,9 +72,9 @@ def gallery(figures: Iterable[str], *, wide: bool = False) -> str:
 def render(title: str, sections: Iterable[Section]) -> str:
     """The page."""
     body = "\n".join(
-        f"<section><h2>{escape(one.title)}</h2>{f'<p>{escape(one.meaning)}</p>' if one.meaning else ''}{one.content}"
-        "</section>"
-        for one in sections
+        f"<section><h2>{escape(section.title)}</h2>"
+        f"{f'<p>{escape(section.meaning)}</p>' if section.meaning else ''}{section.content}</section>"
+        for section in sections
     )
     return _FRAME.replace("TITLE", escape(title)).replace("SECTIONS", body)
 

@@ -1,4 +1,4 @@
-"""What a trained model says of pictures: files, folders, or anything that holds pixels."""
+"""Predictions of a trained model for pictures: files, folders, or anything that holds pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import torch
 from PIL import Image
@@ -26,7 +26,7 @@ from patchform.data.results import Writer
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
-from patchform.device import pick_device
+from patchform.device import Precision, pick_device
 from patchform.drawing import PAPER, save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.inference import Inference, preparation, views_of
@@ -44,14 +44,14 @@ THREADS = 4
 
 
 class Prediction(NamedTuple):
-    """What the model says of one picture, or why it says nothing."""
+    """The prediction for one picture, or why there is none."""
 
     name: str
     target: Target | None
     """With scores; None where there is an error."""
     error: str | None = None
     image: Tensor | None = None
-    """(C, H, W) decoded pixels, if they were asked for; of a video (T, C, H, W), the frames that were looked at."""
+    """(C, H, W) decoded pixels, if they are kept; of a video (T, C, H, W), the frames that were looked at."""
 
 
 class Written(NamedTuple):
@@ -69,9 +69,9 @@ class Predictor:
         task: default: the model's own.
         device: "auto" takes the accelerator if there is one.
         precision: bfloat16 runs the model under autocast.
-        infer: the way the model is asked (`patchform.inference`).
+        infer: how predictions are made (`patchform.inference`).
         threshold: score from which a prediction of an object counts; default: the model's own of each class
-            (`Model.thresholds`), and if it has none, 0.5. 0 gives all that the model says.
+            (`Model.thresholds`), and if it has none, 0.5. 0 gives all that the model predicts.
 
     Attributes:
         classes: names in the order of the scores.
@@ -84,7 +84,7 @@ class Predictor:
         task: Task | None = None,
         *,
         device: torch.device | str = "auto",
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision = "float32",
         infer: Inference = Model.predict,
         threshold: float | None = None,
     ) -> None:
@@ -93,18 +93,18 @@ class Predictor:
         self.device = pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.classes = model.to(self.device).eval(), model.classes
-        self._coarse = precision == "bfloat16"
+        self._bfloat16 = precision == "bfloat16"
         self.infer = infer
         single = (SURE if threshold is None else threshold,) * len(self.classes)
         self.thresholds = model.thresholds if threshold is None and model.thresholds is not None else single
         self.videos = model.preprocessing.frames > 0
         if self.videos:
-            self._pick, self._fit = looks(model.preprocessing, views_of(infer))
+            self._frame_indices, self._transform = looks(model.preprocessing, views_of(infer))
         else:
-            self._fit = evaluation_transform(preparation(infer, model.preprocessing))
+            self._transform = evaluation_transform(preparation(infer, model.preprocessing))
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
-        """Predictions in the order of the sources, made as they are asked for.
+        """Predictions in the order of the sources, made one batch at a time as they are read.
 
         A picture that cannot be used gives a prediction with an error and does not touch the others.
 
@@ -121,18 +121,18 @@ class Predictor:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}", remedy="it is at least 1")
-        found = expand(sources, videos=self.videos)
-        parts = [found[start : start + batch_size] for start in range(0, len(found), batch_size)]
+        items = expand(sources, videos=self.videos)
+        parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
         return self._predict(parts, keep_images)
 
     def record(self, prediction: Prediction) -> dict[str, Any]:
-        """The prediction as plain JSON values: `file`, and `error` or what the task has to say."""
+        """The prediction as plain JSON values: `file`, and `error` or the task's record."""
         if prediction.target is None:
             return {"file": prediction.name, "error": prediction.error}
         return {"file": prediction.name, **self.task.record(prediction.target, self.classes)}
 
     def frames(self, path: str | Path, *, batch_size: int = 16) -> Iterator[tuple[float, Prediction]]:
-        """What a model of pictures says of every frame of a film: seconds from its beginning, and the prediction.
+        """Predictions of a model of pictures for every frame of a film: seconds from its beginning, and the prediction.
 
         Raises:
             DataError: while iterating, scores that are not finite too; what comes before the fault is given.
@@ -148,9 +148,9 @@ class Predictor:
                 yield frame.time, Prediction(str(path), target, None, frame.pixels)
 
     def moment(self, moment: Moment) -> dict[str, Any]:
-        """What is said of a part of a video as plain JSON values: `start`, `end` in seconds, what the task says."""
-        said = self.task.record(moment.target, self.classes)
-        return {"start": round(moment.start, DIGITS), "end": round(moment.end, DIGITS), **said}
+        """The prediction for a part of a video as plain JSON values: `start`, `end` in seconds, the task's record."""
+        times = {"start": round(moment.start, DIGITS), "end": round(moment.end, DIGITS)}
+        return times | self.task.record(moment.target, self.classes)
 
     def check(self, along: Along) -> None:
         """Raise UsageError for a model of pictures, or one that does not know what its clips span."""
@@ -159,9 +159,9 @@ class Predictor:
         along.seconds(self.model.preprocessing, 1.0)
 
     def along(self, path: str | Path, along: Along) -> list[Moment]:
-        """What the model says along a video. Raises DataError, and UsageError as `check`."""
+        """Predictions along a video. Raises DataError, and UsageError as `check`."""
         self.check(along)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             return list(moments(self.model, Path(path), along, device=self.device))
 
     def draw(self, prediction: Prediction) -> Image.Image:
@@ -172,11 +172,11 @@ class Predictor:
 
     def _predict(self, parts: Sequence[Sequence[Source]], keep_images: bool) -> Iterator[Prediction]:
         with ThreadPoolExecutor(THREADS) as pool:
-            waiting = pool.map(self._read, parts[0])
+            decoding = pool.map(self._read, parts[0])
             for number, part in enumerate(parts):
-                pixels = list(waiting)
+                pixels = list(decoding)
                 if number + 1 < len(parts):  # decoded while the model works
-                    waiting = pool.map(self._read, parts[number + 1])
+                    decoding = pool.map(self._read, parts[number + 1])
                 targets = iter(self._decide([image for image in pixels if isinstance(image, Tensor)]))
                 for source, image in zip(part, pixels):
                     if isinstance(image, DataError):
@@ -205,16 +205,16 @@ class Predictor:
         content, preprocessing = source.content, self.model.preprocessing
         if isinstance(content, Path):
             video = open_video(content)
-            return video.frames(self._pick(len(video)), preprocessing)
+            return video.frames(self._frame_indices(len(video)), preprocessing)
         if getattr(content, "ndim", 0) != 4:
             raise DataError("no video", where=source.name, remedy="give a path, or frames as one array or tensor")
-        return torch.stack([to_image(content[index], preprocessing) for index in self._pick(len(content))])
+        return torch.stack([to_image(content[index], preprocessing) for index in self._frame_indices(len(content))])
 
     def _decide(self, images: Sequence[Tensor]) -> list[Target]:
         if not images:
             return []
-        samples = [Sample(self._fit(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._coarse):
+        samples = [Sample(self._transform(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             answers = self.infer(self.model, to_device(collate(samples), self.device))
             return [self.task.confident(answer, self.thresholds) for answer in answers]
 
@@ -227,7 +227,7 @@ def load(
     run: str | Path,
     *,
     device: str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     infer: Inference = Model.predict,
     threshold: float | None = None,
 ) -> Predictor:
@@ -252,22 +252,18 @@ def write(
     """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
 
     A model of pictures looks at films frame by frame: a line for each, with its number and the time in seconds, and an
-    annotated film.
-
-    An interrupt leaves complete lines, and whole pictures for all of them.
+    annotated film. An interrupt leaves complete lines, and whole pictures for all of them.
 
     Args:
         predictor: what to infer.
         sources: as in `Predictor.predict`.
         stream: where the lines go.
-        out: a folder, made if need be, for `predictions.jsonl` and a picture for each: `a.jpg` becomes `a.jpg.png`,
-            a film `a.mp4.mp4`.
+        out: a folder, made if need be, for `predictions.jsonl`, a picture `a.jpg.png` of a.jpg, a film `a.mp4.mp4`.
         overwrite: replace what an earlier prediction left there.
         batch_size: as in `Predictor.predict`.
-        format: predictions in the format of another tool too, in `out`: one of the task's (`Task.writers`). Of objects
-            "coco" is results.json and "yolo" are labels/a.txt (`data.results`).
-        along: of videos: what the model says of their parts too, in the lines as `moments`, each with `start` and `end`
-            in seconds, and in `out` as a video for each: `a.mp4` becomes `a.mp4.mp4`.
+        format: in `out` in another tool's format too, one of `Task.writers`: "coco" (results.json), "yolo" (labels/).
+        along: of videos: predictions for their parts too, in the lines as `moments`, each with `start` and `end`
+            in seconds, and in `out` as a video `a.mp4.mp4`.
 
     Returns:
         How many pictures there were, and how many could not be used.
@@ -280,82 +276,86 @@ def write(
     """
     if along is not None:
         predictor.check(along)
-    found = expand(sources, videos=predictor.videos)
-    folder = None if out is None else Path(out)
+    items, folder = expand(sources, videos=predictor.videos), None if out is None else Path(out)
     writer = None if format is None else _writer(predictor, format, folder)
-    films = [is_film(source) and not predictor.videos for source in found]
+    films = [is_film(item) and not predictor.videos for item in items]
     if format is not None and any(films):
-        raise UsageError(f"the format {format} is for pictures", where=found[films.index(True)].name)
-    moving = [True] * len(found) if along else films
-    places = [None] * len(found) if folder is None else _places(found, folder, overwrite, moving=moving)
-    names = [place.with_suffix("").name for place in places if place is not None]
+        raise UsageError(f"the format {format} is for pictures", where=items[films.index(True)].name)
+    paths = _paths(items, folder, overwrite, moving=[True] * len(items) if along else films)
     if writer is not None:
-        _make_room(writer.files(names), overwrite)
-    failed = 0
+        _make_room(writer.files([path.stem for path in paths if path]), overwrite)
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]
         if folder is not None:
             streams.append(stack.enter_context(_open(folder / WRITTEN, overwrite)))
-        still = [source for source, film in zip(found, films) if not film]
-        predictions = (
-            predictor.predict(still, batch_size=batch_size, keep_images=folder is not None) if still else iter(())
-        )
-        for source, film, place in zip(found, films, places):
-            if film:
-                failed += not _write_film(predictor, source, place, streams, batch_size)
-                continue
-            prediction = next(predictions)
-            failed += prediction.error is not None
-            if place is not None and prediction.target is not None:
-                save(to_png_bytes(predictor.draw(prediction)), place)
-                for ending, content in predictor.task.files(prediction.target).items():
-                    save(content, place.with_suffix(ending))
-                if writer is not None and prediction.image is not None:
-                    height, width = prediction.image.shape[-2:]
-                    writer.add(place.with_suffix("").name, prediction.target, (height, width))
-            record = predictor.record(prediction)
-            if along is not None and isinstance(source.content, Path) and prediction.target is not None:
-                try:
-                    said = predictor.along(source.content, along)
-                    if place is not None:
-                        annotated(source.content, said, predictor.task, predictor.classes, place.with_suffix(".mp4"))
-                    record["moments"] = [predictor.moment(one) for one in said]
-                except DataError as error:  # beyond the frames that were looked at before
-                    record["error"], failed = str(error), failed + 1
-            _write_line(record, streams)
+        output = _Output(predictor, streams, writer, along)
+        pictures, keep = [item for item, film in zip(items, films) if not film], folder is not None
+        predictions = predictor.predict(pictures, batch_size=batch_size, keep_images=keep) if pictures else iter(())
+        usable = [
+            output.film(item, path, batch_size) if film else output.picture(item, path, next(predictions))
+            for item, film, path in zip(items, films, paths)
+        ]
     if writer is not None:
         writer.finish()
-    return Written(len(found), failed)
+    return Written(len(items), usable.count(False))
 
 
-def _write_line(record: dict[str, Any], streams: Sequence[TextIO]) -> None:
-    line = json.dumps(record, allow_nan=False) + "\n"
-    for each in streams:
-        each.write(line)
-        each.flush()
+class _Output(NamedTuple):
+    """Where predictions go. Paths are those of annotated pictures; None writes lines alone."""
 
+    predictor: Predictor
+    streams: Sequence[TextIO]
+    writer: Writer | None
+    along: Along | None
 
-def _write_film(
-    predictor: Predictor, source: Source, place: Path | None, streams: Sequence[TextIO], batch_size: int
-) -> bool:
-    """Lines of all frames, and with a place the annotated film; whether it could be read to its end."""
+    def line(self, record: dict[str, Any]) -> None:
+        """Write a line to every stream."""
+        text = json.dumps(record, allow_nan=False) + "\n"
+        for stream in self.streams:
+            stream.write(text)
+            stream.flush()
 
-    def drawn() -> Iterator[Image.Image]:
-        for number, (time, prediction) in enumerate(predictor.frames(source.content, batch_size=batch_size)):
-            what = {"file": source.name, "frame": number, "time": round(time, DIGITS)}
-            _write_line(predictor.record(prediction) | what, streams)
-            if place is not None:
-                yield predictor.draw(prediction)
+    def picture(self, source: Source, path: Path | None, prediction: Prediction) -> bool:
+        """Write the prediction for a picture, or of a model of clips for a video; whether it could be used."""
+        target, record = prediction.target, self.predictor.record(prediction)
+        if path is not None and target is not None:
+            save(to_png_bytes(self.predictor.draw(prediction)), path)
+            for ending, content in self.predictor.task.files(target).items():
+                save(content, path.with_suffix(ending))
+            if self.writer is not None and prediction.image is not None:
+                height, width = prediction.image.shape[-2:]
+                self.writer.add(path.stem, target, (height, width))
+        if self.along is not None and isinstance(source.content, Path) and target is not None:
+            try:
+                parts = self.predictor.along(source.content, self.along)
+                if path is not None:
+                    film = path.with_suffix(".mp4")
+                    annotated(source.content, parts, self.predictor.task, self.predictor.classes, film)
+                record["moments"] = [self.predictor.moment(part) for part in parts]
+            except DataError as error:  # beyond the frames that were looked at before
+                record["error"] = str(error)
+        self.line(record)
+        return "error" not in record
 
-    try:
-        if place is None:
-            deque(drawn(), maxlen=0)
-        else:
-            write_film(place.with_suffix(".mp4"), _of_one_size(drawn()), open_video(source.content).rate)
-    except DataError as error:
-        _write_line({"file": source.name, "error": str(error)}, streams)
-        return False
-    return True
+    def film(self, source: Source, path: Path | None, batch_size: int) -> bool:
+        """Write predictions of a model of pictures for all frames; whether the film could be read to its end."""
+
+        def pages() -> Iterator[Image.Image]:
+            for number, (time, prediction) in enumerate(self.predictor.frames(source.content, batch_size=batch_size)):
+                frame = {"file": source.name, "frame": number, "time": round(time, DIGITS)}
+                self.line(self.predictor.record(prediction) | frame)
+                if path is not None:
+                    yield self.predictor.draw(prediction)
+
+        try:
+            if path is None:
+                deque(pages(), maxlen=0)
+            else:
+                write_film(path.with_suffix(".mp4"), _of_one_size(pages()), open_video(source.content).rate)
+        except DataError as error:
+            self.line({"file": source.name, "error": str(error)})
+            return False
+        return True
 
 
 def _of_one_size(pages: Iterator[Image.Image]) -> Iterator[Image.Image]:
@@ -372,31 +372,35 @@ def _writer(predictor: Predictor, format: str, folder: Path | None) -> Writer:
     """What writes predictions in a format of the task. Raises UsageError."""
     formats = predictor.task.writers()
     if format not in formats:
-        known = f"it has {', '.join(formats)}" if formats else "leave it out"
-        raise UsageError(f"nothing to write in the format {format} for {predictor.task.name}", remedy=known)
+        remedy = f"it has {', '.join(formats)}" if formats else "leave it out"
+        raise UsageError(f"nothing to write in the format {format} for {predictor.task.name}", remedy=remedy)
     if folder is None:
         raise UsageError(f"nothing to write in the format {format}", remedy="it needs a folder")
     return formats[format](folder, predictor.classes, predictor.model.ids)
 
 
-def _places(sources: Sequence[Source], folder: Path, overwrite: bool, *, moving: Sequence[bool]) -> list[Path]:
+def _paths(
+    sources: Sequence[Source], folder: Path | None, overwrite: bool, *, moving: Sequence[bool]
+) -> Sequence[Path | None]:
     """A distinct file for each source, on file systems that ignore case too; `moving`: a film is written as well."""
-    home = os.path.realpath(folder)
-    if any(isinstance(content, Path) and os.path.realpath(content.parent) == home for _, content in sources):
+    if folder is None:
+        return [None] * len(sources)
+    real = os.path.realpath(folder)
+    if any(isinstance(content, Path) and os.path.realpath(content.parent) == real for _, content in sources):
         raise UsageError("the folder for the pictures holds the sources", where=folder, remedy="name another one")
-    taken: set[str] = set()
-    places = []
+    names: set[str] = set()
+    paths = []
     for source in sources:
         name = "stdin" if source.name == "-" else Path(source.name).name
         name = os.fsdecode(os.fsencode(name)[:200])  # file systems end at 255 bytes
         stem, number = name, 2
-        while name.casefold() in taken:
+        while name.casefold() in names:
             name, number = f"{stem}-{number}", number + 1
-        taken.add(name.casefold())
-        places.append(folder / f"{name}.png")
-    beside = [place.with_suffix(".mp4") for place, film in zip(places, moving) if film]
-    _refuse_existing([folder / WRITTEN, *places, *beside], overwrite)
-    return places
+        names.add(name.casefold())
+        paths.append(folder / f"{name}.png")
+    films = [path.with_suffix(".mp4") for path, film in zip(paths, moving) if film]
+    _refuse_existing([folder / WRITTEN, *paths, *films], overwrite)
+    return paths
 
 
 def _make_room(files: Sequence[Path], overwrite: bool) -> None:

@@ -25,6 +25,17 @@ from patchform.descriptions import Variant as Variant
 from patchform.descriptions import WeightsFile as WeightsFile
 
 
+class FeatureInfo(NamedTuple):
+    """What a head has to know of a backbone's features before the first batch."""
+
+    channels: tuple[int, ...]
+    """C_i of each map, fine to coarse."""
+    strides: tuple[int, ...]
+    """Input pixels per cell of each map."""
+    width: int
+    """D of tokens and summary."""
+
+
 class Features(NamedTuple):
     """What a backbone gives: maps for dense heads, tokens for token heads, a summary for classifiers."""
 

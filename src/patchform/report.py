@@ -47,9 +47,10 @@ class Findings(Evidence):
         paths = [self.listing.items[index].path for index in indices]
         if not paths:
             return
-        for index, found in zip(indices, self.predictor.predict(paths, batch_size=at_once, keep_images=True)):
-            if found.target is not None and found.image is not None:
-                yield Example(index, self.listing.name(index), found.image, found.target)
+        predictions = self.predictor.predict(paths, batch_size=at_once, keep_images=True)
+        for index, (_, target, _, image) in zip(indices, predictions):
+            if target is not None and image is not None:
+                yield Example(index, self.listing.name(index), image, target)
 
 
 def write_report(
@@ -71,24 +72,24 @@ def write_report(
         DataError: nothing to read, or a class the model does not know.
         ResourceError: the page cannot be written.
     """
-    folder, place = Path(run), Path(run if out is None else out)
+    run_folder, folder = Path(run), Path(run if out is None else out)
     predictor = load(run)
     try:
-        evaluation = json.loads((place / REPORT).read_text())
+        evaluation = json.loads((folder / REPORT).read_text())
     except (OSError, ValueError) as error:
-        raise ModelFileError("the run was not evaluated", where=place / REPORT, remedy="patchform evaluate") from error
+        raise ModelFileError("the run was not evaluated", where=folder / REPORT, remedy="patchform evaluate") from error
     listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
-    findings = Findings(predictor, listing, evaluation, place)
+    findings = Findings(predictor, listing, evaluation, folder)
     sections = [
         Section("Numbers", numbers(evaluation)),
-        Section("Learning", learning(folder)),
-        Section("Confusion", confusion(place)),
+        Section("Learning", learning(run_folder)),
+        Section("Confusion", confusion(folder)),
         *predictor.task.sections(findings),
         *inspections(findings),
     ]
-    page = place / PAGE
+    page = folder / PAGE
     try:
-        page.write_text(render(f"{folder.resolve().name}: {_made_of(predictor.model)}", sections), encoding="utf-8")
+        page.write_text(render(f"{run_folder.resolve().name}: {_name_of(predictor.model)}", sections), encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"cannot be written ({error.strerror})", where=page) from error
     return page
@@ -131,9 +132,9 @@ def learning(folder: Path) -> str:
     return chart(to_png(figure), f"Curves over {len(rows)} epochs; at the end {last}")
 
 
-def confusion(place: Path) -> str:
+def confusion(folder: Path) -> str:
     """The matrix that the evaluation drew."""
-    path = place / CONFUSION
+    path = folder / CONFUSION
     if not path.exists():
         return "<p>This task has no confusion matrix.</p>"
     return chart(path.read_bytes(), "Confusion matrix: rows are true classes, columns predicted ones")
@@ -145,7 +146,7 @@ def inspections(findings: Findings) -> Iterable[Section]:
     samples = [findings.samples[0, index] for index in findings.evenly(EXAMPLES)]
     images = collate(samples).images.to(predictor.device)
     for name in lookup.names("inspect"):
-        picture: Picture = lookup.the_class("inspect", name, Picture)()
+        picture = lookup.the_class("inspect", name, Picture)()
         values = picture.measure(predictor.model, images)
         if values is None:
             yield Section(picture.title, "<p>This model has no such part.</p>")
@@ -153,6 +154,6 @@ def inspections(findings: Findings) -> Iterable[Section]:
             yield Section(picture.title, chart(picture.draw(values, images), picture.title), picture.meaning)
 
 
-def _made_of(model: Model) -> str:
-    made = model.architecture
-    return "a model" if made is None else f"{made.backbone} under {made.head}"
+def _name_of(model: Model) -> str:
+    names = model.architecture
+    return "a model" if names is None else f"{names.backbone} under {names.head}"

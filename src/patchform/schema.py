@@ -48,8 +48,8 @@ class Range:
             and (self.below is None or value < self.below)
         )
 
-    def asked_by(self, value: float) -> str:
-        """What is asked of a number that does not lie within."""
+    def violated_by(self, value: float) -> str:
+        """The bound that a number breaks."""
         if (self.least is not None and value < self.least) or (self.above is not None and value <= self.above):
             return str(Range(least=self.least, above=self.above))
         if (self.most is not None and value > self.most) or (self.below is not None and value >= self.below):
@@ -122,8 +122,8 @@ def fields(record: Any, prefix: str = "") -> Iterator[Field]:
 
 def _hints(kind: Any) -> dict[str, Any]:
     """The types of a dataclass's fields, ranges included."""
-    known = get_type_hints(kind, include_extras=True)
-    return {field.name: known[field.name] for field in dataclasses.fields(kind)}
+    types = get_type_hints(kind, include_extras=True)
+    return {field.name: types[field.name] for field in dataclasses.fields(kind)}
 
 
 def _meanings(kind: Any) -> dict[str, str]:
@@ -207,8 +207,8 @@ class Misfit(ValueError):
     @property
     def remedy(self) -> str:
         """What it must be."""
-        each = ", each number" if self.outside and isinstance(self.value, list | tuple | dict) else ""
-        return f"it {'must be' if self.outside else 'is'} {self.needed}{each}"
+        suffix = ", each number" if self.outside and isinstance(self.value, list | tuple | dict) else ""
+        return f"it {'must be' if self.outside else 'is'} {self.needed}{suffix}"
 
     def below(self, key: str) -> Misfit:
         """The same, of a field that lies in another one."""
@@ -232,19 +232,19 @@ def build(kind: type[R], values: Any, *, parse: Parse | None = None) -> R:
     Raises:
         Misfit: an unknown or missing field, or a value of another type or out of its range.
     """
-    known = hints(kind)
+    types = hints(kind)
     if not isinstance(values, Mapping):
         raise Misfit(values, "a mapping of names to values")
-    odd = set(values) ^ set(known) if parse is None else set(values) - set(known)
-    if odd:
-        raise Misfit(sorted(map(str, odd)), f"a mapping of {', '.join(known)}")
-    made = {}
+    mismatched = set(values) ^ set(types) if parse is None else set(values) - set(types)
+    if mismatched:
+        raise Misfit(sorted(map(str, mismatched)), f"a mapping of {', '.join(types)}")
+    converted = {}
     for name, value in values.items():
         try:
-            made[name] = read(value, known[name], parse)
+            converted[name] = read(value, types[name], parse)
         except Misfit as misfit:
             raise misfit.below(name) from None
-    return kind(**made)
+    return kind(**converted)
 
 
 def read(value: Any, hint: Any, parse: Parse | None = None) -> Any:
@@ -256,8 +256,8 @@ def read(value: Any, hint: Any, parse: Parse | None = None) -> Any:
     of, inner = get_origin(hint), get_args(hint)
     if of is Annotated:
         return _annotated(value, inner[0], inner[1:], parse)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, parse=parse)  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, value, parse=parse)
     if of in (Union, UnionType):
         return _one_of(value, hint, parse)
     if parse is not None and isinstance(value, str) and hint is not str and of is not Literal:
@@ -303,7 +303,7 @@ def _annotated(value: Any, plain: Any, notes: tuple[Any, ...], parse: Parse | No
         value = parse(value) if parse is not None and isinstance(value, str) else value
         value = value if isinstance(value, list) else [value] * len(get_args(plain))
     try:
-        made = read(value, plain, parse)
+        result = read(value, plain, parse)
     except Misfit as misfit:
         if plain not in (int, float):
             raise
@@ -311,13 +311,13 @@ def _annotated(value: Any, plain: Any, notes: tuple[Any, ...], parse: Parse | No
         raise Misfit(misfit.value, needed, outside=misfit.outside) from None
     for note in notes:
         if isinstance(note, Range):
-            for number in [made] if isinstance(made, int | float) else _numbers(made):
+            for number in [result] if isinstance(result, int | float) else _numbers(result):
                 if not note.holds(number):
-                    raise Misfit(made, note.asked_by(number), outside=True)
-        if isinstance(note, Length) and not note.least <= len(made) <= note.most:
-            unit = "character" if isinstance(made, str) else "value"
-            raise Misfit(made, f"of {note} {unit}s")
-    return made
+                    raise Misfit(result, note.violated_by(number), outside=True)
+        if isinstance(note, Length) and not note.least <= len(result) <= note.most:
+            unit = "character" if isinstance(result, str) else "value"
+            raise Misfit(result, f"of {note} {unit}s")
+    return result
 
 
 def _numbers(value: Any, depth: int = 0) -> Iterator[float]:
@@ -365,13 +365,13 @@ def _sequence(value: Any, hint: Any, parse: Parse | None) -> Any:
     kinds = [inner[0]] * len(value) if of is not tuple or inner[-1] is Ellipsis else list(inner)
     if len(kinds) != len(value):
         raise Misfit(value, words(hint))
-    made = []
+    items = []
     for item, kind in zip(value, kinds):
         try:
-            made.append(read(item, kind, parse))
+            items.append(read(item, kind, parse))
         except Misfit as misfit:
             raise Misfit(value, misfit.needed if misfit.outside else words(hint), outside=misfit.outside) from None
-    return made if of is list else tuple(made)
+    return items if of is list else tuple(items)
 
 
 def check(record: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a model of clips says along a video: one answer after the other, and the video with them written below."""
+"""Predictions of a model of clips along a video: one after the other, and the video with them written below."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AT_ONCE = 8
 
 
 class Moment(NamedTuple):
-    """What is said of a part of a video. Those of a video lie one after the other, from its first to its last frame."""
+    """The prediction for a part of a video. Those of a video follow one another, from its first to its last frame."""
 
     start: float
     end: float
@@ -72,15 +72,15 @@ def moments(
 ) -> Iterator[Moment]:
     """Answers along a video. Memory grows with the frames of a clip, not with those of the video.
 
-    What is said of a clip counts for the `every` seconds around its middle; the first answer from the beginning on, the
-    last one to the end. A video that is shorter than a clip gets one answer.
+    The prediction for a clip counts for the `every` seconds around its middle; the first from the beginning on, the
+    last to the end. A video that is shorter than a clip gets one.
 
     Args:
         model: of clips, in evaluation mode, on `device`.
         path: of the video.
         along: which clips.
         device: where it runs.
-        infer: the way the model is asked of a batch of clips.
+        infer: how predictions are made of a batch of clips.
 
     Raises:
         DataError: a video that cannot be read.
@@ -89,61 +89,61 @@ def moments(
     video = open_video(path)
     seconds = along.seconds(model.preprocessing, video.rate)
     clips = _clips(path, model.preprocessing, seconds, along.every, 1 / video.rate)
-    begun, before = 0.0, None
-    for middle, target in _asked(model, clips, device, infer):
-        if before is not None:
-            turn = middle - along.every / 2
-            yield Moment(begun, turn, before)
-            begun = turn
-        before = target
-    if before is not None:
-        yield Moment(begun, video.time(len(video) - 1) + 1 / video.rate, before)
+    start, previous = 0.0, None
+    for middle, target in _predict(model, clips, device, infer):
+        if previous is not None:
+            end = middle - along.every / 2
+            yield Moment(start, end, previous)
+            start = end
+        previous = target
+    if previous is not None:
+        yield Moment(start, video.time(len(video) - 1) + 1 / video.rate, previous)
 
 
-def annotated(path: Path, said: Sequence[Moment], task: Task, classes: Sequence[str], out: Path) -> None:
-    """Write a video with what is said of each frame below it.
+def annotated(path: Path, parts: Sequence[Moment], task: Task, classes: Sequence[str], out: Path) -> None:
+    """Write a video with the prediction for each frame below it.
 
     Raises:
         DataError: a video that cannot be read.
         ResourceError: `out` cannot be written.
     """
-    write(out, _drawn(path, said, task, classes), open_video(path).rate)
+    write(out, _draw(path, parts, task, classes), open_video(path).rate)
 
 
-def _drawn(path: Path, said: Sequence[Moment], task: Task, classes: Sequence[str]) -> Iterator[Any]:
-    left = list(reversed(said))
+def _draw(path: Path, parts: Sequence[Moment], task: Task, classes: Sequence[str]) -> Iterator[Any]:
+    rest = list(reversed(parts))
     for frame in stream(path):
-        while len(left) > 1 and frame.time >= left[-1].end:
-            left.pop()
-        yield task.draw(frame.pixels[None], left[-1].target, classes)
+        while len(rest) > 1 and frame.time >= rest[-1].end:
+            rest.pop()
+        yield task.draw(frame.pixels[None], rest[-1].target, classes)
 
 
 def _clips(
-    path: Path, preprocessing: Preprocessing, seconds: float, every: float, shown: float
+    path: Path, preprocessing: Preprocessing, seconds: float, every: float, duration: float
 ) -> Iterator[tuple[float, Tensor]]:
-    """The middle of each clip in seconds, and its frames (T, C, H, W). `shown`: seconds that a frame lasts."""
-    fit = evaluation_transform(preprocessing)
-    held: deque[tuple[float, Tensor]] = deque()
+    """The middle of each clip in seconds, and its frames (T, C, H, W). `duration`: seconds that a frame lasts."""
+    transform = evaluation_transform(preprocessing)
+    frames: deque[tuple[float, Tensor]] = deque()
     end, number = seconds, 0
     for time, pixels in stream(path, preprocessing):
-        if time < end - seconds - shown / 2:
+        if time < end - seconds - duration / 2:
             continue
-        held.append((time, fit(pixels)))
-        while time + shown >= end - shown / 2:  # several clips, where frames lie further apart than clips
-            while len(held) > 1 and held[0][0] < end - seconds - shown / 2:
-                held.popleft()
-            yield end - seconds / 2, _picked(held, preprocessing)
+        frames.append((time, transform(pixels)))
+        while time + duration >= end - duration / 2:  # several clips, where frames lie further apart than clips
+            while len(frames) > 1 and frames[0][0] < end - seconds - duration / 2:
+                frames.popleft()
+            yield end - seconds / 2, _select(frames, preprocessing)
             number += 1
             end = seconds + number * every
     if not number:
-        yield seconds / 2, _picked(held, preprocessing)
+        yield seconds / 2, _select(frames, preprocessing)
 
 
-def _picked(held: Sequence[tuple[float, Tensor]], preprocessing: Preprocessing) -> Tensor:
-    return torch.stack([held[index][1] for index in evaluation_frames(preprocessing, 1, len(held))])
+def _select(frames: Sequence[tuple[float, Tensor]], preprocessing: Preprocessing) -> Tensor:
+    return torch.stack([frames[index][1] for index in evaluation_frames(preprocessing, 1, len(frames))])
 
 
-def _asked(
+def _predict(
     model: Model, clips: Iterator[tuple[float, Tensor]], device: torch.device | str, infer: Inference
 ) -> Iterator[tuple[float, Target]]:
     """Middles and answers, several clips at once."""

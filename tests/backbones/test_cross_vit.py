@@ -27,7 +27,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone, classes):
         super().__init__()
         self.backbone = backbone
-        self.head = Linear(width=backbone.width, classes=classes)
+        self.head = Linear(backbone.feature_info, classes=classes)
 
     def forward(self, images):
         return self.head(self.backbone(images))

@@ -20,7 +20,7 @@ class Classifier(nn.Module):
     def __init__(self, backbone, classes=1000):
         super().__init__()
         self.backbone = backbone
-        self.head = Linear(width=backbone.width, classes=classes)
+        self.head = Linear(backbone.feature_info, classes=classes)
 
     def forward(self, images):
         return self.head(self.backbone(images))

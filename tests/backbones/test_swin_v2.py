@@ -91,9 +91,7 @@ def swap_norms(backbone):
 
 def norm_in_front(backbone):
     for block in backbone.stages[0]:
-        block.attention_branch = lambda x, grid, padding, block=block: type(block).attention_branch(
-            block, block.norm1(x), grid, padding
-        )
+        block.attend = lambda x, grid, padding, block=block: type(block).attend(block, block.norm1(x), grid, padding)
 
 
 def move_the_bias_to_the_keys(backbone):
@@ -240,12 +238,12 @@ def test_the_bias_is_worked_out_once_and_never_stale():
     ):
         before = bias()
         change()
-        assert torch.equal(bias(), position.work_out())
+        assert torch.equal(bias(), position.compute())
         assert not torch.equal(bias(), before)
     position.fc2.weight.data.mul_(2)  # not counted by torch, but a change of mode is enough
     position.train().eval()
-    assert torch.equal(bias(), position.work_out())
-    assert torch.equal(position.bias(torch.bfloat16), position.work_out().bfloat16())
+    assert torch.equal(bias(), position.compute())
+    assert torch.equal(position.bias(torch.bfloat16), position.compute().bfloat16())
     assert bias().dtype == torch.float
     with torch.enable_grad():
         assert bias().requires_grad

@@ -83,7 +83,7 @@ def test_equals_the_authors_code(name):
 
 @dataclass(frozen=True)
 class Unmasked(Windows):
-    """Windows whose empty seats hold zeros that everybody looks at."""
+    """Windows that are filled up with zeros, which every query attends to."""
 
     def gather(self, x, padding=None):
         """As one cuts a map that was padded with zeros."""
@@ -96,7 +96,7 @@ class Unmasked(Windows):
 def dense_errors(forgets):
     """The authors' dense code, whose norm after each stage feeds the next one and which has two faults of its own.
 
-    It drops the last row or column of an odd map, where we fill up with zeros; and it masks the empty seats of windows
+    It drops the last row or column of an odd map, where we fill up with zeros; and it masks what is missing of windows
     only if both axes have some, where we always do. `forgets` are the stages whose maps have them along one axis.
     """
     _, tensors, parameters, rounding = golden("twins_svt_dense")

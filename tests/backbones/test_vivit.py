@@ -3,7 +3,7 @@ import torch
 from reference import Classifier, full_size, golden, randomise, rounding_of
 from torch import nn
 
-from patchform.backbones.vivit import VARIANTS, FactorisedEncoder, Places
+from patchform.backbones.vivit import VARIANTS, FactorisedEncoder, TubeletPosition
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import recording
@@ -233,9 +233,9 @@ def test_attention_is_no_larger_than_the_paper_says(name):
 def test_attention_over_time_adds_nothing_at_the_start():
     block = variant("nano_fsa").blocks[0]
     x = torch.randn(1, 3, 5, 24)
-    assert not block.over_time(x).any()
+    assert not block.attend_time(x).any()
     assert not block.temporal_attention.proj.weight.any()
-    block.over_time(x).sum().backward()
+    block.attend_time(x).sum().backward()
     assert block.temporal_attention.proj.weight.grad.any()  # and yet it learns
 
 
@@ -260,7 +260,7 @@ def test_traces_whole(name):
 
 @torch.no_grad()
 def test_positions_are_resized_in_space_and_in_time():
-    position = randomise(Places(6, (4, 4), 3, prefix=1))
+    position = randomise(TubeletPosition(6, (4, 4), 3, prefix=1))
     zero = torch.zeros(2, 1 + 5 * 6 * 7, 6)
     added = position(zero, (6, 7))
     assert torch.equal(added[:, :1], position.table[:, :1].expand(2, -1, -1))
@@ -276,33 +276,33 @@ def test_tables_of_other_clips_and_of_pictures():
     def fitted(own, source, *, from_images=False, grid=None):
         return own.fit("table", source.table.detach(), TransferContext(Transfer(grid=grid), from_images=from_images))
 
-    own = randomise(Places(6, (4, 4), 3, prefix=1), seed=1)
-    table, said = fitted(own, longer := randomise(Places(6, (4, 4), 5, prefix=1)))
+    own = randomise(TubeletPosition(6, (4, 4), 3, prefix=1), seed=1)
+    table, said = fitted(own, longer := randomise(TubeletPosition(6, (4, 4), 5, prefix=1)))
     assert said == "grid 4 x 4 to 4 x 4, 5 in time to 3"
     torch.testing.assert_close(table, longer(torch.zeros(1, 49, 6), (4, 4)))
-    table, said = fitted(own, larger := randomise(Places(6, (6, 6), 3, prefix=1)))
+    table, said = fitted(own, larger := randomise(TubeletPosition(6, (6, 6), 3, prefix=1)))
     assert said == "grid 6 x 6 to 4 x 4, 3 in time to 3"
     torch.testing.assert_close(table, larger(torch.zeros(1, 49, 6), (4, 4)))
     with pytest.raises(ValueError, match="name the grid of the source"):
-        fitted(own, wide := randomise(Places(6, (2, 5), 3, prefix=1)))
+        fitted(own, wide := randomise(TubeletPosition(6, (2, 5), 3, prefix=1)))
     table, _ = fitted(own, wide, grid=(2, 5))
     torch.testing.assert_close(table, wide(torch.zeros(1, 49, 6), (4, 4)))
     with pytest.raises(ValueError, match="no multiple of 3 x 7"):
         fitted(own, wide, grid=(3, 7))
     with pytest.raises(ValueError, match="2 grids"):  # 12 moments of 4 x 4 or 3 of 8 x 8
-        fitted(own, randomise(Places(6, (8, 8), 3, prefix=1)))
+        fitted(own, randomise(TubeletPosition(6, (8, 8), 3, prefix=1)))
     picture = randomise(Learned1D(6, (5, 5), prefix=1))
     table, said = fitted(own, picture, from_images=True)
     assert said == "grid 5 x 5 to 4 x 4, 1 in time to 3"
     same = picture(torch.zeros(1, 17, 6), (4, 4))
     torch.testing.assert_close(table, torch.cat([same[:, :1], same[:, 1:].repeat(1, 3, 1)], 1))
-    without = Places(6, (4, 4), 3)
+    without = TubeletPosition(6, (4, 4), 3)
     table, _ = fitted(without, picture, from_images=True)  # the row of the class token is left out
     torch.testing.assert_close(table, same[:, 1:].repeat(1, 3, 1))
     with pytest.raises(ValueError, match="no table of this width"):
         fitted(own, Learned1D(7, (4, 4)))
-    line = Places(6, (1, 1), 4, prefix=1)
-    table, said = fitted(line, longer := randomise(Places(6, (1, 1), 16, prefix=1)), grid=(2, 2))
+    line = TubeletPosition(6, (1, 1), 4, prefix=1)
+    table, said = fitted(line, longer := randomise(TubeletPosition(6, (1, 1), 16, prefix=1)), grid=(2, 2))
     assert said == "grid 1 x 1 to 1 x 1, 16 in time to 4"
     torch.testing.assert_close(table, longer(torch.zeros(1, 5, 6), (1, 1)))
 

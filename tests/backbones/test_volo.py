@@ -21,7 +21,7 @@ class TokenLabels(nn.Module):
     def __init__(self, backbone, classes=10):
         super().__init__()
         self.backbone = backbone
-        self.head = TokenLabel(channels=backbone.channels, width=backbone.width, classes=classes)
+        self.head = TokenLabel(backbone.feature_info, classes=classes)
 
     def forward(self, images):
         return self.head.logits(self.head(self.backbone(images)))

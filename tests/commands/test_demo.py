@@ -30,7 +30,7 @@ def test_a_demo_goes_the_whole_way(task, few, tmp_path, capsys):
         json.loads(line) for line in (made.folder / "predictions" / "predictions.jsonl").read_text().splitlines()
     ]
     assert len(answers) == (5 if task == "video" else 10)
-    assert all(demo._said(answer) for answer in answers)
+    assert all(demo._answer_text(answer) for answer in answers)
     assert made.scores.best is not None
     assert 0 <= made.scores.best <= 1
     (made.folder / "predictions" / "old.txt").write_text("")

@@ -1,4 +1,4 @@
-"""Words of a command line as ways to ask a model."""
+"""Words of a command line as ways to make predictions."""
 
 import argparse
 
@@ -7,10 +7,10 @@ import pytest
 from patchform.commands import inference_options
 from patchform.errors import UsageError
 from patchform.inference import MultiScale, MultiView, SlicedObjects, SlidingWindow
-from patchform.model import build_model, save
+from patchform.model import Model, build_model, save
 
 
-def way(*words):
+def infer(*words):
     parser = argparse.ArgumentParser()
     parser.add_argument("--run")
     inference_options.add_arguments(parser)
@@ -22,20 +22,20 @@ def a_run(folder, task, head):
     return str(folder)
 
 
-def test_words_become_ways_to_ask(tmp_path):
+def test_words_become_ways_to_predict(tmp_path):
     pixels = a_run(tmp_path / "pixels", "semantic_segmentation", "setr")
     objects = a_run(tmp_path / "objects", "detection", "retinanet")
-    assert way() is None
-    assert way("--window", "512", "--run", pixels) == SlidingWindow((512, 512), (342, 342))
-    assert way("--window", "64", "--stride", "64", "--run", pixels) == SlidingWindow((64, 64), (64, 64))
-    assert way("--window", "64", "--margin", "16", "--run", pixels) == SlidingWindow((64, 64), (32, 32), margin=16)
-    assert way("--window", "512", "--run", objects) == SlicedObjects((512, 512), (342, 342))
+    assert infer() is Model.predict
+    assert infer("--window", "512", "--run", pixels) == SlidingWindow((512, 512), (342, 342))
+    assert infer("--window", "64", "--stride", "64", "--run", pixels) == SlidingWindow((64, 64), (64, 64))
+    assert infer("--window", "64", "--margin", "16", "--run", pixels) == SlidingWindow((64, 64), (32, 32), margin=16)
+    assert infer("--window", "512", "--run", objects) == SlicedObjects((512, 512), (342, 342))
     with pytest.raises(UsageError, match="--margin is for masks"):
-        way("--window", "64", "--margin", "8", "--run", objects)
-    assert way("--mirrored") == MultiScale((1.0,), True)
-    assert way("--scales", "0.5", "1") == MultiScale((0.5, 1.0), False)
-    assert way("--clips", "4", "--crops", "3") == MultiView(4, 3)
-    assert way("--crops", "3") == MultiView(1, 3)
+        infer("--window", "64", "--margin", "8", "--run", objects)
+    assert infer("--mirrored") == MultiScale((1.0,), True)
+    assert infer("--scales", "0.5", "1") == MultiScale((0.5, 1.0), False)
+    assert infer("--clips", "4", "--crops", "3") == MultiView(4, 3)
+    assert infer("--crops", "3") == MultiView(1, 3)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_words_become_ways_to_ask(tmp_path):
 )
 def test_words_that_make_no_sense_are_refused(words, said):
     with pytest.raises(UsageError, match=said):
-        way(*words)
+        infer(*words)
 
 
 @pytest.mark.parametrize(
@@ -59,5 +59,5 @@ def test_words_that_make_no_sense_are_refused(words, said):
 )
 def test_numbers_out_of_range_are_refused(words, capsys):
     with pytest.raises(SystemExit):
-        way(*words.split())
+        infer(*words.split())
     assert "it must be " in capsys.readouterr().err

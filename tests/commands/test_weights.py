@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import patchform as pf
 from patchform import cli
-from patchform.commands.conversion import Wanted, fit
+from patchform.commands.conversion import Candidate, fit
 from patchform.commands.weights import ACTIONS, EXAMPLE
 from patchform.errors import ModelFileError
 from patchform.loading import export_weights, load_weights
@@ -255,13 +255,13 @@ def test_whole_detectors_are_recognised(layout):
         task = "instance_segmentation" if head == "detr_masks" else "detection"
         model = build_model(task, backbone="resnet/18", head=head, classes=list(map(str, range(91))))
     tensors = {name: one for name, one in export_weights(model, layout).items() if "num_batches" not in name}
-    found = fit(tensors, Wanted(backbone="resnet/18", options={}, head_options={}))
+    found = fit(tensors, Candidate(backbone="resnet/18"))
     assert (found.architecture.head, found.architecture.task, found.classes) == (head, task, 91)
     assert found.report.layout == layout
     assert not found.report.of("dropped") + found.report.of("resized")
     some = {name: one for name, one in tensors.items() if "query" not in name}  # control
     with pytest.raises(ModelFileError):
-        fit(some, Wanted(backbone="resnet/18", options={}, head_options={}))
+        fit(some, Candidate(backbone="resnet/18"))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_planted_faults_are_found(planted, clean, tmp_path):
     place = spoil(root)
     before = tree_state(root)
     found = diagnose(settings(name, root), task=TASKS.get(name))
-    rows = {row: (number, first) for row, number, first in found.found()}
+    rows = {row: (number, first) for row, number, first in found.by_kind()}
     assert kind in rows
     assert rows[kind][0] > sound.get(kind, 0)
     texts = [f"{fault.where}: {fault.what}" for _, fault in rows[kind][1]]
@@ -89,7 +89,7 @@ def test_of_many_the_first_are_shown(tmp_path):
     for file in (root / "train" / "ants").iterdir():
         file.write_bytes(b"")
     found = diagnose(DataSettings(path=str(root)))
-    ((kind, number, first),) = found.found()
+    ((kind, number, first),) = found.by_kind()
     assert (kind, number, len(first), found.fatal) == ("picture-bad", 6, SHOWN, 6)
 
 

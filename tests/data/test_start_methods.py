@@ -148,7 +148,7 @@ def videos(root):
         for name in "ab":
             frame_folder(root / "clips" / part / name / "1", count=6, size=(40, 48))
     clips = Preprocessing(size=(32, 32), frames=4, sampling="uniform")
-    return both(root / "clips", "video_classification", clips, frames=4)
+    return both(root / "clips", "video_classification", clips)
 
 
 @pytest.fixture(scope="module")

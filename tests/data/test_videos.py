@@ -102,8 +102,8 @@ def test_the_control_seeking_by_average_rate_misses(name, made):
 
 def test_little_is_decoded_to_get_to_a_frame(made, monkeypatch):
     """From the key frame before, not from the beginning."""
-    passed, placed = [], encoded._placed
-    monkeypatch.setattr(encoded, "_placed", lambda *given: (passed.append(1) or one for one in placed(*given)))
+    passed, placed = [], encoded._timed_frames
+    monkeypatch.setattr(encoded, "_timed_frames", lambda *given: (passed.append(1) or one for one in placed(*given)))
     for name in ("h264.mp4", "h264.mkv", "vp9.webm"):
         found = open_video(made(name))
         keys = [*found._table.keys, COUNT]
@@ -310,8 +310,8 @@ def test_what_is_known_of_a_video_goes_to_other_processes(made):
 
 
 def test_a_stream_is_read_as_it_is_asked_for(made, monkeypatch):
-    passed, placed = [], encoded._placed
-    monkeypatch.setattr(encoded, "_placed", lambda *given: (passed.append(1) or one for one in placed(*given)))
+    passed, placed = [], encoded._timed_frames
+    monkeypatch.setattr(encoded, "_timed_frames", lambda *given: (passed.append(1) or one for one in placed(*given)))
     frames = stream(made("h264.mp4"))
     next(frames)
     next(frames)

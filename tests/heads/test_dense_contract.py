@@ -12,7 +12,7 @@ from patchform.errors import DataError, UsageError
 from patchform.geometry import grids
 from patchform.heads.base import Cells, DenseHead, Head
 from patchform.model import build_backbone, build_model, load, save
-from patchform.records import Batch, Features, Preprocessing, Regions
+from patchform.records import Batch, FeatureInfo, Features, Preprocessing, Regions
 
 TASK, CLASSES = "semantic_segmentation", 3
 BACKBONES = [name for name in lookup.names("backbones") if build_backbone(f"{name}/nano").frames is None]
@@ -170,7 +170,7 @@ class Bare(DenseHead):
 
 
 def bare(stride=1, **options):
-    return Bare(strides=(stride,), classes=CLASSES, auxiliary_weight=0.4, **options)
+    return Bare(FeatureInfo((CLASSES,), (stride,), 0), classes=CLASSES, auxiliary_weight=0.4, **options)
 
 
 def told(logits, *, stride=1, size=None, **padding):
@@ -237,8 +237,8 @@ def test_chosen_pixels_are_those_of_the_enlarged_map(cells, covered, size):
     map_ = Cells(torch.randn(2, CLASSES, *cells, generator=torch.Generator().manual_seed(0)), covered)
     rows, columns = torch.arange(1, size[0], 3), torch.arange(2, size[1], 4)
     wanted = map_.enlarged(size)[:, :, rows[:, None], columns]
-    torch.testing.assert_close(map_.seen_at(size, rows, columns), wanted)
-    assert (map_.seen_at(size, rows - 1, columns) - wanted).abs().max() > 1e-2  # control
+    torch.testing.assert_close(map_.sampled(size, rows, columns), wanted)
+    assert (map_.sampled(size, rows - 1, columns) - wanted).abs().max() > 1e-2  # control
 
 
 def test_fewer_pixels_are_learnt_from_alike():

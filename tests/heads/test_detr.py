@@ -13,11 +13,11 @@ from patchform.errors import DataError, ModelFileError, UsageError
 from patchform.geometry import masks
 from patchform.geometry.boxes import to_corners
 from patchform.heads.detr import DETR, DETRRaw
-from patchform.heads.detr_masks import DETRMasks, Looks, MaskConvolutions
+from patchform.heads.detr_masks import AttentionMaps, DETRMasks, MaskConvolutions
 from patchform.loading import export_weights, load_weights
 from patchform.model import build_model
 from patchform.published.resnet import LAYOUTS
-from patchform.records import Features, Instances
+from patchform.records import FeatureInfo, Features, Instances
 from patchform.settings import Transfer
 from patchform.weights.rules import Rules
 
@@ -36,8 +36,7 @@ class Whole(nn.Module):
         form = {"depths": (2, 2), "heads": heads, "hidden": 64, **(form or {})}
         self.backbone = backbone
         self.head = head(
-            channels=backbone.channels,
-            strides=backbone.strides,
+            backbone.feature_info,
             classes=7,
             queries=6,
             channels_inside=width,
@@ -132,7 +131,7 @@ def sees_padding(model):
 def norms_elsewhere(model):
     for layer in (*model.head.encoder, *model.head.decoder):
         for around in layer.around:
-            around.first = not around.first
+            around.pre_norm = not around.pre_norm
 
 
 def not_dilated(model):
@@ -161,11 +160,11 @@ def test_control_another_structure_gives_other_numbers(name):
 # ---------------------------------------------------------------------------------------------------------- criterion
 
 
-def head(kind=DETR, *, width=16, **options):
+def head(kind=DETR, *, width=16, strides=(16,), **options):
     form = {"heads": 2, "hidden": 16, "depths": (1, 2), **options.pop("transformer", {})}
-    options = {"channels": (8,), "strides": (16,), "classes": 7, "queries": 6, "channels_inside": width, **options}
+    options = {"classes": 7, "queries": 6, "channels_inside": width, **options}
     torch.manual_seed(0)
-    return kind(transformer=form, **options)
+    return kind(FeatureInfo((8,) * len(strides), strides, 0), transformer=form, **options)
 
 
 def told(logits, boxes, pictures):
@@ -320,7 +319,7 @@ def mask_parts(state):
     """What masks are made with, filled with the authors' parameters."""
     parts = nn.Module()
     parts.head = nn.Module()
-    parts.head.looks, parts.head.masks = Looks(128, 8), MaskConvolutions(128, 8, (64, 32, 16))
+    parts.head.looks, parts.head.masks = AttentionMaps(128, 8), MaskConvolutions(128, 8, (64, 32, 16))
     of_masks = (rule for rule in LAYOUTS["detr_masks"] if str(rule[0]).startswith(("mask_head", "bbox_attention")))
     load(parts, Rules(*of_masks), state)
     return parts.head.eval()
@@ -355,7 +354,7 @@ def test_masks_are_the_authors():
 
 
 def test_masks_of_a_perfect_output_come_back():
-    own = head(DETRMasks, width=16, channels=(8, 8, 8, 8), strides=(4, 8, 16, 32)).eval()
+    own = head(DETRMasks, width=16, strides=(4, 8, 16, 32)).eval()
     maps = [torch.randn(1, 8, 64 // stride, 64 // stride) for stride in (4, 8, 16, 32)]
     padding = torch.zeros(1, 64, 64, dtype=torch.bool)
     padding[:, 48:] = True
@@ -384,7 +383,7 @@ def test_masks_of_a_perfect_output_come_back():
 
 
 def test_objects_without_masks_are_refused():
-    own = head(DETRMasks, width=16, channels=(8, 8), strides=(16, 32))
+    own = head(DETRMasks, width=16, strides=(16, 32))
     raw = own(Features((torch.randn(1, 8, 4, 4), torch.randn(1, 8, 2, 2)), (16, 32), (64, 64)))
     target = Instances(torch.tensor([[1.0, 2, 30, 40]]), torch.tensor([1]))
     with pytest.raises(DataError, match="without masks"):
@@ -392,7 +391,7 @@ def test_objects_without_masks_are_refused():
     with pytest.raises(DataError, match=r"\(65, 64\) pixels for an input of \(64, 64\)"):
         own.loss(raw, [target._replace(masks=masks.from_dense(torch.ones(1, 65, 64)))])
     with pytest.raises(UsageError, match="8 divides it"):
-        head(DETRMasks, width=12, channels=(8, 8, 8), strides=(8, 16, 32))
+        head(DETRMasks, width=12, strides=(8, 16, 32))
 
 
 # -------------------------------------------------------------------------------------------------- transformers, live
@@ -451,7 +450,7 @@ def test_same_numbers_as_transformers(with_masks):
         if with_masks:
             query = torch.arange(6).repeat(2)
             image = torch.arange(2).repeat_interleave(6)
-            logits = ours.head.masks(raw.cells, raw.beside.looks[image, query], raw.beside.guides, image)
+            logits = ours.head.masks(raw.cells, raw.mask_inputs.attention[image, query], raw.mask_inputs.guides, image)
             parts.append(logits.flatten())
         return torch.cat(parts)
 

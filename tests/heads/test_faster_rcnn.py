@@ -4,9 +4,8 @@ import pytest
 import torch
 import torchvision
 from detectors import (
-    CHANNELS,
     EVERYTHING,
-    STRIDES,
+    FEATURES,
     features,
     objects,
     ours,
@@ -49,7 +48,7 @@ def test_same_boxes_as_torchvision():
     head, (images, batch, padding) = ours(other), pictures((128, 192), (101, 137))
     proposals, _ = other.rpn(other.transform(images)[0], other.backbone(batch))
     raw = head(features(batch, padding))
-    for mine, their in zip(raw.regions, proposals, strict=True):
+    for mine, their in zip(raw.proposals, proposals, strict=True):
         torch.testing.assert_close(mine, their, rtol=0, atol=1e-3)
     found = head.decode(raw, [(128, 192), (101, 137)])
     assert min(len(each.boxes) for each in found) > 20
@@ -100,7 +99,7 @@ def test_layouts_go_round(kind):
         norm.weight.fill_(0.7)
     below = resnet.ResNet(depths=(1, 1, 1, 1))
     options = {"boxes": {"aligned": False}, "proposals": {"spacing": "input"}}
-    head = kind(channels=below.channels, strides=below.strides, classes=3, **options)
+    head = kind(below.feature_info, classes=3, **options)
     model = Model(below, head, classes=("a", "b", "c"), preprocessing=Preprocessing(size=(96, 160)))
     state = other.state_dict()
     assert load_weights(model, state).layout == "torchvision_rcnn"
@@ -130,7 +129,7 @@ def test_layouts_go_round(kind):
 def small(**options):
     torch.manual_seed(0)
     options = {"boxes": {"width": 16}, **options}
-    return FasterRCNN(channels=CHANNELS, strides=STRIDES, classes=3, channels_inside=8, **options)
+    return FasterRCNN(FEATURES, classes=3, channels_inside=8, **options)
 
 
 FORMS = {
@@ -172,7 +171,7 @@ def test_a_perfect_output_decodes_to_the_target():
     logits, shifts = torch.full((4, 4), -20.0), torch.zeros(4, 4, 4)
     logits[range(4), target.classes + 1] = 20.0
     shifts[range(4), target.classes + 1] = boxes.encode(target.boxes, region, SCALES)
-    raw = raw._replace(regions=(region,), logits=logits, shifts=shifts)
+    raw = raw._replace(proposals=(region,), logits=logits, deltas=shifts)
     (found,) = head.decode(raw, [(128, 96)])
     order = found.classes.argsort(stable=True)
     wanted = target.classes.argsort(stable=True)
@@ -191,29 +190,29 @@ def test_crowds_count_for_nothing():
         crowd=torch.tensor([False, False, False, True]),
     )
     raw = head(seen, [crowd])
-    assert (raw.objects[0] < 3).all()
-    inside = raw.objects[0] == BACKGROUND
+    assert (raw.matches[0] < 3).all()
+    inside = raw.matches[0] == BACKGROUND
     assert not inside.any()  # every region lies in the crowd: none is background
     losses = means(head.loss(raw, [crowd]))
     assert all(loss.isfinite() for loss in losses.values())
     plain = head(seen, [target])
-    assert (plain.objects[0] == BACKGROUND).any()  # control
+    assert (plain.matches[0] == BACKGROUND).any()  # control
     alone = crowd._replace(crowd=torch.tensor([True] * 4))
     assert means(head.loss(head(seen, [alone]), [alone]))["box"] == 0
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 @torch.no_grad()
-def test_regions_are_read_where_they_are_unless_asked_otherwise(aligned):
+def test_proposals_are_pooled_where_they_are_unless_asked_otherwise(aligned):
     """torchvision's operator on its `aligned` form, which is Detectron2's; half a cell further is the control."""
     head, size = small(neck="single", anchor_sizes=(16, 32, 64)), (64, 96)
     raw = head(features(pictures(size, size)[1]))
-    cells = roi_align(raw.levels[0], list(raw.regions), 7, 1 / 32, sampling_ratio=2, aligned=aligned)
+    cells = roi_align(raw.levels[0], list(raw.proposals), 7, 1 / 32, sampling_ratio=2, aligned=aligned)
     logits, shifts = head.box_head(cells)
     assert len(logits) > 50
     if aligned:
         torch.testing.assert_close(raw.logits, logits)
-        torch.testing.assert_close(raw.shifts, shifts)
+        torch.testing.assert_close(raw.deltas, shifts)
     else:
         assert (raw.logits - logits).abs().max() > 0.01 * logits.abs().max()
 
@@ -227,13 +226,13 @@ def test_a_region_stands_for_an_object_from_half_of_it_on(from_iou):
     raw = head(features(pictures(size, size)[1]), targets)
     other = theirs(**({} if from_iou == 0.5 else {"box_fg_iou_thresh": from_iou, "box_bg_iou_thresh": from_iou}))
     owners, labels = other.roi_heads.assign_targets_to_proposals(
-        list(raw.regions), [target.boxes for target in targets], [target.classes + 1 for target in targets]
+        list(raw.proposals), [target.boxes for target in targets], [target.classes + 1 for target in targets]
     )
     wanted = [owner.where(label > 0, BACKGROUND) for owner, label in zip(owners, labels, strict=True)]
-    assert torch.equal(torch.cat(raw.objects), torch.cat(wanted)) == (from_iou == 0.5)
+    assert torch.equal(torch.cat(raw.matches), torch.cat(wanted)) == (from_iou == 0.5)
     if from_iou == 0.5:
-        best = torch.cat([box_iou(region, target.boxes).amax(1) for region, target in zip(raw.regions, targets)])
-        assert torch.equal(torch.cat(raw.objects) >= 0, best >= 0.5)
+        best = torch.cat([box_iou(region, target.boxes).amax(1) for region, target in zip(raw.proposals, targets)])
+        assert torch.equal(torch.cat(raw.matches) >= 0, best >= 0.5)
         assert ((best >= 0.5) & (best < 0.6)).sum() > 20
         assert ((best >= 0.4) & (best < 0.5)).sum() > 20
 
@@ -268,8 +267,8 @@ def test_samples_follow_the_global_generator():
     def once(seed):
         torch.manual_seed(seed)
         raw = head(seen, targets)
-        assert len(raw.regions[0]) == 20
-        assert 0 < (raw.objects[0] >= 0).sum() <= 5
+        assert len(raw.proposals[0]) == 20
+        assert 0 < (raw.matches[0] >= 0).sum() <= 5
         return torch.stack(list(means(head.loss(raw, targets)).values()))
 
     assert torch.equal(once(1), once(1))
@@ -334,5 +333,5 @@ def test_what_it_refuses():
         small(proposals={"sample": 3})
     with pytest.raises(UsageError, match="3 anchor_sizes for 5 levels; give one a level"):
         small(anchor_sizes=(8, 16, 32))
-    with pytest.raises(UsageError, match='layers is "one"'):
+    with pytest.raises(UsageError, match="one of two_fc, conv_fc"):
         small(boxes={"layers": "one"})

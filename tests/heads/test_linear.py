@@ -11,15 +11,16 @@ from torch.nn import functional as F
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.linear import Linear
-from patchform.records import Features, Label
+from patchform.records import FeatureInfo, Features, Label
 
 CLASSES, WIDTH = 7, 12
+FEATURES = FeatureInfo((WIDTH,), (1,), WIDTH)
 WEIGHTS = [0.3, 1.0, 2.5, 0.7, 1.1, 4.0, 0.2]
 
 
 def head(**options):
     torch.manual_seed(0)
-    built = Linear(width=WIDTH, classes=CLASSES, **options)
+    built = Linear(FEATURES, classes=CLASSES, **options)
     torch.nn.init.normal_(built.classifier.weight)
     torch.nn.init.normal_(built.classifier.bias)
     return built
@@ -137,7 +138,7 @@ def test_decode_of_a_perfect_output_is_the_target():
 
 def test_loss_starts_near_chance_and_falls_on_one_batch():
     torch.manual_seed(0)
-    built, batch, targets = Linear(width=WIDTH, classes=CLASSES, hidden=16), features(), targets_of("hard")
+    built, batch, targets = Linear(FEATURES, classes=CLASSES, hidden=16), features(), targets_of("hard")
     optimizer = torch.optim.SGD(built.parameters(), lr=1.0)
     losses = []
     for _ in range(60):
@@ -152,7 +153,7 @@ def test_loss_starts_near_chance_and_falls_on_one_batch():
 
 def test_the_summary_has_a_gradient_at_the_first_step():
     summary = features().summary.requires_grad_()
-    built = Linear(width=WIDTH, classes=CLASSES)
+    built = Linear(FEATURES, classes=CLASSES)
     means(built.loss(built(Features((), (), (1, 1), summary=summary)), targets_of("hard")))["loss"].backward()
     assert summary.grad.abs().min() > 0
 
@@ -184,7 +185,7 @@ def test_bfloat16_logits_give_a_float32_loss():
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(UsageError):
-        Linear(width=WIDTH, classes=CLASSES, **options)
+        Linear(FEATURES, classes=CLASSES, **options)
 
 
 def test_targets_that_do_not_fit_are_refused():
@@ -198,10 +199,10 @@ def test_targets_that_do_not_fit_are_refused():
 
 
 def test_parts_are_classified_one_by_one_and_averaged():
-    built = randomise(Linear(width=WIDTH, classes=CLASSES, parts=(5, 7)))
+    built = randomise(Linear(FEATURES, classes=CLASSES, parts=(5, 7)))
     summary = features().summary
     first, second = built.classifier.parts
     wanted = (first(summary[:, :5]) + second(summary[:, 5:])) / 2
     torch.testing.assert_close(built(features()), wanted)
     with pytest.raises(UsageError, match="parts of"):
-        Linear(width=WIDTH, classes=CLASSES, parts=(5, 6))
+        Linear(FEATURES, classes=CLASSES, parts=(5, 6))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectors import CHANNELS, STRIDES, features, objects, ours, pictures, same_predictions, their_targets, theirs
+from detectors import FEATURES, features, objects, ours, pictures, same_predictions, their_targets, theirs
 from losses import means, total_loss
 from torchvision.models.detection import MaskRCNN as Theirs
 
@@ -70,7 +70,7 @@ def test_same_losses_as_torchvision():
 def small(**options):
     torch.manual_seed(0)
     options = {"boxes": {"width": 16}, "masks": {"channels": 8, "convolutions": 1, "size": 7}, **options}
-    return MaskRCNN(channels=CHANNELS, strides=STRIDES, classes=3, channels_inside=8, **options)
+    return MaskRCNN(FEATURES, classes=3, channels_inside=8, **options)
 
 
 def test_every_parameter_learns_and_nothing_there_is_no_harm():
@@ -94,7 +94,7 @@ def test_fewer_masks_are_the_first_of_the_sample():
     head, size = small(masks={"samples": 2}), (64, 96)
     targets = [discs(size, 4), discs(size, 0)]
     raw = head(features(pictures(size, size)[1]), targets)
-    assert (raw.objects[0][:4] >= 0).all()
+    assert (raw.matches[0][:4] >= 0).all()
     assert len(raw.masks) == 2
     assert means(head.loss(raw, targets))["mask"].isfinite()
 
@@ -105,7 +105,7 @@ def test_perfect_masks_decode_to_the_target():
     raw = head(features(pictures(size)[1]))
     logits = torch.full((3, 4), -20.0)
     logits[range(3), target.classes + 1] = 20.0 - torch.arange(3)  # in this order
-    raw = raw._replace(regions=(target.boxes,), logits=logits, shifts=torch.zeros(3, 4, 4))
+    raw = raw._replace(proposals=(target.boxes,), logits=logits, deltas=torch.zeros(3, 4, 4))
     cut = masks.sample(target.masks, target.boxes, torch.arange(3), 56)
     head.mask.forward = lambda x: (40 * (cut - 0.5))[:, None].expand(-1, 4, -1, -1)
     for scale in (1, 3):

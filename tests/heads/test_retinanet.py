@@ -23,7 +23,7 @@ from patchform.heads import retinanet
 from patchform.heads.retinanet import Options, RetinaNet
 from patchform.loading import export_weights, load_weights
 from patchform.model import Model, build_model
-from patchform.records import Batch, Features, Instances, Preprocessing
+from patchform.records import Batch, FeatureInfo, Features, Instances, Preprocessing
 
 CLASSES, WIDTH = 4, 32
 NAMES = [f"class {number}" for number in range(CLASSES)]
@@ -63,8 +63,7 @@ def theirs(form):
 def ours(form, state=None, **options):
     backbone = resnet.ResNet(depths=(1, 1, 1, 1))
     head = RetinaNet(
-        channels=backbone.channels,
-        strides=backbone.strides,
+        backbone.feature_info,
         classes=CLASSES,
         channels_inside=WIDTH,
         form=form,
@@ -121,7 +120,7 @@ def test_same_numbers_as_torchvision(form, size, second):
         found = model.head(features)
     assert torch.equal(found.anchors, anchors[0])
     rounding = {}
-    for name, mine in (("cls_logits", found.logits), ("bbox_regression", found.shifts)):
+    for name, mine in (("cls_logits", found.logits), ("bbox_regression", found.deltas)):
         rounding[name] = (wanted[name] - exact[name]).abs().max()
         assert 1e-7 < rounding[name] < 1e-2
         assert (mine - wanted[name]).abs().max() <= 10 * rounding[name]
@@ -156,7 +155,7 @@ def test_control_another_structure_gives_other_numbers(control):
     model = ours(FORMS["v1"], reference.state_dict())
     images, batch = scene((128, 192))
     if control == "spacing":
-        model.head.form = Options(source="pyramid")
+        model.head.options = Options(source="pyramid")
     elif control == "towers":
         convolutions = model.head.classify.convolutions
         convolutions[0], convolutions[1] = convolutions[1], convolutions[0]
@@ -170,7 +169,7 @@ def test_control_another_structure_gives_other_numbers(control):
     same = [
         torch.equal(found.anchors, anchors[0]),
         torch.allclose(found.logits, wanted["cls_logits"], atol=1e-3),
-        torch.allclose(found.shifts, wanted["bbox_regression"], atol=1e-3),
+        torch.allclose(found.deltas, wanted["bbox_regression"], atol=1e-3),
     ]
     expected = {"spacing": [False, True, True], "towers": [True, False, True], "norm": [True, True, False]}
     assert same == expected.get(control, [True, False, False])
@@ -240,10 +239,10 @@ def test_smooth_l1_and_focal_by_hand():
     first = sigmoid_focal_loss(raw.logits[0][counted], wanted[counted], reduction="sum") / stands.sum()
     second = sigmoid_focal_loss(raw.logits[1], torch.zeros_like(raw.logits[1]), reduction="sum")
     due = encode(truth.boxes[number[stands]], raw.anchors[stands])
-    smooth = nn.functional.smooth_l1_loss(raw.shifts[0][stands], due, beta=1 / 9, reduction="sum") / stands.sum()
+    smooth = nn.functional.smooth_l1_loss(raw.deltas[0][stands], due, beta=1 / 9, reduction="sum") / stands.sum()
     found = means(model.head.loss(raw, batch.targets))
     torch.testing.assert_close(found, {"smooth_l1": smooth / 2, "focal": 3 * (first + second) / 2})
-    wider = nn.functional.smooth_l1_loss(raw.shifts[0][stands], due, reduction="sum") / stands.sum()  # control
+    wider = nn.functional.smooth_l1_loss(raw.deltas[0][stands], due, reduction="sum") / stands.sum()  # control
     assert not torch.isclose(found["smooth_l1"], wider / 2)
 
 
@@ -331,13 +330,13 @@ def perfect(model, batch):
     """What a model would say that has learnt the batch."""
     with torch.no_grad():
         raw = model.head(model.features(batch))
-    logits, moves = torch.full_like(raw.logits, -20.0), torch.zeros_like(raw.shifts)
+    logits, moves = torch.full_like(raw.logits, -20.0), torch.zeros_like(raw.deltas)
     for image, truth in enumerate(batch.targets):
         number = anchoring.match_boxes(raw.anchors, truth.boxes, foreground=0.5, background=0.4)
         (rows,) = (number >= 0).nonzero(as_tuple=True)
         logits[image, rows, truth.classes[number[rows]]] = 5 + number[rows].float()
         moves[image, rows] = encode(truth.boxes[number[rows]], raw.anchors[rows])
-    return raw._replace(logits=logits, shifts=moves)
+    return raw._replace(logits=logits, deltas=moves)
 
 
 def test_a_perfect_output_decodes_to_the_target():
@@ -352,21 +351,21 @@ def test_a_perfect_output_decodes_to_the_target():
     assert len(nothing.boxes) == len(nothing.scores) == 0
     assert nothing.boxes.shape == (0, 4)
     assert means(model.head.loss(raw, batch.targets))["l1"] < 1e-5
-    wrong = model.head.decode(raw._replace(shifts=raw.shifts + 0.1), [(128, 32), (64, 64)])[0]  # control
+    wrong = model.head.decode(raw._replace(deltas=raw.deltas + 0.1), [(128, 32), (64, 64)])[0]  # control
     assert not torch.allclose(wrong.boxes, boxes.flip(0) * torch.tensor([0.5, 2, 0.5, 2]), atol=0.1)
 
 
 def test_predictions_lie_in_the_picture():
     model, (_, batch) = small(score_threshold=0.0, detections=30), scene((60, 75), second=(40, 33))
     raw = said(model, batch)
-    assert raw.real.tolist() == [[60, 75], [40, 33]]
+    assert raw.pictures.tolist() == [[60, 75], [40, 33]]
     sizes = [(60, 75), (400, 330)]
     for one, (height, width) in zip(model.head.decode(raw, sizes), sizes, strict=True):
         assert len(one.boxes) == 30
         assert (one.boxes >= 0).all()
         assert (one.boxes <= torch.tensor([width, height, width, height])).all()
         assert (one.boxes[:, 2:] > one.boxes[:, :2]).all()
-    blind = model.head.decode(raw._replace(real=torch.tensor([[64.0, 96.0]] * 2)), [(64, 96)] * 2)  # control
+    blind = model.head.decode(raw._replace(pictures=torch.tensor([[64.0, 96.0]] * 2)), [(64, 96)] * 2)  # control
     assert (blind[1].boxes[:, 2] > 33).any()
 
 
@@ -402,9 +401,9 @@ def test_levels(backbone, finest, strides):
     assert all(name.startswith("move.") for name in unused)  # nothing is made in vain
     raw = model.eval().head(model.features(batch))
     sides = raw.anchors[:, 2:] - raw.anchors[:, :2]
-    each = [part.prod(1).sqrt().mean().item() for part in sides.split(raw.levels)]
+    each = [part.prod(1).sqrt().mean().item() for part in sides.split(raw.counts)]
     assert each == pytest.approx([4 * stride * 1.28 for stride in strides], rel=0.1)
-    edge = torch.stack([part[-1, :2] + part[-1, 2:] for part in raw.anchors.split(raw.levels)]) / 2
+    edge = torch.stack([part[-1, :2] + part[-1, 2:] for part in raw.anchors.split(raw.counts)]) / 2
     reach = torch.tensor([[64.0, 96.0]])  # width and height of the input
     assert (edge < reach).all()
     assert (edge + 2 * torch.tensor(strides)[:, None] >= reach).all()
@@ -412,7 +411,7 @@ def test_levels(backbone, finest, strides):
 
 def test_cells_of_a_rounded_stride_are_as_far_apart_as_they_are():
     options = {"finest": 16, "form": {"coarser": 0}}
-    head = RetinaNet(channels=(2, 4), strides=(6, 12), classes=1, channels_inside=8, **options)
+    head = RetinaNet(FeatureInfo((2, 4), (6, 12), 0), classes=1, channels_inside=8, **options)
     assert head.strides == (12,)
     raw = head(Features((torch.zeros(1, 2, 30, 30), torch.zeros(1, 4, 14, 20)), (6, 12), (240, 240)))
     centres = (raw.anchors[:, :2] + raw.anchors[:, 2:]).view(14, 20, 9, 2)[:, :, 4] / 2
@@ -420,7 +419,7 @@ def test_cells_of_a_rounded_stride_are_as_far_apart_as_they_are():
 
 
 def test_levels_from_p2_find_smaller_objects():
-    anchors = small(finest=4, sizes=(6, 12, 24, 48, 60, 64)).head.forms
+    anchors = small(finest=4, sizes=(6, 12, 24, 48, 60, 64)).head.cell_anchors
     assert (anchors[0, :, 2] - anchors[0, :, 0]).min() < 6
 
 
@@ -439,16 +438,16 @@ def test_learns_one_batch():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"norm": "batch"}, 'norm is "batch"'),
+        ({"norm": "batch"}, "one of layer, none"),
         ({"sizes": (8, 16)}, "give 5 numbers"),
         ({"losses": {"l1": 1.0}}, "name focal"),
         ({"losses": {"focal": 1.0}}, "name focal"),
         ({"losses": {"focal": 1.0, "gious": 1.0}}, 'did you mean "giou"'),
         ({"losses": {"focal": 0.0, "l1": 1.0}}, "positive"),
         ({"form": {"ratio": (1.0,)}}, 'did you mean "ratios"'),
-        ({"form": {"source": "p5"}}, 'it is "map" or "pyramid"'),
+        ({"form": {"source": "p5"}}, "one of map, pyramid"),
         ({"form": {"ratios": ()}}, "ratios are"),
-        ({"form": {"octave": 0}}, "octave 1 or more"),
+        ({"form": {"octave": 0}}, "octave of form is 0"),
         ({"score_threshold": 1.0}, "score_threshold"),
         ({"detections": 0}, "detections"),
     ],

@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 from patchform.errors import UsageError
 from patchform.heads.segmenter import Segmenter
-from patchform.records import Features
+from patchform.records import FeatureInfo, Features
 
 CHANNELS, WIDTH, CLASSES, HEADS = 12, 16, 5, 4
 
 
 def head(**options):
-    size = {"channels": (6, CHANNELS), "strides": (4, 8), "classes": CLASSES}
+    features, options = FeatureInfo((6, CHANNELS), (4, 8), 0), {"channels_inside": WIDTH, "heads": HEADS, **options}
     torch.manual_seed(0)
-    return randomise(Segmenter(**size, **{"channels_inside": WIDTH, "heads": HEADS, **options})).eval()
+    return randomise(Segmenter(features, classes=CLASSES, **options)).eval()
 
 
 def features(padding=None, seed=1):

@@ -6,10 +6,11 @@ from reference import golden
 
 from patchform.errors import UsageError
 from patchform.heads.semantic_fpn import SemanticFPN
-from patchform.records import Features
+from patchform.records import FeatureInfo, Features
 from patchform.weights.rules import Rules
 
 CHANNELS, STRIDES = (8, 12, 16, 20), (4, 8, 16, 32)
+FEATURES = FeatureInfo(CHANNELS, STRIDES, 0)
 MMSEG = Rules(
     ("neck.lateral_convs.{i}.conv.{p}", "pyramid.laterals.{i}.{p}"),
     ("neck.fpn_convs.{i}.conv.{p}", "pyramid.outputs.{i}.{p}"),
@@ -23,7 +24,7 @@ MMSEG = Rules(
 
 
 def filled(state):
-    built = SemanticFPN(channels=CHANNELS, strides=STRIDES, classes=5, channels_pyramid=16, channels_inside=8)
+    built = SemanticFPN(FEATURES, classes=5, channels_pyramid=16, channels_inside=8)
     built.load_state_dict(MMSEG.load(state, built.state_dict())[0])
     return built.eval()
 
@@ -61,7 +62,6 @@ def test_control_another_structure_gives_other_numbers(control, monkeypatch):
 
 
 def test_what_it_refuses():
-    size = {"channels": CHANNELS, "strides": STRIDES, "classes": 3}
     for wrong, match in (({"norm": "batch"}, "norm"), ({"dropout": -0.1}, "dropout")):
         with pytest.raises(UsageError, match=match):
-            SemanticFPN(**size, **wrong)
+            SemanticFPN(FEATURES, classes=3, **wrong)

@@ -10,7 +10,7 @@ from patchform.backbones.vit import ViT
 from patchform.errors import UsageError
 from patchform.heads.setr import SETR
 from patchform.model import build_backbone
-from patchform.records import Features
+from patchform.records import FeatureInfo, Features
 from patchform.weights.operations import reshape
 from patchform.weights.rules import DROP, Rules
 
@@ -21,7 +21,7 @@ class Whole(nn.Module):
     def __init__(self, backbone, **options):
         super().__init__()
         self.backbone = backbone
-        self.head = SETR(channels=backbone.channels, strides=backbone.strides, width=backbone.width, **options)
+        self.head = SETR(backbone.feature_info, **options)
 
     def forward(self, images):
         return self.head(self.backbone(images))
@@ -182,7 +182,7 @@ def between(places, have):
 @torch.no_grad()
 def test_mla_enlarges_its_levels_from_corner_to_corner(aligned):
     """The first and last cells of a level are those of the quarter; in the control the outer borders are."""
-    head = randomise(SETR(channels=(6, 6), strides=(16, 16), classes=3, decoder="mla", channels_inside=8))
+    head = randomise(SETR(FeatureInfo((6, 6), (16, 16), 0), classes=3, decoder="mla", channels_inside=8))
     head = head.eval().double()
     draw = torch.Generator().manual_seed(1)
     maps = tuple(torch.randn(2, 6, 5, 7, dtype=torch.float64, generator=draw) for _ in range(2))
@@ -230,8 +230,8 @@ def test_parameters_and_multiplications_are_counted_as_published(name, side, cla
 
 
 def test_what_is_not_there_is_named():
-    size = {"channels": (6, 8), "strides": (4, 8), "classes": 3}
+    features = FeatureInfo((6, 8), (4, 8), 0)
     with pytest.raises(UsageError, match="no map 2"):
-        SETR(**size, auxiliary=(2,))
+        SETR(features, classes=3, auxiliary=(2,))
     with pytest.raises(UsageError, match="decoder"):
-        SETR(**size, decoder="pub")
+        SETR(features, classes=3, decoder="pub")

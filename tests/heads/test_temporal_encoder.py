@@ -10,7 +10,7 @@ from patchform.errors import UsageError
 from patchform.heads.linear import Linear
 from patchform.heads.temporal_encoder import TemporalEncoder
 from patchform.model import build_backbone
-from patchform.records import Label
+from patchform.records import FeatureInfo, Label
 
 
 def features_of(name="vit/nano", frames=5, padding=None):
@@ -44,8 +44,8 @@ def test_padding_is_that_of_all_frames():
 
 
 def heads(width):
-    usual = {"width": width, "classes": 4}
-    return Linear(**usual), TemporalEncoder(**usual, inner=24, heads=2, depth=2)
+    features = FeatureInfo((), (), width)
+    return Linear(features, classes=4), TemporalEncoder(features, classes=4, inner=24, heads=2, depth=2)
 
 
 def test_the_order_of_frames_counts_for_the_encoder_alone():

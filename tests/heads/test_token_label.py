@@ -5,14 +5,14 @@ from torch.nn import functional as F
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.token_label import Raw, TokenLabel
-from patchform.records import Features, Label
+from patchform.records import FeatureInfo, Features, Label
 
 CLASSES, WIDTH, CELLS = 7, 12, 6
 
 
 def head(**options):
     torch.manual_seed(0)
-    built = TokenLabel(channels=(4, 8), width=WIDTH, classes=CLASSES, **options)
+    built = TokenLabel(FeatureInfo((4, 8), (8, 16), WIDTH), classes=CLASSES, **options)
     for parameter in built.parameters():
         torch.nn.init.normal_(parameter)
     return built

@@ -8,10 +8,11 @@ from torch import nn
 from patchform.errors import UsageError
 from patchform.heads.upernet import UPerNet
 from patchform.model import build_backbone
-from patchform.records import Features
+from patchform.records import FeatureInfo, Features
 from patchform.weights.rules import Rules
 
 CHANNELS, STRIDES = (8, 12, 16, 20), (4, 8, 16, 32)
+FEATURES = FeatureInfo(CHANNELS, STRIDES, 0)
 
 
 def conv_norm(theirs, ours, norm="bn"):
@@ -35,7 +36,7 @@ MMSEG, TRANSFORMERS = layout("bn", "conv_seg"), layout("batch_norm", "classifier
 
 
 def head(layout, state, inside):
-    built = UPerNet(channels=CHANNELS, strides=STRIDES, classes=5, channels_inside=inside, norm="none")
+    built = UPerNet(FEATURES, classes=5, channels_inside=inside, norm="none")
     built.load_state_dict(layout.load(state, built.state_dict())[0])
     built.eval().training = True  # for the auxiliary decoder; norms and dropout stay as they are
     return built
@@ -107,7 +108,7 @@ def test_parameters_on_swin_as_published(name, millions):
     """Liu et al. 2021, table 3."""
     with torch.device("meta"):
         backbone = build_backbone(f"swin/{name}")
-        built = UPerNet(channels=backbone.channels, strides=backbone.strides, classes=150)
+        built = UPerNet(backbone.feature_info, classes=150)
     count = sum(p.numel() for part in (backbone, built) for p in part.parameters())
     assert round(count / 1e6) == millions
     if name == "t":
@@ -122,14 +123,13 @@ def test_parameters_on_swin_as_published(name, millions):
 
 
 def test_what_it_refuses():
-    size = {"channels": CHANNELS, "strides": STRIDES, "classes": 3}
     for wrong, match in (({"auxiliary": 4}, "no level 4"), ({"norm": "batch"}, "norm"), ({"dropout": 1.0}, "dropout")):
         with pytest.raises(UsageError, match=match):
-            UPerNet(**size, **wrong)
+            UPerNet(FEATURES, classes=3, **wrong)
 
 
 def test_one_picture_on_one_cell_can_be_learnt_from():
-    built = UPerNet(channels=CHANNELS, strides=STRIDES, classes=3, channels_inside=8)
+    built = UPerNet(FEATURES, classes=3, channels_inside=8)
     maps = [torch.randn(1, c, n, n) for c, n in zip(CHANNELS, (8, 4, 2, 1))]
     raw = built(features(maps))  # torch's batch norm refuses one number a channel
     assert raw.cells.logits.isfinite().all()

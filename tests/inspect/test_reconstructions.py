@@ -42,7 +42,7 @@ def test_what_a_perfect_model_would_say_is_the_picture():
     model = mae(norm_pixels=True)
     images = torch.rand(2, 3, 32, 32)
     reconstruct = model.reconstruct
-    model.reconstruct = lambda x, noise: reconstruct(x, noise)._replace(patches=model.wanted(x))
+    model.reconstruct = lambda x, noise: reconstruct(x, noise)._replace(patches=model.targets(x))
     torch.testing.assert_close(Reconstructions().measure(model, images)[:, 1], images, rtol=0, atol=1e-5)
 
 

@@ -143,7 +143,7 @@ class Unmasked(Windows):
 
 
 class Unshifted(Windows):
-    """Broken on purpose: the definition is displaced, the seats are not."""
+    """Broken on purpose: the definition is displaced, the queries are not."""
 
     def query_index(self, grid):
         return Windows(self.size).query_index(grid)
@@ -165,8 +165,8 @@ def test_controls_a_broken_fast_route_is_seen(broken):
 
 @pytest.mark.parametrize(("pattern", "grid"), list(itertools.product(PATTERNS, GRIDS)), ids=str)
 def test_no_mask_exactly_where_all_see_all(pattern, grid):
-    seats = pattern.query_index(grid)
-    cells = seats.flatten()[seats.flatten() >= 0]
+    queries = pattern.query_index(grid)
+    cells = queries.flatten()[queries.flatten() >= 0]
     assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
     keys = pattern.key_index(grid)
     if keys is not None:
@@ -174,7 +174,7 @@ def test_no_mask_exactly_where_all_see_all(pattern, grid):
     allowed = _tables(pattern, grid, torch.device("cpu")).allowed
     if pattern.all_see_all(grid):
         picture = pattern.picture(grid)
-        assert all(picture[row][:, row].all() for row in seats)
+        assert all(picture[row][:, row].all() for row in queries)
         assert allowed is None
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from patchform.errors import UsageError
 from patchform.model import build_model
 from patchform.pretraining.base import random_mask
-from patchform.pretraining.masked_patches import corrupted
+from patchform.pretraining.masked_patches import corrupt
 from patchform.records import Batch, Preprocessing
 
 
@@ -30,12 +30,12 @@ def batch_of(images):
 
 
 def test_half_is_corrupted_and_eight_one_one_in_ten_of_it_are_masked_swapped_and_left():
-    """Each patch holds its own number, so its fate can be read off it."""
+    """Each patch holds its own number, so what became of it can be read off."""
     torch.manual_seed(0)
     pictures, count = 400, 50
     patches = torch.arange(float(pictures * count)).view(pictures, count, 1)
     mask = random_mask(torch.rand(pictures, count), 0.5).mask
-    found = corrupted(patches, mask, torch.rand(pictures, count), torch.rand(pictures, count), torch.tensor([-1.0]))
+    found = corrupt(patches, mask, torch.rand(pictures, count), torch.rand(pictures, count), torch.tensor([-1.0]))
     masked, kept = (found == -1)[..., 0], (found == patches)[..., 0]
     swapped = ~masked & ~kept
     assert torch.equal(mask.sum(1), torch.full((pictures,), 25))
@@ -53,7 +53,7 @@ def test_targets_are_those_of_the_definition(deep):
     draw = torch.Generator().manual_seed(1)
     images = torch.randint(256, (2, 3, 16, 24), generator=draw).byte()
     given = images.float() / 255 if deep else images
-    mean, small = method("mean_colour").wanted(given), method("small_patch").wanted(given)
+    mean, small = method("mean_colour").targets(given), method("small_patch").targets(given)
     assert mean.shape == (2, 6, 1)
     assert small.shape == (2, 6, 16)
     for picture in range(2):
@@ -74,16 +74,16 @@ def colour(rgb):
 def test_white_and_black_are_the_last_and_the_first_colour():
     model = method()
     white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
-    assert model.wanted(white).item() == 511
-    assert model.wanted(torch.zeros_like(white)).item() == 0
+    assert model.targets(white).item() == 511
+    assert model.targets(torch.zeros_like(white)).item() == 0
 
 
 @pytest.mark.parametrize("target", ["mean_colour", "small_patch", "pixels"])
 def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
     model = randomise(method(target))
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    noise, fate = torch.rand(2, 16), torch.full((2, 16), 0.95)  # corrupted by name only
-    loss = means(model(batch_of(images), noise, fate))["loss"]
+    noise, choice = torch.rand(2, 16), torch.full((2, 16), 0.95)  # corrupted by name only
+    loss = means(model(batch_of(images), noise, choice))["loss"]
     tokens = model.backbone(model.normalise(images)).tokens
     mask = random_mask(noise, 0.5).mask
     says = model.head.outputs(tokens)
@@ -94,7 +94,7 @@ def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
             square = model.normalise(images)[picture, :, top : top + 8, left : left + 8].permute(1, 2, 0).flatten()
             each.append((says[picture, patch] - square).square().mean())
         else:
-            goals = model.wanted(images)[picture, patch]
+            goals = model.targets(images)[picture, patch]
             each.append(F.cross_entropy(says[picture, patch].view(-1, 512), goals))
     assert len(each) == 16
     torch.testing.assert_close(loss, torch.stack(each).mean())
@@ -103,15 +103,15 @@ def test_the_loss_is_a_mean_over_the_corrupted_patches(target):
 
 
 def test_masked_patches_are_not_seen():
-    model, noise, fate = randomise(method()), torch.rand(1, 16), torch.zeros(1, 16)
+    model, noise, choice = randomise(method()), torch.rand(1, 16), torch.zeros(1, 16)
     images = torch.rand(1, 3, 32, 32)
     hidden = random_mask(noise, 0.5).mask.view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     other = torch.where(hidden, 1 - images, images)
-    model.wanted = lambda pixels: torch.zeros(1, 16, 1, dtype=torch.int64)
+    model.targets = lambda pixels: torch.zeros(1, 16, 1, dtype=torch.int64)
     assert torch.equal(
-        means(model(batch_of(images), noise, fate))["loss"], means(model(batch_of(other), noise, fate))["loss"]
+        means(model(batch_of(images), noise, choice))["loss"], means(model(batch_of(other), noise, choice))["loss"]
     )
-    left = torch.ones_like(fate)  # control
+    left = torch.ones_like(choice)  # control
     assert not torch.equal(
         means(model(batch_of(images), noise, left))["loss"], means(model(batch_of(other), noise, left))["loss"]
     )

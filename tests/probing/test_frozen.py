@@ -15,6 +15,7 @@ from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Item
 from patchform.data.pictures import LabelledPictures
 from patchform.data.transforms import evaluation_transform
+from patchform.device import RunOptions
 from patchform.errors import DataError, DivergedError, ResourceError, UsageError
 from patchform.metrics.accuracy import Accuracy
 from patchform.model import Model, build_model
@@ -67,7 +68,8 @@ class Counted:
         self.images += len(given[0])
 
     def __call__(self, listing, **options):
-        return features(self.model, listing, device="cpu", **options)
+        own = {name: options.pop(name) for name in ("output", "cache", "progress") if name in options}
+        return features(self.model, listing, options=RunOptions(device="cpu", **options), **own)
 
 
 def test_they_are_what_the_trunk_gives_of_every_picture_in_order(listing):
@@ -235,8 +237,8 @@ def test_what_is_refused(listing, tmp_path):
     assert counted.images == 0
     by_hand = Model(counted.model.backbone, counted.model.head, classes=NAMES, preprocessing=PREPROCESSING)
     with pytest.raises(UsageError, match="by hand"):
-        features(by_hand, listing, cache=tmp_path, device="cpu")
-    assert len(features(by_hand, listing, device="cpu").labels) == 14
+        features(by_hand, listing, cache=tmp_path, options=RunOptions(device="cpu"))
+    assert len(features(by_hand, listing, options=RunOptions(device="cpu")).labels) == 14
     with torch.no_grad():
         counted.model.backbone.norm.weight[0] = torch.nan
     with pytest.raises(DivergedError):

@@ -6,7 +6,7 @@ import torch
 from patchform import lookup
 from patchform.heads.base import Head
 from patchform.heads.linear import Linear
-from patchform.records import Label
+from patchform.records import FeatureInfo, Label
 from patchform.tasks.base import Task
 from patchform.tasks.classification import Classification
 
@@ -20,7 +20,7 @@ def test_the_file_name_is_the_entry():
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
 def test_a_target_against_itself_scores_one(labels):
-    task = Classification.of(Linear(width=4, classes=7, labels=labels))
+    task = Classification.of(Linear(FeatureInfo((4,), (1,), 4), classes=7, labels=labels))
     assert task.labels == labels
     targets = [Label(torch.tensor([index])) for index in (0, 3, 3, 6)]
     predictions = [Label(target.classes, torch.eye(7)[target.classes[0]]) for target in targets]

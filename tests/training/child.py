@@ -39,9 +39,9 @@ MUTANTS = {
 def forgetful(multiplier):
     first = []
 
-    def counted_from_here(settings, step, **sizes):
+    def counted_from_here(settings, step, length):
         first.append(step)
-        return multiplier(settings, max(step - first[0], 0), **sizes)
+        return multiplier(settings, max(step - first[0], 0), length)
 
     return counted_from_here
 

@@ -54,7 +54,7 @@ def trained(*, decay=DECAY, steps=30):
         their_mover.zero_grad()
         batch = Batch(images, tuple(Label(label[None]) for label in labels), ("",) * 8, ((32, 32),) * 8)
         loss, _ = gradients(ours, batch, part=3)
-        rate = RATE * schedule.multiplier(our_schedule, step, steps=STEPS, epoch=EPOCH)
+        rate = RATE * schedule.multiplier(our_schedule, step, schedule.RunLength(EPOCH, STEPS))
         assert rate == pytest.approx(their_mover.param_groups[0]["lr"], rel=1e-9)
         optimizer.set_rate(our_mover, rate)
         our_mover.step()

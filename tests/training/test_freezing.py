@@ -16,7 +16,7 @@ from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import Recipe
 from patchform.training import checkpoint, freezing, loop
 from patchform.training.learner import Learner
-from patchform.training.schedule import Course
+from patchform.training.schedule import RunLength
 from patchform.weights import files
 
 SIDE = 64
@@ -53,7 +53,7 @@ def recipe(backbone_rate=1.0, clip=0.0, epochs=4, **model):
 
 
 def learner_of(model, made, epoch=2):
-    found = Learner(model, made, Course(epoch, epoch * made.training.epochs), SINGLE)
+    found = Learner(model, made, RunLength(epoch, epoch * made.training.epochs), SINGLE)
     model.train()
     found.frozen.at(0)
     return found

@@ -24,7 +24,7 @@ from patchform.heads.base import Head
 from patchform.model import Model, build_model
 from patchform.records import Batch, Features, Instances, Label, Loss, Preprocessing, Sample
 from patchform.training import checkpoint, learner, loop, saving, step
-from patchform.training.schedule import Course
+from patchform.training.schedule import RunLength
 from patchform.weights import files
 
 
@@ -195,7 +195,7 @@ def test_recomputing_activations_changes_no_gradient_nor_random_number():
 def test_a_learner_recomputes_where_the_recipe_says_so(checkpointing):
     model, calls = model_of().train(), []
     made = tiny.recipe("", "", model={"checkpointing": checkpointing})
-    own = learner.Learner(model, made, Course(1, 1), SINGLE)
+    own = learner.Learner(model, made, RunLength(1, 1), SINGLE)
     model.backbone.layers()[0].norm1.register_forward_hook(lambda *_: calls.append(1))
     own.take(0, batch_of(2), counted=True)
     assert len(calls) == 1 + checkpointing

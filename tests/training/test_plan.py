@@ -105,7 +105,7 @@ def real_peak(made, images, size, listing=None):
     for count in (1, images):
         meter.optimizer.zero_grad(set_to_none=True)
         with peaks.measured(CPU) as step:
-            batch = to_device(meter._made_up(count, size, padded=listing is not None), CPU)
+            batch = to_device(meter._random_batch(count, size, padded=listing is not None), CPU)
             gradients(meter.model, batch, part=made.training.micro_batch)
             meter.optimizer.step()
     held = meter._held()
@@ -186,7 +186,7 @@ def simple(each=1000):
 
 
 def ways(made, batches, room):
-    return list(plan._ways(made, batches, simple(), room, {}))
+    return list(plan._options(made, batches, simple(), room, {}))
 
 
 def test_the_largest_parts_that_fit_are_proposed():

@@ -297,7 +297,6 @@ SPOILED = {
     "newer format": (described(format=3), "format 3 is not 2 in .*; use a newer patchform"),
     "older format": (described(format=1), "format 1 is not 2 in .*; use the patchform that wrote it"),
     "format of another kind": (described(format=True), "format True"),
-    "no classes": (described(classes=[]), "classes are not 1.."),
     "classes of numbers": (described(classes=[1, 2, 3]), "classes are not 1.."),
     "architecture of another kind": (described(architecture="vit"), "the architecture has no head"),
     "format with an escape": (described(format="\x1b[2J"), r"format '.x1b"),

@@ -13,15 +13,15 @@ class Counter(Head):
     """A linear layer, and a smooth ramp that is never below 0.
 
     Args:
-        width: of the backbone's summary.
-        channels, strides, classes: not used.
+        features: of the backbone, which has a summary of `features.width`.
+        classes: not used.
     """
 
     tasks = ("counting",)
 
-    def __init__(self, *, channels, strides, width, classes):
+    def __init__(self, features, *, classes):
         super().__init__()
-        self.linear = nn.Linear(width, 1)
+        self.linear = nn.Linear(features.width, 1)
 
     def forward(self, features, targets=None):
         """(B,) numbers of at least 0."""

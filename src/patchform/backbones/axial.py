@@ -10,9 +10,9 @@
             +---------------------------- (1x1 and norm where the shape changes) --------------------------+
 
 A residual network whose 3x3 convolutions are two attentions, one along each axis, over the whole axis. They are
-position-sensitive (the paper's equation 4): offsets between query and key meet the query, the key and the value. Batch
-norms stand behind the projection, on each of the three kinds of scores (there is no 1 / sqrt(d)) and behind each of
-the two kinds of values.
+position-sensitive (the paper's equation 4): embeddings of the offset between query and key multiply the query and the
+key, and are added to the value. Batch norms stand behind the projection, on each of the three kinds of scores (there is
+no 1 / sqrt(d)) and behind each of the two kinds of values.
 
 The tables of offsets have the length of the native axis; at other sizes they are resized to the axis at hand.
 """
@@ -136,8 +136,8 @@ class AxialAttention(nn.Module):
         from_q, from_k, from_v = self.offsets(x.shape[2]).split(self.parts)  # (., L, L)
         scores = self.scores(q, k, from_q, from_k)
         if padding is not None:
-            hidden = padding & ~padding.all(-1, keepdim=True)  # a line of nothing else is read by nobody
-            scores = scores.masked_fill(hidden.flatten(0, 1)[:, None, None], float("-inf"))
+            key_padding = padding & ~padding.all(-1, keepdim=True)  # where all of a line is padding, no output is used
+            scores = scores.masked_fill(key_padding.flatten(0, 1)[:, None, None], float("-inf"))
         mixed = self.mix(scores.softmax(-1), v, from_v)
         return mixed.unflatten(0, x.shape[:2])
 
@@ -145,37 +145,41 @@ class AxialAttention(nn.Module):
         """Embeddings (2c, 2L - 1) of the offsets of another axis."""
         if name != "relative":
             raise ValueError("it does not depend on the axis")
-        table, said = fit_line(tensor.t(), self.relative.t(), context, "bilinear")
-        return table.t(), said
+        table, note = fit_line(tensor.t(), self.relative.t(), context, "bilinear")
+        return table.t(), note
 
     def scores(self, q: Tensor, k: Tensor, from_q: Tensor, from_k: Tensor) -> Tensor:
         """(n, h, L, L): the sum of the three kinds, each normalised."""
         if self.score_norm.training:
-            kinds = torch.stack([q @ k.transpose(2, 3), _meet(q, from_q), _meet(k, from_k).transpose(2, 3)], 1)
+            kinds = torch.stack(
+                [q @ k.transpose(2, 3), _offset_scores(q, from_q), _offset_scores(k, from_k).transpose(2, 3)], 1
+            )
             return self.score_norm(kinds.flatten(1, 2)).unflatten(1, (3, self.heads)).sum(1)
         factor, _ = affine(self.score_norm)  # what is added to all keys the softmax does not see
         a, b, c = factor.view(3, self.heads, 1, 1)
-        return (a * q) @ k.transpose(2, 3) + _meet(b * q, from_q) + _meet(c * k, from_k).transpose(2, 3)
+        return (
+            (a * q) @ k.transpose(2, 3) + _offset_scores(b * q, from_q) + _offset_scores(c * k, from_k).transpose(2, 3)
+        )
 
     def mix(self, weights: Tensor, v: Tensor, from_v: Tensor) -> Tensor:
-        """(n, L, D): the sum of both kinds of values, each normalised; their channels stand in pairs."""
-        places = torch.einsum("nhij,cij->nhic", weights, from_v)
+        """(n, L, D): the sum of both kinds of values, each normalised; their channels are in pairs."""
+        offsets = torch.einsum("nhij,cij->nhic", weights, from_v)
         if self.out_norm.training:
-            pairs = torch.stack([weights @ v, places], -1).transpose(1, 2)  # (n, L, h, c, 2)
+            pairs = torch.stack([weights @ v, offsets], -1).transpose(1, 2)  # (n, L, h, c, 2)
             return self.out_norm(pairs.flatten(2)).unflatten(-1, (-1, 2)).sum(-1)
         factor, shift = (x.view(self.heads, 1, -1, 2) for x in affine(self.out_norm))
-        mixed = weights @ (v * factor[..., 0] + shift.sum(-1)) + places * factor[..., 1]  # the weights add up to 1
+        mixed = weights @ (v * factor[..., 0] + shift.sum(-1)) + offsets * factor[..., 1]  # the weights add up to 1
         return mixed.transpose(1, 2).flatten(2)
 
     def offsets(self, length: int) -> Tensor:
         """(2c, length, length): the embedding of the offset of [query, key] (for keys: of [key, query])."""
         table = grids.resize(self.relative.t()[:, None], (2 * length - 1, 1), mode="bilinear")[:, 0].t()
-        place = torch.arange(length, device=table.device)
-        return table[:, place[:, None] - place + length - 1]
+        cell = torch.arange(length, device=table.device)
+        return table[:, cell[:, None] - cell + length - 1]
 
 
-def _meet(x: Tensor, embedding: Tensor) -> Tensor:
-    """(n, h, i, c) and (c, i, j) -> (n, h, i, j)."""
+def _offset_scores(x: Tensor, embedding: Tensor) -> Tensor:
+    """Products with embeddings of offsets, (n, h, i, c) and (c, i, j) -> (n, h, i, j)."""
     return torch.einsum("nhic,cij->nhij", x, embedding)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.records import Features
+from patchform.geometry import grids
+from patchform.records import FeatureInfo, Features
 
 
 class Backbone(nn.Module):
     """A backbone that any head can stand on.
 
     A file of this folder holds: a docstring (paper, a drawing, what it gives), one public Backbone class (or several of
-    one family) and `VARIANTS` (rows, with a "nano" one for tests). What the world has published for the family, scores
-    and layouts of weights, lies in the file of the same name in `published/`.
+    one family) and `VARIANTS` (rows, with a "nano" one for tests). Parts that are a paper's own, such as a `Stem`, a
+    `Stage` or a `Fusion`, may share a name with those of another file. What the world has published for the family,
+    scores and layouts of weights, lies in the file of the same name in `published/`.
 
     Attributes:
         channels: C_i of each map, fine to coarse.
@@ -30,6 +33,11 @@ class Backbone(nn.Module):
     width: int
     frames: int | None = None
     prefers_channels_last: bool = False
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """What a head is built for."""
+        return FeatureInfo(self.channels, self.strides, self.width)
 
     @abstractmethod
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
@@ -48,7 +56,7 @@ class Backbone(nn.Module):
 
 
 def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = None) -> Features:
-    """Features of clips from a backbone of single images, which sees every frame by itself.
+    """Features of clips from a backbone of single images, frame by frame.
 
     Maps and the summary are means over time, tokens stand frame by frame, and `frames` holds the summary of each.
 
@@ -58,17 +66,34 @@ def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = N
         padding: (B, H, W) bool of all frames of a clip.
     """
     batch, length = clips.shape[:2]
-    hidden = None if padding is None else padding.repeat_interleave(length, 0)
-    seen = backbone(clips.flatten(0, 1), padding=hidden)
+    frame_padding = None if padding is None else padding.repeat_interleave(length, 0)
+    features: Features = backbone(clips.flatten(0, 1), padding=frame_padding)
 
-    def apart(x: Tensor) -> Tensor:
+    def by_clip(x: Tensor) -> Tensor:
         return x.unflatten(0, (batch, length))
 
-    frames = None if seen.summary is None else apart(seen.summary)
-    return seen._replace(
-        maps=tuple(apart(scene).mean(1) for scene in seen.maps),
-        tokens=None if seen.tokens is None else apart(seen.tokens).flatten(1, 2),
+    frames = None if features.summary is None else by_clip(features.summary)
+    return features._replace(
+        maps=tuple(by_clip(x).mean(1) for x in features.maps),
+        tokens=None if features.tokens is None else by_clip(features.tokens).flatten(1, 2),
         summary=None if frames is None else frames.mean(1),
-        padding=None if seen.padding is None else apart(seen.padding)[:, 0],
+        padding=None if features.padding is None else by_clip(features.padding)[:, 0],
         frames=frames,
     )
+
+
+def zero_pixels(images: Tensor, padding: Tensor | None) -> Tensor:
+    """Images (B, ..., C, H, W) with zeros on padding (B, H, W)."""
+    if padding is None:
+        return images
+    return images.masked_fill(padding.view(len(padding), *(1,) * (images.dim() - 3), *padding.shape[1:]), 0)
+
+
+def shrink_padding(padding: Tensor | None, stride: int) -> Tensor | None:
+    """Padding (B, H, W) of pixels -> of cells of `stride` pixels (`grids.shrink_mask`); None: there is none."""
+    return None if padding is None else grids.shrink_mask(padding, stride)
+
+
+def sequence_padding(padding: Tensor | None, prefix: int) -> Tensor | None:
+    """Padding (B, H, W) of cells -> (B, P + H*W) of their sequence behind P tokens that are never padding."""
+    return None if padding is None else F.pad(padding.flatten(1), (prefix, 0))

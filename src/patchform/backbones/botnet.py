@@ -9,7 +9,7 @@
                 +-- (1x1 conv, norm, relu where the shape changes) -----------------------------+
 
 A ResNet in whose last stage global attention takes the place of the 3x3 convolution. Positions are relative, in two
-dimensions, and meet the scaled query (section 3.1 and figure 4); at other image sizes their tables are resized.
+dimensions, and multiply the scaled query (section 3.1 and figure 4); at other image sizes their tables are resized.
 The rows here are without the squeeze-and-excitation and the SiLU of the paper's T3 to T7.
 """
 
@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.backbones.base import shrink_padding, zero_pixels
 from patchform.backbones.resnet import ResNet, conv_norm
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.layers.attention import attend
+from patchform.layers.attention import attend, real_keys
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.norms import BatchNorm2d
@@ -44,7 +45,8 @@ class BoTNet(ResNet):
         widths: of each stage; also of the stem: the first. The last is a multiple of `heads`.
         stride: of the last stage: 2 ends at 32 pixels a cell, 1 (the S1 family) at 16.
         heads: attention heads.
-        position: what the queries meet beside the keys: embeddings of offsets, of places, or nothing (section 4.3).
+        position: what queries multiply beside keys: embeddings of offsets, of rows and columns, or nothing (section
+            4.3).
         stem: as of ResNet.
         drop_path: highest rate of stochastic depth, that of the last block.
 
@@ -80,25 +82,24 @@ class BoTNet(ResNet):
         channels, cell = self.width, self.strides[-1]
         for index, rate in enumerate(rates[below:]):
             step = stride if index == 0 else 1
-            place = _position(position, widths[-1] // heads, grids.cells(image_size, cell))
-            self.blocks.append(BoTBlock(channels, widths[-1], heads, position=place, stride=step, drop_path=rate))
+            inside = _position(position, widths[-1] // heads, grids.cells(image_size, cell))
+            self.blocks.append(BoTBlock(channels, widths[-1], heads, position=inside, stride=step, drop_path=rate))
             channels, cell = 4 * widths[-1], cell * step
         self.width = channels
         self.channels, self.strides = (*self.channels, channels), (*self.strides, cell)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """Features of (B, C, H, W) images; nobody attends to padding, and `summary` is the mean without it."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        """Features of (B, C, H, W) images; no cell attends to padding, and `summary` is the mean without it."""
+        images = zero_pixels(images, padding)
         below = super().forward(images)
         x = below.maps[-1]
-        hidden, coarse = (None if padding is None else grids.shrink_mask(padding, cell) for cell in self.strides[-2:])
+        cell_padding, coarse = (shrink_padding(padding, cell) for cell in self.strides[-2:])
         for block in self.blocks:
-            x = block(x, padding=hidden)
-            hidden = coarse
+            x = block(x, padding=cell_padding)
+            cell_padding = coarse
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, D)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features((*below.maps, x), self.strides, below.size, tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features((*below.maps, x), self.strides, below.size, tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks, shallow to deep."""
@@ -175,16 +176,15 @@ class SelfAttention(nn.Module):
         bias = None
         if self.position is not None:
             q, k, bias = self.position(q, k, grid)
-        allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
-        mixed = attend(q, k, v, bias=bias, allowed=allowed)[:, 0]  # (B, h, N, d)
-        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)  # as it lay
+        mixed = attend(q, k, v, bias=bias, allowed=real_keys(padding))[:, 0]  # (B, h, N, d)
+        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid)
 
 
 class Absolute2D(RelativePosition):
-    """Learned embeddings of rows and columns that meet the scaled query beside the key (section 4.3).
+    """Learned embeddings of rows and columns that multiply the scaled query beside the key (section 4.3).
 
-    q . (k + rows[y] + columns[x]) with the place of the key: so they are added to it. The heads share them; at other
-    grids they are resized along their own axis.
+    q . (k + rows[y] + columns[x]) with row and column of the key: so they are added to it. The heads share them; at
+    other grids they are resized along their own axis.
 
     Args:
         head_width: d.
@@ -199,7 +199,7 @@ class Absolute2D(RelativePosition):
         nn.init.normal_(self.columns, std=head_width**-0.5)
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Leave q, place k; no bias."""
+        """Leave q, add to k; no bias."""
         height, width = grid or (len(self.rows), len(self.columns))
         rows = grids.resize(self.rows[:, None], (height, 1), mode="bilinear")  # (H, 1, d)
         columns = grids.resize(self.columns[None], (1, width), mode="bilinear")  # (1, W, d)

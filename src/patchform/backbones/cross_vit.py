@@ -1,4 +1,4 @@
-"""CrossViT: two vision transformers that speak through their class tokens (Chen et al., ICCV 2021, arXiv:2103.14899).
+"""CrossViT: two vision transformers that exchange class tokens (Chen et al., ICCV 2021, arXiv:2103.14899).
 
                               stage (3 of them)                                             every branch
     image      --12x12--> [c | p1 .. pN] --few blocks--> c' = fusion(c, coarse patches) --> norm, c -+
@@ -6,8 +6,9 @@
       +-resize --16x16--> [C | P1 .. PM] -many blocks--> C' = fusion(C, fine patches)   --> norm, C -+
                                                                                               P -> tokens
 
-The fine branch has small patches, small width and few blocks, the coarse one the opposite. In a fusion only the class
-token asks: it is projected to the other branch's width, looks at the other branch's patches, and is projected back.
+The fine branch has small patches, small width and few blocks, the coarse one the opposite. In a fusion the class
+token is the only query: projected to the other branch's width, it attends to the other branch's patches, and is
+projected back.
 
 The coarse branch sees the image resized (bicubic, not antialiased): 240 pixels become 224, so that 12 and 16 divide. A
 cell of its map is then 16 * 240 / 224 = 17.1 input pixels wide; `strides` holds the nearest integers, (12, 17).
@@ -22,15 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, sequence_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import CrossAttention
+from patchform.layers.attention import CrossAttention, real_keys
 from patchform.layers.blocks import Block
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.patches import Patches, pad_to
+from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Learned1D
 from patchform.records import Features
 
@@ -57,7 +58,7 @@ class CrossViT(Backbone):
         drop_path: stochastic depth of the last block, rising linearly from 0.
 
     Raises:
-        UsageError: convolutions are asked for patches of a side that they are not defined for.
+        UsageError: the convolutions are not defined for patches of this side.
     """
 
     def __init__(
@@ -101,25 +102,24 @@ class CrossViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, M, D of the coarse branch) and summary (B, sum of both D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)  # resizing mixes neighbours
-        sequences, shapes, hidden = [], [], []
+        images = zero_pixels(images, padding)  # resizing mixes neighbours
+        sequences, shapes, paddings = [], [], []
         for branch, size in enumerate(self.sizes((images.shape[-2], images.shape[-1]))):
             cells = self.stems[branch](_resized(images, size))  # (B, H', W', D)
             grid = (cells.shape[1], cells.shape[2])
             token = self.class_tokens[branch].expand(len(cells), -1, -1)
             sequences.append(self.positions[branch](torch.cat([token, cells.flatten(1, 2)], 1), grid))
             shapes.append(grid)
-            hidden.append(None if padding is None else _on_grid(padding, size, self.patches[branch]))
+            paddings.append(None if padding is None else _on_grid(padding, size, self.patches[branch]))
 
         fine, coarse = sequences
-        masked = [None if one is None else F.pad(one.flatten(1), (1, 0)) for one in hidden]
+        token_paddings = [sequence_padding(cell_padding, 1) for cell_padding in paddings]
         for stage in self.stages:
-            fine, coarse = stage(fine, coarse, *masked)
+            fine, coarse = stage(fine, coarse, *token_paddings)
         maps = tuple(x[:, 1:].transpose(1, 2).unflatten(2, grid) for x, grid in zip((fine, coarse), shapes))
         coarse = self.norms[1](coarse)
         summary = torch.cat([self.norms[0](fine[:, 0]), coarse[:, 0]], 1)
-        return Features(maps, self.strides, grids.size_of(images), coarse[:, 1:], summary, hidden[1])
+        return Features(maps, self.strides, grids.size_of(images), coarse[:, 1:], summary, paddings[1])
 
     def layers(self) -> list[nn.Module]:
         """The stages: the branches run side by side within one."""
@@ -153,9 +153,9 @@ class Stage(nn.Module):
         self, fine: Tensor, coarse: Tensor, fine_padding: Tensor | None = None, coarse_padding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, 1 + N, D) and (B, 1 + M, D'), class tokens in front, to the same; paddings (B, 1 + N), (B, 1 + M)."""
-        for block in self.branches[0]:  # type: ignore[attr-defined]
+        for block in self.branches[0].children():
             fine = block(fine, padding=fine_padding)
-        for block in self.branches[1]:  # type: ignore[attr-defined]
+        for block in self.branches[1].children():
             coarse = block(coarse, padding=coarse_padding)
         fine_token = self.fusions[0](fine[:, :1], coarse[:, 1:], coarse_padding)
         coarse_token = self.fusions[1](coarse[:, :1], fine[:, 1:], fine_padding)
@@ -163,7 +163,7 @@ class Stage(nn.Module):
 
 
 class Fusion(nn.Module):
-    """A class token looks at the patches of the other branch (section 3.3, equations 3 to 5).
+    """A class token attends to the patches of the other branch (section 3.3, equations 3 to 5).
 
     Args:
         width: D of the token.
@@ -183,15 +183,14 @@ class Fusion(nn.Module):
     def forward(self, token: Tensor, patches: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, 1, D), (B, N, D') -> (B, 1, D); padding (B, 1 + N), the first of which is the token itself.
 
-        What comes back takes the token's place: only the attention has a residual connection (the authors' code).
+        The result replaces the token: only the attention has a residual connection (the authors' code).
         """
         return self.leave(self.residual(self.enter(token), self.attention_branch, patches, padding))
 
     def attention_branch(self, token: Tensor, patches: Tensor, padding: Tensor | None) -> Tensor:
         """(B, 1, D'), the only query, and (B, N, D') -> (B, 1, D')."""
         tokens = self.norm(torch.cat([token, patches], 1))
-        allowed = None if padding is None else ~padding[:, None, None, None]
-        return self.attention(tokens[:, :1], tokens, allowed)
+        return self.attention(tokens[:, :1], tokens, real_keys(padding))
 
 
 class ConvolutionalPatches(nn.Module):
@@ -221,8 +220,7 @@ class ConvolutionalPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
-        rows, columns = grids.cells((images.shape[-2], images.shape[-1]), self.size)
-        images = pad_to(images, (rows * self.size, columns * self.size)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, self.size).contiguous(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 

@@ -5,32 +5,33 @@
                   pool   |v             |v              ||              ||   class --> summary
                     S---dual---linear--dual---linear--merge---linear--merge---S
 
-P are the cells of the grid. S are a few tokens, 64 at 224 pixels, that stand for the whole image. First S reads P and P
-reads S, which costs N x M and never N x N; where N has become small the two are one sequence. In the order of the
-computation, with numbers of this file's own, which the code refers to:
+P are the cells of the grid. S are a few tokens, 64 at 224 pixels, global semantics of the image. First S attends to P
+and P to S, which costs N x M and never N x N; where N has become small the two are one sequence. In the order of the
+computation, with numbers of this file's own, which the code refers to; attention(Q, K) has queries from Q, keys and
+values from K. On the right, what each is in the code of Yao et al. (classification/dualvit.py):
 
-    start   X = P pooled over squares, Q learned
-      (1)   A = softmax(ask(Q) k(X)^T / sqrt(D)) v(X)                   learned questions to the image
-      (2)   S = LN(a * A + b * X), a, b = softmax(weigh(mean(A + X)))   which of the two, channel by channel
-    dual block, semantic pathway
-      (3)   S = S + attention(LN(S) asks LN(S))
-      (4)   S = S + attention(LN(S) asks LN(P))
-      (5)   S = S + mlp(LN(S))
-    dual block, pixel pathway
-      (6)   P = P + attention(LN(P) asks LN(S))
-      (7)   P = P + mlp(LN(P)), with a depthwise 3x3 convolution inside
-    merge block
-      (8)   [P, S] = [P, S] + attention(LN([P, S]) asks itself)
-      (9)   [P, S] = [P, S] + [mlp as in (7) of LN(P), another mlp of LN(S)]
-    class block
-      (10)  c = mean([P, S])
-      (11)  c = c + attention(LN(c) asks LN([c, P, S]))
-      (12)  c = c + mlp(LN(c))
+    start   X = P pooled over squares, Q learned                            DualViT.forward_sep: pool, q
+      (1)   A = softmax(query(Q) k(X)^T / sqrt(D)) v(X)                     q_embed, kv
+      (2)   S = LN(a * A + b * X), a, b = softmax(gate(mean(A + X)))        se, proxy_ln
+    dual block, semantic pathway                                            DualAttention
+      (3)   S = S + attention(LN(S), LN(S))                                 qkv_proxy, gamma1
+      (4)   S = S + attention(LN(S), LN(P))                                 q_proxy, kv_proxy, gamma2
+      (5)   S = S + mlp(LN(S))                                              mlp_proxy, gamma3
+    dual block, pixel pathway                                               DualBlock
+      (6)   P = P + attention(LN(P), LN(S))                                 attn.q, attn.kv, attn.proj, gamma1
+      (7)   P = P + mlp(LN(P)), with a depthwise 3x3 convolution inside     mlp (PVT2FFN), gamma2
+    merge block                                                             MergeBlock
+      (8)   [P, S] = [P, S] + attention(LN([P, S]), itself)                 attn, gamma1
+      (9)   [P, S] = [P, S] + [mlp as in (7) of LN(P), an mlp of LN(S)]     mlp (MergeFFN), gamma2
+    class block                                                             ClassBlock
+      (10)  c = mean([P, S])                                                DualViT.forward_cls
+      (11)  c = c + attention(LN(c), LN([c, P, S]))                         attn
+      (12)  c = c + mlp(LN(c))                                              mlp
 
-Each branch of (3) to (9) has a learned factor per channel. Only the convolutions know where a cell is.
+Each branch of (3) to (9) has a learned factor per channel. Only the convolutions depend on positions.
 
 Gives four maps, the last one as tokens, and the class token c as summary. Unlike other backbones' the maps are
-normalised: so they run on to the next stage, and so the authors' dense backbones read them. Those compute the same four
+normalised: so the next stage takes them, and so the authors' dense backbones do. Those compute the same four
 maps; they only have no class block and let S end before the last (9). `summary="mean"` is that form.
 """
 
@@ -44,11 +45,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import Attention, CrossAttention, attend, join_heads, split_heads
+from patchform.layers.attention import (
+    Attention,
+    CrossAttention,
+    attend,
+    join_heads,
+    never_empty,
+    real_keys,
+    split_heads,
+)
 from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
@@ -60,7 +69,7 @@ QUERY_SIDE = 8  # a side of the grid that the learned Q lies on
 
 
 class KeyMask(NamedTuple):
-    """Keys that are not padding: (B, 1, 1, 1, K) bool, as attention takes them; None: all."""
+    """Keys that are not padding, or all if all are: (B, 1, 1, 1, K) bool, as attention takes them; None: all."""
 
     pixels: Tensor | None
     semantics: Tensor | None
@@ -80,8 +89,8 @@ class DualViT(Backbone):
         mlp_ratios: of each stage, hidden width of the pixels' perceptrons over D, block by block and again from the
             front: (4, 3) is 4, 3, 4, 3, ...
         class_ratio: that of the class block.
-        window: side, in cells of the first map, of the square that a semantic token starts from. A rest at the bottom
-            and the right starts none.
+        window: side, in cells of the first map, of the square that a semantic token is pooled from. A rest at the
+            bottom and the right is left out.
         summary: "class" has the class block; "mean" averages the tokens and has no parameters that maps do not need.
         layer_scale: initial factor on the branches.
         drop_path: stochastic depth of the last block, rising linearly from 0.
@@ -123,39 +132,38 @@ class DualViT(Backbone):
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
         self.class_block = ClassBlock(self.width, heads[-1], class_ratio) if summary == "class" else None
         if self.class_block is None:
-            self.stages[-1][-1].semantic_mlp = None  # type: ignore[index]  # nobody reads what it would make
+            self.layers()[-1].register_module("semantic_mlp", None)  # its output would not be used
         blocks.init_weights(self)
         self.apply(_init_weights)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> four maps, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-        hidden = [None if padding is None else grids.shrink_mask(padding, stride) for stride in self.strides]
+        images = zero_pixels(images, padding)
+        paddings = [shrink_padding(padding, stride) for stride in self.strides]
         pixels = normed = self.stem(images)  # (B, H, W, D) throughout
-        semantics, blank = self.start(pixels, hidden[0])  # (B, M, D) throughout
+        semantics, semantic_padding = self.start(pixels, paddings[0])  # (B, M, D) throughout
         maps = []
         for number, stage in enumerate(self.stages):
             if number > 0:
                 pixels, semantics = self.halves[number - 1](normed), self.projections[number - 1](semantics)
-            key_mask = KeyMask(_key_mask(hidden[number]), _key_mask(blank))
-            for block in stage:  # type: ignore[attr-defined]
+            key_mask = KeyMask(never_empty(real_keys(paddings[number])), never_empty(real_keys(semantic_padding)))
+            for block in stage.children():
                 pixels, semantics = block(pixels, semantics, key_mask)
             normed = self.norms[number](pixels)
             maps.append(normed.permute(0, 3, 1, 2))
         tokens = normed.flatten(1, 2)
         if self.class_block is None:
-            summary = grids.masked_mean(tokens, hidden[-1])
+            summary = grids.masked_mean(tokens, paddings[-1])
         else:
-            everybody, allowed = torch.cat([pixels.flatten(1, 2), semantics], 1), key_mask.both()
-            mean = grids.masked_mean(everybody, None if allowed is None else ~allowed.flatten(1))[:, None]  # (10)
-            summary = self.norms[-1](self.class_block(mean, everybody, allowed))[:, 0]  # (11), (12)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden[-1])
+            sequence, allowed = torch.cat([pixels.flatten(1, 2), semantics], 1), key_mask.both()
+            mean = grids.masked_mean(sequence, None if allowed is None else ~allowed.flatten(1))[:, None]  # (10)
+            summary = self.norms[-1](self.class_block(mean, sequence, allowed))[:, 0]  # (11), (12)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, paddings[-1])
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages, then the class block."""
-        found = [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
-        return found if self.class_block is None else [*found, self.class_block]
+        stages = [block for stage in self.stages for block in stage.children()]
+        return stages if self.class_block is None else [*stages, self.class_block]
 
 
 class SemanticStart(nn.Module):
@@ -175,22 +183,22 @@ class SemanticStart(nn.Module):
         """(B, H, W, D) and (B, H, W) -> (B, M, D) and (B, M), of an input's own number M of squares."""
         side = [min(self.window, cells) for cells in pixels.shape[1:3]]
         real = pixels if padding is None else pixels.masked_fill(padding[..., None], 0)
-        pooled, blank = F.avg_pool2d(real.permute(0, 3, 1, 2), side), None
+        pooled, empty = F.avg_pool2d(real.permute(0, 3, 1, 2), side), None
         if padding is not None:
             share = F.avg_pool2d((~padding)[:, None].to(pixels.dtype), side)  # (B, 1, ...) of a square that is real
-            pooled, blank = pooled / share.clamp(min=1e-6), share.flatten(1) == 0
+            pooled, empty = pooled / share.clamp(min=1e-6), share.flatten(1) == 0
         x = pooled.flatten(2).transpose(1, 2)
 
         # as in the authors' dense code; their classifier leaves Q as it is for any 64 squares, 4 x 16 too
         q = self.query(grids.resize(self.queries, grids.size_of(pooled))).flatten(0, 1).expand(len(x), 1, 1, -1, -1)
         k, v = split_heads(self.kv(x), 1, parts=2)
-        answers = attend(q, k, v, allowed=_key_mask(blank))[:, 0, 0]  # (1)
-        a, b = self.gate(grids.masked_mean(answers + x, blank)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)
-        return self.norm(a * answers + b * x), blank  # (2)
+        attended = attend(q, k, v, allowed=never_empty(real_keys(empty)))[:, 0, 0]  # (1)
+        a, b = self.gate(grids.masked_mean(attended + x, empty)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)
+        return self.norm(a * attended + b * x), empty  # (2)
 
 
 class DualBlock(nn.Module):
-    """Two pathways that read each other: equations 3 to 7.
+    """Two pathways with cross-attention to each other: equations 3 to 7 (DualBlock).
 
     `mlp_ratio` is the hidden width of the pixels' perceptron over D (the semantics' has 4), `layer_scale` the initial
     factor on the branches, `drop_path` their rate of stochastic depth.
@@ -222,24 +230,29 @@ class DualBlock(nn.Module):
         return pixels, semantics
 
     def _equation_3(self, semantics: Tensor, key_mask: Tensor | None) -> Tensor:
+        """(3) Self-attention of the semantics (`qkv_proxy`)."""
         q, k, v = split_heads(self.semantic_attention(self.norm3(semantics)), self.heads, parts=3)
         return self.scale3(join_heads(attend(q, k, v, allowed=key_mask)))
 
     def _equation_4(self, semantics: Tensor, normed: Tensor, key_mask: Tensor | None) -> Tensor:
+        """(4) Cross-attention of the semantics to the pixels (`q_proxy` and `kv_proxy`)."""
         return self.scale4(self.semantic_cross_attention(self.norm4(semantics), normed, key_mask))
 
     def _equation_5(self, semantics: Tensor) -> Tensor:
+        """(5) Perceptron of the semantics (`mlp_proxy`)."""
         return self.scale5(self.semantic_mlp(self.norm5(semantics)))
 
     def _equation_6(self, pixels: Tensor, normed: Tensor, semantics: Tensor, key_mask: Tensor | None) -> Tensor:
+        """(6) Cross-attention of the pixels to the semantics (`attn.q` and `attn.kv`)."""
         return self.scale6(self.pixel_cross_attention(normed, self.norm6(semantics), key_mask)).view_as(pixels)
 
     def _equation_7(self, pixels: Tensor) -> Tensor:
+        """(7) Perceptron of the pixels (PVT2FFN)."""
         return self.scale7(self.mlp(self.norm7(pixels)))
 
 
 class MergeBlock(nn.Module):
-    """Both pathways as one sequence: equations 8 and 9. Arguments are those of the dual block."""
+    """Both pathways as one sequence: equations 8 and 9 (MergeBlock). Arguments are those of the dual block."""
 
     semantic_mlp: MLP | None  # None: the semantics end here
 
@@ -262,9 +275,11 @@ class MergeBlock(nn.Module):
         return tokens[:, :count].unflatten(1, grid), tokens[:, count:]
 
     def _equation_8(self, tokens: Tensor, key_mask: Tensor | None) -> Tensor:
+        """(8) Self-attention of pixels and semantics (`attn`)."""
         return self.scale8(self.attention(self.norm8(tokens)[:, None], allowed=key_mask)[:, 0])
 
     def _equation_9(self, pixels: Tensor, semantics: Tensor) -> Tensor:
+        """(9) Perceptrons of pixels and semantics (MergeFFN)."""
         parts = [self.mlp(self.norm9(pixels)).flatten(1, 2)]
         if self.semantic_mlp is not None:
             parts.append(self.semantic_mlp(self.norm9(semantics)))
@@ -303,18 +318,10 @@ class Halve(nn.Module):
         return self.norm(self.proj(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def _key_mask(padding: Tensor | None) -> Tensor | None:
-    """Padding (B, ...) of keys -> (B, 1, 1, 1, K), True where one is real, or everywhere if none is."""
-    if padding is None:
-        return None
-    real = ~padding.flatten(1)
-    return (real | ~real.any(1, keepdim=True))[:, None, None, None]
-
-
 def _init_weights(layer: nn.Module) -> None:
     """Initial values of a convolution, as in the authors' code."""
     if isinstance(layer, nn.Conv2d):
-        reached = layer.out_channels // layer.groups * layer.weight[0, 0].numel()  # outputs that an input has a part in
+        reached = layer.out_channels // layer.groups * layer.weight[0, 0].numel()  # outputs of an input
         nn.init.normal_(layer.weight, std=(2 / reached) ** 0.5)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.backbones.base import shrink_padding, zero_pixels
 from patchform.backbones.resnet import BLOCKS, Bottleneck
 from patchform.backbones.vit import ViT
 from patchform.descriptions import Variant
@@ -42,7 +43,7 @@ class Hybrid(ViT):
         patch: side of a patch, cells of the last stage's map.
         width, depth, heads: D, number of blocks, attention heads of the transformer.
         mlp_ratio: hidden width of the perceptrons over D.
-        position: how tokens know where they are.
+        position: absolute or relative position of the tokens.
         drop_path: stochastic depth of the last block, rising linearly from 0; the local network has none.
         gelu: "tanh" is what the original computes; "none", the error function, is how others run the same weights.
     """
@@ -87,12 +88,10 @@ class Hybrid(ViT):
 
         The group norms' statistics are those of all cells, padding (which is 0 in the image) included.
         """
-        hidden = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            hidden = grids.shrink_mask(padding, self.local.strides[-1])
+        images = zero_pixels(images, padding)
+        cell_padding = shrink_padding(padding, self.local.strides[-1])
         maps = self.local(images)
-        features = super().forward(maps[-1], padding=hidden)
+        features = super().forward(maps[-1], padding=cell_padding)
         return features._replace(maps=(*maps, *features.maps), strides=self.strides, size=grids.size_of(images))
 
     def layers(self) -> list[nn.Module]:
@@ -126,7 +125,7 @@ class LocalNetwork(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> the map of every stage, fine to coarse; the stem's where there is none."""
         x = F.relu(self.stem(images), inplace=True)
-        height, width = grids.size_of(x)  # "SAME": what is missing goes below and beside, where it is odd
+        height, width = grids.size_of(x)  # "SAME": an odd rest is padded at the bottom and the right
         x = F.max_pool2d(x, 3, 2, padding=(height % 2, width % 2), ceil_mode=True)
         maps = []
         for stage in self.stages:
@@ -172,22 +171,22 @@ class StandardisedConv(nn.Conv2d):
 
     def standardised(self) -> Tensor:
         """(kernel - mean) / (deviation + 1e-5), as the original has it, by way of a layer norm: the fastest kernel."""
-        lying = self.weight.permute(0, 2, 3, 1)  # as they lie in memory
-        kernels, inputs = lying.flatten(1), self.weight[0].shape.numel()
+        channels_last = self.weight.permute(0, 2, 3, 1)  # the order in memory
+        kernels, inputs = channels_last.flatten(1), self.weight[0].shape.numel()
         tiny = 1e-20  # without it a kernel of equal numbers would be 0 / 0
         if not torch.is_grad_enabled():
             unit, _, inverse = torch.native_layer_norm(kernels, [inputs], None, None, tiny)
-            return unit.mul_(1 / (1 + 1e-5 * inverse)).view_as(lying).permute(0, 3, 1, 2)
+            return unit.mul_(1 / (1 + 1e-5 * inverse)).view_as(channels_last).permute(0, 3, 1, 2)
         unit = F.layer_norm(kernels, [inputs], eps=tiny)
         std = torch.linalg.vecdot(kernels, unit.detach())[:, None] / inputs  # its derivative by `unit` is 0
-        return (unit * (std / (std + 1e-5))).view_as(lying).permute(0, 3, 1, 2)
+        return (unit * (std / (std + 1e-5))).view_as(channels_last).permute(0, 3, 1, 2)
 
     def _padded(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1:
             return x
-        below, beside = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x))
-        return F.pad(x, (beside // 2, beside - beside // 2, below // 2, below - below // 2))
+        bottom, right = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x))
+        return F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:

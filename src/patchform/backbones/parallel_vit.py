@@ -26,14 +26,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.patches import Patches, pad_to
+from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Learned1D
 from patchform.records import Features
 
@@ -100,23 +100,21 @@ class ParallelViT(Backbone):
 
         In training the norms of the stem "hmlp" see all patches, padding included.
         """
-        hidden = masked = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            hidden = grids.shrink_mask(padding, self.patch)
-            masked = nn.functional.pad(hidden.flatten(1), (1, 0))
+        images = zero_pixels(images, padding)
+        cell_padding = shrink_padding(padding, self.patch)
+        token_padding = sequence_padding(cell_padding, 1)
         cells = self.patches(images)  # (B, H/p, W/p, D)
         grid = (cells.shape[1], cells.shape[2])
 
-        placed = self.position(cells.flatten(1, 2), grid)
-        x = torch.cat([self.class_token.expand(len(placed), -1, -1), placed], 1)  # (B, 1 + N, D)
+        patches = self.position(cells.flatten(1, 2), grid)
+        x = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], 1)  # (B, 1 + N, D)
         maps = []
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, padding=masked)
+            x = block(x, padding=token_padding)
             if number in self.maps_from:
                 maps.append(x[:, 1:].transpose(1, 2).unflatten(2, grid))
         x = self.norm(x)
-        return Features(tuple(maps), self.strides, grids.size_of(images), x[:, 1:], x[:, 0], hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), x[:, 1:], x[:, 0], cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""
@@ -148,19 +146,19 @@ class ParallelBlock(nn.Module):
 
     def forward(self, x: Tensor, *, padding: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D); padding (B, N) bool, True on padding."""
-        total = x
-        for branch in self.branches:
-            total = branch.add_attention(total, x, padding)  # type: ignore[operator]
+        branches, total = [branch for branch in self.branches if isinstance(branch, Branch)], x
+        for branch in branches:
+            total = branch.add_attention(total, x, padding)
         x = total
-        for branch in self.branches:
-            total = branch.add_perceptron(total, x)  # type: ignore[operator]
+        for branch in branches:
+            total = branch.add_perceptron(total, x)
         return total
 
 
 class HierarchicalPatches(nn.Module):
     """Patches by three perceptrons on squares of 4, 8 and 16 pixels, the stem "hMLP" (2203.09795, section 5).
 
-    Strides equal kernels, so no patch knows of another, except through the statistics of the norms in training.
+    Strides equal kernels, so patches are independent, except through the statistics of the norms in training.
 
     Args:
         in_channels: C.
@@ -182,8 +180,7 @@ class HierarchicalPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 16), ceil(W / 16), D)."""
-        rows, columns = grids.cells(grids.size_of(images), self.size)
-        images = pad_to(images, (rows * self.size, columns * self.size)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, self.size).contiguous(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 

@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.patches import pad_to
+from patchform.layers.patches import pad_to_multiple
 from patchform.records import Features
 
 Activation: TypeAlias = Literal["silu", "relu"]
@@ -103,25 +103,23 @@ class ParNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        hidden = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            hidden = [padding, *(grids.shrink_mask(padding, stride) for stride in (2, *self.strides))]
+        images = zero_pixels(images, padding)
+        paddings = [padding, *(shrink_padding(padding, stride) for stride in (2, *self.strides))]  # of 2**step pixels
         x, maps, step = images, [], 0
         for stem, stream in zip(self.stems, self.streams):
-            for block in stem:  # type: ignore[attr-defined]
-                x, step = block(x, _at(hidden, step)), step + 1
+            for block in stem.children():
+                x, step = block(x, paddings[step]), step + 1
             y = x
-            for block in stream:  # type: ignore[attr-defined]
-                y = block(y, _at(hidden, step))
+            for block in stream.children():
+                y = block(y, paddings[step])
             maps.append(y)
-        x = self.down(maps[0], _at(hidden, 2))
-        x = self.fusions[0](maps[1], x, _at(hidden, 3))
-        x = self.fusions[1](maps[2], x, _at(hidden, 4))
-        x = self.last(x, _at(hidden, 4))
+        x = self.down(maps[0], paddings[2])
+        x = self.fusions[0](maps[1], x, paddings[3])
+        x = self.fusions[1](maps[2], x, paddings[4])
+        x = self.last(x, paddings[4])
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, D)
-        summary = grids.masked_mean(tokens, _at(hidden, 5))
-        return Features((*maps, x), self.strides, grids.size_of(images), tokens, summary, _at(hidden, 5))
+        summary = grids.masked_mean(tokens, paddings[5])
+        return Features((*maps, x), self.strides, grids.size_of(images), tokens, summary, paddings[5])
 
     def layers(self) -> list[nn.Module]:
         """The blocks: those that enter the streams, the streams fine to coarse, the fusions."""
@@ -135,13 +133,9 @@ class ParNet(Backbone):
         change: `fused=True` builds the model that such weights fit.
         """
         for block in self.layers():
-            block.fuse()  # type: ignore[operator]
+            assert isinstance(block, ParNetBlock)
+            block.fuse()
         return self
-
-
-def _at(hidden: Sequence[Tensor] | None, step: int) -> Tensor | None:
-    """Padding of the cells of 2**step pixels."""
-    return None if hidden is None else hidden[step]
 
 
 class ParNetBlock(nn.Module):
@@ -170,8 +164,8 @@ class ParNetBlock(nn.Module):
         keeps = in_channels == out_channels and stride == 1
         self.stride, self.groups = stride, groups
         self.identity = BatchNorm2d(in_channels) if keeps else None
-        self.spatial: ConvNorm | nn.Conv2d = ConvNorm(in_channels, out_channels, 3, stride, groups)
-        self.pointwise: ConvNorm | None = ConvNorm(in_channels, out_channels, 1, 1, groups)
+        self.spatial: FusableConvNorm | nn.Conv2d = FusableConvNorm(in_channels, out_channels, 3, stride, groups)
+        self.pointwise: FusableConvNorm | None = FusableConvNorm(in_channels, out_channels, 1, 1, groups)
         self.gate = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
         self.residual = DropPath(drop_path)
         self.activation = ACTIVATIONS[activation]()
@@ -221,13 +215,13 @@ class Fusion(nn.Module):
         self.norms = nn.ModuleList((BatchNorm2d(width), BatchNorm2d(width)))
         self.block = ParNetBlock(2 * width, out_channels, stride=stride, groups=2, activation=activation)
 
-    def forward(self, one: Tensor, other: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(self, fine: Tensor, coarse: Tensor, padding: Tensor | None = None) -> Tensor:
         """Two (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride)); padding (B, H, W)."""
-        both = torch.cat([self.norms[0](one), self.norms[1](other)], 1)
-        return self.block(F.channel_shuffle(both, 2), padding)
+        x = torch.cat([self.norms[0](fine), self.norms[1](coarse)], 1)
+        return self.block(F.channel_shuffle(x, 2), padding)
 
 
-class ConvNorm(nn.Module):
+class FusableConvNorm(nn.Module):
     """Convolution without bias and batch normalisation; the map has ceil(H / stride) rows.
 
     Args:
@@ -256,8 +250,7 @@ class ConvNorm(nn.Module):
 
 def _halved(x: Tensor) -> Tensor:
     """Mean of 2x2 cells; outside the map there are zeros, as for the 3x3 convolution, or they could not be fused."""
-    rows, columns = grids.cells(grids.size_of(x), 2)
-    return F.avg_pool2d(pad_to(x, (2 * rows, 2 * columns)), 2)
+    return F.avg_pool2d(pad_to_multiple(x, 2), 2)
 
 
 def _mean(x: Tensor, padding: Tensor | None) -> Tensor:

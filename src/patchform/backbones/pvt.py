@@ -1,4 +1,4 @@
-"""PVT: a pyramid whose attention looks at a coarser map (Wang et al., ICCV 2021, arXiv:2102.12122).
+"""PVT: a pyramid whose keys and values are a coarser map (Wang et al., ICCV 2021, arXiv:2102.12122).
 
     image --squares--> stage 1 --squares--> stage 2 --squares--> stage 3 --squares--> stage 4 --norm--> summary
                          | /4                 | /8                 | /16                | /32
@@ -8,9 +8,9 @@
     a stage's attention:   queries: all cells          keys and values: squares of r x r cells, each made into one
 
 Version 1 cuts into plain squares, adds learned positions in every stage and reads a class token of the last one.
-Version 2 (Wang et al., CVMJ 2022, arXiv:2106.13797) cuts into squares that overlap, knows where cells are from zeros
+Version 2 (Wang et al., CVMJ 2022, arXiv:2106.13797) cuts into squares that overlap, has positions from the zeros
 around a depthwise convolution inside its perceptrons, has a norm after every stage and reads the mean; its linear
-attention looks at 7 x 7 means of any map. Maps are what the next stage gets: in version 2 they are normalised.
+attention has 7 x 7 means of any map as keys. Maps are what the next stage gets: in version 2 they are normalised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -89,9 +89,11 @@ class PVT(Backbone):
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                patch_projection_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth)
+                patch_projection_block(width, stage_heads, ratio, side, drop_path=next(rates)) for _ in range(depth)
             )
-            for width, depth, number, ratio, side in zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
+            for width, depth, stage_heads, ratio, side in zip(
+                widths, depths, heads, mlp_ratios, reductions, strict=True
+            )
         )
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
 
@@ -100,29 +102,29 @@ class PVT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> four maps, tokens (B, N, D) and summary (B, D), the class token."""
-        x, hidden = images.permute(0, 2, 3, 1), padding
+        x, cell_padding = images.permute(0, 2, 3, 1), padding
         maps = []
         for number, stage in enumerate(self.stages):
-            x = self.patches_norms[number](self.patches[number](zero_padding(x, hidden)))  # (B, H, W, D)
+            x = self.patches_norms[number](self.patches[number](zero_padding(x, cell_padding)))  # (B, H, W, D)
             grid = (x.shape[1], x.shape[2])
-            hidden = None if padding is None else grids.shrink_mask(padding, STRIDES[number])
-            x, masked = x.flatten(1, 2), hidden
+            cell_padding = shrink_padding(padding, STRIDES[number])
+            x, token_padding = x.flatten(1, 2), cell_padding
             if stage is self.stages[-1]:
                 x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
-                masked = None if hidden is None else F.pad(hidden.flatten(1), (1, 0))
+                token_padding = sequence_padding(cell_padding, 1)
                 x = self.positions[number](x, grid)
             else:
                 x = self.positions[number](x, grid).unflatten(1, grid)
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, padding=masked)
+            for block in stage.children():
+                x = block(x, padding=token_padding)
             cells = x if x.dim() == 4 else x[:, 1:].unflatten(1, grid)
             maps.append(cells.permute(0, 3, 1, 2))
         x = self.norm(x)
-        return Features(tuple(maps), STRIDES, grids.size_of(images), x[:, 1:], x[:, 0], hidden)
+        return Features(tuple(maps), STRIDES, grids.size_of(images), x[:, 1:], x[:, 0], cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
 
 class PVTv2(Backbone):
@@ -131,7 +133,7 @@ class PVTv2(Backbone):
     Args:
         in_channels, depths, heads, mlp_ratios, drop_path: see `PVT`.
         widths: channels of the stages.
-        attention: "reduced" as in version 1, "linear" looks at 7 x 7 means, so that its cost grows with the map.
+        attention: "reduced" as in version 1, "linear" has 7 x 7 means as keys, so that its cost grows with the map.
         reductions: side of the squares that become one key, cells; "linear" has none.
     """
 
@@ -186,30 +188,30 @@ class PVTv2(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), their mean."""
-        x, hidden = images.permute(0, 2, 3, 1), padding
+        x, cell_padding = images.permute(0, 2, 3, 1), padding
         maps = []
         for number, stage in enumerate(self.stages):
-            x = self.patches[number](zero_padding(x, hidden).permute(0, 3, 1, 2))
+            x = self.patches[number](zero_padding(x, cell_padding).permute(0, 3, 1, 2))
             x = self.patches_norms[number](x)  # (B, H, W, D)
-            hidden = None if padding is None else grids.shrink_mask(padding, self.strides[number])
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, padding=hidden)
+            cell_padding = shrink_padding(padding, self.strides[number])
+            for block in stage.children():
+                x = block(x, padding=cell_padding)
             x = self.norms[number](x)
             maps.append(x.permute(0, 3, 1, 2))
         tokens = x.flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
 
 # ---------------------------------------------------------------------------------------------- what version 2 brought
 
 
 class ConvolutionalBlock(ReducedBlock):
-    """Its perceptron sees the neighbours."""
+    """Its perceptron has a convolution."""
 
     def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """The perceptron's branch, of a map (B, H, W, D)."""
@@ -217,7 +219,7 @@ class ConvolutionalBlock(ReducedBlock):
 
 
 class Means(nn.Module):
-    """7 x 7 means of any map, each projected, to look at (Wang et al. 2022, section 3.1).
+    """7 x 7 means of any map, each projected to a key and value (Wang et al. 2022, section 3.1).
 
     Args:
         width: D.
@@ -233,12 +235,12 @@ class Means(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D) -> (B, 7, 7, D); the means are over cells that are not padding."""
         means = F.adaptive_avg_pool2d(zero_padding(x, padding).permute(0, 3, 1, 2), self.SIDE)
-        hidden = None
+        key_padding = None
         if padding is not None:
             share = F.adaptive_avg_pool2d((~padding)[:, None].to(x.dtype), self.SIDE)  # of real cells, (B, 1, 7, 7)
-            hidden = share[:, 0] == 0
+            key_padding = share[:, 0] == 0
             means = means / share.masked_fill(share == 0, 1)
-        return F.gelu(self.norm(self.squares(means.permute(0, 2, 3, 1)))), hidden
+        return F.gelu(self.norm(self.squares(means.permute(0, 2, 3, 1)))), key_padding
 
 
 # -------------------------------------------------------------------------------------------------------------- sizes

@@ -6,8 +6,8 @@
                                                v               v               v               v      norm, mean
                                               map             map             map             map      -> summary
 
-    block:  all regions look at each other, then every window [r | c1 c2 ... c49], a region and the 7x7 cells in it,
-            looks within itself, by the same attention and now with positions; then the perceptron
+    block:  all regions attend to each other, then every window [r | c1 c2 ... c49], a region and the 7x7 cells in it,
+            attends within itself, by the same attention and now with positions; then the perceptron
 
 Maps are the cells of every stage. The summary is the mean of the regions; `tokens` are the cells of the last stage
 under the norm of the regions (a picture of 224 pixels ends with 7x7 cells in one region).
@@ -25,16 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import Attention
+from patchform.layers.attention import Attention, never_empty, real_keys
 from patchform.layers.blocks import MLP
 from patchform.layers.convolutions import Strided
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.patches import Patches, pad_to
+from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Grid, RelativeBias
 from patchform.records import Features
 
@@ -95,23 +95,21 @@ class RegionViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_pixels(images, padding)
         regions, cells = self.regions(_centre(images, self.regions.size)), self.cells(images)  # (B, H, W, D) throughout
-        maps, hidden = [], None
+        maps, cell_padding = [], None
         for stage, norm, stride in zip(self.stages, self.map_norms, self.strides):
-            hidden = None if padding is None else grids.shrink_mask(padding, stride)
-            regions, cells = stage(regions, cells, hidden)
+            cell_padding = shrink_padding(padding, stride)
+            regions, cells = stage(regions, cells, cell_padding)
             cells = norm(cells)
             maps.append(cells.permute(0, 3, 1, 2))
-        empty = None if hidden is None else grids.shrink_mask(hidden, self.window)
-        summary = grids.masked_mean(self.norm(regions).flatten(1, 2), empty)
+        summary = grids.masked_mean(self.norm(regions).flatten(1, 2), shrink_padding(cell_padding, self.window))
         tokens = self.norm(cells).flatten(1, 2)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
+        return [block for stage in self.stages if isinstance(stage, Stage) for block in stage.blocks]
 
 
 def _centre(images: Tensor, side: int) -> Tensor:
@@ -119,10 +117,8 @@ def _centre(images: Tensor, side: int) -> Tensor:
 
     Only an axis that needs it is padded: the authors' code gives the other one a whole region more.
     """
-    below, beside = -images.shape[-2] % side, -images.shape[-1] % side
-    if not below and not beside:
-        return images
-    return F.pad(images, (beside // 2, beside - beside // 2, below // 2, below - below // 2))
+    high, wide = -images.shape[-2] % side, -images.shape[-1] % side
+    return F.pad(images, (wide // 2, wide - wide // 2, high // 2, high - high // 2)) if high or wide else images
 
 
 # --------------------------------------------------------------------------------------------------------------- stems
@@ -171,8 +167,7 @@ class OneConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
-        rows, columns = grids.cells(grids.size_of(images), PATCH)
-        images = pad_to(images, (rows * PATCH, columns * PATCH)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, PATCH).contiguous(memory_format=torch.channels_last)
         return self.proj(images).permute(0, 2, 3, 1)
 
 
@@ -214,35 +209,31 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(RegionalToLocal(width, heads, window, mlp_ratio, drop_path=rate) for rate in rates)
         self.peg = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False) if peg else None
 
-    def forward(self, regions: Tensor, cells: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, h', w', D'), (B, H', W', D') -> regions (B, h, w, D), cells (B, H, W, D); hidden is (B, H, W)."""
+    def forward(self, regions: Tensor, cells: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, h', w', D'), (B, H', W', D') -> regions (B, h, w, D), cells (B, H, W, D); padding is (B, H, W)."""
         regions, cells = self.halve(regions), self.halve(cells)
         grid, size = (regions.shape[1], regions.shape[2]), (cells.shape[1], cells.shape[2])
-        seen, allowed = self.masks(grid, size, hidden, cells)
+        region_mask, window_mask = self.masks(grid, size, padding, cells)
         windows = _join(regions, cells, self.window)
         for number, block in enumerate(self.blocks):
-            windows = block(windows, seen, allowed)
+            windows = block(windows, region_mask, window_mask)
             if number == 0 and self.peg is not None:
-                regions, cells = _part(windows, grid, size, self.window)
+                regions, cells = _split(windows, grid, size, self.window)
                 windows = _join(regions + _convolve(self.peg, regions), cells + _convolve(self.peg, cells), self.window)
-        return _part(windows, grid, size, self.window)
+        return _split(windows, grid, size, self.window)
 
     def masks(
-        self, grid: Grid, size: Grid, hidden: Tensor | None, cells: Tensor
+        self, grid: Grid, size: Grid, padding: Tensor | None, cells: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What regions see of each other (B, 1, 1, 1, G), and what is seen in windows (B, G, 1, 1 + N, 1 + N)."""
+        """Keys allowed among regions (B, 1, 1, 1, G), and within windows (B, G, 1, 1 + N, 1 + N)."""
         missing = grid[0] * self.window - size[0], grid[1] * self.window - size[1]
-        seen = allowed = None
+        region_padding, allowed = shrink_padding(padding, self.window), None
         if any(missing):
             allowed = _published_mask(grid, missing, self.window, cells.device).expand(len(cells), -1, -1, -1, -1)
-        if hidden is not None:
-            empty = grids.shrink_mask(hidden, self.window)
-            seen = ~empty.flatten(1)[:, None, None, None]
-            keys = ~_join(empty[..., None], hidden[..., None], self.window).transpose(2, 3)[:, :, None]  # .., 1, 1 + N
-            allowed = keys if allowed is None else allowed & keys
-        if allowed is not None:
-            allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query with no key at all: nobody reads its answer
-        return seen, allowed
+        if padding is not None and region_padding is not None:
+            keys = ~_join(region_padding[..., None], padding[..., None], self.window).transpose(2, 3)[:, :, None]
+            allowed = keys if allowed is None else allowed & keys  # keys: (B, G, 1, 1, 1 + N)
+        return real_keys(region_padding), never_empty(allowed)
 
 
 class Halving(nn.Module):
@@ -284,16 +275,16 @@ class RegionalToLocal(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.residual = DropPath(drop_path)
 
-    def forward(self, windows: Tensor, seen: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, windows: Tensor, region_mask: Tensor | None = None, window_mask: Tensor | None = None) -> Tensor:
         """(B, G, 1 + N, D), regions in front, to the same; masks have B in front."""
-        regions = self.residual(windows[:, :, 0], self.attend_regions, seen)
+        regions = self.residual(windows[:, :, 0], self.attend_regions, region_mask)
         windows = torch.cat([regions[:, :, None], windows[:, :, 1:]], 2)
-        windows = self.residual(windows, self.attend_windows, allowed)
+        windows = self.residual(windows, self.attend_windows, window_mask)
         return self.residual(windows, lambda part: self.mlp(self.norm2(part)))
 
-    def attend_regions(self, regions: Tensor, seen: Tensor | None) -> Tensor:
+    def attend_regions(self, regions: Tensor, allowed: Tensor | None) -> Tensor:
         """Regional self-attention, (B, G, D)."""
-        return self.attention(self.norm0(regions)[:, None], allowed=seen)[:, 0]
+        return self.attention(self.norm0(regions)[:, None], allowed=allowed)[:, 0]
 
     def attend_windows(self, windows: Tensor, allowed: Tensor | None) -> Tensor:
         """Local self-attention, (B, G, 1 + N, D)."""
@@ -311,34 +302,34 @@ class WithinWindow(RelativeBias):
 def _join(regions: Tensor, cells: Tensor, side: int) -> Tensor:
     """(B, h, w, D) and (B, H, W, D) -> windows (B, h*w, 1 + side**2, D); missing cells, at the end, are zeros."""
     (rows, columns), (height, width) = regions.shape[1:3], cells.shape[1:3]
-    below, beside = rows * side - height, columns * side - width
-    if below or beside:
-        cells = F.pad(cells, (0, 0, 0, beside, 0, below))
+    bottom, right = rows * side - height, columns * side - width
+    if bottom or right:
+        cells = F.pad(cells, (0, 0, 0, right, 0, bottom))
     squares = cells.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)  # (B, h, w, side, side, D)
     return torch.cat([regions[:, :, :, None], squares.flatten(3, 4)], 3).flatten(1, 2)
 
 
-def _part(windows: Tensor, grid: Grid, size: Grid, side: int) -> tuple[Tensor, Tensor]:
-    """The way back: windows -> regions (B, *grid, D) and cells (B, *size, D)."""
+def _split(windows: Tensor, grid: Grid, size: Grid, side: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `_join`: windows -> regions (B, *grid, D) and cells (B, *size, D)."""
     squares = windows[:, :, 1:].unflatten(2, (side, side)).unflatten(1, grid).transpose(2, 3)
     cells = squares.flatten(3, 4).flatten(1, 2)[:, : size[0], : size[1]]
     return windows[:, :, 0].unflatten(1, grid), cells
 
 
 def _published_mask(grid: Grid, missing: Grid, side: int, device: torch.device) -> Tensor:
-    """What the windows at the border see where rows or columns are missing, (1, G, 1, 1 + N, 1 + N) bool.
+    """The keys allowed in windows at the border where rows or columns are missing, (1, G, 1, 1 + N, 1 + N) bool.
 
-    The window in the corner sees too much, as in the authors' code, which the published detectors come from: what a
-    window below or a window beside would see, and not only what both would.
+    The window in the corner has too many, as in the authors' code, which the published detectors come from: those of
+    the windows of the last row or of the last column, and not only those of both.
     """
     row, column = grids.coordinates((side, side), device=device)
     real_row, real_column = (
-        F.pad(place < side - lacking, (1, 0), value=True) for place, lacking in zip((row, column), missing)
+        F.pad(index < side - count, (1, 0), value=True) for index, count in zip((row, column), missing)
     )
-    below, beside = (real[:, None] & real for real in (real_row, real_column))
-    allowed = torch.ones(*grid, *below.shape, dtype=torch.bool, device=device)
-    allowed[:, -1], allowed[-1] = beside, below
-    allowed[-1, -1] = below | beside
+    last_row, last_column = (real[:, None] & real for real in (real_row, real_column))
+    allowed = torch.ones(*grid, *last_row.shape, dtype=torch.bool, device=device)
+    allowed[:, -1], allowed[-1] = last_column, last_row
+    allowed[-1, -1] = last_row | last_column
     return allowed.flatten(0, 1)[None, :, None]
 
 

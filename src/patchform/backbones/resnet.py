@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -164,17 +164,16 @@ class ResNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_pixels(images, padding)
         x = self.pool(F.relu(self.stem(images), inplace=True))
         maps: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, D)
-        hidden = None if padding is None else grids.shrink_mask(padding, self.strides[-1])
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        cell_padding = shrink_padding(padding, self.strides[-1])
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks, shallow to deep."""
@@ -182,7 +181,7 @@ class ResNet(Backbone):
 
 
 class AttendingResNet(Backbone):
-    """A ResNet's stem, and stages of blocks that see (B, H, W, D): what axial and stand-alone attention share.
+    """A ResNet's stem, and stages of blocks of (B, H, W, D): what axial and stand-alone attention share.
 
     Args:
         in_channels: C of the images.
@@ -206,23 +205,22 @@ class AttendingResNet(Backbone):
 
         In training the norms' statistics are those of all cells, padding included.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_pixels(images, padding)
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         x = F.max_pool2d(F.relu(x, inplace=True), 3, stride=2, padding=1).permute(0, 2, 3, 1)  # (B, H, W, D)
-        maps, hidden = [], None if padding is None else grids.shrink_mask(padding, 4)
+        maps, cell_padding = [], shrink_padding(padding, 4)
         for stage, stride in zip(self.stages, self.strides):
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, hidden)
-                hidden = None if padding is None else grids.shrink_mask(padding, stride)
+            for block in stage.children():
+                x = block(x, cell_padding)
+                cell_padding = shrink_padding(padding, stride)
             maps.append(x.permute(0, 3, 1, 2))
         tokens = x.flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Sequential:

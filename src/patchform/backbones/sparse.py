@@ -4,8 +4,8 @@
                        |--1--|--2--|--3--|...     |                     p1..pN -> tokens
                         blocks of the raster      +-> maps (from chosen depths, one stride)
 
-The cells, row by row, are cut into blocks of equal length; a cell sees its own block, the neighbouring ones, and the
-first few of the picture, which everybody sees. Work and memory grow with the number of cells, not with its square. The
+The cells, row by row, are cut into blocks of equal length; a cell attends to its own block, the neighbouring ones, and
+the first few of the picture, as all cells do. Work and memory grow with the number of cells, not with its square. The
 pattern is that of sparse transformers for sequences (Child et al. 2019, arXiv:1904.10509; Zaheer et al. 2020, BigBird,
 arXiv:2007.14062, without its random part); the rest is ViT (Dosovitskiy et al. 2021).
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -38,8 +38,8 @@ class Sparse(Backbone):
         patch: side of a patch, pixels.
         width, depth, heads: D, number of blocks, attention heads.
         block: cells that are one block of the pattern; twice the cells of a row make it two rows.
-        near: neighbouring blocks that are seen on either side.
-        landmarks: blocks at the start of the picture that everybody sees.
+        near: neighbouring blocks on either side that a cell attends to.
+        landmarks: blocks at the start of the picture that every cell attends to.
         mlp_ratio: hidden width of the perceptrons over D.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         maps_from: after which blocks (1 = the first) a map is taken; default: the last.
@@ -78,21 +78,19 @@ class Sparse(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        hidden = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            hidden = grids.shrink_mask(padding, self.patch)
+        images = zero_pixels(images, padding)
+        cell_padding = shrink_padding(padding, self.patch)
         x = self.patches(images)  # (B, H/p, W/p, D)
         grid = (x.shape[1], x.shape[2])
         x = self.position(x.flatten(1, 2), grid).unflatten(1, grid)
         maps = []
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, padding=hidden)
+            x = block(x, padding=cell_padding)
             if number in self.maps_from:
                 maps.append(x.permute(0, 3, 1, 2))
         tokens = self.norm(x).flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""

@@ -10,10 +10,10 @@ arXiv:1906.05909).
             |                                                                               |
             +--------------------- (1x1 and norm where the shape changes) ------------------+
 
-A cell looks at the k x k square around it (the paper's equations 2 and 3): scores are q . (key + [row, column]), where
-row and column are learned embeddings of the offset, and there is no 1 / sqrt(d). As around a convolution, the square
-beyond the border is filled with zeros: keys and values are 0 there, their scores are q . [row, column], and they take
-their part of the softmax; so does what is padding.
+A cell attends to the k x k square around it (the paper's equations 2 and 3): scores are q . (key + [row, column]),
+where row and column are learned embeddings of the offset, and there is no 1 / sqrt(d). As around a convolution, the
+square beyond the border is filled with zeros: keys and values are 0 there, their scores are q . [row, column], and they
+count in the softmax; so does padding.
 
 Built from the paper's text, for its authors published neither code nor weights: no claim is made that their numbers
 are met. Where the text leaves it open, embeddings of offsets are shared by the heads, and the stem is a convolution.
@@ -45,7 +45,7 @@ class StandAlone(AttendingResNet):
         width: channels of the stem and inside the blocks of stage 1; doubles with every stage.
         depths: blocks of each stage; they give four times the width inside.
         heads: attention heads; they divide `width`.
-        span: k, side of the square that a cell sees, odd.
+        span: k, side of the square that a cell attends to, odd.
         drop_path: highest rate of stochastic depth, in [0, 1), that of the last block.
     """
 
@@ -78,7 +78,7 @@ class LocalBlock(nn.Module):
         in_channels: D of the input.
         out_channels: D of the output; a quarter of it inside.
         heads: attention heads.
-        span: side of the square that a cell sees.
+        span: side of the square that a cell attends to.
         stride: 2 halves the grid, after the attention.
         drop_path: probability that an image skips the branch in training.
     """
@@ -108,8 +108,8 @@ class LocalBlock(nn.Module):
 class LocalAttention(nn.Module):
     """Attention of every cell to the square around it (equations 2 and 3).
 
-    The grid is cut into tiles; the queries of a tile look at the tile and a halo around it, so memory grows with the
-    number of cells. What is in the halo of a tile but not in the square of a query has a bias of -inf.
+    The grid is cut into tiles; the keys of a tile are the tile and a halo around it, so memory grows with the number of
+    cells. What is in the halo of a tile but not in the square of a query has a bias of -inf.
 
     Args:
         in_channels: D.
@@ -137,12 +137,12 @@ class LocalAttention(nn.Module):
         height, width = x.shape[1:3]
         tile, radius = self.tile, self.radius
         rows, columns = grids.cells((height, width), tile)
-        below, beside = rows * tile - height, columns * tile - width
+        bottom, right = rows * tile - height, columns * tile - width
         q, kv = self.qkv(x).tensor_split([self.qkv.out_features // 3], -1)
-        q = F.pad(q, (0, 0, 0, beside, 0, below)).unflatten(2, (columns, tile)).unflatten(1, (rows, tile))
+        q = F.pad(q, (0, 0, 0, right, 0, bottom)).unflatten(2, (columns, tile)).unflatten(1, (rows, tile))
         q = q.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, G, t^2, D'): a tile is a group
         q = q.unflatten(-1, (self.heads, -1)).transpose(2, 3)  # (B, G, h, t^2, d)
-        kv = F.pad(kv, (0, 0, radius, radius + beside, radius, radius + below))  # the projection has no bias: zeros
+        kv = F.pad(kv, (0, 0, radius, radius + right, radius, radius + bottom))  # the projection has no bias: zeros
         halo = tile + 2 * radius
         cells = grids.squares((rows, columns), side=halo, step=tile, device=x.device)
         halos = kv.flatten(1, 2).index_select(1, cells).unflatten(1, (rows * columns, -1))  # (B, G, halo^2, 2D')
@@ -152,17 +152,19 @@ class LocalAttention(nn.Module):
         return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
     def bias(self, q: Tensor) -> Tensor:
-        """Scores (B, G, h, t^2, halo^2) of queries (B, G, h, t^2, d) and offsets; -inf for what lies too far."""
+        """Scores (B, G, h, t^2, halo^2) of queries (B, G, h, t^2, d) and offsets; -inf outside a query's square."""
         of_row, of_column = q.unflatten(3, (self.tile, self.tile)).chunk(2, -1)
-        by_row = _slanted((of_row @ self.rows.t()).transpose(3, 4)).transpose(3, 4)  # (B, G, h, t, t, halo)
-        by_column = _slanted(of_column @ self.columns.t())
+        by_row = _by_key((of_row @ self.rows.t()).transpose(3, 4)).transpose(3, 4)  # (B, G, h, t, t, halo)
+        by_column = _by_key(of_column @ self.columns.t())
         return (by_row[..., None] + by_column[..., None, :]).flatten(5).flatten(3, 4)
 
 
-def _slanted(scores: Tensor) -> Tensor:
-    """(..., t, k) of the cells of a line and offsets -> (..., t, t + k - 1) of the cells and places; -inf elsewhere."""
+def _by_key(scores: Tensor) -> Tensor:
+    """(..., t, k) of queries in a line and offsets -> (..., t, t + k - 1) of queries and keys; -inf elsewhere."""
     cells, offsets = scores.shape[-2:]
-    line = F.pad(scores, (0, cells), value=float("-inf")).flatten(-2)  # every cell begins one place further on
+    line = F.pad(scores, (0, cells), value=float("-inf")).flatten(
+        -2
+    )  # a query's keys begin one further than the last's
     return line[..., :-cells].unflatten(-1, (cells, cells + offsets - 1))
 
 

@@ -7,7 +7,7 @@ scaling up capacity and resolution (Liu et al., CVPR 2022, arXiv:2111.09883).
                             map                    map                map                map
 
 A stage alternates blocks whose windows tile the grid with blocks whose tiling is displaced by half a window, so that
-neighbours meet in every second block. Maps are the stages' outputs before any norm.
+neighbours are in one window in every second block. Maps are the stages' outputs before any norm.
 
     v1:  x + attention(norm(x))   scores q k / sqrt(d) + table of offsets       merge: norm, reduction
     v2:  x + norm(attention(x))   scores s cos(q, k) + network(log of offsets)  merge: reduction, norm
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -78,23 +78,22 @@ class Stages(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D)."""
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
+        images = zero_pixels(images, padding)
         x = self.patches_norm(self.patches(images))  # (B, H, W, D) throughout
-        maps, hidden = [], None
+        maps, cell_padding = [], None
         for merge, stage, stride in zip([nn.Identity(), *self.merges], self.stages, self.strides):
             x = merge(x)
-            hidden = None if padding is None else grids.shrink_mask(padding, stride)
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, padding=hidden)
+            cell_padding = shrink_padding(padding, stride)
+            for block in stage.children():
+                x = block(x, padding=cell_padding)
             maps.append(x.permute(0, 3, 1, 2))
         tokens = self.norm(x).flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
 
 class Swin(Stages):
@@ -160,7 +159,7 @@ class PatchMerging(nn.Module):
 class SwinV2(Stages):
     """Shifted-window transformer, version 2.
 
-    What a query must not see is left out; the authors' code takes 100 from its score instead, which is the same to
+    Keys that are not allowed are masked; the authors' code takes 100 from their scores instead, which is the same to
     rounding until a learned scale s (below 100) comes near that.
 
     Args:
@@ -220,14 +219,8 @@ class PostNormBlock(Block):
 
     def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
         """Mix the tokens (B, H, W, D)."""
-        x = self.residual(x, lambda part, pad: self.norm1(self.attention_branch(part, grid, pad)), padding)
+        x = self.residual(x, lambda part, pad: self.norm1(self.attend(part, grid, pad)), padding)
         return self.residual(x, lambda part: self.norm2(self.mlp(part)))
-
-    def attention_branch(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
-        """The attention of the branch."""
-        groups = self.pattern.gather(x, padding)
-        mixed = self.attention(groups.tokens, grid=groups.grid, allowed=groups.allowed)
-        return self.pattern.scatter(mixed, tuple(x.shape[1:-1]))
 
 
 class QKV(Linear):
@@ -260,7 +253,7 @@ class ContinuousBias(RelativePosition):
 
     def __init__(self, heads: int, grid: Grid, native: int) -> None:
         super().__init__()
-        self.kept: tuple[object, Tensor] | None = None
+        self.cached: tuple[object, Tensor] | None = None
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.fc1 = nn.Linear(2, self.HIDDEN)
         self.fc2 = nn.Linear(self.HIDDEN, heads, bias=False)
@@ -277,27 +270,27 @@ class ContinuousBias(RelativePosition):
         return q, k, self.bias(q.dtype)
 
     def bias(self, dtype: torch.dtype) -> Tensor:
-        """(h, N, N); where no gradient is wanted it is worked out once and kept as long as its parameters stay."""
-        made_from = (self.fc1.weight, self.fc1.bias, self.fc2.weight)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in made_from):
-            return self.work_out().to(dtype)
-        state = (dtype, *((p.data_ptr(), p._version) for p in made_from))
-        if self.kept is None or self.kept[0] != state:
-            self.kept = state, self.work_out().to(dtype)
-        return self.kept[1]
+        """(h, N, N); where no gradient is wanted it is computed once and cached as long as its parameters stay."""
+        parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
+            return self.compute().to(dtype)
+        state = (dtype, *((p.data_ptr(), p._version) for p in parameters))
+        if self.cached is None or self.cached[0] != state:
+            self.cached = state, self.compute().to(dtype)
+        return self.cached[1]
 
-    def work_out(self) -> Tensor:
-        """The bias, anew."""
+    def compute(self) -> Tensor:
+        """The bias, not from the cache."""
         table = self.STRONGEST * self.fc2(F.relu(self.fc1(self.offsets))).sigmoid()
         return table.index_select(0, self.index).t().unflatten(1, (math.isqrt(len(self.index)), -1))
 
     def train(self, mode: bool = True) -> Self:
-        """Forget the bias that was kept, as does a move to another device or type."""
-        self.kept = None
+        """Clear the cache, as does a move to another device or type."""
+        self.cached = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.kept = None
+        self.cached = None
         return super()._apply(fn, recurse)
 
 

@@ -1,12 +1,12 @@
 """TimeSformer: is space-time attention all you need? (Bertasius et al., ICML 2021, arXiv:2102.05095).
 
-    clip --patches of every frame--> [class | p .. p] + place + time --> block x depth --norm--> class -> summary
+    clip --patches of every frame--> [class | p .. p] + space + time --> block x depth --norm--> class -> summary
                                                                              |                   p     -> tokens
                                                                              +--mean over time--> map
 
 Three of the paper's schemes of attention (section 3, figure 2). Divided space-time: a block has three parts, each after
-a norm and beside a shortcut: every place attends over its frames; every frame over its places and the class token,
-which takes the mean of its answers; and every token goes through a perceptron. Joint space-time: plain blocks over all
+a norm and with a shortcut: every cell attends over the frames; every frame over its cells and the class token, whose
+outputs of the frames are averaged; and every token goes through a perceptron. Joint space-time: plain blocks over all
 tokens of the clip. Space only: plain blocks over every frame by itself, which has a class token of its own and no time;
 the mean over the frames comes before the last norm.
 """
@@ -18,11 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import Attention
+from patchform.layers.attention import Attention, real_keys
 from patchform.layers.blocks import MLP, Block
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
@@ -36,7 +36,7 @@ EPS = 1e-6  # of every layer norm
 class DividedBlock(nn.Module):
     """Attention over time, attention over space, perceptron (section 3, "T+S").
 
-    Stochastic depth draws for each sample and part (the authors' code: for each place, then for each frame), and drops
+    Stochastic depth draws for each sample and part (the authors' code: for each cell, then for each frame), and drops
     the projection after temporal attention with it.
 
     Args:
@@ -57,30 +57,30 @@ class DividedBlock(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.residual = DropPath(drop_path)
 
-    def forward(self, first: Tensor, places: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, token: Tensor, patches: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mix the tokens.
 
         Args:
-            first: class token, (B, 1, D).
-            places: patches, (B, N, T, D): groups over time are views.
-            allowed: (B, 1, 1, 1, 1 + N) bool, True where a query of a frame may look.
+            token: class token, (B, 1, D).
+            patches: (B, N, T, D): groups over time are views.
+            allowed: (B, 1, 1, 1, 1 + N) bool, True for keys of a frame that are not padding.
         """
-        places = self.residual(places, self.over_time)
-        token = first[:, None].expand(-1, places.shape[2], -1, -1)
-        frames = torch.cat([token, places.transpose(1, 2)], 2)  # (B, T, 1 + N, D)
-        frames = self.residual(frames, self.over_space, allowed)
-        first, places = frames[:, :, 0].mean(1, keepdim=True), frames[:, :, 1:].transpose(1, 2)
-        return self.residual(first, self.alone), self.residual(places, self.alone)
+        patches = self.residual(patches, self.attend_time)
+        tokens = token[:, None].expand(-1, patches.shape[2], -1, -1)
+        frames = torch.cat([tokens, patches.transpose(1, 2)], 2)  # (B, T, 1 + N, D)
+        frames = self.residual(frames, self.attend_space, allowed)
+        token, patches = frames[:, :, 0].mean(1, keepdim=True), frames[:, :, 1:].transpose(1, 2)
+        return self.residual(token, self.feed_forward), self.residual(patches, self.feed_forward)
 
-    def over_time(self, places: Tensor) -> Tensor:
+    def attend_time(self, patches: Tensor) -> Tensor:
         """(B, N, T, D) -> the same."""
-        return self.temporal_proj(self.temporal_attention(self.temporal_norm(places)))
+        return self.temporal_proj(self.temporal_attention(self.temporal_norm(patches)))
 
-    def over_space(self, frames: Tensor, allowed: Tensor | None) -> Tensor:
+    def attend_space(self, frames: Tensor, allowed: Tensor | None) -> Tensor:
         """(B, T, 1 + N, D) -> the same."""
         return self.attention(self.norm1(frames), allowed=allowed)
 
-    def alone(self, tokens: Tensor) -> Tensor:
+    def feed_forward(self, tokens: Tensor) -> Tensor:
         """(..., D) -> the same."""
         return self.mlp(self.norm2(tokens))
 
@@ -138,56 +138,53 @@ class TimeSformer(Backbone):
 
         padding is that of all frames.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None, None], 0)
-        first, places, grid = self.embed(images)
-        hidden = None if padding is None else grids.shrink_mask(padding, self.patch)
-        first, places = self.mix(first, places, hidden)
-        scene = places.mean(2).transpose(1, 2).unflatten(2, grid)
-        tokens = self.norm(places.transpose(1, 2)).flatten(1, 2)
+        images = zero_pixels(images, padding)
+        class_tokens, patches, grid = self.embed(images)
+        cell_padding = shrink_padding(padding, self.patch)
+        class_tokens, patches = self.mix(class_tokens, patches, cell_padding)
+        tokens = self.norm(patches.transpose(1, 2)).flatten(1, 2)
         return Features(
-            (scene,),
+            (patches.mean(2).transpose(1, 2).unflatten(2, grid),),
             self.strides,
             grids.size_of(images),
             tokens,
-            summary=self.norm(first.mean(1)),
-            padding=hidden,
-            frames=self.norm(first) if self.by_frame else None,
+            summary=self.norm(class_tokens.mean(1)),
+            padding=cell_padding,
+            frames=self.norm(class_tokens) if self.by_frame else None,
         )
 
     def times(self, frames: int) -> nn.Parameter | None:
-        """What stands for the time of a frame, (1, T, D), zero at the start."""
+        """Embeddings of the times of the frames, (1, T, D), zero at the start."""
         return nn.Parameter(torch.zeros(1, frames, self.width))
 
     def embed(self, clips: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """(B, T, C, H, W) -> class token of every frame, (B, T, D), its patches, (B, N, T, D), and the grid of the N.
 
-        Class tokens stand at no time.
+        Class tokens have no time.
         """
         batch, frames = clips.shape[:2]
         cells = self.patches(clips.flatten(0, 1))  # (B*T, H/p, W/p, D)
         grid = (cells.shape[1], cells.shape[2])
         tokens = torch.cat([self.class_token.expand(len(cells), -1, -1), cells.flatten(1, 2)], 1)
-        placed = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
-        places = placed[:, :, 1:].transpose(1, 2)
+        tokens = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
+        patches = tokens[:, :, 1:].transpose(1, 2)
         if self.time is not None:
-            places = places + grids.resize(self.time, (1, frames), mode="nearest").to(placed.dtype)
-        return placed[:, :, 0], places, grid
+            patches = patches + grids.resize(self.time, (1, frames), mode="nearest").to(tokens.dtype)
+        return tokens[:, :, 0], patches, grid
 
-    def mix(self, first: Tensor, places: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mix(self, class_tokens: Tensor, patches: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """All blocks: (B, T, D) and (B, N, T, D), padding (B, H/p, W/p) -> class tokens (B, 1 or T, D), patches."""
-        first = first[:, :1]
-        allowed = None if hidden is None else ~nn.functional.pad(hidden.flatten(1), (1, 0))[:, None, None, None]
+        token, allowed = class_tokens[:, :1], real_keys(sequence_padding(padding, 1))
         for block in self.blocks:
-            first, places = block(first, places, allowed)
-        return first, places
+            token, patches = block(token, patches, allowed)
+        return token, patches
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Times (1, T, D) of another number of frames."""
         if name != "time" or self.time is None or tensor.dim() != 3:
             raise ValueError("it does not depend on the number of frames")
-        table, said = fit_line(tensor[0], self.time[0], context, "nearest")
-        return table[None], said
+        table, note = fit_line(tensor[0], self.time[0], context, "nearest")
+        return table[None], note
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""
@@ -199,18 +196,18 @@ class JointTimeSformer(TimeSformer):
 
     block = Block
 
-    def mix(self, first: Tensor, places: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mix(self, class_tokens: Tensor, patches: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """As in `TimeSformer`; the clip has one class token."""
-        frames = places.shape[2]
-        tokens = torch.cat([first[:, :1], places.transpose(1, 2).flatten(1, 2)], 1)  # (B, 1 + T*N, D)
-        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1).repeat(1, frames), (1, 0))
+        frames = patches.shape[2]
+        tokens = torch.cat([class_tokens[:, :1], patches.transpose(1, 2).flatten(1, 2)], 1)  # (B, 1 + T*N, D)
+        token_padding = None if padding is None else sequence_padding(padding.repeat(1, frames, 1), 1)
         for block in self.blocks:
-            tokens = block(tokens, padding=masked)
+            tokens = block(tokens, padding=token_padding)
         return tokens[:, :1], tokens[:, 1:].unflatten(1, (frames, -1)).transpose(1, 2)
 
 
 class SpaceTimeSformer(TimeSformer):
-    """Video transformer that sees every frame by itself; arguments as `TimeSformer`, none of which is about time.
+    """Video transformer of single frames; arguments as `TimeSformer`, none of which is about time.
 
     `Features.frames` holds the class tokens of the frames, normalised.
     """
@@ -219,17 +216,15 @@ class SpaceTimeSformer(TimeSformer):
     by_frame = True
 
     def times(self, frames: int) -> None:
-        """Nothing tells the frames apart."""
+        """No time."""
 
-    def mix(self, first: Tensor, places: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def mix(self, class_tokens: Tensor, patches: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """As in `TimeSformer`; every frame has a class token. Stochastic depth draws for each frame."""
-        batch, frames = first.shape[:2]
-        tokens = torch.cat([first[:, :, None], places.transpose(1, 2)], 2).flatten(0, 1)  # (B*T, 1 + N, D)
-        masked = None
-        if hidden is not None:
-            masked = nn.functional.pad(hidden.flatten(1), (1, 0)).repeat_interleave(frames, 0)
+        batch, frames = class_tokens.shape[:2]
+        tokens = torch.cat([class_tokens[:, :, None], patches.transpose(1, 2)], 2).flatten(0, 1)  # (B*T, 1 + N, D)
+        token_padding = None if padding is None else sequence_padding(padding.repeat_interleave(frames, 0), 1)
         for block in self.blocks:
-            tokens = block(tokens, padding=masked)
+            tokens = block(tokens, padding=token_padding)
         tokens = tokens.unflatten(0, (batch, frames))
         return tokens[:, :, 0], tokens[:, :, 1:].transpose(1, 2)
 

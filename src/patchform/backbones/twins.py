@@ -5,11 +5,11 @@
                          v                    v                    v                    v
                         map                  map                  map                  map
 
-    PCPVT:  block, where?, block, block, ...          every block looks at squares of r x r cells, each made into one
-    SVT:    windows, where?, squares, windows, ...    a block within windows, then one that looks at the squares
+    PCPVT:  block, PEG, block, block, ...          keys of every block are squares of r x r cells, each made into one
+    SVT:    windows, PEG, squares, windows, ...    a block within windows, then one whose keys are the squares
 
-"where?" is a positional encoding generator (Chu et al. 2021, CPVT): a depthwise convolution that knows where a cell is
-from the zeros around the map. PCPVT is PVT with it in place of learned positions, and the mean in place of the class
+PEG is a positional encoding generator (Chu et al. 2021, CPVT): a depthwise convolution that has positions from the
+zeros around the map. PCPVT is PVT with it in place of learned positions, and the mean in place of the class
 token. Maps are what the next stage gets: not normalised, but with `norm_maps`.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -63,28 +63,28 @@ class Twins(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> one map a stage, tokens (B, N, D) and summary (B, D), their mean."""
-        x, hidden = images.permute(0, 2, 3, 1), padding
+        x, cell_padding = images.permute(0, 2, 3, 1), padding
         maps = []
         for number, stage in enumerate(self.stages):
-            x = self.patches_norms[number](self.patches[number](zero_padding(x, hidden)))  # (B, H, W, D)
-            hidden = None if padding is None else grids.shrink_mask(padding, self.strides[number])
-            for block in stage:  # type: ignore[attr-defined]
-                x = block(x, padding=hidden)
-                if block is stage[0]:  # type: ignore[index]
-                    x = self.positions[number](x, hidden)
+            x = self.patches_norms[number](self.patches[number](zero_padding(x, cell_padding)))  # (B, H, W, D)
+            cell_padding = shrink_padding(padding, self.strides[number])
+            for index, block in enumerate(stage.children()):
+                x = block(x, padding=cell_padding)
+                if index == 0:
+                    x = self.positions[number](x, cell_padding)
             x = self.map_norms[number](x)
             maps.append(x.permute(0, 3, 1, 2))
         tokens = self.norm(x).flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+        return [block for stage in self.stages for block in stage.children()]
 
 
 class PCPVT(Twins):
-    """Pyramid of blocks that all look at the whole map, made smaller (section 3.1).
+    """Pyramid of blocks of global attention to reduced maps (section 3.1).
 
     Args:
         in_channels: C of the images.
@@ -112,14 +112,14 @@ class PCPVT(Twins):
         rates = iter(linear_rates(drop_path, sum(depths)))
         sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         stages = [
-            [patch_projection_block(width, number, ratio, side, drop_path=next(rates)) for _ in range(depth)]
-            for width, depth, number, ratio, side in sizes
+            [patch_projection_block(width, stage_heads, ratio, side, drop_path=next(rates)) for _ in range(depth)]
+            for width, depth, stage_heads, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
 
 
 class SVT(Twins):
-    """Pyramid of blocks that look within windows and at the whole map by turns (section 3.2).
+    """Pyramid of blocks of local and global attention in turn (section 3.2).
 
     Args:
         in_channels, widths, depths, heads, mlp_ratios, reductions, drop_path, norm_maps: see `PCPVT`.
@@ -144,12 +144,12 @@ class SVT(Twins):
         windows = Windows((window, window))
         stages = [
             [
-                patch_projection_block(width, number, ratio, side, drop_path=rate)
-                if place % 2
-                else Block(width, number, pattern=windows, mlp_ratio=ratio, drop_path=rate)
-                for place, rate in zip(range(depth), rates)
+                patch_projection_block(width, stage_heads, ratio, side, drop_path=rate)
+                if index % 2
+                else Block(width, stage_heads, pattern=windows, mlp_ratio=ratio, drop_path=rate)
+                for index, rate in zip(range(depth), rates)
             ]
-            for width, depth, number, ratio, side in sizes
+            for width, depth, stage_heads, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
@@ -34,9 +34,9 @@ class ViT(Backbone):
         patch: side of a patch, pixels.
         width, depth, heads: D, number of blocks, attention heads.
         mlp_ratio: hidden width of the perceptrons over D.
-        position: how tokens know where they are; one slot for absolute positions and those inside attention.
+        position: of the tokens; one slot for absolute positions and those inside attention.
         summary: "class" reads a class token, "mean" has none and averages the patch tokens.
-        registers: learned tokens that are neither read nor placed (Darcet et al. 2024 use 4).
+        registers: learned tokens that have no position and are not read (Darcet et al. 2024 use 4).
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         gelu: "tanh" for weights from the original JAX code.
@@ -93,37 +93,34 @@ class ViT(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        hidden = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            hidden = grids.shrink_mask(padding, self.patch)
-        return self.through(self.patches(images), grids.size_of(images), hidden)
+        images = zero_pixels(images, padding)
+        return self.through(self.patches(images), grids.size_of(images), shrink_padding(padding, self.patch))
 
-    def through(self, cells: Tensor, size: tuple[int, int], hidden: Tensor | None = None) -> Features:
+    def through(self, cells: Tensor, size: tuple[int, int], padding: Tensor | None = None) -> Features:
         """All that follows the projection of the patches.
 
         Args:
             cells: (B, H/p, W/p, D) projected patches.
             size: of the input, pixels.
-            hidden: (B, H/p, W/p) bool, True on padding.
+            padding: (B, H/p, W/p) bool, True on padding.
         """
-        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1), (self.prefix, 0))
+        token_padding = sequence_padding(padding, self.prefix)
         grid = (cells.shape[1], cells.shape[2])
         x = self.embed(cells.flatten(1, 2), grid)
         maps = []
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, grid=grid, padding=masked)
+            x = block(x, grid=grid, padding=token_padding)
             if number in self.maps_from:
                 maps.append(x[:, self.prefix :].transpose(1, 2).unflatten(2, grid))
         x = self.norm(x)
         tokens = x[:, self.prefix :]
-        summary = grids.masked_mean(tokens, hidden) if self.class_token is None else x[:, 0]
-        return Features(tuple(maps), self.strides, size, tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, padding) if self.class_token is None else x[:, 0]
+        return Features(tuple(maps), self.strides, size, tokens, summary, padding)
 
     def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
-        """Normalised tokens of some of the patches: the others are placed, then left out (He et al. 2022, section 3).
+        """Normalised tokens of some of the patches: positions are added first (He et al. 2022, section 3).
 
-        Only for positions outside attention: those inside it know whole grids.
+        Only for absolute positions: those inside attention are of whole grids.
 
         Args:
             images: (B, C, H, W).
@@ -141,7 +138,7 @@ class ViT(Backbone):
         return self.norm(x)
 
     def embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, placed."""
+        """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, with positions."""
         x = patches
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)

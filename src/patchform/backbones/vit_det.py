@@ -5,7 +5,7 @@
                                                                          +-> the last map
 
 Section 3, "backbone adaptation": the blocks are those of ViT, but attention stays inside windows that do not shift; a
-few blocks, evenly spread, see the whole picture and carry what is known from window to window. Where one window covers
+few blocks, evenly spread, attend to the whole picture, so that windows exchange information. Where one window covers
 the grid it is ViT without a class token. The simple pyramid that goes with it is the neck "simple" of Faster R-CNN.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -35,9 +35,9 @@ class ViTDet(Backbone):
         patch: side of a patch, pixels.
         width, depth, heads: D, number of blocks, attention heads.
         window: side of a window, cells.
-        global_blocks: so many of the blocks see everything: the last of as many equal parts.
+        global_blocks: so many of the blocks attend globally: the last of as many equal parts.
         mlp_ratio: hidden width of the perceptrons over D.
-        position: how tokens know where they are; one slot for absolute positions and those inside attention, which in
+        position: of the tokens; one slot for absolute positions and those inside attention, which in
             a window are those of the window.
         drop_path: stochastic depth of the last block, rising linearly from 0.
 
@@ -66,7 +66,7 @@ class ViTDet(Backbone):
         self.width, self.patch = width, patch
         self.channels, self.strides = (width,), (patch,)
         grid, tile = grids.cells(image_size, patch), (window, window)
-        everything = {depth * part // global_blocks for part in range(1, global_blocks + 1)}
+        global_numbers = {depth * part // global_blocks for part in range(1, global_blocks + 1)}
 
         self.patches = Patches(in_channels, width, patch)
         self.position = positions.absolute(position, width, grid)
@@ -74,8 +74,8 @@ class ViTDet(Backbone):
             Block(
                 width,
                 heads,
-                pattern=Global() if number in everything else Windows(tile),
-                position=positions.relative(position, width, heads, grid if number in everything else tile),
+                pattern=Global() if number in global_numbers else Windows(tile),
+                position=positions.relative(position, width, heads, grid if number in global_numbers else tile),
                 mlp_ratio=mlp_ratio,
                 drop_path=rate,
             )
@@ -86,18 +86,16 @@ class ViTDet(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> the map (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
-        hidden = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            hidden = grids.shrink_mask(padding, self.patch)
+        images = zero_pixels(images, padding)
+        cell_padding = shrink_padding(padding, self.patch)
         x = self.patches(images)  # (B, H/p, W/p, D)
         grid = (x.shape[1], x.shape[2])
         x = self.position(x.flatten(1, 2), grid).unflatten(1, grid)
         for block in self.blocks:
-            x = block(x, padding=hidden)
+            x = block(x, padding=cell_padding)
         tokens = self.norm(x).flatten(1, 2)
-        summary = grids.masked_mean(tokens, hidden)
-        return Features((x.permute(0, 3, 1, 2),), self.strides, grids.size_of(images), tokens, summary, hidden)
+        summary = grids.masked_mean(tokens, cell_padding)
+        return Features((x.permute(0, 3, 1, 2),), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""

@@ -5,9 +5,9 @@
                                                             +--mean over time--> map
 
 The paper's four models (section 3.3): 1. spatio-temporal attention: plain blocks over all tokens. 2. factorised
-encoder: a spatial transformer sees the tokens of one moment, a temporal one the class tokens of all moments.
+encoder: a spatial transformer over the tokens of each moment, a temporal one over the class tokens of all moments.
 3. factorised self-attention: a block attends over time, then over space. 4. factorised dot product: half of the heads
-of a block look along time, half along space. Models 3 and 4 have no class token; their summary is the mean of the
+of a block attend over time, half over space. Models 3 and 4 have no class token; their summary is the mean of the
 tokens.
 
 A moment is a slice of the clip that is one tubelet deep. The order in model 3 and all else that the paper leaves open
@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -80,7 +80,7 @@ class ViViT(Backbone):
 
         self.patches = Tubelets(in_channels, width, patch, tube)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if self.prefix else None
-        self.position = self.places(grids.cells(image_size, patch), -(-frames // tube))
+        self.position = self.make_position(grids.cells(image_size, patch), -(-frames // tube))
         self.blocks = nn.ModuleList(
             self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
             for rate in linear_rates(drop_path, depth)
@@ -88,12 +88,12 @@ class ViViT(Backbone):
         self.norm = nn.LayerNorm(width, eps=EPS)
         blocks.init_weights(self.blocks)
         for block in self.blocks:
-            if isinstance(block, TimeThenSpace):
+            if isinstance(block, FactorisedBlock):
                 nn.init.zeros_(block.temporal_attention.proj.weight)
 
-    def places(self, grid: Grid, moments: int) -> Position:
+    def make_position(self, grid: Grid, moments: int) -> Position:
         """Position of the tokens."""
-        return Places(self.width, grid, moments, prefix=self.prefix)
+        return TubeletPosition(self.width, grid, moments, prefix=self.prefix)
 
     def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
         """One block."""
@@ -104,31 +104,28 @@ class ViViT(Backbone):
 
         padding is that of all frames.
         """
-        if padding is not None:
-            images = images.masked_fill(padding[:, None, None], 0)
-        hidden = None if padding is None else grids.shrink_mask(padding, self.patch)
-        return self.see(self.patches(images), grids.size_of(images), hidden)
+        images = zero_pixels(images, padding)
+        return self.encode(self.patches(images), grids.size_of(images), shrink_padding(padding, self.patch))
 
-    def see(self, boxes: Tensor, size: Grid, hidden: Tensor | None) -> Features:
+    def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
         """Features of projected tubelets (B, T/f, H/p, W/p, D); padding (B, H/p, W/p)."""
-        _, moments, *grid, _ = boxes.shape
+        _, moments, *grid, _ = tubelets.shape
         assert self.class_token is not None
-        x = torch.cat([self.class_token.expand(len(boxes), -1, -1), boxes.flatten(1, 3)], 1)
+        x = torch.cat([self.class_token.expand(len(tubelets), -1, -1), tubelets.flatten(1, 3)], 1)
         x = self.position(x, (grid[0], grid[1]))
-        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1).repeat(1, moments), (1, 0))
+        token_padding = None if padding is None else sequence_padding(padding.repeat(1, moments, 1), 1)
         for block in self.blocks:
-            x = block(x, padding=masked)
-        places = x[:, 1:].unflatten(1, (moments, *grid))
-        return self.found(places, size, hidden, self.norm(x[:, 0]))
+            x = block(x, padding=token_padding)
+        return self.features(x[:, 1:].unflatten(1, (moments, *grid)), size, padding, self.norm(x[:, 0]))
 
-    def found(self, places: Tensor, size: Grid, hidden: Tensor | None, summary: Tensor | None = None) -> Features:
-        """Features from the last tokens (B, T/f, H/p, W/p, D); a summary that is not given is their mean."""
-        scene = places.mean(1).permute(0, 3, 1, 2)
-        tokens = self.norm(places.flatten(1, 3))
+    def features(self, tubelets: Tensor, size: Grid, padding: Tensor | None, summary: Tensor | None = None) -> Features:
+        """Features from the last tokens (B, T/f, H/p, W/p, D); without a summary it is their mean."""
+        scene = tubelets.mean(1).permute(0, 3, 1, 2)
+        tokens = self.norm(tubelets.flatten(1, 3))
         if summary is None:
-            everywhere = None if hidden is None else hidden.flatten(1).repeat(1, places.shape[1])
-            summary = grids.masked_mean(tokens, everywhere)
-        return Features((scene,), self.strides, size, tokens, summary, hidden)
+            token_padding = None if padding is None else padding.repeat(1, tubelets.shape[1], 1)
+            summary = grids.masked_mean(tokens, token_padding)
+        return Features((scene,), self.strides, size, tokens, summary, padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""
@@ -138,7 +135,7 @@ class ViViT(Backbone):
 class FactorisedEncoder(ViViT):
     """Video transformer with a transformer over space, then one over time (model 2); other arguments as `ViViT`.
 
-    `Features.frames` holds what the temporal transformer is given: the class token of every moment, normalised. Maps
+    `Features.frames` holds the input of the temporal transformer: the class token of every moment, normalised. Maps
     and tokens are those of the spatial one.
 
     Args:
@@ -182,27 +179,27 @@ class FactorisedEncoder(ViViT):
         ]
         self.temporal = Temporal(width, -(-frames // tube), temporal)
 
-    def places(self, grid: Grid, moments: int) -> Position:
-        """Every moment has the same."""
+    def make_position(self, grid: Grid, moments: int) -> Position:
+        """One table for all moments."""
         return Learned1D(self.width, grid, prefix=1)
 
     def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
         """One block, which takes (B, T/f, N, D)."""
-        return Block(width, heads, pattern=Apart(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        return Block(width, heads, pattern=EachMoment(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
 
-    def see(self, boxes: Tensor, size: Grid, hidden: Tensor | None) -> Features:
+    def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
         """As in `ViViT`."""
-        batch, moments, *grid, _ = boxes.shape
+        batch, moments, *grid, _ = tubelets.shape
         assert self.class_token is not None
-        cells = boxes.flatten(2, 3).flatten(0, 1)
+        cells = tubelets.flatten(2, 3).flatten(0, 1)
         x = self.position(torch.cat([self.class_token.expand(len(cells), -1, -1), cells], 1), (grid[0], grid[1]))
         x = x.unflatten(0, (batch, moments))  # (B, T/f, 1 + N, D)
-        masked = None if hidden is None else nn.functional.pad(hidden.flatten(1), (1, 0))[:, None]
+        token_padding = None if padding is None else nn.functional.pad(padding.flatten(1), (1, 0))[:, None]
         for block in self.blocks:
-            x = block(x, padding=masked)
+            x = block(x, padding=token_padding)
         frames = self.norm(x[:, :, 0])
-        places = x[:, :, 1:].unflatten(2, (grid[0], grid[1]))
-        return self.found(places, size, hidden, self.temporal(frames))._replace(frames=frames)
+        tubelets = x[:, :, 1:].unflatten(2, (grid[0], grid[1]))
+        return self.features(tubelets, size, padding, self.temporal(frames))._replace(frames=frames)
 
     def layers(self) -> list[nn.Module]:
         """The blocks of the spatial transformer, then those of the temporal one."""
@@ -216,25 +213,25 @@ class FactorisedSelfAttention(ViViT):
 
     def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
         """One block, which takes (B, T/f, N, D)."""
-        return TimeThenSpace(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        return FactorisedBlock(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
 
-    def see(self, boxes: Tensor, size: Grid, hidden: Tensor | None) -> Features:
+    def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
         """As in `ViViT`."""
-        _, moments, *grid, _ = boxes.shape
-        x = self.position(boxes.flatten(1, 3), (grid[0], grid[1])).unflatten(1, (moments, -1))
-        masked = None if hidden is None else hidden.flatten(1)[:, None]
+        _, moments, *grid, _ = tubelets.shape
+        x = self.position(tubelets.flatten(1, 3), (grid[0], grid[1])).unflatten(1, (moments, -1))
+        token_padding = None if padding is None else padding.flatten(1)[:, None]
         for block in self.blocks:
-            x = block(x, padding=masked)
-        return self.found(x.unflatten(2, (grid[0], grid[1])), size, hidden)
+            x = block(x, padding=token_padding)
+        return self.features(x.unflatten(2, (grid[0], grid[1])), size, padding)
 
 
 class FactorisedDotProduct(FactorisedSelfAttention):
-    """Video transformer whose heads look along time or along space (model 4); arguments as `ViViT`, 2 divides heads."""
+    """Video transformer whose heads attend over time or over space (model 4); arguments as `ViViT`, 2 divides heads."""
 
     def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
         """One block, which takes (B, T/f, N, D)."""
-        block = Block(width, heads, pattern=Apart(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
-        block.attention = TimeBesideSpace(width, heads)
+        block = Block(width, heads, pattern=EachMoment(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        block.attention = FactorisedAttention(width, heads)
         return block
 
 
@@ -242,7 +239,7 @@ class FactorisedDotProduct(FactorisedSelfAttention):
 
 
 @dataclass(frozen=True)
-class Apart(Global):
+class EachMoment(Global):
     """Tokens (B, T/f, N, D): every query sees the tokens of its own moment; nothing is copied."""
 
     def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
@@ -254,7 +251,7 @@ class Apart(Global):
         return groups
 
 
-class Places(Position):
+class TubeletPosition(Position):
     """One learned vector a tubelet, in raster order, moment by moment (Arnab et al. 2021, section 3.2).
 
     At other grids or numbers of moments the table is resized, bicubically in space and linearly in time.
@@ -277,7 +274,7 @@ class Places(Position):
         moments = (tokens.shape[1] - self.prefix) // (grid[0] * grid[1])
         table: Tensor = self.table
         if (moments, grid) != (self.moments, self.grid):
-            table = _spread(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
+            table = _resize_table(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
         return tokens + table.to(tokens.dtype)
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
@@ -286,18 +283,18 @@ class Places(Position):
             raise ValueError("it is no table of this width")
         prefix = self.prefix
         try:
-            shape = self._shape(tensor.shape[1] - prefix, context)
+            shape = self._shape_of(tensor.shape[1] - prefix, context)
         except ValueError:
             if prefix or not context.from_images:
                 raise
-            prefix = 1  # the row of a class token, which we do not have
-            shape = self._shape(tensor.shape[1] - prefix, context)
-        table = _spread(tensor, prefix, shape, (self.moments, *self.grid), context.resize)
-        said = f"{resized(shape[1:], self.grid)}, {shape[0]} in time to {self.moments}"
-        return table[:, prefix - self.prefix :], said
+            prefix = 1  # the row of a class token, which this model lacks
+            shape = self._shape_of(tensor.shape[1] - prefix, context)
+        table = _resize_table(tensor, prefix, shape, (self.moments, *self.grid), context.resize)
+        note = f"{resized(shape[1:], self.grid)}, {shape[0]} in time to {self.moments}"
+        return table[:, prefix - self.prefix :], note
 
-    def _shape(self, cells: int, context: TransferContext) -> tuple[int, int, int]:
-        """Moments, rows and columns of so many cells: our grid, or as many moments in a square or `transfer.grid`."""
+    def _shape_of(self, cells: int, context: TransferContext) -> tuple[int, int, int]:
+        """Moments, rows, columns of a table: the own grid, a square for the own moments, or `transfer.grid`."""
         own = self.grid[0] * self.grid[1]
         if context.from_images:
             return 1, *context.grid_of(cells)
@@ -308,18 +305,18 @@ class Places(Position):
             if cells % (rows * columns):
                 raise ValueError(f"its {cells} cells are no multiple of {rows} x {columns}")
             return cells // (rows * columns), rows, columns
-        ways = {(cells // own, *self.grid)} if cells % own == 0 else set()
+        shapes = {(cells // own, *self.grid)} if cells % own == 0 else set()
         side = math.isqrt(cells // self.moments)
         if side * side * self.moments == cells:
-            ways.add((self.moments, side, side))
-        if len(ways) != 1:
+            shapes.add((self.moments, side, side))
+        if len(shapes) != 1:
             raise ValueError(
-                f"its {cells} cells could be of {len(ways)} grids and lengths: name the grid of the source"
+                f"its {cells} cells could be of {len(shapes)} grids and lengths: name the grid of the source"
             )
-        return ways.pop()
+        return shapes.pop()
 
 
-def _spread(
+def _resize_table(
     table: Tensor,
     prefix: int,
     native: tuple[int, int, int],
@@ -327,14 +324,14 @@ def _spread(
     resize: Callable[..., Tensor],
 ) -> Tensor:
     """(1, P + M*H*W, D) -> (1, P + M'*H'*W', D), P as they are."""
-    boxes = table[0, prefix:].unflatten(0, native)  # (M, H, W, D)
-    boxes = resize(boxes.permute(1, 2, 0, 3).flatten(2), to[1:], mode="bicubic")  # (H', W', M * D)
-    line = boxes.unflatten(2, (native[0], -1)).permute(2, 0, 1, 3).flatten(1)  # (M, H' * W' * D)
+    cells = table[0, prefix:].unflatten(0, native)  # (M, H, W, D)
+    cells = resize(cells.permute(1, 2, 0, 3).flatten(2), to[1:], mode="bicubic")  # (H', W', M * D)
+    line = cells.unflatten(2, (native[0], -1)).permute(2, 0, 1, 3).flatten(1)  # (M, H' * W' * D)
     line = resize(line[:, None], (to[0], 1), mode="bilinear")
     return torch.cat([table[:, :prefix], line.reshape(1, -1, table.shape[2])], 1)
 
 
-class TimeThenSpace(Block):
+class FactorisedBlock(Block):
     """x + attention over time, then over space, then a perceptron, each behind a norm (equations 4 to 6).
 
     At the start of a `FactorisedSelfAttention` the attention over time adds nothing (section 3.4): its last layer is
@@ -351,21 +348,21 @@ class TimeThenSpace(Block):
     def __init__(
         self, width: int, heads: int, *, mlp_ratio: float = 4.0, gelu: GELU = "tanh", drop_path: float = 0.0
     ) -> None:
-        super().__init__(width, heads, pattern=Apart(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        super().__init__(width, heads, pattern=EachMoment(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
         self.temporal_norm = nn.LayerNorm(width, eps=EPS)
         self.temporal_attention = Attention(width, heads)
 
     def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
         """(B, T/f, N, D) -> the same; padding (B, 1, N)."""
-        return super().forward(self.residual(x, self.over_time), padding=padding)
+        return super().forward(self.residual(x, self.attend_time), padding=padding)
 
-    def over_time(self, x: Tensor) -> Tensor:
+    def attend_time(self, x: Tensor) -> Tensor:
         """(B, T/f, N, D) -> the same."""
         return self.temporal_attention(self.temporal_norm(x).transpose(1, 2)).transpose(1, 2)
 
 
-class TimeBesideSpace(Attention):
-    """Attention whose first half of the heads looks along time, the second along space (section 3.3, model 4)."""
+class FactorisedAttention(Attention):
+    """Attention whose first half of the heads is over time, the second over space (section 3.3, model 4)."""
 
     def __init__(self, width: int, heads: int) -> None:
         if heads % 2:
@@ -380,13 +377,13 @@ class TimeBesideSpace(Attention):
         allowed: Tensor | None = None,
         gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """(B, T/f, N, D) -> the same; allowed (B, 1, 1, 1, N) is of those that look along space."""
+        """(B, T/f, N, D) -> the same; allowed (B, 1, 1, 1, N) is of the heads over space."""
         parts = self.qkv(tokens).unflatten(-1, (3, 2, self.heads // 2, -1))  # (B, T/f, N, 3, 2, h/2, d)
         q, k, v = parts[..., 0, :, :].permute(3, 0, 2, 4, 1, 5)  # (B, N, h/2, T/f, d)
-        along_time = attend(q, k, v).permute(0, 3, 1, 2, 4)
+        over_time = attend(q, k, v).permute(0, 3, 1, 2, 4)
         q, k, v = parts[..., 1, :, :].permute(3, 0, 1, 4, 2, 5)  # (B, T/f, h/2, N, d)
-        along_space = attend(q, k, v, allowed=allowed).transpose(2, 3)
-        return self.proj(torch.cat([along_time, along_space], 3).flatten(3))
+        over_space = attend(q, k, v, allowed=allowed).transpose(2, 3)
+        return self.proj(torch.cat([over_time, over_space], 3).flatten(3))
 
 
 class Temporal(nn.Module):
@@ -395,14 +392,14 @@ class Temporal(nn.Module):
     Args:
         width: D.
         moments: native length; at others positions are resized.
-        made_of: the blocks.
+        layers: the blocks.
     """
 
-    def __init__(self, width: int, moments: int, made_of: list[Block]) -> None:
+    def __init__(self, width: int, moments: int, layers: list[Block]) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = Places(width, (1, 1), moments, prefix=1)
-        self.blocks = nn.ModuleList(made_of)
+        self.position = TubeletPosition(width, (1, 1), moments, prefix=1)
+        self.blocks = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width, eps=EPS)
         blocks.init_weights(self.blocks)
 

@@ -5,9 +5,9 @@
                        v                                             v                    class block x 2, norm
                       map                                           map                class -> summary, p -> tokens
 
-    outlooker    the mean of 2x2 cells says, by a linear layer alone, how each of the 3x3 cells around it weighs the
-                 values of those nine; where windows overlap, their answers are summed
-    class block  the class token looks at the patches, which stay as they are (Touvron et al. 2021, CaiT)
+    outlooker    the mean of 2x2 cells gives, by a linear layer alone, the weights with which each of the 3x3 cells
+                 around it sums the values of those nine; where windows overlap, their outputs are summed
+    class block  the class token attends to the patches, which stay as they are (Touvron et al. 2021, CaiT)
 
 The published output is head(class) + 1/2 max over patches of aux_head(patch), after token labelling (Jiang et al.
 2021): `head.classifier` reads the summary and `head.auxiliary` the tokens. Sizes are those of the authors' code.
@@ -19,20 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone
+from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
+from patchform.layers.attention import real_keys
 from patchform.layers.blocks import MLP, Block, ClassBlock
 from patchform.layers.drop import linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.norms import BatchNorm2d
-from patchform.layers.patches import pad_to
+from patchform.layers.patches import pad_to_multiple
 from patchform.records import Features
 from patchform.schema import Natural
 
 PATCH = 8
-"""Side of a cell that outlookers see, pixels."""
+"""Side of a cell of the outlookers, pixels."""
 EPS = 1e-5
 
 
@@ -92,10 +93,8 @@ class VOLO(Backbone):
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, N, D) and summary (B, D)."""
-        fine = coarse = None
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0)
-            fine, coarse = (grids.shrink_mask(padding, stride) for stride in self.strides)
+        images = zero_pixels(images, padding)
+        fine, coarse = (shrink_padding(padding, stride) for stride in self.strides)
         x = self.stem(images)  # (B, H, W, D) throughout
         for outlooker in self.outlookers:
             x = outlooker(x, fine)
@@ -103,8 +102,7 @@ class VOLO(Backbone):
             x = x.masked_fill(fine[..., None], 0)  # coarse cells at the edge of the picture mix real cells with these
         maps = [x.permute(0, 3, 1, 2)]
 
-        even = pad_to(maps[0], (x.shape[1] + x.shape[1] % 2, x.shape[2] + x.shape[2] % 2))
-        x = self.merge(even).permute(0, 2, 3, 1)
+        x = self.merge(pad_to_multiple(maps[0], 2)).permute(0, 2, 3, 1)
         x = x + grids.resize(self.position[0], (x.shape[1], x.shape[2]))
         for block in self.layers()[len(self.outlookers) : -len(self.class_blocks)]:
             x = block(x, padding=coarse)
@@ -112,9 +110,8 @@ class VOLO(Backbone):
 
         patches = x.flatten(1, 2)
         token = self.class_token.expand(len(x), -1, -1)
-        allowed = None if coarse is None else ~coarse.flatten(1)[:, None, None, None]
         for block in self.class_blocks:
-            token = block(token, patches, allowed)
+            token = block(token, patches, real_keys(coarse))
         summary, tokens = self.norm(token)[:, 0], self.norm(patches)
         return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, coarse)
 
@@ -127,7 +124,7 @@ class VOLO(Backbone):
 
     def layers(self) -> list[nn.Module]:
         """Outlookers, blocks of all stages, class blocks."""
-        return [*self.outlookers, *(block for stage in self.stages for block in stage), *self.class_blocks]  # type: ignore[attr-defined]
+        return [*self.outlookers, *(block for stage in self.stages for block in stage.children()), *self.class_blocks]
 
 
 class Stem(nn.Module):
@@ -153,8 +150,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 8), ceil(W / 8), D)."""
-        rows, columns = grids.cells(grids.size_of(images), PATCH)
-        images = pad_to(images, (rows * PATCH, columns * PATCH)).contiguous(memory_format=torch.channels_last)
+        images = pad_to_multiple(images, PATCH).contiguous(memory_format=torch.channels_last)
         return self.proj(self.convolutions(images)).permute(0, 2, 3, 1)
 
 
@@ -174,9 +170,9 @@ class Outlooker(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """(B, H, W, D) -> the same; cells that are hidden (B, H, W) are as if they lay beyond the border."""
-        x = x + self.attention(self.norm1(x), hidden)
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) -> the same; padding (B, H, W) is as if it lay beyond the border."""
+        x = x + self.attention(self.norm1(x), padding)
         return x + self.mlp(self.norm2(x))
 
 
@@ -195,17 +191,17 @@ class OutlookAttention(nn.Module):
         self.weights = nn.Linear(width, heads * 9 * 9)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """(B, H, W, D) -> the same; cells that are hidden (B, H, W) have values of zero and are nobody's centre."""
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(B, H, W, D) -> the same; padding (B, H, W) has values of zero and is no window's centre."""
         height, width = x.shape[1:3]
-        if hidden is not None:
-            x = x.masked_fill(hidden[..., None], 0)
+        if padding is not None:
+            x = x.masked_fill(padding[..., None], 0)
         pooled = _mean_of_four(x)  # (B, H/2, W/2, D)
-        if hidden is not None:
-            pooled = pooled / _mean_of_four((~hidden)[..., None].to(x.dtype)).clamp(min=0.25)
+        if padding is not None:
+            pooled = pooled / _mean_of_four((~padding)[..., None].to(x.dtype)).clamp(min=0.25)
         weights = (self.weights(pooled) * self.scale).unflatten(-1, (self.heads, 9, 9)).softmax(-1)
-        if hidden is not None:
-            weights = weights.masked_fill(grids.shrink_mask(hidden, 2)[..., None, None, None], 0)
+        if padding is not None:
+            weights = weights.masked_fill(grids.shrink_mask(padding, 2)[..., None, None, None], 0)
 
         rows, columns = pooled.shape[1:3]
         frame = (2 * rows + 1, 2 * columns + 1)  # a row above, a column on the left; odd grids one more at the end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from patchform import lookup
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.loading import OWN, class_names, layouts_of, load_weights, prefixes_of, sizes_of
+from patchform.loading import OWN, class_names, export_weights, layouts_of, load_weights, prefixes_of
 from patchform.model import Model, build_model, load, save
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
@@ -25,8 +25,6 @@ ENOUGH = 0.5
 """Share of a small backbone's tensors by which a family is worth a closer look."""
 NAMED, ALIKE = 0.95, 0.8
 """Shares of a backbone's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
-
-
 DETECTORS = ("detr", "detr_masks")
 """Heads that are tried at their published size where a family has a layout of that name."""
 
@@ -69,15 +67,15 @@ class Look(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Candidate:
     """The model that a file is for, as far as it is known."""
 
     backbone: str
     """family/size."""
-    options: dict[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
     head: str | None = None
     """None: the one that fits."""
-    head_options: dict[str, Any]
+    head_options: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     """None: the variant's."""
     classes: tuple[str, ...] = ()
@@ -99,36 +97,36 @@ def look(source: str | Path, *, model: str | None = None, say: Callable[[str], N
         UsageError: no such model.
         ModelFileError: not a file of weights.
     """
-    wanted = None if model is None else _wanted(model)
+    candidate = None if model is None else _candidate(model, SourceOptions())
     path = locate(source, say=say)
-    found = sources.read(path)
-    bare = {name: tensor.to("meta") for name, tensor in found.tensors.items()}
+    content = sources.read(path)
+    bare = {name: tensor.to("meta") for name, tensor in content.tensors.items()}
     fits: list[Fit] = []
     nearest: dict[str, float] = {}
     why = ""
-    if found.own:
+    if content.own:
         with torch.device("meta"):
-            made = load(path, weights=False)
-        fits = [_fit(made, bare, OWN)]
-    elif wanted is not None:
+            own_model = load(path, weights=False)
+        fits = [_fit(own_model, bare, OWN)]
+    elif candidate is not None:
         try:
-            fits = [fit(bare, wanted)]
+            fits = [fit(bare, candidate)]
         except ModelFileError as error:
             why = str(error)
     else:
-        nearest = dict(sorted(_shares(bare).items(), key=lambda pair: -pair[1])[:3])
+        nearest = dict(sorted(_name_shares(bare).items(), key=lambda pair: -pair[1])[:3])
         near = [family for family, share in nearest.items() if share >= ENOUGH]
         fits, why = _fits(bare, near)
-    fits = [one for one in fits if not one.report.of("resized")] or fits
-    return Look(_kind(path), bare, found.metadata, found.classes, tuple(fits), {} if fits else nearest, why)
+    fits = [exact for exact in fits if not exact.report.of("resized")] or fits
+    return Look(_kind(path), bare, content.metadata, content.classes, tuple(fits), {} if fits else nearest, why)
 
 
-def fit(tensors: Mapping[str, Tensor], wanted: Wanted, layout: str | None = None) -> Fit:
+def fit(tensors: Mapping[str, Tensor], candidate: Candidate, layout: str | None = None) -> Fit:
     """How a file's tensors fill a model: everything but the numbers is looked at.
 
     Args:
         tensors: may be on "meta".
-        wanted: the model; without a head, linear ones, the one of token labels and `DETECTORS` are tried.
+        candidate: the model; without a head, linear ones, the one of token labels and `DETECTORS` are tried.
         layout: of the tensors; recognised if None.
 
     Raises:
@@ -136,42 +134,42 @@ def fit(tensors: Mapping[str, Tensor], wanted: Wanted, layout: str | None = None
         ModelFileError: they do not fill it.
     """
     bare = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    first: ModelFileError | None = None
-    for head, head_options in _heads(wanted):
-        of = replace(wanted, head=head, head_options=head_options)
+    first_error: ModelFileError | None = None
+    for head, head_options in _heads(candidate):
+        variant = replace(candidate, head=head, head_options=head_options)
         try:
             with torch.device("meta"):
-                found = _fit(_built(of), bare, layout)
-                again = _built(of, tuple(map(str, range(found.classes or 1))))
-            return _fit(again, bare, found.report.layout)
+                first_fit = _fit(_build(variant), bare, layout)
+                model = _build(variant, tuple(map(str, range(first_fit.classes or 1))))
+            return _fit(model, bare, first_fit.report.layout)
         except ModelFileError as error:
-            first = first or error
-    assert first is not None
-    raise first
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
 
 
-def _fit(made: Model, tensors: Mapping[str, Tensor], layout: str | None) -> Fit:
-    """How they fill this model."""
-    assert made.architecture is not None
-    report = load_weights(made, tensors, layout=layout)
+def _fit(model: Model, tensors: Mapping[str, Tensor], layout: str | None) -> Fit:
+    """How tensors fill this model."""
+    assert model.architecture is not None
+    report = load_weights(model, tensors, layout=layout)
     biases = (entry for entry in report.entries if entry.name.startswith("head.classifier.") and entry.sources)
     bias = next((entry for entry in biases if entry.name.endswith(".bias")), None)
     if bias is None:
-        return Fit(made.architecture, report, 0)
-    own = made.state_dict()  # what else comes from the same tensor is no class: that there is nothing, for detectors
-    beside = [entry.name for entry in report.entries if entry is not bias and entry.sources == bias.sources]
-    rows = len(tensors[report.prefix + bias.sources[0]]) - sum(len(own[name]) for name in beside)
-    return Fit(made.architecture, report, rows)
+        return Fit(model.architecture, report, 0)
+    own = model.state_dict()  # what else comes from the same tensor is no class: that there is nothing, for detectors
+    siblings = [entry.name for entry in report.entries if entry is not bias and entry.sources == bias.sources]
+    rows = len(tensors[report.prefix + bias.sources[0]]) - sum(len(own[name]) for name in siblings)
+    return Fit(model.architecture, report, rows)
 
 
-def _heads(wanted: Wanted) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Heads that published models have, if none is wanted."""
-    if wanted.head is not None or wanted.head_options:
-        yield wanted.head or "linear", wanted.head_options
+def _heads(candidate: Candidate) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Heads to try: the one that is named, else those of published models."""
+    if candidate.head is not None or candidate.head_options:
+        yield candidate.head or "linear", candidate.head_options
         return
     yield "linear", {}
     with torch.device("meta"):
-        backbone = _built(replace(wanted, head="linear")).backbone
+        backbone = _build(replace(candidate, head="linear")).backbone
     yield "linear", {"hidden": backbone.width}
     yield "token_label", {}
     for detector in DETECTORS:
@@ -179,20 +177,20 @@ def _heads(wanted: Wanted) -> Iterator[tuple[str, dict[str, Any]]]:
             yield detector, {}
 
 
-def _built(wanted: Wanted, classes: Sequence[str] = ("?",)) -> Model:
-    head = wanted.head or "linear"
+def _build(candidate: Candidate, classes: Sequence[str] = ("?",)) -> Model:
+    head = candidate.head or "linear"
     return build_model(
-        lookup.the_class("heads", head, Head).tasks[0],  # type: ignore[attr-defined]
-        backbone=wanted.backbone,
+        lookup.the_class("heads", head, Head).tasks[0],
+        backbone=candidate.backbone,
         head=head,
         classes=classes,
-        preprocessing=wanted.preprocessing,
-        backbone_options=wanted.options,
-        head_options=wanted.head_options,
+        preprocessing=candidate.preprocessing,
+        backbone_options=dict(candidate.options),
+        head_options=dict(candidate.head_options),
     )
 
 
-class _Met(NamedTuple):
+class _Overlap(NamedTuple):
     """How much a backbone and a file have in common, by the layout that finds most."""
 
     named: float
@@ -201,64 +199,61 @@ class _Met(NamedTuple):
     """Share that have as many numbers, too."""
 
 
-def _met(wanted: Wanted, tensors: Mapping[str, Tensor]) -> _Met:
+def _overlap(candidate: Candidate, tensors: Mapping[str, Tensor]) -> _Overlap:
     with torch.device("meta"):
-        made = _built(wanted)
+        model = _build(candidate)
     own = {  # without counters of batches, which old files lack
         name: tensor
-        for name, tensor in made.state_dict().items()
+        for name, tensor in model.state_dict().items()
         if name.startswith("backbone.") and tensor.is_floating_point()
     }
-    met = []
+    overlaps = []
     for prefix in prefixes_of(tensors):
         sizes = {name.removeprefix(prefix): tensor.numel() for name, tensor in tensors.items()}
-        for rules in layouts_of(made.backbone).values():
-            pairs = ((own[place], names) for place, (_, names) in rules.plan((), own, {}).made.items())
-            there = [(place, names) for place, names in pairs if all(name in sizes for name in names)]
-            alike = sum(sum(map(sizes.__getitem__, names)) == place.numel() for place, names in there)
-            met.append(_Met(len(there) / len(own), alike / len(own)))
-    return max(met)
+        for rules in layouts_of(model.backbone).values():
+            pairs = ((own[target], names) for target, (_, names) in rules.plan((), own, {}).filled.items())
+            present = [(tensor, names) for tensor, names in pairs if all(name in sizes for name in names)]
+            alike = sum(sum(map(sizes.__getitem__, names)) == tensor.numel() for tensor, names in present)
+            overlaps.append(_Overlap(len(present) / len(own), alike / len(own)))
+    return max(overlaps)
 
 
-def _shares(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+def _name_shares(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """By family: share of the tensors of its small backbones that are there by name."""
     shares = {}
     for family in lookup.names("backbones"):
         variants = lookup.module("backbones", family).VARIANTS
         small = [name for name in variants if "nano" in name] or list(variants)[:1]
-        shares[family] = max(_met(_plain(f"{family}/{size}"), tensors).named for size in small)
+        shares[family] = max(_overlap(Candidate(backbone=f"{family}/{size}"), tensors).named for size in small)
     return shares
-
-
-def _plain(backbone: str, options: Mapping[str, Any] | None = None) -> Wanted:
-    return Wanted(backbone=backbone, options=dict(options or {}), head_options={})
 
 
 def _fits(tensors: Mapping[str, Tensor], families: Sequence[str]) -> tuple[list[Fit], str]:
     """Every model of the first family that has one which is filled; or what the nearest one says."""
-    nearest, why = _Met(0, 0), ""
+    nearest, why = _Overlap(0, 0), ""
     for family in families:
-        plain = [_plain(f"{family}/{size}") for size in lookup.module("backbones", family).VARIANTS]
-        rows = lookup.published(family).weights
-        special = [_plain(f"{family}/{row.variant}", row.backbone_options) for row in rows if row.backbone_options]
+        plain = [Candidate(backbone=f"{family}/{size}") for size in lookup.module("backbones", family).VARIANTS]
+        rows = [row for row in lookup.published(family).weights if row.backbone_options]
+        special = [Candidate(backbone=f"{family}/{row.variant}", options=row.backbone_options) for row in rows]
         for models in (plain, special):
-            found = []
+            fits = []
             for model in models:
-                met = _met(model, tensors)
-                if met.named < NAMED or met.alike < ALIKE:
+                overlap = _overlap(model, tensors)
+                if overlap.named < NAMED or overlap.alike < ALIKE:
                     continue
                 try:
-                    found.append(fit(tensors, model))
+                    fits.append(fit(tensors, model))
                 except ModelFileError as error:
-                    nearest, why = max((nearest, why), (met, f"{model.backbone}: {error}"), key=lambda pair: pair[0])
-            if found:
-                return found, ""
+                    if overlap > nearest:
+                        nearest, why = overlap, f"{model.backbone}: {error}"
+            if fits:
+                return fits, ""
     return [], why
 
 
 def _kind(path: Path) -> str:
     if path.is_dir():
-        return "model folder" if (path / sources.DESCRIPTION).exists() else "folder of safetensors"
+        return "model folder" if _is_model_folder(path) else "folder of safetensors"
     start = files.read_bytes(path, files.LARGEST_TENSORS, start=2)
     return "npz" if start == b"PK" else "shards" if path.name.endswith(".json") else "safetensors"
 
@@ -266,19 +261,34 @@ def _kind(path: Path) -> str:
 # ----------------------------------------------------------------------------------------------------------- convert
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the user says of a file that is converted."""
+
+    model: str | None = None
+    """family/size; or published weights that it is a file of: their size, options and classes count."""
+    layout: str | None = None
+    """None: recognised."""
+    part: str | None = None
+    """Of a pickle that holds several."""
+    image_size: int | None = None
+    """Side in pixels that it is for; None: the model's."""
+    head: str | None = None
+    """None: the one that fits."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the backbone."""
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the head."""
+    classes: Sequence[str] | None = None
+    """Names in the order of the classifier; a model folder needs them where nothing else says them."""
+
+
 def convert(
     source: str | Path,
     out: str | Path,
     *,
     to: str,
-    model: str | None = None,
-    layout: str | None = None,
-    part: str | None = None,
-    image_size: int | None = None,
-    head: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    head_options: Mapping[str, Any] | None = None,
-    classes: Sequence[str] | None = None,
+    options: SourceOptions = SourceOptions(),
     force: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
@@ -288,14 +298,7 @@ def convert(
         source: what `weights.hub.locate` takes; also a pickle of torch.save, which is opened here and nowhere else.
         out: a new .safetensors file; a new folder where `to` is "patchform".
         to: a layout of the family, or "patchform".
-        model: family/size; or published weights that `source` is a file of: their size, options and classes count.
-        layout: of the source; recognised if None.
-        part: of a pickle that holds several.
-        image_size: side in pixels that the source is for; default: the model's.
-        head: default: the one that fits.
-        options: arguments of the backbone.
-        head_options: arguments of the head.
-        classes: names in the order of the classifier; a model folder needs them where nothing else says them.
+        options: what is known of the source.
         force: write over what is there.
         say: called before the network is used.
 
@@ -309,59 +312,74 @@ def convert(
         ResourceError: the disk is full or the place is not writable.
     """
     out = Path(out)
+    _check_out(out, to, force)
+    path = locate(source, say=say)
+    if _is_model_folder(path):
+        model, report = _own_model(path, options)
+    else:
+        if options.model is None and not os.path.lexists(source) and is_row(str(source)):
+            options = replace(options, model=str(source))
+        model, report = _filled_model(path, options, to)
+    unfilled = [entry.name for entry in report.of("new") if entry.name.startswith("head.")]
+    if to == OWN:
+        if unfilled:
+            what = f"the source has no {shorten(unfilled)}"
+            raise UsageError(what, where=path, remedy="convert to another layout, and train a head")
+        save(model, out)
+        return report
+    written = export_weights(model, to, without=unfilled)
+    files.replace_tensors(out, written, {"format": "pt"})  # without it transformers reads nothing
+    return report
+
+
+def _check_out(out: Path, to: str, force: bool) -> None:
     if to != OWN and out.suffix != ".safetensors":
         raise UsageError(f"{out} does not end in .safetensors", remedy="only that is written")
     if not force and os.path.lexists(out) and not (to == OWN and out.is_dir() and not any(out.iterdir())):
         raise FolderError("exists already", where=out, remedy="name another place, or say --force")
     if to != OWN and out.is_dir():
         raise FolderError("a folder", where=out, remedy="name a file")
-    named = str(source) if model is None and not os.path.lexists(source) and is_row(str(source)) else model
-    path = locate(source, say=say)
-    if path.is_dir() and (path / sources.DESCRIPTION).exists():
-        if model is not None:
-            raise UsageError("a model folder says itself of which model it is", where=path, remedy="leave out --model")
-        made = load(path, weights=False)
-        report = load_weights(made, path, layout=OWN)
-    else:
-        tensors = _tensors(path, part)
-        if named is None:
-            raise UsageError("which model is it for?", where=path, remedy="--model family/size; `weights show` helps")
-        wanted = _wanted(named, image_size, options, head, head_options)
-        made, report = _filled(tensors, wanted, layout, classes, path)
-        if to == OWN and not (classes or wanted.classes):
-            raise UsageError(
-                "the classes have no names", where=path, remedy="--classes imagenet-1k, or a file of names"
-            )
-    new = [entry.name for entry in report.of("new") if entry.name.startswith("head.")]
-    if to == OWN:
-        if new:
-            what = shorten(new)
-            raise UsageError(
-                f"the source has no {what}", where=path, remedy="convert to another layout, and train a head"
-            )
-        save(made, out)
-        return report
-    layouts = layouts_of(made.backbone)
-    if to not in layouts:
-        raise lookup.no_such("layout", to, layouts)
-    own = {name: tensor for name, tensor in made.state_dict().items() if name not in new}
-    written = layouts[to].dump(own, sizes=lambda place: sizes_of(made, place))
-    files.replace_tensors(out, written, {"format": "pt"})  # without it transformers reads nothing
-    return report
 
 
-def _wanted(
-    name: str,
-    image_size: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    head: str | None = None,
-    head_options: Mapping[str, Any] | None = None,
-) -> Wanted:
+def _is_model_folder(path: Path) -> bool:
+    return path.is_dir() and (path / sources.DESCRIPTION).exists()
+
+
+def _own_model(path: Path, options: SourceOptions) -> tuple[Model, Report]:
+    """The model of a model folder."""
+    if options.model is not None:
+        raise UsageError("a model folder says itself of which model it is", where=path, remedy="leave out --model")
+    model = load(path, weights=False)
+    return model, load_weights(model, path, layout=OWN)
+
+
+def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, Report]:
+    """The model that a file is for, with as many classes as it has, filled with its tensors."""
+    tensors = _tensors(path, options.part)
+    if options.model is None:
+        raise UsageError("which model is it for?", where=path, remedy="--model family/size; `weights show` helps")
+    candidate = _candidate(options.model, options)
+    fitted = fit(tensors, candidate, options.layout)
+    if resized := fitted.report.of("resized"):
+        what = f"it is for another size: {resized[0].name} {resized[0].note}"
+        raise UsageError(what, where=path, remedy="name the size that it is for: --image-size")
+    names = tuple(candidate.classes or map(str, range(fitted.classes or 1)))
+    if fitted.classes and len(names) != fitted.classes:
+        raise UsageError(f"{len(names)} names for {fitted.classes} classes", where=path)
+    architecture = fitted.architecture
+    model = _build(replace(candidate, head=architecture.head, head_options=architecture.head_options), names)
+    report = load_weights(model, tensors, layout=fitted.report.layout, prefix=fitted.report.prefix)
+    if to == OWN and not candidate.classes:
+        raise UsageError("the classes have no names", where=path, remedy="--classes imagenet-1k, or a file of names")
+    return model, report
+
+
+def _candidate(name: str, options: SourceOptions) -> Candidate:
     """The model of family/size or of published weights, with what the user says over it."""
-    wanted = Wanted(backbone=name, options={}, head_options={})
+    candidate = Candidate(backbone=name)
     if is_row(name):
         row = lookup.weights_file(name)
-        wanted = Wanted(
+        candidate = Candidate(
             backbone=name.partition(".")[0],
             options=row.backbone_options,
             head=row.head,
@@ -369,18 +387,19 @@ def _wanted(
             preprocessing=row.preprocessing,
             classes=class_names(row.labels),
         )
-    lookup.backbone(wanted.backbone)
-    if image_size is not None:
-        if image_size < 1:
-            raise UsageError(f"an image size of {image_size}", remedy="name the side in pixels")
-        wanted = replace(
-            wanted, preprocessing=replace(wanted.preprocessing or Preprocessing(), size=(image_size, image_size))
-        )
+    lookup.backbone(candidate.backbone)
+    preprocessing = candidate.preprocessing
+    if options.image_size is not None:
+        if options.image_size < 1:
+            raise UsageError(f"an image size of {options.image_size}", remedy="name the side in pixels")
+        preprocessing = replace(preprocessing or Preprocessing(), size=(options.image_size, options.image_size))
     return replace(
-        wanted,
-        options={**wanted.options, **(options or {})},
-        head=head or wanted.head,
-        head_options={**wanted.head_options, **(head_options or {})},
+        candidate,
+        options={**candidate.options, **options.options},
+        head=options.head or candidate.head,
+        head_options={**candidate.head_options, **options.head_options},
+        preprocessing=preprocessing,
+        classes=tuple(options.classes or candidate.classes),
     )
 
 
@@ -390,25 +409,6 @@ def _tensors(path: Path, part: str | None) -> dict[str, Tensor]:
         if part is not None:
             raise UsageError("only a pickle has parts", where=path)
         return sources.read(path).tensors
-    found = pickles.choose(pickles.read_pickle(path).parts, part)
-    sources.check(found, path)
-    return found
-
-
-def _filled(
-    tensors: dict[str, Tensor], wanted: Wanted, layout: str | None, classes: Sequence[str] | None, path: Path
-) -> tuple[Model, Report]:
-    """The model with as many classes as the tensors have, filled with them."""
-    found = fit(tensors, wanted, layout)
-    if resized := found.report.of("resized"):
-        raise UsageError(
-            f"it is for another size: {resized[0].name} {resized[0].note}",
-            where=path,
-            remedy="name the size that it is for: --image-size",
-        )
-    names = tuple(classes or wanted.classes or map(str, range(found.classes or 1)))
-    if found.classes and len(names) != found.classes:
-        raise UsageError(f"{len(names)} names for {found.classes} classes", where=path)
-    of = found.architecture
-    made = _built(replace(wanted, head=of.head, head_options=of.head_options), names)
-    return made, load_weights(made, tensors, layout=found.report.layout, prefix=found.report.prefix)
+    tensors = pickles.choose(pickles.read_pickle(path).parts, part)
+    sources.check(tensors, path)
+    return tensors

@@ -43,25 +43,23 @@ class Action(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is to be done."""
-    everywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    everywhere.add_argument("--json", action="store_true", help="speak JSON, errors too")
-    everywhere.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    everywhere.add_argument(
-        "--plugin", metavar="DIR", action="append", help="folder with own data/formats/: runs its code"
-    )
-    everywhere.add_argument("data", metavar="DIR", help="folder, list or annotation file, as train takes it")
-    everywhere.add_argument("--task", help="what it is for (default: as its layout says)")
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--json", action="store_true", help="speak JSON, errors too")
+    common.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    common.add_argument("--plugin", metavar="DIR", action="append", help="folder with own data/formats/: runs its code")
+    common.add_argument("data", metavar="DIR", help="folder, list or annotation file, as train takes it")
+    common.add_argument("--task", help="what it is for (default: as its layout says)")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, action in ACTIONS.items():
-        own = actions.add_parser(
+        subparser = actions.add_parser(
             name,
             help=action.purpose,
             description=f"{action.purpose} How data are read is set as in train: --data.zero ignore.",
             epilog=f"example: patchform data {name} {action.example}",
-            parents=[everywhere],
+            parents=[common],
             allow_abbrev=False,
         )
-        action.arguments(own)
+        action.arguments(subparser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,12 +79,12 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     with _bar() as progress:
         more = _settings(arguments)
-        found = check_data(arguments.data, task=arguments.task, out=arguments.out, progress=progress, **more)
-    bad = found.fatal + (found.hints if arguments.strict else 0)
+        diagnosis = check_data(arguments.data, task=arguments.task, out=arguments.out, progress=progress, **more)
+    bad = diagnosis.fatal + (diagnosis.hints if arguments.strict else 0)
     if arguments.json:
-        print(json.dumps(found.as_json(), allow_nan=False))
+        print(json.dumps(diagnosis.as_json(), allow_nan=False))
     else:
-        for line in _told(found):
+        for line in _summary_lines(diagnosis):
             print("".join(letter if letter.isprintable() else "?" for letter in line))
         if arguments.out:
             print(f"pictures of them are in {arguments.out}")
@@ -118,25 +116,25 @@ def check_data(
     """
     from patchform import doctor
 
-    place = None if out is None else _new(out, Path(data))
-    reading = _reading(data, settings)
-    found = doctor.diagnose(reading.data, task=task, preprocessing=reading.preprocessing, progress=progress)
-    if place is not None:
-        with _appearing(place) as folder:
-            _write_pictures(found, folder)
-    return found
+    target = None if out is None else _new_folder(out, Path(data))
+    recipe = _recipe(data, settings)
+    diagnosis = doctor.diagnose(recipe.data, task=task, preprocessing=recipe.preprocessing, progress=progress)
+    if target is not None:
+        with _atomic_folder(target) as folder:
+            _write_pictures(diagnosis, folder)
+    return diagnosis
 
 
-def _told(found: Diagnosis) -> Iterator[str]:
+def _summary_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Lines for people: what there is, what is wrong with it, and the verdict."""
     from patchform.data.faults import KINDS
 
-    listings = {part.name: part.listing for part in found.parts}
+    listings = {part.name: part.listing for part in diagnosis.parts}
     counts = ", ".join(f"{len(listing)} {listing.thing}s in {name}" for name, listing in listings.items() if listing)
     classes = next((listing.classes for listing in listings.values() if listing), ())
-    yield f"{found.task}: {counts or 'nothing could be listed'}, {len(classes)} classes"
-    yield from (f"note: {part.name}: {note}" for part in found.parts for note in part.notes)
-    for kind, number, first in found.found():
+    yield f"{diagnosis.task}: {counts or 'nothing could be listed'}, {len(classes)} classes"
+    yield from (f"note: {part.name}: {note}" for part in diagnosis.parts for note in part.notes)
+    for kind, number, first in diagnosis.by_kind():
         about = KINDS[kind]
         word = "hint" if about.hint else "FAULT" if about.fatal else "mended"
         yield f"{word}: {number} {about.what} ({kind}); {about.remedy}"
@@ -144,26 +142,27 @@ def _told(found: Diagnosis) -> Iterator[str]:
             yield f"    {name}: {fault.where}" + (f": {fault.what}" if fault.what else "")
         if number > len(first):
             yield f"    and {number - len(first)} more"
-    yield _verdict(found)
+    yield _verdict(diagnosis)
 
 
-def _verdict(found: Diagnosis) -> str:
-    return f"{found.fatal} faults, {found.hints} hints" if found.fatal else f"clean: no faults, {found.hints} hints"
+def _verdict(diagnosis: Diagnosis) -> str:
+    faults = f"{diagnosis.fatal} faults" if diagnosis.fatal else "clean: no faults"
+    return f"{faults}, {diagnosis.hints} hints"
 
 
-def _write_pictures(found: Diagnosis, folder: Path) -> None:
-    """A page of all that was found, and the pictures on it as files beside."""
+def _write_pictures(diagnosis: Diagnosis, folder: Path) -> None:
+    """A page of the diagnosis, and the pictures on it as files beside."""
     from patchform import doctor, drawing
     from patchform.data.faults import KINDS
 
     figures: dict[str, list[str]] = {}
-    for number, (part, fault, picture) in enumerate(doctor.draw_faults(found), 1):
+    for number, (part, fault, picture) in enumerate(doctor.draw_faults(diagnosis), 1):
         name = f"{fault.kind}-{number}.png"
         drawing.save(drawing.to_png_bytes(picture), folder / name)
         caption = html.escape(f"{part}: {fault.where}: {fault.what}")
         figures.setdefault(fault.kind, []).append(f'<img src="{name}" alt="{caption}" style="max-width: 32rem">')
-    body = [f"<h1>{html.escape(found.path.name)}: {_verdict(found)}</h1>"]
-    for kind, count, first in found.found():
+    body = [f"<h1>{html.escape(diagnosis.path.name)}: {_verdict(diagnosis)}</h1>"]
+    for kind, count, first in diagnosis.by_kind():
         rows = "".join(f"<li>{html.escape(f'{part}: {fault.where}: {fault.what}')}</li>" for part, fault in first)
         body.append(f"<h2>{count} {KINDS[kind].what}</h2><p>{KINDS[kind].remedy}</p><ul>{rows}</ul>")
         body += figures.get(kind, [])
@@ -238,7 +237,7 @@ def show_data(
     from patchform import doctor, drawing
     from patchform.tasks.base import find_task
 
-    recipe = _reading(data, settings, augmented)
+    recipe = _recipe(data, settings, augmented)
     chosen, parts = _listed(recipe.data, task or (None if augmented is None else recipe.task))
     if part not in parts:
         raise DataError("no validation part of its own", where=data, remedy="show train")
@@ -321,12 +320,12 @@ def convert_data(
     writers = {name: format_ for name, format_ in formats().items() if isinstance(format_, WritableFormat)}
     if to not in writers:
         raise lookup.no_such("format to write", to, writers)
-    place = _new(out, Path(data))
-    chosen, parts = _listed(_reading(data, settings).data, task)
+    target = _new_folder(out, Path(data))
+    chosen, parts = _listed(_recipe(data, settings).data, task)
     if not any(chosen in format_.tasks for format_ in writers.values()):
         raise UsageError("no annotated objects", where=data, remedy="only boxes and outlines are converted")
     lost: list[str] = []
-    with _appearing(place) as folder:
+    with _atomic_folder(target) as folder:
         for part, listing in parts.items():
             name = "val" if part == "validation" else part
             lost += [f"{part}: {loss}" for loss in writers[to].write(listing, folder, part=name, pictures=pictures)]
@@ -367,11 +366,11 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**nested.pop("data", {}), **nested}
 
 
-def _reading(path: str | Path, settings: Mapping[str, Any], recipe: str | Path | Recipe | None = None) -> Recipe:
+def _recipe(path: str | Path, settings: Mapping[str, Any], recipe: str | Path | Recipe | None = None) -> Recipe:
     """A recipe, or the usual one, with settings of how data are read."""
-    beside = {name: value for name, value in settings.items() if name == "preprocessing"}
-    data = {name: value for name, value in settings.items() if name != "preprocessing"}
-    return recipes.resolve(recipe or Recipe(), {**beside, "data": {**data, "path": path}})
+    data = {**settings, "path": path}
+    beside = {name: data.pop(name) for name in ("preprocessing",) if name in data}
+    return recipes.resolve(recipe or Recipe(), {**beside, "data": data})
 
 
 def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Listing]]:
@@ -392,33 +391,33 @@ def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Li
     return chosen, parts
 
 
-def _outside(place: Path, data: Path) -> Path:
+def _outside(path: Path, data: Path) -> Path:
     from patchform.data.writing import check_target
 
-    check_target(place, data.expanduser())
-    return place.expanduser()
+    check_target(path, data.expanduser())
+    return path.expanduser()
 
 
-def _new(out: str | Path, data: Path) -> Path:
+def _new_folder(out: str | Path, data: Path) -> Path:
     """A folder that is empty or not there, outside the data set."""
-    place = _outside(Path(out), data)
-    if os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir())):
-        raise FolderError("exists already", where=place, remedy="name a new folder")
-    return place
+    folder = _outside(Path(out), data)
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FolderError("exists already", where=folder, remedy="name a new folder")
+    return folder
 
 
 @contextmanager
-def _appearing(place: Path) -> Iterator[Path]:
+def _atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when all is well and else is removed."""
-    unfinished = place.parent / f".tmp-{os.getpid()}-{place.name}"
+    unfinished = folder.parent / f".tmp-{os.getpid()}-{folder.name}"
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if place.is_dir():
-            place.rmdir()
-        os.rename(unfinished, place)
+        if folder.is_dir():
+            folder.rmdir()
+        os.rename(unfinished, folder)
     except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror})", where=place) from error
+        raise ResourceError(f"cannot be written ({error.strerror})", where=folder) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -17,6 +17,8 @@ from patchform.commands.train import train
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from patchform.metrics.base import Scores
 
 EXAMPLE = "patchform demo segmentation"
@@ -62,16 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Say what was reached and what to try next."""
-    folder, of, scores = demo(arguments.runs, task=arguments.task, progress=not arguments.json)
+    folder, run_folder, scores = demo(arguments.runs, task=arguments.task, progress=not arguments.json)
     if arguments.json:
         print(json.dumps({"folder": str(folder), **scores.as_json()}, allow_nan=False))
         return 0
     print(f"{KINDS[arguments.task].reached.format(best=scores.best or 0, samples=scores.samples)}; some of them:")
     for line in (folder / "predictions" / "predictions.jsonl").read_text().splitlines()[:SHOWN]:
         answer = json.loads(line)
-        print(f"  {answer['file']}: {_said(answer)}")
+        print(f"  {answer['file']}: {_answer_text(answer)}")
     print(f"the page to look at: {folder / 'report.html'}")
-    print(f"to go on: patchform predict {of} {answer['file']} --out somewhere")
+    print(f"to go on: patchform predict {run_folder} {answer['file']} --out somewhere")
     return 0
 
 
@@ -117,9 +119,9 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
     return Demo(folder, finished.folder, scores)
 
 
-def _said(answer: dict[str, Any]) -> str:
+def _answer_text(answer: dict[str, Any]) -> str:
     if "objects" in answer:
-        return ", ".join(f"{one['name']} ({one['score']:.1%})" for one in answer["objects"]) or "nothing"
+        return ", ".join(f"{item['name']} ({item['score']:.1%})" for item in answer["objects"]) or "nothing"
     if "shares" in answer:
         return ", ".join(f"{name} {share:.1%}" for name, share in answer["shares"].items())
     return f"{answer['label']} ({answer['score']:.1%})"
@@ -132,28 +134,26 @@ def write_digits(folder: Path) -> list[Path]:
     """Write train/ and val/ with a folder a class; returns a held-out picture of each."""
     from PIL import Image
 
-    for part, scans in _parts():
+    for part, scans, _ in _parts():
         for number, (image, digit) in enumerate(zip(*scans)):
-            place = folder / part / str(digit)
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(place / f"{number:04d}.png")
+            class_folder = folder / part / str(digit)
+            class_folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(class_folder / f"{number:04d}.png")
     return [min((folder / "val" / str(digit)).iterdir()) for digit in range(10)]
 
 
 def write_scenes(folder: Path) -> list[Path]:
     """Write images/ and masks/ of train/ and val/; returns held-out pictures. No scan is in both parts."""
-    import numpy as np
     from PIL import Image
 
-    for number, (part, scans) in enumerate(_parts()):
-        draw = np.random.default_rng([SEED, number])
-        places = [folder / kind / part for kind in ("images", "masks")]
-        for place in places:
-            place.mkdir(parents=True)
+    for part, scans, generator in _parts():
+        targets = [folder / kind / part for kind in ("images", "masks")]
+        for target in targets:
+            target.mkdir(parents=True)
         for index in range(SCENES[part]):
-            made = digits.scene(scans, draw)
-            for place, picture in zip(places, (made.image, made.mask())):
-                Image.fromarray(picture).save(place / f"{index:04d}.png")
+            scene = digits.scene(scans, generator)
+            for target, picture in zip(targets, (scene.image, scene.mask())):
+                Image.fromarray(picture).save(target / f"{index:04d}.png")
     (folder / "classes.txt").write_text("\n".join(["ground", *map(str, range(10))]) + "\n")
     return sorted((folder / "images" / "val").iterdir())[:10]
 
@@ -164,21 +164,20 @@ def write_objects(folder: Path) -> list[Path]:
     from PIL import Image
 
     (folder / "annotations").mkdir(parents=True)
-    for number, (part, scans) in enumerate(_parts()):
-        draw = np.random.default_rng([SEED, number])
+    for part, scans, generator in _parts():
         (folder / part).mkdir()
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
         for index in range(SCENES[part]):
-            made, name = digits.scene(scans, draw), f"{index:04d}.png"
-            Image.fromarray(made.image).save(folder / part / name)
+            scene, name = digits.scene(scans, generator), f"{index:04d}.png"
+            Image.fromarray(scene.image).save(folder / part / name)
             images.append({"id": index, "file_name": name, "width": digits.SIDE, "height": digits.SIDE})
-            for owner, digit in enumerate(made.classes.tolist(), 1):
-                rows, columns = np.nonzero(made.owners == owner)
+            for owner, digit in enumerate(scene.classes.tolist(), 1):
+                rows, columns = np.nonzero(scene.owners == owner)
                 corner = int(columns.min()), int(rows.min())
                 sides = int(columns.max()) + 1 - corner[0], int(rows.max()) + 1 - corner[1]
-                of = {"id": len(objects) + 1, "image_id": index, "category_id": digit, "iscrowd": 0}
-                objects.append({**of, "bbox": [*corner, *sides], "area": len(rows)})
+                record = {"id": len(objects) + 1, "image_id": index, "category_id": digit, "iscrowd": 0}
+                objects.append({**record, "bbox": [*corner, *sides], "area": len(rows)})
         names = [{"id": digit, "name": str(digit)} for digit in range(10)]
         written = json.dumps({"images": images, "annotations": objects, "categories": names})
         (folder / "annotations" / f"instances_{part}.json").write_text(written)
@@ -187,23 +186,23 @@ def write_objects(folder: Path) -> list[Path]:
 
 def write_clips(folder: Path) -> list[Path]:
     """Write train/ and val/ with a folder of MP4 files a motion; returns a held-out clip of each."""
-    import numpy as np
-
     from patchform.data.encoded import write
 
-    for number, (part, scans) in enumerate(_parts()):
-        draw = np.random.default_rng([SEED, number])
+    for part, scans, generator in _parts():
         for index in range(CLIPS[part]):
             name = list(digits.MOTIONS)[index % len(digits.MOTIONS)]
-            place = folder / part / name / f"{index:04d}.mp4"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write(place, digits.motion(scans, draw, name))
+            path = folder / part / name / f"{index:04d}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, digits.motion(scans, generator, name))
     return [min((folder / "val" / name).iterdir()) for name in digits.MOTIONS]
 
 
-def _parts() -> Iterator[tuple[str, digits.Digits]]:
-    """Scans to learn from, and the same fifth of each class every time."""
-    yield from zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))
+def _parts() -> Iterator[tuple[str, digits.Digits, np.random.Generator]]:
+    """Scans to learn from, and the same fifth of each class every time; and random numbers for each part."""
+    import numpy as np
+
+    for number, (part, scans) in enumerate(zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))):
+        yield part, scans, np.random.default_rng([SEED, number])
 
 
 KINDS = {

@@ -24,7 +24,7 @@ OVERLAP = 0.1
 TRIES = 20
 """Places that are tried for each digit."""
 FRAMES, TRAVEL = 16, (12, 24)
-"""Of a clip: how many, and shortest and longest way of the digit in it, pixels."""
+"""Of a clip: how many, and shortest and longest path of the digit in it, pixels."""
 MOTIONS = {"down": (1, 0), "left": (0, -1), "right": (0, 1), "still": (0, 0), "up": (-1, 0)}
 """Rows and columns that a digit goes."""
 
@@ -69,8 +69,8 @@ def load() -> Digits:
         ) from error
     import numpy as np
 
-    found = datasets.load_digits()
-    return Digits(np.rint(found.images * (255 / 16)).astype(np.uint8), found.target)
+    bunch = datasets.load_digits()
+    return Digits(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
 
 
 def split(digits: Digits, share: float, seed: int) -> tuple[Digits, Digits]:
@@ -78,13 +78,13 @@ def split(digits: Digits, share: float, seed: int) -> tuple[Digits, Digits]:
     import numpy as np
 
     numbers = np.random.default_rng(seed)
-    kept, held_out = [], []
+    train, held_out = [], []
     for digit in range(10):
         members = numbers.permutation(np.flatnonzero(digits.classes == digit))
         count = round(share * len(members))
         held_out.append(members[:count])
-        kept.append(members[count:])
-    first, second = np.concatenate(kept), np.concatenate(held_out)
+        train.append(members[count:])
+    first, second = np.concatenate(train), np.concatenate(held_out)
     return Digits(digits.images[first], digits.classes[first]), Digits(digits.images[second], digits.classes[second])
 
 
@@ -96,35 +96,35 @@ def scene(digits: Digits, numbers: np.random.Generator) -> Scene:
     taken = np.zeros((SIDE, SIDE), bool)
     classes: list[int] = []
     for _ in range(int(numbers.integers(NUMBER[0], NUMBER[1] + 1))):
-        which, side = int(numbers.integers(len(digits.images))), int(numbers.integers(SIZES[0], SIZES[1] + 1))
+        index, side = int(numbers.integers(len(digits.images))), int(numbers.integers(SIZES[0], SIZES[1] + 1))
         for top, left in numbers.integers(0, SIDE - side + 1, (TRIES, 2)):
-            place = slice(top, top + side), slice(left, left + side)
-            if taken[place].mean() <= OVERLAP:
+            window = slice(top, top + side), slice(left, left + side)
+            if taken[window].mean() <= OVERLAP:
                 break
         else:
             continue
-        ink = _ink(digits.images[which], side)
-        here = owners[place].copy()
-        here[ink >= INK] = len(classes) + 1
-        after = owners.copy()
-        after[place] = here
-        if len(np.unique(after[after > 0])) <= len(classes):  # nothing would be left of an earlier one
+        ink = _ink(digits.images[index], side)
+        covered = owners[window].copy()
+        covered[ink >= INK] = len(classes) + 1
+        updated = owners.copy()
+        updated[window] = covered
+        if len(np.unique(updated[updated > 0])) <= len(classes):  # nothing would be left of an earlier one
             continue
-        owners = after
-        _write(image[place], ink, _shade(image[place], numbers))
-        taken[place] = True
-        classes.append(int(digits.classes[which]))
+        owners = updated
+        _write(image[window], ink, _shade(image[window], numbers))
+        taken[window] = True
+        classes.append(int(digits.classes[index]))
     image += numbers.normal(0, numbers.uniform(1, 5), image.shape)
     return Scene(np.clip(image, 0, 255).astype(np.uint8), np.array(classes, np.int64), owners)
 
 
 def motion(digits: Digits, numbers: np.random.Generator, name: str) -> np.ndarray:
-    """(FRAMES, SIDE, SIDE) uint8: a digit that moves over a textured ground. The middle of its way tells nothing."""
+    """(FRAMES, SIDE, SIDE) uint8: a digit that moves over a textured ground. The middle of its path tells nothing."""
     import numpy as np
 
     ground = _ground(numbers)
-    which, side = int(numbers.integers(len(digits.images))), int(numbers.integers(SIZES[0], SIZES[1] + 1))
-    ink, travel = _ink(digits.images[which], side), numbers.uniform(*TRAVEL)
+    index, side = int(numbers.integers(len(digits.images))), int(numbers.integers(SIZES[0], SIZES[1] + 1))
+    ink, travel = _ink(digits.images[index], side), numbers.uniform(*TRAVEL)
     middle = numbers.uniform(travel / 2, SIDE - side - travel / 2, 2)
     shade = _shade(ground, numbers)
     frames = np.repeat(ground[None], FRAMES, 0)
@@ -150,10 +150,10 @@ def _shade(ground: np.ndarray, numbers: np.random.Generator) -> float:
     return float(min(max(level + sign * numbers.uniform(*CONTRAST), 0), 255))
 
 
-def _write(place: np.ndarray, ink: np.ndarray, shade: float) -> None:
-    """Cover a place with ink, in place."""
+def _write(region: np.ndarray, ink: np.ndarray, shade: float) -> None:
+    """Cover a part of a picture with ink: it is written into."""
     cover = (ink * 1.5).clip(0, 1)
-    place[:] = place * (1 - cover) + shade * cover
+    region[:] = region * (1 - cover) + shade * cover
 
 
 def _ground(numbers: np.random.Generator) -> np.ndarray:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import inference_options, recipes
+from patchform.commands import inference_options, recipes, terminal
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,39 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
     parser.add_argument("--out", metavar="DIR", help="for evaluation.json and report.html (default: RUN)")
-    parser.add_argument(
-        "--batch-size", type=inference_options.IMAGES, default=32, metavar="N", help="images at once; changes no score"
-    )
-    parser.add_argument(
-        "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument(
-        "--skip-bad",
-        type=inference_options.SKIPPED,
-        default=0.0,
-        metavar="SHARE",
-        help="unreadable pictures to put up with",
-    )
+    inference_options.add_run_arguments(parser)
     inference_options.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the numbers."""
-    from rich.console import Console
-
-    to_people = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
-    way = inference_options.chosen(arguments)
     scores = evaluate(
         arguments.run,
         data=arguments.data,
         out=arguments.out,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        device=arguments.device,
-        skip_bad=arguments.skip_bad,
-        say=to_people.print,
-        **({"infer": way} if way else {}),
+        infer=inference_options.chosen(arguments),
+        say=terminal.stderr_console().print,
+        **inference_options.run_options(arguments),
     )
     if arguments.json:
         print(json.dumps(scores.as_json(), allow_nan=False))
@@ -72,21 +51,21 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
     Args:
         run: run folder.
         data: folder or CSV list; default: the validation pictures of the run.
-        options: of `patchform.evaluation.evaluate_run`: infer, out, batch_size, workers, device, precision, skip_bad,
-            progress, say.
+        options: of `patchform.evaluation.evaluate_run`: infer, out, progress, batch_size, workers, device, precision,
+            skip_bad, say.
 
     Raises:
         UsageError: no data, and the run has held out a part of its own.
         PatchformError: whatever `evaluate_run` raises.
     """
-    where = data or _validation_of(Path(run))
+    path = data or _validation_of(Path(run))
     settings = recipes.resolve(run).data if (Path(run) / "recipe.yaml").is_file() else None
 
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
-    scores = evaluate_run(run, where, settings=settings, **options)
-    write_report(run, where, settings=settings, out=options.get("out"))
+    scores = evaluate_run(run, path, settings=settings, **options)
+    write_report(run, path, settings=settings, out=options.get("out"))
     return scores
 
 

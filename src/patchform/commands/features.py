@@ -1,15 +1,15 @@
-"""Write what a frozen backbone says of pictures, a row of numbers for each, into one file."""
+"""Write the features that a frozen backbone gives of pictures, a row of numbers for each, into one file."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform.commands import inference_options
+from patchform.commands import inference_options, terminal
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ OUTPUTS = ("summary", "tokens")
 
 
 class Described(NamedTuple):
-    """Pictures and what was said of them."""
+    """Pictures and their features."""
 
     features: Tensor
     """(N, D) float32."""
@@ -34,52 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `features` takes."""
     parser.add_argument("model", metavar="MODEL", help="run folder, or name of a backbone (with --weights)")
     parser.add_argument("data", metavar="DATA", help="folder of pictures, nested or flat, or a tar shard")
-    parser.add_argument(
-        "--out", metavar="FILE", required=True, help="safetensors: features (N, D), names in its header"
-    )
+    out, output = "safetensors: features (N, D), names in its header", "as a classifier sees it, or the mean token"
+    parser.add_argument("--out", metavar="FILE", required=True, help=out)
     parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
-    parser.add_argument(
-        "--output", choices=OUTPUTS, default="summary", help="as a classifier sees it, or the mean token"
-    )
-    parser.add_argument(
-        "--batch-size", type=inference_options.IMAGES, default=32, metavar="N", help="images at once; changes no number"
-    )
-    parser.add_argument(
-        "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument(
-        "--skip-bad",
-        type=inference_options.SKIPPED,
-        default=0.0,
-        metavar="SHARE",
-        help="unreadable pictures to put up with",
-    )
+    parser.add_argument("--output", choices=OUTPUTS, default="summary", help=output)
+    inference_options.add_run_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and say what is in it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    to_people = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=to_people, transient=True) as live:
-        bar = live.add_task("", total=None)
-        found = features(
+    console = terminal.stderr_console()
+    with terminal.progress_bars(console) as progress:
+        described = features(
             arguments.model,
             arguments.data,
             out=arguments.out,
             weights=arguments.weights,
             output=arguments.output,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            device=arguments.device,
-            skip_bad=arguments.skip_bad,
-            progress=lambda done, count: live.update(bar, completed=done, total=count),
-            say=to_people.print,
+            progress=partial(progress, "pictures"),
+            say=console.print,
+            **inference_options.run_options(arguments),
         )
-    pictures, width = found.features.shape
+    pictures, width = described.features.shape
     if arguments.json:
         print(json.dumps({"out": arguments.out, "pictures": pictures, "width": width}))
     else:
@@ -94,14 +70,10 @@ def features(
     out: str | Path | None = None,
     weights: str | Path | None = None,
     output: Output = "summary",
-    batch_size: int = 32,
-    workers: int = 0,
-    device: str = "auto",
-    skip_bad: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
+    **options: Any,
 ) -> Described:
-    """What the backbone of a model says of pictures, prepared as at evaluation.
+    """Features of pictures from the backbone of a model, prepared as at evaluation.
 
     Args:
         model: run folder of any task, or a backbone's name, with `weights`.
@@ -109,50 +81,34 @@ def features(
         out: a new file, safetensors: `features` (N, D) float32, and in its header `names`, a JSON list.
         weights: of the backbone, in one of its family's layouts.
         output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
-        batch_size: images that go through the backbone at once.
-        workers: processes that decode.
-        device: "auto" takes the accelerator if there is one.
-        skip_bad: highest share of unreadable pictures that are left out, in [0, 1).
         progress: called with (done, all) images after each batch.
-        say: called with each remark, a sentence.
+        options: of `patchform.device.RunOptions`: batch_size, workers, device, precision, skip_bad, say.
 
     Raises:
         UsageError: neither a run folder nor a backbone with weights; a file name that does not end in .safetensors.
         FolderError: `out` is there already.
         PatchformError: whatever loading a model, opening data and `probing.frozen.outputs` raise.
     """
-    place = None if out is None else Path(out)
-    if place is not None and place.suffix != ".safetensors":
-        raise UsageError(f"{place.name} is no name for safetensors", remedy="let it end in .safetensors")
-    if place is not None and place.exists():
-        raise FolderError("exists already", where=place, remedy="name a new file")
+    path = None if out is None else Path(out)
+    if path is not None and path.suffix != ".safetensors":
+        raise UsageError(f"{path.name} is no name for safetensors", remedy="let it end in .safetensors")
+    if path is not None and path.exists():
+        raise FolderError("exists already", where=path, remedy="name a new file")
 
     from patchform.commands.probe import open_backbone
-    from patchform.data.checks import check
+    from patchform.data.checks import without_bad
     from patchform.data.dataset import open_pictures
+    from patchform.device import RunOptions
     from patchform.probing.frozen import outputs
     from patchform.weights import files
 
-    backbone = open_backbone(model, weights)
-    listing = open_pictures(data)
-    notes = listing.notes
-    if skip_bad:
-        listing, report = check(listing, backbone.preprocessing, skip_bad=skip_bad)
-        notes += (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults))
-    for note in notes:
-        say(note)
-    found = outputs(
-        backbone,
-        listing,
-        output=output,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        progress=progress,
-        say=say,
-    )
-    described = Described(found, tuple(map(listing.name, range(len(listing)))))
-    if place is not None:
+    run_options, backbone, listing = RunOptions(**options), open_backbone(model, weights), open_pictures(data)
+    usable, notes = without_bad(listing, backbone.preprocessing, run_options.skip_bad)
+    for note in (*listing.notes, *notes):
+        run_options.say(note)
+    rows = outputs(backbone, usable, output=output, options=run_options, progress=progress)
+    described = Described(rows, tuple(map(usable.name, range(len(usable)))))
+    if path is not None:
         names = json.dumps(described.names, ensure_ascii=False)
-        files.replace_tensors(place, {"features": found}, {"output": output, "names": names})
+        files.replace_tensors(path, {"features": rows}, {"output": output, "names": names})
     return described

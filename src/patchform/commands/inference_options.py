@@ -1,10 +1,10 @@
-"""Options of the verbs that ask a model what a picture shows: how it is asked."""
+"""Options of the verbs that run a trained model: over which data how, and how predictions are made."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchform.errors import UsageError
 from patchform.schema import Range, number
@@ -13,11 +13,25 @@ if TYPE_CHECKING:
     from patchform.inference import Inference
 
 IMAGES, WORKERS = number(int, Range(least=1, most=1_000_000)), number(int, Range(least=0, most=1024))
-"""Types of what several verbs are told: images at once, processes that decode."""
+"""Types of what several verbs take: images at once, processes that decode."""
 SECONDS, SCALE = number(float, Range(above=0, most=1e9)), number(float, Range(above=0, most=100))
 SCORE, SKIPPED = number(float, Range(least=0, most=1e6)), number(float, Range(least=0, below=1))
 MARGIN = number(int, Range(least=0, most=16_384))
 SIDE, VIEWS = number(int, Range(least=1, most=16_384)), number(int, Range(least=1, most=1000))
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--batch-size`, `--workers`, `--device`, `--skip-bad`: fields of `device.RunOptions`."""
+    at_once, bad = "images at once; changes no number", "unreadable pictures to put up with"
+    parser.add_argument("--batch-size", type=IMAGES, default=32, metavar="N", help=at_once)
+    parser.add_argument("--workers", type=WORKERS, default=0, metavar="N", help="processes that decode")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--skip-bad", type=SKIPPED, default=0.0, metavar="SHARE", help=bad)
+
+
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of `add_run_arguments`, by name."""
+    return {name: getattr(arguments, name) for name in ("batch_size", "workers", "device", "skip_bad")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,26 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     window = "for large pictures: window by window of N x N pixels, averaged or merged where they overlap"
     parser.add_argument("--window", type=SIDE, metavar="N", help=window)
     parser.add_argument("--stride", type=SIDE, metavar="N", help="pixels between windows (default: 2/3 of one)")
-    parser.add_argument(
-        "--margin",
-        type=MARGIN,
-        metavar="N",
-        help="pixels along a window's edges that do not count, for masks (default: 0)",
-    )
-    parser.add_argument(
-        "--scales",
-        type=SCALE,
-        nargs="+",
-        metavar="X",
-        help="average over sizes of the picture",
-    )
+    margin = "pixels along a window's edges that do not count, for masks (default: 0)"
+    parser.add_argument("--margin", type=MARGIN, metavar="N", help=margin)
+    parser.add_argument("--scales", type=SCALE, nargs="+", metavar="X", help="average over sizes of the picture")
     parser.add_argument("--mirrored", action="store_true", help="average with the mirror image")
     parser.add_argument("--clips", type=VIEWS, metavar="N", help="of videos: average over N clips of each (default: 1)")
     parser.add_argument("--crops", type=VIEWS, metavar="N", help="of videos: and N crops of each clip (default: 1)")
 
 
-def chosen(arguments: argparse.Namespace) -> Inference | None:
-    """The way that was asked for; None for the usual one.
+def chosen(arguments: argparse.Namespace) -> Inference:
+    """How predictions are made; without an option from the whole picture at once.
 
     Windows are of the picture itself (`SlicedObjects`) or of the model's input (`SlidingWindow`), as the task of the
     model of `arguments.run` has it (`Task.windows`).
@@ -54,6 +58,7 @@ def chosen(arguments: argparse.Namespace) -> Inference | None:
         ModelFileError: windows, and no intact model that says what they are for.
     """
     from patchform.inference import MultiScale, MultiView, SlicedObjects, SlidingWindow
+    from patchform.model import Model
 
     if arguments.clips is not None or arguments.crops is not None:
         if arguments.window or arguments.scales or arguments.mirrored:
@@ -63,22 +68,23 @@ def chosen(arguments: argparse.Namespace) -> Inference | None:
         if getattr(arguments, name) is not None and arguments.window is None:
             raise UsageError(f"--{name} without --window")
     if arguments.window is None:
-        asked = arguments.scales or arguments.mirrored
-        return MultiScale(tuple(arguments.scales or (1.0,)), arguments.mirrored) if asked else None
+        if not (arguments.scales or arguments.mirrored):
+            return Model.predict
+        return MultiScale(tuple(arguments.scales or (1.0,)), arguments.mirrored)
     if arguments.scales or arguments.mirrored:
         raise UsageError("windows and scales at once", remedy="choose one of them")
     margin = arguments.margin or 0
-    usual = min(-(-2 * arguments.window // 3), arguments.window - 2 * margin)
-    stride = usual if arguments.stride is None else arguments.stride
+    default = min(-(-2 * arguments.window // 3), arguments.window - 2 * margin)
+    stride = default if arguments.stride is None else arguments.stride
     if not (0 < stride <= arguments.window - 2 * margin):
-        beside = f" with margins of {margin}" if margin else ""
-        raise UsageError(f"windows of {arguments.window} pixels{beside}, {stride} apart, do not cover a picture")
-    window, apart = (arguments.window,) * 2, (stride,) * 2
+        margins = f" with margins of {margin}" if margin else ""
+        raise UsageError(f"windows of {arguments.window} pixels{margins}, {stride} apart, do not cover a picture")
+    window, strides = (arguments.window,) * 2, (stride,) * 2
     if _windows_of(arguments.run) != "picture":
-        return SlidingWindow(window, apart, margin=margin)
+        return SlidingWindow(window, strides, margin=margin)
     if margin:
         raise UsageError("--margin is for masks", remedy="leave it out where a model finds objects")
-    return SlicedObjects(window, apart)
+    return SlicedObjects(window, strides)
 
 
 def _windows_of(run: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     for column in table.columns[1:4]:
         column.justify = "right"
     for row in rows:
-        scores = "\n".join(f"{name} {score:g}" for one in row.published for name, score in one.scores.items())
-        sources = "\n".join(one.source for one in row.published)
+        scores = "\n".join(f"{name} {value:g}" for score in row.published for name, value in score.scores.items())
+        sources = "\n".join(score.source for score in row.published)
         numbers = (f"{row.parameters / 1e6:.3g} M", f"{row.multiply_adds / 1e9:.3g} G")
         table.add_row(row.name, str(row.image_size), *numbers, scores or "-", sources or "-")
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
@@ -76,7 +76,7 @@ def models(pattern: str = "*", *, progress: Callable[[], None] = lambda: None) -
     for name in lookup.backbones(pattern):
         _, variant = lookup.backbone(name)
         family, _, size = name.partition("/")
-        published = tuple(one for one in lookup.published(family).scores if one.variant == size)
+        published = tuple(score for score in lookup.published(family).scores if score.variant == size)
         rows.append(Row(name, variant.image_size, *count(name, variant), published))
         progress()
     return rows
@@ -104,14 +104,11 @@ def count(name: str, variant: Variant) -> tuple[int, int]:
 
     size = (variant.image_size, variant.image_size)
     with torch.device("meta"), torch.no_grad():
-        classes: Sequence[str] = tuple(map(str, range(CLASSES)))
-        model = (
-            build_model(
-                "classification", backbone=name, head="linear", classes=classes, preprocessing=Preprocessing(size=size)
-            )
-            .eval()
-            .requires_grad_(False)
+        classes, preprocessing = tuple(map(str, range(CLASSES))), Preprocessing(size=size)
+        model = build_model(
+            "classification", backbone=name, head="linear", classes=classes, preprocessing=preprocessing
         )
+        model.eval().requires_grad_(False)
         clip = () if model.backbone.frames is None else (model.backbone.frames,)
         batch = Batch(torch.empty(1, *clip, 3, *size), (), ("",), (size,))
         with FlopCounterMode(display=False) as counter:
@@ -121,5 +118,5 @@ def count(name: str, variant: Variant) -> tuple[int, int]:
 
 def _plain(row: Row) -> dict[str, object]:
     fields = ("scores", "source", "image_size", "training")
-    published = [{field: getattr(one, field) for field in fields} for one in row.published]
+    published = [{field: getattr(score, field) for field in fields} for score in row.published]
     return {**row._asdict(), "published": published}

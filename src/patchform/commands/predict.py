@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchform.commands import inference_options
+from patchform.commands.inference_options import IMAGES, SCORE, SECONDS
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,19 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
     parser.add_argument("--format", metavar="FORMAT", help="of objects coco or yolo: in this format too, in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
-    parser.add_argument(
-        "--threshold",
-        type=inference_options.SCORE,
-        metavar="SCORE",
-        help="objects that count (default: as validation chose, by class)",
+    counts, every = (
+        "objects that count (default: as validation chose, by class)",
+        "of videos: an answer each so many seconds",
     )
-    parser.add_argument(
-        "--every", type=inference_options.SECONDS, metavar="SECONDS", help="of videos: an answer each so many seconds"
-    )
-    parser.add_argument(
-        "--span", type=inference_options.SECONDS, metavar="SECONDS", help="with --every: what each answer sees"
-    )
-    parser.add_argument("--batch-size", type=inference_options.IMAGES, default=16, metavar="N", help="images at once")
+    parser.add_argument("--threshold", type=SCORE, metavar="SCORE", help=counts)
+    parser.add_argument("--every", type=SECONDS, metavar="SECONDS", help=every)
+    parser.add_argument("--span", type=SECONDS, metavar="SECONDS", help="with --every: what each answer sees")
+    parser.add_argument("--batch-size", type=IMAGES, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     inference_options.add_arguments(parser)
 
@@ -49,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.span is not None and arguments.every is None:
         raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
-    way = inference_options.chosen(arguments)
+    infer = inference_options.chosen(arguments)
     written = write(
-        load(arguments.run, device=arguments.device, threshold=arguments.threshold, **({"infer": way} if way else {})),
+        load(arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer),
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,

@@ -50,19 +50,19 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
         UsageError: no such recipe, a file that is not one, an unknown setting (the nearest is named), one by both its
             earlier name and that of now, or a value of another type than the setting's or out of its range.
     """
-    above = _known(settings or {}, None)
+    above = _renamed(settings or {}, None)
     path = None if isinstance(recipe, Recipe) else find(recipe)
-    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else _known(read(find(recipe)), path)
-    values = _merged(_of_others_left_out(below, above), above)
+    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else _renamed(read(find(recipe)), path)
+    values = _merged(_without_other_options(below, above), above)
     try:
-        made = schema.build(Recipe, _plain(values), parse=_value)
+        resolved = schema.build(Recipe, _plain(values), parse=_parse)
     except schema.Misfit as misfit:
         where = None if misfit.key in dict(_flat(above)) else path
         raise UsageError(misfit.what, where=where, remedy=misfit.remedy) from None
-    check(made)
-    if made.task not in lookup.names("tasks"):
-        raise lookup.no_such("task", made.task, lookup.names("tasks"))
-    return made
+    check(resolved)
+    if resolved.task not in lookup.names("tasks"):
+        raise lookup.no_such("task", resolved.task, lookup.names("tasks"))
+    return resolved
 
 
 def nested(flags: Mapping[str, str]) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def nested(flags: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in flags.items():
         *sections, key = name.split(".")
-        place = values
+        level = values
         for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
+            level = level.setdefault(section, {})
+            if not isinstance(level, dict):
                 raise UsageError(f"{name} lies below a setting that has a value")
-        place[key] = value
+        level[key] = value
     return values
 
 
@@ -84,14 +84,14 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
-    known = packaged()
+    recipes = packaged()
     for candidate in (str(name), f"{name}/{DEFAULT}"):
-        if candidate in known:
+        if candidate in recipes:
             return PACKAGED / f"{candidate}.yaml"
     if path.is_file():
         return path
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"give a YAML file, or one of {', '.join(known)}"
+    near = difflib.get_close_matches(str(name), recipes, n=1, cutoff=0.5)
+    hint = f'did you mean "{near[0]}"?' if near else f"give a YAML file, or one of {', '.join(recipes)}"
     raise UsageError(f'no recipe "{name}"', remedy=hint)
 
 
@@ -118,10 +118,10 @@ class _Strict(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
+        for index, (key, _) in enumerate(node.value):
             if key.tag != "tag:yaml.org,2002:str":
                 raise _Refused(f"the key {key.value!r}, which is not a plain word", key.start_mark)
-            if key.value in keys[:place]:
+            if key.value in keys[:index]:
                 raise _Refused(f'the key "{key.value}" a second time', key.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -173,24 +173,24 @@ def _flat(values: Mapping[str, Any], kind: Any = Recipe, prefix: str = "") -> It
             yield prefix + key, value
 
 
-def _known(values: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
+def _renamed(values: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
     """The values, with earlier names replaced by those of now. Raises UsageError for what is no setting."""
-    known, given = names(), dict(_flat(values))
-    for name, value in given.items():
+    known, flat = names(), dict(_flat(values))
+    for name, value in flat.items():
         if name not in known and name not in MOVED:
             if any(other.startswith(f"{name}.") for other in known):
                 raise UsageError(f"{name} is a section, not {value!r}", where=where, remedy=f"set {name}.<setting>")
             raise UsageError(f"no such setting: {name}", where=where, remedy=_nearest(name, known))
     moved = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for old, new in MOVED.items():
-        if old in given:
-            if new in given:
+        if old in flat:
+            if new in flat:
                 raise UsageError(f"{old} and {new} are the same setting", where=where, remedy=f"give {new} alone")
             (section, key), (other, name) = old.split("."), new.split(".")
             moved.setdefault(other, {})[name] = moved[section].pop(key)
     for name, now in MOVED_VALUES.items():
-        if str(given.get(name)) in now:
-            moved = _merged(moved, nested({name: now[given[name]]}))
+        if str(flat.get(name)) in now:
+            moved = _merged(moved, nested({name: now[flat[name]]}))
     return moved
 
 
@@ -209,7 +209,7 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
 
 
-def _of_others_left_out(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _without_other_options(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Without the options of a backbone whose family, or of a head whose name, is replaced: they are no one else's."""
     before, after = below.get("model"), above.get("model")
     if not isinstance(before, dict) or not isinstance(after, Mapping):
@@ -228,7 +228,7 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _value(text: str) -> Any:
+def _parse(text: str) -> Any:
     """Text of a command line, or of a recipe, that stands for something else: a number, true, null, a list, a mapping.
 
     Numbers are as people write them: YAML takes 1e-3 for text and 010 for eight.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import recipes
+from patchform.commands import recipes, terminal
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def more_help(words: Sequence[str]) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and say where the model is, or what memory it would take."""
-    given = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
-    flags = {name: value for name, value in given.items() if value is not None} | arguments.settings
+    options = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
+    flags = {name: value for name, value in options.items() if value is not None} | arguments.settings
     if arguments.plan:
         return _run_plan(arguments, recipes.nested(flags))
     from patchform import distributed
@@ -98,12 +98,12 @@ def plan(
     progress: Callable[[str, int, int], None] = lambda what, done, count: None,
     **settings: Any,
 ) -> Plan:
-    """Predict the peak memory of a recipe, and of other ways to the same batch size. Trains nothing, writes nothing.
+    """Predict the peak memory of a recipe, and of other settings for its batch size. Trains nothing, writes nothing.
 
     Args:
         recipe: as of `train`.
         room: bytes for tensors; default: what the device has left.
-        progress: hears what is measured, how many steps of it are done and how many there are.
+        progress: called with (what is measured, steps done, all steps).
         settings: as of `train`.
 
     Raises:
@@ -124,45 +124,38 @@ def _with_path(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Print the ways, and the first that fits. That none does is an answer too."""
+    """Print the options, and the first that fits. That none does is an answer too."""
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
-    to_people = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
-    with Progress(console=to_people, transient=True) as live:
-        bars: dict[str, Any] = {}
-
-        def progress(what: str, done: int, count: int) -> None:
-            if what not in bars:
-                bars[what] = live.add_task(what, total=count)
-            live.update(bars[what], completed=done, total=count)
-
-        found = plan(arguments.recipe, progress=progress, **settings)
+    with terminal.progress_bars(terminal.stderr_console()) as progress:
+        planned = plan(arguments.recipe, progress=progress, **settings)
     if arguments.json:
-        ways = [way._asdict() for way in found.ways]
-        print(json.dumps(found._asdict() | {"held": found.held._asdict(), "ways": ways}, indent=1))
+        ways = [option._asdict() for option in planned.ways]
+        print(json.dumps(planned._asdict() | {"held": planned.held._asdict(), "ways": ways}, indent=1))
         return 0
     table = Table("settings", "pictures at once", "peak", "fits")
     table.columns[2].justify = "right"
-    for way in found.ways:
-        (height, width), fits = way.size, "yes" if way.fits else "no"
-        table.add_row(_words(way) or "(as it is)", f"{way.images} of {height} x {width}", _bytes(way.peak), fits)
+    for option in planned.ways:
+        (height, width), fits = option.size, "yes" if option.fits else "no"
+        table.add_row(
+            _words(option) or "(as it is)", f"{option.images} of {height} x {width}", _bytes(option.peak), fits
+        )
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
-    held = ", ".join(f"{name} {_bytes(size)}" for name, size in found.held._asdict().items() if size)
-    print(f"on {found.device} there is room for {_bytes(found.room)}; whatever the batch: {held}")
-    for note in found.notes:
+    held = ", ".join(f"{name} {_bytes(size)}" for name, size in planned.held._asdict().items() if size)
+    print(f"on {planned.device} there is room for {_bytes(planned.room)}; whatever the batch: {held}")
+    for note in planned.notes:
         print(note)
-    if found.best is None:
+    if planned.best is None:
         print("nothing fits: take smaller pictures or a smaller backbone")
     else:
-        print(f"take {_words(found.best)}" if found.best.settings else "it fits")
+        print(f"take {_words(planned.best)}" if planned.best.settings else "it fits")
     return 0
 
 
-def _words(way: Option) -> str:
+def _words(option: Option) -> str:
     """The settings as words of a command line."""
-    values = {name: json.dumps(value, separators=(",", ":")) for name, value in way.settings.items()}
+    values = {name: json.dumps(value, separators=(",", ":")) for name, value in option.settings.items()}
     return " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
 
 

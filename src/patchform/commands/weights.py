@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, action in ACTIONS.items():
-        own = actions.add_parser(
+        subparser = actions.add_parser(
             name,
             help=action.purpose,
             description=action.purpose,
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parents=[everywhere],
             allow_abbrev=False,
         )
-        action.arguments(own)
+        action.arguments(subparser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -90,28 +90,31 @@ def _show(arguments: argparse.Namespace) -> int:
         lines = (f"{key:17} {value}" for key, value in facts.items())
         print(json.dumps(facts) if arguments.json else "\n".join(lines))
         return 0
-    found = look(arguments.file, model=arguments.model, say=_to_people)
+    file = look(arguments.file, model=arguments.model, say=_to_stderr)
     if arguments.json:
-        print(json.dumps(_plain(found, everything=arguments.all)))
+        print(json.dumps(_plain(file, everything=arguments.all)))
         return 0
-    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in found.tensors.values())
-    print(f"{found.kind}: {len(found.tensors)} tensors, {found.numbers} numbers, {found.bytes} bytes")
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in file.tensors.values())
+    print(f"{file.kind}: {len(file.tensors)} tensors, {file.numbers} numbers, {file.bytes} bytes")
     print("  " + ", ".join(f"{count} of {kind}" for kind, count in kinds.items()))
-    for key, note in list(found.notes.items())[:8]:
+    for key, note in list(file.notes.items())[:8]:
         print(f"  {key!a}: {note[:80]!a}")
-    if found.classes:
-        print(f"  {len(found.classes)} classes: {', '.join(found.classes[:4])}" + (" ..." * (len(found.classes) > 4)))
+    if file.classes:
+        print(f"  {len(file.classes)} classes: {', '.join(file.classes[:4])}" + (" ..." * (len(file.classes) > 4)))
     if arguments.all:
-        for name, tensor in found.tensors.items():
+        for name, tensor in file.tensors.items():
             print(f"  {name}  {tuple(tensor.shape)}  {str(tensor.dtype).removeprefix('torch.')}")
-    for fit in found.fits:
-        of = fit.architecture
-        backbone, head = _said(of.backbone, of.backbone_options), _said(of.head, of.head_options)
+    for fit in file.fits:
+        architecture = fit.architecture
+        backbone, head = (
+            _with_options(architecture.backbone, architecture.backbone_options),
+            _with_options(architecture.head, architecture.head_options),
+        )
         print(f"{backbone} under {head}, {fit.classes or 'no'} classes")
-        print(fit.report.table() if arguments.all and fit is found.fits[0] else str(fit.report))
-    if not found.fits:
-        print(f"fits no model: {found.why}")
-    for family, share in found.nearest.items():
+        print(fit.report.table() if arguments.all and fit is file.fits[0] else str(fit.report))
+    if not file.fits:
+        print(f"fits no model: {file.why}")
+    for family, share in file.nearest.items():
         print(f"  {family}: {share:.0%} of a small backbone's tensors are there by name")
     return 0
 
@@ -127,12 +130,8 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="PLACE", required=True, help="new .safetensors, or folder with --to patchform")
     parser.add_argument("--from", dest="layout", metavar="LAYOUT", help="layout of FILE (default: recognised)")
     parser.add_argument("--part", metavar="NAME", help='of a pickle with several: "model", "model_ema"')
-    parser.add_argument(
-        "--image-size",
-        type=inference_options.SIDE,
-        metavar="N",
-        help="input that FILE is for (default: the model's)",
-    )
+    size_help = "input that FILE is for (default: the model's)"
+    parser.add_argument("--image-size", type=inference_options.SIDE, metavar="N", help=size_help)
     parser.add_argument("--head", metavar="NAME", help="head of the model (default: the one that fits)")
     for name, whose in (("--option", "backbone"), ("--head-option", "head")):
         parser.add_argument(name, metavar="K=V", action="append", default=[], help=f"argument of the {whose}")
@@ -141,12 +140,9 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from patchform.commands.conversion import convert
+    from patchform.commands.conversion import SourceOptions, convert
 
-    report = convert(
-        arguments.file,
-        arguments.out,
-        to=arguments.to,
+    options = SourceOptions(
         model=arguments.model,
         layout=arguments.layout,
         part=arguments.part,
@@ -155,8 +151,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         options=_options(arguments.option),
         head_options=_options(arguments.head_option),
         classes=_classes(arguments.classes),
-        force=arguments.force,
-        say=_to_people,
+    )
+    report = convert(
+        arguments.file, arguments.out, to=arguments.to, options=options, force=arguments.force, say=_to_stderr
     )
     if arguments.json:
         print(json.dumps({"out": arguments.out, "report": [entry._asdict() for entry in report.entries]}))
@@ -176,7 +173,7 @@ def _pull_arguments(parser: argparse.ArgumentParser) -> None:
 def _pull(arguments: argparse.Namespace) -> int:
     from patchform.weights import hub
 
-    folder = str(hub.pull(arguments.name, arguments.out, say=_to_people))
+    folder = str(hub.pull(arguments.name, arguments.out, say=_to_stderr))
     print(json.dumps({"out": folder}) if arguments.json else f"every bit is as its manifest says: {folder}")
     return 0
 
@@ -218,17 +215,17 @@ ACTIONS = {
 }
 
 
-def _said(name: str, options: dict[str, Any]) -> str:
+def _with_options(name: str, options: dict[str, Any]) -> str:
     return " ".join((name, *(f"{key}={value}" for key, value in options.items())))
 
 
-def _to_people(sentence: str) -> None:
+def _to_stderr(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
     """What `depth=3` says, as {"depth": 3}; what is no JSON is text."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
@@ -237,24 +234,26 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
             read = json.loads(value)
         except ValueError:
             read = value
-        found[name] = tuple(read) if isinstance(read, list) else read
-    return found
+        options[name] = tuple(read) if isinstance(read, list) else read
+    return options
 
 
 def _classes(named: str | None) -> tuple[str, ...] | None:
     """Names of a known set, or those in a file."""
     from patchform.loading import class_names
 
-    if named is None or (known := class_names(named)):
-        return None if named is None else known
+    if named is None:
+        return None
+    if names := class_names(named):
+        return names
     try:
         return tuple(line.strip() for line in Path(named).read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("no list of class names", where=named, remedy="name a text file, or imagenet-1k") from error
 
 
-def _plain(found: Look, *, everything: bool) -> dict[str, Any]:
-    about = {"kind": found.kind, "tensors": len(found.tensors), "numbers": found.numbers, "bytes": found.bytes}
+def _plain(file: Look, *, everything: bool) -> dict[str, Any]:
+    about = {"kind": file.kind, "tensors": len(file.tensors), "numbers": file.numbers, "bytes": file.bytes}
     fits = [
         {
             **dataclasses.asdict(fit.architecture),
@@ -263,9 +262,9 @@ def _plain(found: Look, *, everything: bool) -> dict[str, Any]:
             "classes": fit.classes,
             "resized": [entry.name for entry in fit.report.of("resized")],
         }
-        for fit in found.fits
+        for fit in file.fits
     ]
-    about |= {"notes": dict(found.notes), "classes": found.classes, "fits": fits}
-    about |= {"nearest": found.nearest, "why": found.why}
-    every = {name: {"shape": [*one.shape], "dtype": str(one.dtype)} for name, one in found.tensors.items()}
+    about |= {"notes": dict(file.notes), "classes": file.classes, "fits": fits}
+    about |= {"nearest": file.nearest, "why": file.why}
+    every = {name: {"shape": [*tensor.shape], "dtype": str(tensor.dtype)} for name, tensor in file.tensors.items()}
     return about | ({"all": every} if everything else {})

@@ -15,7 +15,7 @@ import numpy as np
 
 from patchform.data.faults import Faults
 from patchform.data.images import upright_size
-from patchform.data.listing import RLE, Item, Listing, Objects, Segmentation, by_name, check_names, quoted, read_names
+from patchform.data.listing import RLE, Item, Listing, Objects, Segmentation, by_name, check_names, chosen_names, quoted
 from patchform.errors import DataError, UsageError
 from patchform.geometry.masks import run_lengths
 from patchform.settings import DataSettings
@@ -50,17 +50,17 @@ class Annotations(NamedTuple):
     """(N,) int64."""
     pictures: np.ndarray
     """(N,) int64 indices into the pictures."""
-    place: Callable[[int], str]
+    location: Callable[[int], str]
     """Where a row is, in words."""
     crowd: np.ndarray | None = None
     """(N,) bool."""
     areas: np.ndarray | None = None
     """(N,) float64, NaN where there is none."""
     segmentations: Sequence[Segmentation | None] | None = None
-    otherwise: np.ndarray | None = None
-    """(N, 4) float64 xyxy: what the boxes would be if written in the way that they are most often mistaken for."""
-    mistake: str = ""
-    """That way, in words: "x1, y1, x2, y2"."""
+    alternative: np.ndarray | None = None
+    """(N, 4) float64 xyxy: what the boxes would be in the notation that they are most often mistaken for."""
+    notation: str = ""
+    """That notation, in words: "x1, y1, x2, y2"."""
 
 
 # ------------------------------------------------------------------------------------------------------------ classes
@@ -84,18 +84,17 @@ def class_table(
     check_names(names, where)
     chosen: Sequence[str] = names
     if settings.classes is not None:
-        given = settings.classes
-        chosen = read_names(Path(given).expanduser()) if isinstance(given, str) else tuple(given)
+        chosen = chosen_names(settings.classes)
         for name in chosen:
             if name not in names and (classes is None or name not in classes):
                 near = difflib.get_close_matches(name, names, 1)
                 what = f'data.classes: no class "{name}" in {where}'
                 raise UsageError(what, remedy=f'is it "{near[0]}"?' if near else f"there are {quoted(names)}")
     left_out = [name for name in names if name not in chosen]
-    known = by_name([name for name in names if name in chosen], chosen if classes is None else classes, where)
+    indices = by_name([name for name in names if name in chosen], chosen if classes is None else classes, where)
     order = tuple(chosen) if classes is None else classes
     notes = (f"classes left out, as data.classes says: {quoted(left_out)}",) if left_out else ()
-    return order, {name: known[name] if name in chosen else -1 for name in names}, notes
+    return order, {name: indices[name] if name in chosen else -1 for name in names}, notes
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -113,11 +112,10 @@ def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: 
     They are fatal faults unless `settings.skip_bad` allows for so many.
     """
     folders: dict[str, set[str]] = {}
-    found: list[Picture | None] = []
+    sized: list[Picture | None] = [None] * len(pictures)
     lost: list[tuple[str, str, str]] = []
-    for picture in pictures:
+    for index, picture in enumerate(pictures):
         if picture is None:
-            found.append(None)
             continue
         folder, name = os.path.split(picture.path)
         if folder not in folders:
@@ -125,17 +123,15 @@ def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: 
         try:
             if name not in folders[folder]:
                 raise FileNotFoundError
-            found.append(picture if picture.size else picture._replace(size=upright_size(picture.path)))
+            sized[index] = picture if picture.size else picture._replace(size=upright_size(picture.path))
         except FileNotFoundError:
             lost.append(("picture-missing", picture.name, f"looked in {folder}"))
-            found.append(None)
         except DataError as error:
             lost.append(("picture-bad", picture.name, error.what))
-            found.append(None)
     allowed = len(lost) <= settings.skip_bad * len(pictures)
     for kind, name, what in lost:
         faults.add("picture-skipped" if allowed else kind, name, what)
-    return found
+    return sized
 
 
 def _entries(folder: str) -> set[str]:
@@ -157,37 +153,37 @@ def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faul
     sizes = np.array([picture.size if picture and picture.size else (0, 0) for picture in pictures], np.int64)
     sizes = sizes.reshape(-1, 2)
     limits = np.tile(sizes[rows.pictures][:, ::-1], 2)  # (N, 4): width, height, width, height
-    there = np.array([picture is not None for picture in pictures], bool)[rows.pictures]
-    wanted = (rows.classes >= 0) & there
-    boxes, keep = _checked_boxes(rows, limits, wanted, faults)
+    listed = np.array([picture is not None for picture in pictures], bool)[rows.pictures]
+    relevant = (rows.classes >= 0) & listed
+    boxes, keep = _checked_boxes(rows, limits, relevant, faults)
     outlines = None if rows.segmentations is None else list(rows.segmentations)
     if outlines is not None:
-        having = [index for index in np.flatnonzero(keep).tolist() if outlines[index] is not None]
-        of_rows = sizes[rows.pictures]
-        for start in range(0, len(having), _AT_ONCE):
-            _check_outlines(outlines, having[start : start + _AT_ONCE], of_rows, rows.place, faults)
-        keep[[index for index in having if outlines[index] is None]] = False
+        outlined = [index for index in np.flatnonzero(keep).tolist() if outlines[index] is not None]
+        row_sizes = sizes[rows.pictures]
+        for start in range(0, len(outlined), _AT_ONCE):
+            _check_outlines(outlines, outlined[start : start + _AT_ONCE], row_sizes, rows.location, faults)
+        keep[[index for index in outlined if outlines[index] is None]] = False
     order = np.flatnonzero(keep)
     order = order[np.argsort(rows.pictures[order], kind="stable")]
     ends = np.bincount(rows.pictures[order], minlength=len(pictures)).cumsum().tolist()
     boxes, classes = boxes[order], rows.classes[order]
     crowd = None if rows.crowd is None else rows.crowd[order]
     areas = None if rows.areas is None else rows.areas[order].astype(np.float32)
-    places = order.tolist()
+    indices = order.tolist()
     items, start = [], 0
     for picture, end in zip(pictures, ends, strict=True):
         part = slice(start, end)
         start = end
         if picture is None or picture.size is None:
             continue
-        own = None if outlines is None else tuple(outlines[place] for place in places[part])
+        segmentations = () if outlines is None else tuple(outlines[index] for index in indices[part])
         objects = Objects(
             boxes=boxes[part],
             classes=classes[part],
             size=picture.size,
             crowd=crowd[part] if crowd is not None and crowd[part].any() else None,
             areas=areas[part] if areas is not None and not np.isnan(areas[part]).any() else None,
-            segmentations=own if own and any(outline is not None for outline in own) else None,
+            segmentations=segmentations if any(outline is not None for outline in segmentations) else None,
             id=picture.id,
         )
         items.append(Item(picture.path, tuple(sorted(set(classes[part].tolist()))), objects=objects))
@@ -215,18 +211,18 @@ def missing_outlines(listing: Listing, faults: Faults) -> None:
 
 
 def _checked_boxes(
-    rows: Annotations, limits: np.ndarray, wanted: np.ndarray, faults: Faults
+    rows: Annotations, limits: np.ndarray, relevant: np.ndarray, faults: Faults
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, 4) float32 clipped boxes, and (N,) which are kept."""
     boxes = rows.boxes
 
     def note(kind: str, which: np.ndarray, why: str = "") -> None:
         for index in np.flatnonzero(which).tolist():
-            faults.add(kind, rows.place(index), _numbers(boxes[index]) + why, tuple(boxes[index].tolist()))
+            faults.add(kind, rows.location(index), _numbers(boxes[index]) + why, tuple(boxes[index].tolist()))
 
     with np.errstate(invalid="ignore"):
-        bad = wanted & (~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1))
-        good = wanted & ~bad
+        bad = relevant & (~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1))
+        good = relevant & ~bad
         empty = good & (boxes[:, 2:] == boxes[:, :2]).any(1)
         full = good & ~empty
         leaving = full & ((boxes < -TOLERANCE) | (boxes > limits + TOLERANCE)).any(1)
@@ -234,7 +230,7 @@ def _checked_boxes(
         clipped = np.clip(boxes, 0, limits)
         cut = full & ~outside & (np.abs(clipped - boxes) > _NOTABLE).any(1)
     note("box-bad", bad)
-    if leaving.sum() > SUSPECT_SHARE * wanted.sum():
+    if leaving.sum() > SUSPECT_SHARE * relevant.sum():
         note("box-corners", leaving, _suspicion(rows, limits, leaving))
     note("box-empty", empty)
     note("box-outside", outside)
@@ -245,11 +241,11 @@ def _checked_boxes(
 
 def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:
     """What the numbers look like, when most boxes that leave their picture would then be good ones."""
-    if rows.otherwise is None:
+    if rows.alternative is None:
         return ""
-    boxes, limits = rows.otherwise[leaving], limits[leaving]
+    boxes, limits = rows.alternative[leaving], limits[leaving]
     fits = (boxes >= -TOLERANCE).all(1) & (boxes <= limits + TOLERANCE).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return f", looks like {rows.mistake}" if fits.mean() > 0.9 else ""
+    return f", looks like {rows.notation}" if fits.mean() > 0.9 else ""
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -263,7 +259,7 @@ def _check_outlines(
     outlines: list[Segmentation | None],
     which: Sequence[int],
     sizes: np.ndarray,
-    place: Callable[[int], str],
+    location: Callable[[int], str],
     faults: Faults,
 ) -> None:
     """Put None in place of those that hold nothing or cannot be read, and bring in those that reach far out.
@@ -284,34 +280,34 @@ def _check_outlines(
             what = f"they add up to {lengths.sum()}, the picture has {height * width} pixels"
         elif lengths[1::2].any():
             continue
-        faults.add("outline-bad" if what else "outline-degenerate", place(index), what)
+        faults.add("outline-bad" if what else "outline-degenerate", location(index), what)
         outlines[index] = None
-    polygons = {index: found for index in which if not isinstance(found := outlines[index], RLE | None)}
+    polygons = {index: parts for index in which if not isinstance(parts := outlines[index], RLE | None)}
     reaches = sizes.max(1)
-    for index in _odd_polygons(polygons, reaches):
+    for index in _bad_polygons(polygons, reaches):
         reach = int(reaches[index])
-        kept = [p for p in polygons[index] if len(p) >= 3 and np.isfinite(p).all() and np.ptp(p, axis=0).all()]
-        if len(kept) < len(polygons[index]):
-            faults.add("part-degenerate" if kept else "outline-degenerate", place(index))
-        if any((polygon < -reach).any() or (polygon > 2 * reach).any() for polygon in kept):
-            faults.add("outline-clipped", place(index))
-            kept = [polygon.clip(-reach, 2 * reach) for polygon in kept]  # what rasterises them must stay small
-        outlines[index] = tuple(kept) or None
+        valid = [p for p in polygons[index] if len(p) >= 3 and np.isfinite(p).all() and np.ptp(p, axis=0).all()]
+        if len(valid) < len(polygons[index]):
+            faults.add("part-degenerate" if valid else "outline-degenerate", location(index))
+        if any((polygon < -reach).any() or (polygon > 2 * reach).any() for polygon in valid):
+            faults.add("outline-clipped", location(index))
+            valid = [polygon.clip(-reach, 2 * reach) for polygon in valid]  # what rasterises them must stay small
+        outlines[index] = tuple(valid) or None
 
 
-def _odd_polygons(outlines: Mapping[int, tuple[np.ndarray, ...]], reaches: np.ndarray) -> list[int]:
+def _bad_polygons(outlines: Mapping[int, tuple[np.ndarray, ...]], reaches: np.ndarray) -> list[int]:
     """Which rows have a polygon that holds nothing, or reaches further out of its picture than that is long."""
     polygons = [polygon for outline in outlines.values() for polygon in outline]
     owners = np.repeat(list(outlines), [len(outline) for outline in outlines.values()])
     lengths = np.array([len(polygon) for polygon in polygons])
-    odd = lengths < 3
-    if not odd.all():
+    bad = lengths < 3
+    if not bad.all():
         points = np.concatenate([polygon for polygon in polygons if len(polygon) >= 3])
-        starts = np.cumsum(lengths[~odd]) - lengths[~odd]
+        starts = np.cumsum(lengths[~bad]) - lengths[~bad]
         low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
-        reach = reaches[owners[~odd], None]
-        odd[~odd] = ~((low < high) & (low >= -reach) & (high <= 2 * reach)).all(1)  # True for NaN
-    return sorted(set(owners[odd].tolist()))
+        reach = reaches[owners[~bad], None]
+        bad[~bad] = ~((low < high) & (low >= -reach) & (high <= 2 * reach)).all(1)  # True for NaN
+    return sorted(set(owners[bad].tolist()))
 
 
 def runs_of(counts: bytes | Sequence[int]) -> np.ndarray | None:

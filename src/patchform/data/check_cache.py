@@ -36,45 +36,45 @@ _CODE = (
 
 def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
     """The digest; None where a file cannot be looked at."""
-    found = hashlib.blake2b(digest_size=20)
+    digest = hashlib.blake2b(digest_size=20)
     p = preprocessing
-    how: tuple[Any, ...] = (p.channels, p.bits, p.background)
+    decoding: tuple[Any, ...] = (p.channels, p.bits, p.background)
     if listing.videos:
-        how += (encoded.version(), p.frames, p.frame_step, p.sampling)
+        decoding += (encoded.version(), p.frames, p.frame_step, p.sampling)
     for name in _CODE:
-        found.update(_sum((Path(__file__).parent / name).read_bytes()))
+        digest.update(_sum((Path(__file__).parent / name).read_bytes()))
     try:
-        found.update(repr((__version__, PIL.__version__, how, listing.classes)).encode())
-        found.update(_sum(listing.as_bytes()))
+        digest.update(repr((__version__, PIL.__version__, decoding, listing.classes)).encode())
+        digest.update(_sum(listing.as_bytes()))
         for item in listing.items:
             for file in files_of(item.path):
-                found.update(repr(status(file)).encode())
+                digest.update(repr(status(file)).encode())
             if isinstance(item.mask, Path):
-                found.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
+                digest.update(item.mask.name.encode(errors="surrogateescape") + b"\0" + _sum(read(item.mask)))
     except (OSError, DataError):
         return None
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
-def load(of: str) -> dict[str, Any] | None:
+def load(digest: str) -> dict[str, Any] | None:
     """What was stored under a digest; None where there is nothing, or nothing whole."""
     try:
-        content = json.loads((_folder() / f"{of}.json").read_bytes())
-        found: dict[str, Any] = content["found"]
-        return found if content["sum"] == _sum(_text(found)).hex() and content["key"] == of else None
+        content = json.loads((_folder() / f"{digest}.json").read_bytes())
+        result: dict[str, Any] = content["found"]
+        return result if content["sum"] == _sum(_text(result)).hex() and content["key"] == digest else None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def store(of: str, found: dict[str, Any]) -> None:
+def store(digest: str, result: dict[str, Any]) -> None:
     """Write it so that it appears whole or not at all; does nothing where that cannot be done."""
     with suppress(OSError, RuntimeError):
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f".tmp-{os.getpid()}-{threading.get_ident()}-{of}"
+        unfinished = folder / f".tmp-{os.getpid()}-{threading.get_ident()}-{digest}"
         try:
-            unfinished.write_bytes(_text({"key": of, "sum": _sum(_text(found)).hex(), "found": found}))
-            os.replace(unfinished, folder / f"{of}.json")
+            unfinished.write_bytes(_text({"key": digest, "sum": _sum(_text(result)).hex(), "found": result}))
+            os.replace(unfinished, folder / f"{digest}.json")
         finally:
             unfinished.unlink(missing_ok=True)
         for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)[:-KEPT]:

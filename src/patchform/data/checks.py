@@ -34,7 +34,7 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a check found."""
+    """The result of a check."""
 
     checked: int
     """Pictures opened."""
@@ -49,6 +49,11 @@ class Report:
     def used(self) -> int:
         """Pictures without a fault."""
         return self.checked - len(self.faults)
+
+    def usable(self, listing: Listing) -> Listing:
+        """The listing that was checked, without the pictures that have a fault."""
+        bad = {fault.where for fault in self.faults}
+        return replace(listing, items=tuple(item for item in listing.items if _name(item, listing) not in bad))
 
 
 def check(
@@ -76,44 +81,48 @@ def check(
     if not listing.items:
         raise DataError(f"no {listing.thing}", where=listing.root)
     report = examine(listing, preprocessing, progress=progress)
-    bad = {fault.where for fault in report.faults}
-    if len(bad) > skip_bad * len(listing):
+    bad = len(report.faults)
+    if bad > skip_bad * len(listing):
         listed = "; ".join(f"{fault.where}: {fault.what}" for fault in report.faults[:5])
         raise DataError(
-            f"{len(bad)} of {len(listing)} {listing.thing}s cannot be used: {listed}{'; ...' * (len(bad) > 5)}",
+            f"{bad} of {len(listing)} {listing.thing}s cannot be used: {listed}{'; ...' * (bad > 5)}",
             where=listing.root,
             remedy="mend or remove them, or set data.skip_bad",
         )
-    kept = replace(listing, items=tuple(item for item in listing.items if _name(item, listing) not in bad))
-    lost = [name for name, had, has in zip(listing.classes, listing.counts(), kept.counts()) if had and not has]
+    usable = report.usable(listing)
+    lost = [name for name, had, has in zip(listing.classes, listing.counts(), usable.counts()) if had and not has]
     if lost:
-        thing = listing.thing
-        raise DataError(f"no usable {thing} is left of class {quoted(lost)}", where=listing.root)
-    return kept, report
+        raise DataError(f"no usable {listing.thing} is left of class {quoted(lost)}", where=listing.root)
+    return usable, report
+
+
+def without_bad(listing: Listing, preprocessing: Preprocessing, skip_bad: float) -> tuple[Listing, tuple[str, ...]]:
+    """The listing as `check` leaves it, and remarks on it; where no bad picture is put up with, as it is, unread."""
+    if not skip_bad:
+        return listing, ()
+    usable, report = check(listing, preprocessing, skip_bad=skip_bad)
+    return usable, (*report.notes, *(f"left out {fault.where}: {fault.what}" for fault in report.faults))
 
 
 def examine(
-    listing: Listing,
-    preprocessing: Preprocessing,
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    listing: Listing, preprocessing: Preprocessing, *, progress: Callable[[int, int], None] | None = None
 ) -> Report:
     """Look at everything as `check` does and report all faults; never stops at one. Arguments as there.
 
     When nothing has changed since an earlier time, what was found then is given again (`data.check_cache`).
     """
     key = check_cache.key(listing, preprocessing)
-    found = check_cache.load(key) if key else None
-    if found is not None:
+    cached = check_cache.load(key) if key else None
+    if cached is not None:
         if progress:
             progress(len(listing), len(listing))
-        faults = tuple(Fault(*fault) for fault in found["faults"])
-        pixels = None if found["pixels"] is None else tuple(found["pixels"])
-        return Report(checked=len(listing), faults=faults, notes=tuple(found["notes"]), pixels=pixels)
+        faults = tuple(Fault(*fault) for fault in cached["faults"])
+        pixels = None if cached["pixels"] is None else tuple(cached["pixels"])
+        return Report(checked=len(listing), faults=faults, notes=tuple(cached["notes"]), pixels=pixels)
     report = _examined(listing, preprocessing, progress)
     if key and key == check_cache.key(listing, preprocessing):  # nothing was edited meanwhile
-        faults_ = [fault[:3] for fault in report.faults]
-        check_cache.store(key, {"faults": faults_, "notes": report.notes, "pixels": report.pixels})
+        rows = [fault[:3] for fault in report.faults]
+        check_cache.store(key, {"faults": rows, "notes": report.notes, "pixels": report.pixels})
     return report
 
 
@@ -123,12 +132,12 @@ def _examined(listing: Listing, preprocessing: Preprocessing, progress: Callable
     remarks: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(partial(_examine, listing=listing, preprocessing=preprocessing), listing.items)
-        for done, (item, (fault, found, counts)) in enumerate(zip(listing.items, results), 1):
+        for done, (item, (fault, own, counts)) in enumerate(zip(listing.items, results), 1):
             if counts is not None:
                 pixels += counts
             if fault:
                 faults.append(Fault(fault[0], _name(item, listing), fault[1]))
-            for remark in found:
+            for remark in own:
                 remarks[remark].append(_name(item, listing))
             if progress:
                 progress(done, len(listing))
@@ -164,9 +173,9 @@ def overlap(first: Listing, second: Listing) -> tuple[tuple[str, str], ...]:
         if size in by_size:
             if size not in digests:
                 digests[size] = {_digest(candidate): candidate for candidate in reversed(by_size[size])}
-            twin = digests[size].get(_digest(item))
-            if twin is not None:
-                pairs.append((_name(twin, first), _name(item, second)))
+            original = digests[size].get(_digest(item))
+            if original is not None:
+                pairs.append((_name(original, first), _name(item, second)))
     return tuple(pairs)
 
 
@@ -179,12 +188,12 @@ def copies(listing: Listing) -> tuple[tuple[int, int], ...]:
     sizes = {index: _bytes(path) for index, path in enumerate(paths)}
     middles = {index: (sizes[index], _middle(paths[index])) for index in _alike(sizes)}
     first: dict[bytes, int] = {}
-    twins = []
+    pairs = []
     for index in _alike(middles):
         digest = _digest(listing.items[index])
         if first.setdefault(digest, index) != index:
-            twins.append((first[digest], index))
-    return tuple(twins)
+            pairs.append((first[digest], index))
+    return tuple(pairs)
 
 
 def _alike(values: Mapping[int, object]) -> list[int]:
@@ -208,12 +217,12 @@ def _middle(path: Path) -> bytes:
 
 
 def _digest(item: Item) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for path in files_of(item.path):
         with open_file(path, MAX_BYTES) as file:
             while block := file.read(1 << 20):
-                found.update(block)
-    return found.digest()
+                digest.update(block)
+    return digest.digest()
 
 
 def _name(item: Item, listing: Listing) -> str:

@@ -39,31 +39,31 @@ def read_folders(path: Path, settings: DataSettings, classes: tuple[str, ...] | 
     if not names:
         raise DataError("no class folder", where=path, remedy="put each class into a folder of its own")
 
-    thing = medium.thing
+    noun = medium.thing
     files = {name: tuple(walk(path / name)) for name in names}
     chosen = {name: medium.among(path / name, files[name]) for name in names}
     empty = [name for name in names if not chosen[name]]
     if empty and classes is None and not settings.allow_empty_class:
         remedy = "remove the folder, or set data.allow_empty_class"
-        raise DataError(f"no {thing} of class {quoted(empty)}", where=path, remedy=remedy)
+        raise DataError(f"no {noun} of class {quoted(empty)}", where=path, remedy=remedy)
     if len(empty) == len(names):
-        raise DataError(f"no {thing}", where=path, remedy=f"known file names end in {', '.join(medium.suffixes)}")
+        raise DataError(f"no {noun}", where=path, remedy=f"known file names end in {', '.join(medium.suffixes)}")
 
     order = names if classes is None else classes
     indices = by_name(names, order, path)
     used = {item for items in chosen.values() for item in items}
     ignored = Counter(
         file.suffix.lower() or "no suffix"
-        for found in files.values()
-        for file in found
+        for group in files.values()
+        for file in group
         if file not in used and file.parent not in used
     )
     loose = sum(entry.is_file() and not is_hidden(entry.name) for entry in path.iterdir())
     notes = (
         *((f"ignored folders: {quoted(hidden)}",) if hidden else ()),
         *((f"ignored {loose} files beside the class folders",) if loose else ()),
-        *((f"ignored files that are no {thing}s: {dict(ignored.most_common(5))}",) if ignored else ()),
-        *((f"classes without a {thing}: {quoted(empty)}",) if empty else ()),
+        *((f"ignored files that are no {noun}s: {dict(ignored.most_common(5))}",) if ignored else ()),
+        *((f"classes without a {noun}: {quoted(empty)}",) if empty else ()),
         *(mapping_note(order) if classes is None else ()),
     )
     items = tuple(Item(item, (indices[name],)) for name in names for item in chosen[name])

@@ -52,20 +52,20 @@ def evaluation_frames(preprocessing: Preprocessing, clips: int, count: int) -> l
     """
     p = preprocessing
     if p.sampling == "uniform":
-        places = [(clip + 0.5) / clips for clip in range(clips)]
-        return [frame for place in places for frame in _uniform(count, [place] * p.frames)]
+        positions = [(clip + 0.5) / clips for clip in range(clips)]
+        return [frame for position in positions for frame in _uniform(count, [position] * p.frames)]
     last = _starts(p, count) - 1
     starts = [last // 2] if clips == 1 else [round(clip * last / (clips - 1)) for clip in range(clips)]
     return [frame for start in starts for frame in _dense(p, count, start)]
 
 
-def _uniform(count: int, places: list[float]) -> list[int]:
-    """One frame of each of as many parts as there are places, which say how far into it, in [0, 1)."""
-    number = len(places)
+def _uniform(count: int, positions: list[float]) -> list[int]:
+    """One frame of each of as many parts as there are positions, which say how far into it, in [0, 1)."""
+    number = len(positions)
     if count < number:
         return [min(frame, count - 1) for frame in range(number)]
     ends = [part * count // number for part in range(number + 1)]
-    return [start + int(place * (end - start)) for start, end, place in zip(ends, ends[1:], places)]
+    return [start + int(position * (end - start)) for start, end, position in zip(ends, ends[1:], positions)]
 
 
 def _dense(preprocessing: Preprocessing, count: int, start: int) -> list[int]:
@@ -117,24 +117,23 @@ class Clips(Samples[Tensor]):
 
     def _frames(self, index: int) -> Tensor:
         """(T, C, H, W): the frames that are picked."""
-        whole = self._kept(index)
-        if whole is not None:
-            return whole[self.pick(len(whole))]
-        p, video = self.preprocessing, self._video(index)
-        height, width = video.size
-        if not self._fits(len(video) * p.channels * height * width * (1 if p.bits == 8 else 4)):
-            return video.frames(self.pick(len(video)), p)
-        whole = video.frames(range(len(video)), p)
-        self._keep(index, whole)
+        whole = self._cached(index)
+        if whole is None:
+            p, video = self.preprocessing, self._video(index)
+            height, width = video.size
+            if not self._fits(len(video) * p.channels * height * width * (1 if p.bits == 8 else 4)):
+                return video.frames(self.pick(len(video)), p)
+            whole = video.frames(range(len(video)), p)
+            self._store(index, whole)
         return whole[self.pick(len(whole))]
 
     def _video(self, index: int) -> Video:
-        found = self._videos.get(index)
-        if found is None:
-            found = open_video(self.listing.items[index].path)
+        video = self._videos.get(index)
+        if video is None:
+            video = open_video(self.listing.items[index].path)
             if len(self._videos) < KNOWN:
-                self._videos[index] = found
-        return found
+                self._videos[index] = video
+        return video
 
 
 def training_clips(

@@ -144,11 +144,11 @@ class PackedTargets(Sequence[Target]):
     def to(self, device: torch.device | str) -> tuple[Target, ...]:
         """The targets on a device, uint8 as int64."""
 
-        def arrived(tensor: Tensor) -> Tensor:
+        def move(tensor: Tensor) -> Tensor:
             moved = tensor.to(device, non_blocking=True)
             return moved.long() if moved.dtype == torch.uint8 else moved
 
-        return tuple(self.column.each(arrived).values())
+        return tuple(self.column.each(move).values())
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
@@ -156,7 +156,7 @@ class PackedTargets(Sequence[Target]):
         return tuple(self.column.values())
 
     def __len__(self) -> int:
-        return len(self.column.there)
+        return len(self.column.present)
 
     @overload
     def __getitem__(self, index: int) -> Target: ...
@@ -170,7 +170,7 @@ class PackedTargets(Sequence[Target]):
 class _Column:
     """One field of several records: of each a tensor, a record itself, a plain value, or None."""
 
-    there: tuple[bool, ...]
+    present: tuple[bool, ...]
     """Of each, whether it is not None."""
     content: Tensor | tuple[Any, ...]
     """Of those: tensors of one shape stacked, or others flat and joined; the columns of records; or plain values."""
@@ -182,38 +182,40 @@ class _Column:
     @classmethod
     def of(cls, values: Sequence[Any]) -> _Column:
         """Of the values of a field. Raises UsageError for several types."""
-        there = tuple(value is not None for value in values)
-        known = [value for value in values if value is not None]
-        kinds = {(type(value), getattr(value, "dtype", None)) for value in known}
+        present = tuple(value is not None for value in values)
+        filled = [value for value in values if value is not None]
+        kinds = {(type(value), getattr(value, "dtype", None)) for value in filled}
         if len(kinds) > 1:
             names = sorted(f"{kind.__name__} {dtype or ''}".strip() for kind, dtype in kinds)
             raise UsageError(f"targets of several types in one batch: {', '.join(names)}", remedy="give all the same")
-        if not known or not isinstance(known[0], tuple | Tensor):
-            return cls(there, tuple(known))
-        if isinstance(known[0], Tensor):
-            shapes = tuple(tensor.shape for tensor in known)
+        if not filled or not isinstance(filled[0], tuple | Tensor):
+            return cls(present, tuple(filled))
+        if isinstance(filled[0], Tensor):
+            shapes = tuple(tensor.shape for tensor in filled)
             if len(set(shapes)) == 1:
-                return cls(there, torch.stack(known))
-            return cls(there, torch.cat([tensor.flatten() for tensor in known]), shapes=shapes)
-        if not hasattr(known[0], "_fields"):
-            return cls(there, tuple(known))
-        return cls(there, tuple(map(cls.of, zip(*known))), type(known[0]))
+                return cls(present, torch.stack(filled))
+            return cls(present, torch.cat([tensor.flatten() for tensor in filled]), shapes=shapes)
+        if not hasattr(filled[0], "_fields"):
+            return cls(present, tuple(filled))
+        return cls(present, tuple(map(cls.of, zip(*filled))), type(filled[0]))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> _Column:
         """The same with `change` of each tensor."""
         if isinstance(self.content, Tensor):
             return replace(self, content=change(self.content))
-        return self if self.kind is None else replace(self, content=tuple(one.each(change) for one in self.content))
+        return (
+            self if self.kind is None else replace(self, content=tuple(column.each(change) for column in self.content))
+        )
 
     def values(self) -> Sequence[Any]:
         """What it was made of; tensors are views."""
-        known: Iterable[Any] = self.content if isinstance(self.content, tuple) else self._tensors(self.content)
+        filled: Iterable[Any] = self.content if isinstance(self.content, tuple) else self._tensors(self.content)
         if self.kind is not None:
-            known = map(self.kind, *(column.values() for column in self.content))
-        if all(self.there):
-            return tuple(known)
-        known = iter(known)
-        return tuple(next(known) if there else None for there in self.there)
+            filled = map(self.kind, *(column.values() for column in self.content))
+        if all(self.present):
+            return tuple(filled)
+        filled = iter(filled)
+        return tuple(next(filled) if present else None for present in self.present)
 
     def _tensors(self, joined: Tensor) -> Iterable[Tensor]:
         if self.shapes is None:

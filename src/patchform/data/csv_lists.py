@@ -69,17 +69,17 @@ def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | Non
     label = _column(header, _LABEL)
     if label is None:
         columns = [index for index in range(len(header)) if index != image]
-        found = [_ones(row, columns, header, path, line) for line, row in rows]
+        labels = [_flags(row, columns, header, path, line) for line, row in rows]
         names: tuple[str, ...] = tuple(header[index] for index in columns)
         if not names:
             raise DataError("no column of classes", where=path, remedy=f"name one of the columns {' or '.join(_LABEL)}")
     else:
-        found = [_split(row[label], settings.labels == "multi", delimiter) for _, row in rows]
-        names = ordered(name for some in found for name in some)
+        labels = [_split(row[label], delimiter) for _, row in rows]
+        names = ordered(name for own in labels for name in own)
     if settings.labels == "single":
-        for (line, _), some in zip(rows, found, strict=True):
-            if len(some) != 1:
-                what = f"{len(some)} classes ({quoted(some)})" if some else "no class"
+        for (line, _), own in zip(rows, labels, strict=True):
+            if len(own) != 1:
+                what = f"{len(own)} classes ({quoted(own)})" if own else "no class"
                 raise DataError(what, where=f"{path}, line {line}", remedy="give one, or set data.labels to multi")
     if len(set(names)) < len(names):
         raise DataError("two columns of one name", where=path, remedy="rename one")
@@ -87,7 +87,7 @@ def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | Non
     order = names if classes is None else classes
     indices = by_name(names, order, path)
     files = _files(rows, image, path)
-    items = tuple(Item(file, tuple(sorted(indices[name] for name in some))) for file, some in zip(files, found))
+    items = tuple(Item(file, tuple(sorted(indices[name] for name in own))) for file, own in zip(files, labels))
     extra = [name for index, name in enumerate(header) if label is not None and index not in (image, label)]
     notes = (
         *((f"ignored columns: {quoted(extra)}",) if extra else ()),
@@ -124,18 +124,17 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     return header, rows, delimiter
 
 
-def _column(header: Sequence[str], known: Sequence[str]) -> int | None:
-    return next((index for name in known for index, field in enumerate(header) if field.lower() == name), None)
+def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
+    return next((index for name in names for index, field in enumerate(header) if field.lower() == name), None)
 
 
-def _split(field: str, several: bool, delimiter: str) -> tuple[str, ...]:
+def _split(field: str, delimiter: str) -> tuple[str, ...]:
     separators = "|" if delimiter == ";" else "|;"
     parts = field.replace(separators[-1], "|").split("|")
-    names = dict.fromkeys(part.strip() for part in parts if part.strip())
-    return tuple(names)
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
-def _ones(row: Sequence[str], columns: Sequence[int], header: Sequence[str], path: Path, line: int) -> tuple[str, ...]:
+def _flags(row: Sequence[str], columns: Sequence[int], header: Sequence[str], path: Path, line: int) -> tuple[str, ...]:
     for index in columns:
         if row[index] not in ("0", "1"):
             raise DataError(

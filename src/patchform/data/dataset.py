@@ -11,7 +11,7 @@ from typing import NamedTuple
 from patchform import lookup
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import TRAIN, VALIDATION, Item, Listing, is_hidden, quoted
+from patchform.data.listing import TRAIN, VALIDATION, Listing, is_hidden, quoted
 from patchform.data.loader import derive
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
@@ -48,17 +48,16 @@ def open_data(
         UsageError: no path, or a share that is none.
         DataError: nothing there that is known, a class in validation alone, or whatever the format refuses.
     """
-    opened = open_training(settings, task=task, faults=faults)
-    listing, validation = opened.listing, opened.validation
+    listing, validation = open_training(settings, task=task, faults=faults)
     notes = listing.notes
     if validation is None:
         if not 0 < settings.validation_share < 1:
             raise UsageError(f"data.validation_share {settings.validation_share} is not between 0 and 1")
         first, second = split_listing(listing, settings.validation_share, seed)
         single = [name for name, number in zip(listing.classes, listing.counts()) if number == 1]
-        thing = listing.thing
-        notes += (f"no validation set: {len(second)} of {len(listing)} {thing}s are held out",)
-        notes += (f"classes of one {thing}, which is trained on: {quoted(single)}",) if single else ()
+        noun = listing.thing
+        notes += (f"no validation set: {len(second)} of {len(listing)} {noun}s are held out",)
+        notes += (f"classes of one {noun}, which is trained on: {quoted(single)}",) if single else ()
         return Splits(first, second, notes)
     held_out = open_evaluation(validation, settings, listing.classes, task, faults=faults)
     if settings.validation is None and validation.stem.lower() == "test":
@@ -66,8 +65,8 @@ def open_data(
     counts = () if any(item.mask is not None for item in held_out.items) else held_out.counts()
     absent = [name for name, number in zip(held_out.classes, counts) if number == 0]
     notes += (f"classes that are not in the validation set: {quoted(absent)}",) if absent else ()
-    news = tuple(f"validation: {note}" for note in held_out.notes if note not in listing.notes)
-    return Splits(listing, held_out, notes + news)
+    new_notes = tuple(f"validation: {note}" for note in held_out.notes if note not in listing.notes)
+    return Splits(listing, held_out, notes + new_notes)
 
 
 class Training(NamedTuple):
@@ -92,12 +91,10 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
 
 def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
     """Whether a folder, or a file, has a layout that serves a task; `sure`: and is meant for it, where layouts tell."""
-    place = Path(path).expanduser()
-    _must_exist(place, task)
-    place = _parts(place, task)[0] or place
-    return any(
-        format_.recognises(place) and (not sure or format_.is_meant(place)) for format_ in formats(task).values()
-    )
+    root = Path(path).expanduser()
+    _must_exist(root, task)
+    root = _parts(root, task)[0] or root
+    return any(format_.recognises(root) and (not sure or format_.is_meant(root)) for format_ in formats(task).values())
 
 
 def open_evaluation(
@@ -147,28 +144,22 @@ def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, L
     if not chosen:
         raise DataError("too few pictures to hold some out", where=listing.root, remedy="set data.validation")
 
-    def part(items: list[Item]) -> Listing:
+    def part(held_out: bool) -> Listing:
+        items = (item for index, item in enumerate(listing.items) if (index in chosen) == held_out)
         return replace(listing, items=tuple(items))
 
-    return (
-        part([item for index, item in enumerate(listing.items) if index not in chosen]),
-        part([item for index, item in enumerate(listing.items) if index in chosen]),
-    )
+    return part(False), part(True)
 
 
 def formats(task: str | None = None) -> dict[str, Format]:
     """The formats that serve a task, or all, by name."""
-    kinds: dict[str, type[Format]] = {
-        name: lookup.the_class("data/formats", name, Format) for name in lookup.names("data/formats")
-    }
+    kinds = {name: lookup.the_class("data/formats", name, Format) for name in lookup.names("data/formats")}
     return {name: kind() for name, kind in kinds.items() if task is None or task in kind.tasks}
 
 
 def _layouts(task: str) -> str:
-    return (
-        ", ".join(format_.layout for format_ in reversed(formats(task).values()))
-        + "; or such parts below train/ and val/"
-    )
+    layouts = ", ".join(format_.layout for format_ in reversed(formats(task).values()))
+    return f"{layouts}; or such parts below train/ and val/"
 
 
 def _must_exist(path: Path, task: str) -> None:
@@ -199,8 +190,8 @@ def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
     Without the first there is no second.
     """
     for format_ in formats(task).values():
-        if found := format_.parts(path):
-            return found
+        if parts := format_.parts(path):
+            return parts
     home = _home(path, task)
     train = _part(home, TRAIN)
     return train, _part(home, VALIDATION) if train else None
@@ -209,7 +200,7 @@ def _parts(path: Path, task: str) -> tuple[Path | None, Path | None]:
 def _home(path: Path, task: str) -> Path:
     """Where train/ and val/ lie: in `path`, or in a folder inside it in which a layout keeps them."""
     inside = (path / name for format_ in formats(task).values() for name in format_.inside)
-    return next((place for place in (path, *inside) if _part(place, TRAIN)), path)
+    return next((folder for folder in (path, *inside) if _part(folder, TRAIN)), path)
 
 
 def _part(path: Path, names: Sequence[str]) -> Path | None:
@@ -217,8 +208,8 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
     if not path.is_dir():
         return None
     entries = {entry.name.lower(): entry for entry in path.iterdir()}
-    found = (entries.get(name + suffix) for name in names for suffix in ("", ".csv"))
-    return next((entry for entry in found if entry is not None), None)
+    matches = (entries.get(name + suffix) for name in names for suffix in ("", ".csv"))
+    return next((entry for entry in matches if entry is not None), None)
 
 
 def _only(train: Path) -> bool:

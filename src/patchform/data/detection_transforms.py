@@ -1,6 +1,6 @@
 """Transforms of a picture together with its objects.
 
-A transform is a callable from (C, H, W) pixels, their `Instances`, and a way to get `Another` picture, to pixels and
+A transform is a callable from (C, H, W) pixels, their `Instances`, and a source of `Another` picture, to pixels and
 `Instances`. Pixels are uint8 in 0..255 or float32 in 0..1; they keep their type and no input is written into. Random
 ones draw from torch's global numbers, which the data set seeds for each sample. Pictures keep the sizes that they come
 to; what they lack in a batch is filled up, and marked as padding, when the batch is made.
@@ -49,7 +49,7 @@ GREY = 114 / 255
 
 
 def evaluation_objects(preprocessing: Preprocessing) -> Transform:
-    """The way of `evaluation_transform` for the picture. Objects stay in its own pixels, as predictions do.
+    """`evaluation_transform` for the picture. Objects stay in its own pixels, as predictions do.
 
     Raises:
         UsageError: `preprocessing.resize` is crop, which would cut objects off.
@@ -59,7 +59,7 @@ def evaluation_objects(preprocessing: Preprocessing) -> Transform:
 
 
 def training_objects(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Transform:
-    """The random way to the model's input: mosaic, scale and crop or the whole picture, flips, copy-paste, colours.
+    """Random transforms to the model's input: mosaic, scale and crop or the whole picture, flips, copy-paste, colours.
 
     Raises:
         UsageError: a range is not one, or a setting that is not for objects.
@@ -128,9 +128,9 @@ def take(objects: Instances, index: Tensor) -> Instances:
 
 
 def join(parts: Sequence[Instances]) -> Instances:
-    """Objects of one picture, without scores, all with masks or all without. None is a crowd where none is said to be.
+    """Objects of one picture, without scores, all with masks or all without. None is a crowd where none is marked so.
 
-    Areas are left out unless all say theirs.
+    Areas are left out unless all have theirs.
     """
     crowds = [torch.zeros(len(part.boxes), dtype=torch.bool) if part.crowd is None else part.crowd for part in parts]
     areas = [part.areas for part in parts if part.areas is not None]
@@ -162,12 +162,12 @@ def view(objects: Instances, box: tuple[int, int, int, int], size: tuple[int, in
     bitmaps = None if objects.masks is None else masks.view(objects.masks, box, size)
     cut = (boxes != moved).any(1)
     if bitmaps is not None and objects.masks is not None and cut.any():
-        seen = masks.areas(objects.masks) * scale[0] * scale[1]
-        shares = (masks.areas(bitmaps) / seen.clamp(min=1e-9)).clamp(max=1)
+        before = masks.areas(objects.masks) * scale[0] * scale[1]
+        shares = (masks.areas(bitmaps) / before.clamp(min=1e-9)).clamp(max=1)
         boxes = torch.where(cut[:, None], _within(masks.tight(bitmaps).float(), boxes), boxes)
     shares = torch.where(cut, shares, 1.0)
     areas = None if objects.areas is None else objects.areas * scale[0] * scale[1] * shares
-    return _kept(objects._replace(boxes=boxes, masks=bitmaps, areas=areas), shares)
+    return _keep_visible(objects._replace(boxes=boxes, masks=bitmaps, areas=areas), shares)
 
 
 def without(objects: Instances, hidden: Tensor) -> Instances:
@@ -177,7 +177,7 @@ def without(objects: Instances, hidden: Tensor) -> Instances:
     shares = masks.areas(bitmaps) / before.clamp(min=1)
     boxes = torch.where((shares < 1)[:, None], _within(masks.tight(bitmaps).float(), objects.boxes), objects.boxes)
     areas = None if objects.areas is None else objects.areas * shares
-    return _kept(objects._replace(boxes=boxes, masks=bitmaps, areas=areas), shares)
+    return _keep_visible(objects._replace(boxes=boxes, masks=bitmaps, areas=areas), shares)
 
 
 def _areas(boxes: Tensor) -> Tensor:
@@ -189,14 +189,14 @@ def _within(boxes: Tensor, limits: Tensor) -> Tensor:
     return torch.cat([boxes[:, :2].maximum(limits[:, :2]), boxes[:, 2:].minimum(limits[:, 2:])], 1)
 
 
-def _kept(objects: Instances, shares: Tensor) -> Instances:
-    kept = shares >= LEAST_SHARE
+def _keep_visible(objects: Instances, shares: Tensor) -> Instances:
+    keep = shares >= LEAST_SHARE
     if objects.crowd is not None:
-        kept |= objects.crowd
-    kept &= (objects.boxes[:, 2:] - objects.boxes[:, :2] >= 1).all(1)
+        keep |= objects.crowd
+    keep &= (objects.boxes[:, 2:] - objects.boxes[:, :2] >= 1).all(1)
     if objects.masks is not None:
-        kept &= masks.areas(objects.masks) > 0
-    return objects if kept.all() else take(objects, kept)
+        keep &= masks.areas(objects.masks) > 0
+    return objects if keep.all() else take(objects, keep)
 
 
 # --------------------------------------------------------------------------------------------------------- transforms
@@ -233,7 +233,7 @@ class LargeScaleJitter:
     Ghiasi et al. 2021, "Simple copy-paste", section 3. Scale 1 is the size at which evaluation sees the picture. With
     resizing to fit, the crop lies as the picture does. Pictures that are smaller than it are left so.
 
-    The box is cut out and then resized: see `scenes.ScaledCrop`.
+    The box is cut out and then resized: see `segmentation_transforms.ScaledCrop`.
 
     Args:
         preprocessing: size, resizing and interpolation.
@@ -248,16 +248,16 @@ class LargeScaleJitter:
         p, (height, width) = self.preprocessing, image.shape[-2:]
         chance, down, right = torch.rand(3).tolist()
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * chance
-        wanted = p.size
+        target = p.size
         if p.resize == "fit":
-            wanted = (max(p.size), min(p.size)) if height > width else (min(p.size), max(p.size))
-        seen = whole_size(p, height, width)
-        tall, new_height = window(height, seen[0] * factor, wanted[0])
-        wide, new_width = window(width, seen[1] * factor, wanted[1])
+            target = (max(p.size), min(p.size)) if height > width else (min(p.size), max(p.size))
+        whole = whole_size(p, height, width)
+        tall, new_height = window(height, whole[0] * factor, target[0])
+        wide, new_width = window(width, whole[1] * factor, target[1])
         top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
         size = (new_height, new_width)
-        found = resize(image[..., top : top + tall, left : left + wide], size, p.interpolation)
-        return found, view(objects, (left, top, left + wide, top + tall), size)
+        resized = resize(image[..., top : top + tall, left : left + wide], size, p.interpolation)
+        return resized, view(objects, (left, top, left + wide, top + tall), size)
 
 
 class Mirror:
@@ -294,23 +294,23 @@ class Mosaic:
 
     def __call__(self, image: Tensor, objects: Instances, another: Another) -> tuple[Tensor, Instances]:
         """(C, H, W) -> (C, 2 * size), or the picture as it is."""
-        chance, *place = torch.rand(3).tolist()
+        chance, *center = torch.rand(3).tolist()
         if chance >= self.probability:
             return image, objects
         height, width = 2 * self.size[0], 2 * self.size[1]
-        y, x = (int(side * (0.25 + 0.5 * share)) for side, share in zip((height, width), place))
+        y, x = (int(side * (0.25 + 0.5 * share)) for side, share in zip((height, width), center))
         grey = GREY if image.is_floating_point() else round(GREY * 255)
         canvas = image.new_full((len(image), height, width), grey)
         parts = []
-        for corner, (picture, its) in enumerate([(image, objects), another(), another(), another()]):
-            picture, its = self.whole(picture, its, another)
+        for corner, (picture, own) in enumerate([(image, objects), another(), another(), another()]):
+            picture, own = self.whole(picture, own, another)
             h, w = picture.shape[-2:]
             top, left = y - h * (corner < 2), x - w * (corner % 2 == 0)
             rows, columns = slice(max(0, top), max(0, top + h)), slice(max(0, left), max(0, left + w))
             shown = canvas[..., rows, columns]
             up, before = max(0, -top), max(0, -left)
             shown.copy_(picture[..., up : up + shown.shape[-2], before : before + shown.shape[-1]])
-            parts.append(view(its, (-left, -top, width - left, height - top), (height, width)))
+            parts.append(view(own, (-left, -top, width - left, height - top), (height, width)))
         return canvas, join(parts)
 
 
@@ -335,15 +335,15 @@ class CopyPaste:
             return image, objects
         if objects.masks is None:
             raise UsageError("augmentation.copy_paste needs masks of objects", remedy="set it to 0")
-        picture, news = self.first(*another(), another)
-        chosen = torch.rand(len(news.boxes)) < 0.5
-        if news.crowd is not None:
-            chosen &= ~news.crowd
+        picture, pasted = self.first(*another(), another)
+        chosen = torch.rand(len(pasted.boxes)) < 0.5
+        if pasted.crowd is not None:
+            chosen &= ~pasted.crowd
         height, width = image.shape[-2:]
-        news = view(take(news, chosen), (0, 0, width, height), (height, width))
-        assert news.masks is not None
-        hidden = masks.union(news.masks)
+        pasted = view(take(pasted, chosen), (0, 0, width, height), (height, width))
+        assert pasted.masks is not None
+        hidden = masks.union(pasted.masks)
         h, w = min(height, picture.shape[-2]), min(width, picture.shape[-1])
         image = image.clone()
         image[..., :h, :w] = torch.where(hidden[:h, :w], picture[..., :h, :w], image[..., :h, :w])
-        return image, join([without(objects, hidden), news])
+        return image, join([without(objects, hidden), pasted])

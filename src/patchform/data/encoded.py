@@ -1,6 +1,6 @@
 """Encoded videos by way of PyAV: which frames a file has, some of them, all of them; and a small writer.
 
-* Containers are told by their first bytes and read by the demuxer of that kind and no other: MP4 and QuickTime,
+* Containers are recognised by their first bytes and read by the demuxer of that kind and no other: MP4 and QuickTime,
   Matroska and WebM, AVI. A playlist that names other files or addresses is none of them.
 * A frame is found by the time at which it is shown. Times come from the packets, which are read without being decoded,
   so frames at varying distances and frames that are stored in another order are found as well. To get there the decoder
@@ -30,7 +30,7 @@ STEADY = {"x264-params": "mbtree=0"}
 """Macroblock trees, on by default, look at memory that was never written in pictures of 64 pixels: each writing would
 give another file."""
 RATE = 25.0
-"""Frames a second where nothing is said."""
+"""Frames a second where none is stated."""
 LARGEST = 1 << 26
 """Pixels of a frame: twice those of 8K."""
 _HEAD = 4096
@@ -87,7 +87,7 @@ def look(path: Path) -> Table:
     """
     with _opened(path) as (container, stream):
         counted = container.format.name == "avi"
-        cut, shown = _announced(path) > path.stat().st_size, list[tuple[int | None, bool]]()
+        cut, shown = _declared_length(path) > path.stat().st_size, list[tuple[int | None, bool]]()
         for packet in container.demux(stream):
             cut = cut or packet.is_corrupt
             if packet.size and not packet.is_discard:
@@ -102,8 +102,8 @@ def look(path: Path) -> Table:
             pts = sorted({time for time, _ in shown if time is not None})
             if len(pts) < len(shown):
                 raise DataError("the video does not say when each frame is shown")
-            places = {time: place for place, time in enumerate(pts)}
-            keys = {0, *(places[time] for time, key in shown if key and time is not None)}
+            positions = {time: position for position, time in enumerate(pts)}
+            keys = {0, *(positions[time] for time, key in shown if key and time is not None)}
         unit = float(1 / (stream.average_rate or RATE) if counted else stream.time_base)
         rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * unit) if len(pts) > 1 else float(stream.average_rate or RATE)
     first = next(everything(path), None)
@@ -124,19 +124,19 @@ def some(path: Path, table: Table, indices: Sequence[int]) -> Iterator[np.ndarra
         DataError: frames are missing at the end. Or what PyAV raises.
     """
     with _opened(path) as (container, stream):
-        frames = _placed(container, stream)
+        frames = _timed_frames(container, stream)
         before: Any = None
         current: Any = None
         for index in indices:
-            wanted = table.pts[index]
+            time = table.pts[index]
             key = bisect_right(table.keys, index) - 1
             if key > 0 and (current is None or current[0] < table.pts[table.keys[key]]):
                 before, (current, frames) = None, _seek(container, stream, table, key)
-            while current is None or current[0] < wanted:
+            while current is None or current[0] < time:
                 before, current = current, next(frames, None)
                 if current is None:
                     raise DataError(f"frame {index} of {len(table.pts)} cannot be decoded")
-            yield _upright(current[1] if current[0] == wanted or before is None else before[1])
+            yield _upright(current[1] if current[0] == time or before is None else before[1])
 
 
 def everything(path: Path) -> Iterator[tuple[float, np.ndarray]]:
@@ -145,9 +145,9 @@ def everything(path: Path) -> Iterator[tuple[float, np.ndarray]]:
         counted = container.format.name == "avi"
         unit = float(1 / (stream.average_rate or RATE) if counted else stream.time_base)
         start: int | None = None
-        for place, frame in _placed(container, stream):
-            start = place if start is None else start
-            yield (place - start) * unit, _upright(frame)
+        for time, frame in _timed_frames(container, stream):
+            start = time if start is None else start
+            yield (time - start) * unit, _upright(frame)
 
 
 def write(path: Path, frames: Iterable[Any], rate: float = RATE) -> None:
@@ -185,9 +185,9 @@ def write(path: Path, frames: Iterable[Any], rate: float = RATE) -> None:
                 if pixels.shape[:2] != size:
                     raise DataError(f"frame {number} is of another size than the first", where=path)
                 margins = [(0, side % 2) for side in size] + [(0, 0)]
-                made = av.VideoFrame.from_ndarray(np.pad(pixels, margins, mode="edge"), format="rgb24")
-                made.pts, made.time_base = number, 1 / stream.codec_context.framerate
-                container.mux(stream.encode(made))
+                encoded = av.VideoFrame.from_ndarray(np.pad(pixels, margins, mode="edge"), format="rgb24")
+                encoded.pts, encoded.time_base = number, 1 / stream.codec_context.framerate
+                container.mux(stream.encode(encoded))
             if stream is None:
                 raise UsageError("no frame to write", where=path)
             container.mux(stream.encode())
@@ -238,42 +238,42 @@ def _demuxer(head: bytes) -> str:
     )
 
 
-def _announced(path: Path) -> int:
+def _declared_length(path: Path) -> int:
     """Bytes that a video has at least, by its own account; 0 where it gives none.
 
     Of an AVI the length of its RIFF chunk, of Matroska that of its segment (RFC 8794, section 4), of an MP4 the end of
     its last box of frames or tables (ISO/IEC 14496-12, section 4.2).
     """
-    size, place, found = path.stat().st_size, 0, 0
+    size, position, end = path.stat().st_size, 0, 0
     with path.open("rb") as file:
         head = file.read(_HEAD)
         if _demuxer(head) == "avi":
             length = int.from_bytes(head[4:8], "little")
             return length if length < 0xFFFFFFFF else 0
         if _demuxer(head) == "matroska":
-            length, place = _matroska_length(head, 4)
-            if head[place + length : place + length + 4] != _SEGMENT:
+            length, position = _matroska_length(head, 4)
+            if head[position + length : position + length + 4] != _SEGMENT:
                 return 0
-            length, place = _matroska_length(head, place + length + 4)
-            return place + length if length else 0
-        while place + 16 <= size:
-            file.seek(place)
+            length, position = _matroska_length(head, position + length + 4)
+            return position + length if length else 0
+        while position + 16 <= size:
+            file.seek(position)
             head = file.read(16)
             length = int.from_bytes(head[:4], "big")
             length = int.from_bytes(head[8:], "big") if length == 1 else length
             if length < 8:  # 0: up to the end
                 break
-            place += length
+            position += length
             if head[4:8] in (b"mdat", b"moov", b"moof"):
-                found = place
-    return found
+                end = position
+    return end
 
 
-def _matroska_length(data: bytes, place: int) -> tuple[int, int]:
-    """A length that is written in one to eight bytes, 0 where it is left open, and the place behind it."""
-    bits = 7 * (9 - data[place].bit_length())
-    end = place + bits // 7
-    length = int.from_bytes(data[place:end], "big") & ((1 << bits) - 1)
+def _matroska_length(data: bytes, position: int) -> tuple[int, int]:
+    """A length that is written in one to eight bytes, 0 where it is left open, and the position behind it."""
+    bits = 7 * (9 - data[position].bit_length())
+    end = position + bits // 7
+    length = int.from_bytes(data[position:end], "big") & ((1 << bits) - 1)
     return (0 if length == (1 << bits) - 1 else length), end
 
 
@@ -283,7 +283,7 @@ def _short(pts: list[int]) -> Sequence[int]:
     return same if list(same) == pts else array("q", pts)
 
 
-def _placed(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+def _timed_frames(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
     """Frames as they are decoded, each with its time as in a `Table`."""
     for number, frame in enumerate(container.decode(stream)):
         if container.format.name == "avi":
@@ -294,12 +294,12 @@ def _placed(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
 
 def _seek(container: Any, stream: Any, table: Table, key: int) -> tuple[tuple[int, Any] | None, Iterator[Any]]:
     """The first frame from a key frame on, or from an earlier one where containers err; and those after it."""
-    wanted = table.pts[table.keys[key]]
-    for place in range(key, -1, -1):
-        container.seek(int(table.pts[table.keys[place]]), stream=stream)
-        frames = _placed(container, stream)
+    time = table.pts[table.keys[key]]
+    for position in range(key, -1, -1):
+        container.seek(int(table.pts[table.keys[position]]), stream=stream)
+        frames = _timed_frames(container, stream)
         current = next(frames, None)
-        if current is not None and current[0] <= wanted:
+        if current is not None and current[0] <= time:
             break
     return current, frames
 

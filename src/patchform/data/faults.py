@@ -10,7 +10,7 @@ from typing import NamedTuple
 from patchform.errors import DataError
 
 KEPT = 1000
-"""Faults of one kind that are kept with their places; the others are only counted."""
+"""Faults of one kind that are kept as examples; the others are only counted."""
 
 
 class Kind(NamedTuple):
@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     what: str
     """What it is, after a number: "boxes without a width or height"."""
     remedy: str
-    """What to do about it; for those that are mended on the way in, what was done."""
+    """What to do about it; for those that are mended while reading, what was done."""
     fatal: bool = True
     """Whether the data cannot be used as they are; else the thing is dropped or clipped, and counted."""
     hint: bool = False
@@ -106,14 +106,14 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self.file: Path | None = None
         """In which they are, where that is one of several in a folder."""
-        self._kept: dict[str, list[Fault]] = {}
+        self._examples: dict[str, list[Fault]] = {}
 
     def add(self, kind: str, where: str, what: str = "", box: tuple[float, ...] | None = None) -> None:
         """Note one fault."""
         self.counts[kind] += 1
-        kept = self._kept.setdefault(kind, [])
-        if len(kept) < KEPT:
-            kept.append(Fault(kind, where, what, KINDS[kind].fatal, box))
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < KEPT:
+            examples.append(Fault(kind, where, what, KINDS[kind].fatal, box))
 
     def extend(self, faults: Iterable[Fault]) -> None:
         """Note many."""
@@ -123,7 +123,7 @@ class Faults:
     def __iter__(self) -> Iterator[Fault]:
         """Those that were kept, kind by kind in the order of `KINDS`."""
         for kind in KINDS:
-            yield from self._kept.get(kind, ())
+            yield from self._examples.get(kind, ())
 
     @property
     def fatal(self) -> int:
@@ -133,22 +133,20 @@ class Faults:
     def notes(self) -> tuple[str, ...]:
         """A sentence for each kind of what was dropped or clipped."""
         return tuple(
-            f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._kept[kind], 3)}"
+            f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._examples[kind], 3)}"
             for kind, about in KINDS.items()
             if not about.fatal and not about.hint and self.counts[kind]
         )
 
     def refuse(self, where: object) -> None:
         """Raise DataError if there is a fatal fault: how many of each kind, the first five, and what to do."""
-        found = {kind: about for kind, about in KINDS.items() if about.fatal and self.counts[kind]}
-        if not found:
+        kinds = {kind: about for kind, about in KINDS.items() if about.fatal and self.counts[kind]}
+        if not kinds:
             return
-        if len(found) == 1:
-            ((kind, about),) = found.items()
-            what, remedy = f"{self.counts[kind]} {about.what}", about.remedy
-        else:
-            counted = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in found.items())
-            what, remedy = f"{self.fatal} faults ({counted})", "; ".join(about.remedy for about in found.values())
+        what = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in kinds.items())
+        remedy = "; ".join(about.remedy for about in kinds.values())
+        if len(kinds) > 1:
+            what = f"{self.fatal} faults ({what})"
         first = [fault for fault in self if fault.fatal]
         raise DataError(f"{what}: {_listed(first, 5, self.fatal)}", where=where, remedy=remedy)
 

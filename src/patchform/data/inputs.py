@@ -44,23 +44,21 @@ def expand(sources: Any, *, videos: bool = False) -> list[Source]:
     Raises:
         DataError: a folder, pattern or shard without a picture, or nothing that exists at all.
     """
-    given = (
-        list(sources) if isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source) else [sources]
-    )
-    found: list[Source] = []
-    for source in given:
+    several = isinstance(sources, list | tuple | Iterator) and not isinstance(sources, Source)
+    expanded: list[Source] = []
+    for source in list(sources) if several else [sources]:
         if isinstance(source, Source):
-            found.append(source)
+            expanded.append(source)
         elif isinstance(source, str | Path):
-            found += _named(str(source), videos)
+            expanded += _named(str(source), videos)
         else:
-            found.append(Source(f"{'video' if videos else 'image'}-{len(found)}", source))
-    thing = "video" if videos else "picture"
-    if not found:
-        raise DataError(f"no {thing} was given")
-    if not any(not isinstance(content, Path) or shards.exists(content) for _, content in found):
-        raise DataError("no such file or folder", where=found[0].name)
-    return found
+            expanded.append(Source(f"{'video' if videos else 'image'}-{len(expanded)}", source))
+    noun = "video" if videos else "picture"
+    if not expanded:
+        raise DataError(f"no {noun} was given")
+    if not any(not isinstance(content, Path) or shards.exists(content) for _, content in expanded):
+        raise DataError("no such file or folder", where=expanded[0].name)
+    return expanded
 
 
 def is_film(source: Source) -> bool:
@@ -80,8 +78,8 @@ def _named(text: str, videos: bool) -> list[Source]:
         files = [Path(match) for match in glob.glob(text, recursive=True) if not os.path.isdir(match)]
     else:
         return [Source(text, Path(text))]
-    ours = {folder for folder in {file.parent for file in files} if (folder / WRITTEN).exists()}
-    files = [file for file in files if file.parent not in ours]
+    written = {folder for folder in {file.parent for file in files} if (folder / WRITTEN).exists()}
+    files = [file for file in files if file.parent not in written]
     suffixes = VIDEO_SUFFIXES if videos else (*SUFFIXES, *FILMS)
     chosen = [file for file in files if file.suffix.lower() in suffixes]
     if videos:

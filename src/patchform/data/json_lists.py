@@ -34,13 +34,13 @@ def elements(file: Path) -> Iterator[tuple[str, Any]]:
         what = "cut off" if error.pos >= len(text.rstrip()) else f"not JSON ({error.msg})"
         raise DataError(f"{what} at line {error.lineno}, column {error.colno}", where=file) from None
     except _Constant as error:
-        found = _CONSTANT.search(text, reader.at)
-        place = json.JSONDecodeError("", text, found.start() if found else reader.at)
-        what = f"{error} is no number in JSON, at line {place.lineno}, column {place.colno}"
+        match = _CONSTANT.search(text, reader.at)
+        position = json.JSONDecodeError("", text, match.start() if match else reader.at)
+        what = f"{error} is no number in JSON, at line {position.lineno}, column {position.colno}"
         raise DataError(what, where=file, remedy="mend the number or remove what has it") from None
     except (ValueError, RecursionError):
-        place = json.JSONDecodeError("", text, reader.at)
-        what = f"numbers too long or lists too deep after line {place.lineno}, column {place.colno}"
+        position = json.JSONDecodeError("", text, reader.at)
+        what = f"numbers too long or lists too deep after line {position.lineno}, column {position.colno}"
         raise DataError(what, where=file) from None
 
 
@@ -57,7 +57,7 @@ class _Reader:
             raise DataError("a list, where an object is expected", where=self.file)
         self._take("{")
         seen: set[str] = set()
-        more = self._see('"}') != "}"
+        more = self._peek('"}') != "}"
         while more:
             key = self._value()
             if not isinstance(key, str) or key in seen:
@@ -94,20 +94,20 @@ class _Reader:
         self._skip()
         return value
 
-    def _take(self, wanted: str) -> str:
-        found = self._see(wanted)
+    def _take(self, expected: str) -> str:
+        character = self._peek(expected)
         self.at += 1
         self._skip()
-        return found
+        return character
 
-    def _see(self, wanted: str) -> str:
-        if self.text[self.at : self.at + 1] not in tuple(wanted):
-            raise json.JSONDecodeError(f"expected {' or '.join(wanted)}", self.text, self.at)
+    def _peek(self, expected: str) -> str:
+        if self.text[self.at : self.at + 1] not in tuple(expected):
+            raise json.JSONDecodeError(f"expected {' or '.join(expected)}", self.text, self.at)
         return self.text[self.at]
 
     def _skip(self) -> None:
-        found = _SPACE.match(self.text, self.at)
-        self.at = found.end() if found else self.at
+        match = _SPACE.match(self.text, self.at)
+        self.at = match.end() if match else self.at
 
 
 class _Constant(Exception):

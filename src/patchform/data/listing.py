@@ -94,8 +94,8 @@ class MaskCodes:
 def videos_among(folder: Path, files: Sequence[Path]) -> list[Path]:
     """Video files, and folders of pictures without any beside them."""
     videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
-    known = {folder, *(file.parent for file in videos)}
-    frames = {file.parent for file in files if file.suffix.lower() in SUFFIXES} - known
+    taken = {folder, *(file.parent for file in videos)}
+    frames = {file.parent for file in files if file.suffix.lower() in SUFFIXES} - taken
     return sorted([*videos, *frames])
 
 
@@ -164,42 +164,39 @@ class Listing:
         lines = [f"{self.name(index)}\0{item.classes}\n" for index, item in enumerate(self.items)]
         lines += [repr(item.truth) for item in self.items if item.truth is not None]
         lines += [repr(self.mask_codes)] * (self.mask_codes is not None)
-        lines += (
-            [_digest(self.items)]
-            if self.objects or any(isinstance(item.mask, PolygonMask) for item in self.items)
-            else []
-        )
+        if self.objects or any(isinstance(item.mask, PolygonMask) for item in self.items):
+            lines.append(_digest(self.items))
         return "".join(lines).encode(errors="surrogateescape")
 
     def counts(self) -> tuple[int, ...]:
         """Number of pictures of each class."""
-        found = [0] * len(self.classes)
+        counts = [0] * len(self.classes)
         for item in self.items:
             for index in item.classes:
-                found[index] += 1
-        return tuple(found)
+                counts[index] += 1
+        return tuple(counts)
 
 
 def _digest(items: Iterable[Item]) -> str:
     """A hash of all objects, and of masks that are regions."""
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for item in items:
         if isinstance(item.mask, PolygonMask):
-            found.update(repr(item.mask[1:]).encode())
-            _add_outlines(found, item.mask.segmentations)
+            digest.update(repr(item.mask[1:]).encode())
+            _add_outlines(digest, item.mask.segmentations)
         if item.objects is not None:
             boxes, classes, size, crowd, areas, outlines, id_ = item.objects
-            found.update(repr((size, id_, len(boxes))).encode())
+            digest.update(repr((size, id_, len(boxes))).encode())
             for array in (boxes, classes, crowd, areas):
-                found.update(b"none" if array is None else array.tobytes())
-            _add_outlines(found, outlines or ())
-    return found.hexdigest()
+                digest.update(b"none" if array is None else array.tobytes())
+            _add_outlines(digest, outlines or ())
+    return digest.hexdigest()
 
 
-def _add_outlines(found: hashlib.blake2b, outlines: Iterable[Segmentation | None]) -> None:
+def _add_outlines(digest: hashlib.blake2b, outlines: Iterable[Segmentation | None]) -> None:
     for outline in outlines:
         for part in (outline,) if outline is None or isinstance(outline, RLE) else outline:
-            found.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -207,16 +204,16 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     try:
-        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file.name)]
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not is_hidden(file.name)]
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path) from None
-    return tuple(sorted(found, key=natural))
+    return tuple(sorted(files, key=natural))
 
 
 def natural(path: Path) -> tuple[list[str | int], str]:
     """A key to sort by: 2 comes before 10."""
     parts = re.split(r"(\d+)", path.as_posix())  # text and digits in turn
-    return [int(part) if place % 2 else part.casefold() for place, part in enumerate(parts)], path.as_posix()
+    return [int(part) if index % 2 else part.casefold() for index, part in enumerate(parts)], path.as_posix()
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -236,16 +233,16 @@ def walk(folder: Path) -> Iterator[Path]:
     """
     above: list[tuple[int, int]] = []
 
-    def visit(place: Path) -> Iterator[Path]:
-        status = place.stat()
+    def visit(directory: Path) -> Iterator[Path]:
+        status = directory.stat()
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             return
         above.append(identity)
-        with os.scandir(place) as found:
-            entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
+        with os.scandir(directory) as scan:
+            entries = sorted((entry for entry in scan if not is_hidden(entry.name)), key=lambda entry: entry.name)
         for entry in entries:
-            path = place / entry.name
+            path = directory / entry.name
             is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()  # a link to itself is none
             if is_folder and not entry.name.lower().endswith(SUFFIXES):
                 yield from visit(path)
@@ -262,8 +259,8 @@ def walk(folder: Path) -> Iterator[Path]:
 def first_suffix(folder: Path, suffixes: Sequence[str], but: Sequence[str] = ()) -> str | None:
     """The first of these suffixes, in lower case, that a file below a folder has; files of the names `but` aside."""
     files = walk(folder) if folder.is_dir() else ()
-    found = (file.suffix.lower() for file in files if file.name.lower() not in but)
-    return next((suffix for suffix in found if suffix in suffixes), None)
+    present = (file.suffix.lower() for file in files if file.name.lower() not in but)
+    return next((suffix for suffix in present if suffix in suffixes), None)
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
@@ -294,10 +291,10 @@ def check_names(names: Sequence[str], where: Path) -> None:
         seen[key] = name
 
 
-def by_name(found: Iterable[str], classes: Sequence[str], where: Path) -> dict[str, int]:
+def by_name(names: Iterable[str], classes: Sequence[str], where: Path) -> dict[str, int]:
     """Indices by name. Raises DataError for a name that is not among `classes`."""
     indices = {name: index for index, name in enumerate(classes)}
-    unknown = [name for name in found if name not in indices]
+    unknown = [name for name in names if name not in indices]
     if unknown:
         raise DataError(
             f"{len(unknown)} unknown class{'es' * (len(unknown) > 1)}: {quoted(unknown)}",
@@ -305,6 +302,11 @@ def by_name(found: Iterable[str], classes: Sequence[str], where: Path) -> dict[s
             remedy=f"known are {quoted(classes)}",
         )
     return indices
+
+
+def chosen_names(classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of classes as a recipe gives them: a list, or the path of a file of them. Raises DataError."""
+    return read_names(Path(classes).expanduser()) if isinstance(classes, str) else tuple(classes)
 
 
 def read_names(file: Path) -> tuple[str, ...]:

@@ -87,14 +87,14 @@ def grouped(indices: Sequence[int], groups: Sequence[bool], size: int) -> list[i
     is left of both groups at the end.
     """
     waiting: tuple[list[int], list[int]] = ([], [])
-    found: list[int] = []
+    ordered: list[int] = []
     for index in indices:
-        own = waiting[groups[index]]
-        own.append(index)
-        if len(own) == size:
-            found += own
-            own.clear()
-    return found + waiting[0] + waiting[1]
+        group = waiting[groups[index]]
+        group.append(index)
+        if len(group) == size:
+            ordered += group
+            group.clear()
+    return ordered + waiting[0] + waiting[1]
 
 
 class TrainingBatches(Sampler[list[Key]]):
@@ -131,7 +131,7 @@ class TrainingBatches(Sampler[list[Key]]):
         self.start_step, self.steps, self.weights = start_step, steps, weights
         self.groups = None if groups is None else groups.tolist()
         self.steps_per_epoch = math.ceil(count / batch_size)
-        self._known: tuple[int, list[int]] = (-1, [])
+        self._cached: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start_step)
@@ -143,8 +143,8 @@ class TrainingBatches(Sampler[list[Key]]):
 
     def whole(self, step: int) -> list[Key]:
         """Keys of the batch of a step, of all processes together."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        start = place * self.batch_size
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self.batch_size
         return [(epoch, index) for index in self._epoch(epoch)[start : start + self.batch_size]]
 
     def size(self, step: int) -> int:
@@ -156,12 +156,12 @@ class TrainingBatches(Sampler[list[Key]]):
         return self.size(step) <= self.share.rank
 
     def _epoch(self, epoch: int) -> list[int]:
-        known, indices = self._known
-        if epoch != known:
+        cached, indices = self._cached
+        if epoch != cached:
             indices = order(self.count, seed=self.seed, epoch=epoch, weights=self.weights).tolist()
             if self.groups is not None:
                 indices = grouped(indices, self.groups, self.batch_size)
-            self._known = epoch, indices
+            self._cached = epoch, indices
         return indices
 
 
@@ -200,19 +200,19 @@ class _Loader(DataLoader[Batch]):
             _Fetch(dataset),
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_pass,
+            collate_fn=_identity,
             generator=torch.Generator(),  # else making an iterator draws from the global one
             worker_init_fn=_start_worker,
             persistent_workers=persistent and workers > 0,
             pin_memory=pin,
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        with _unheard() if self.num_workers else nullcontext():
+    def __iter__(self) -> Any:  # of batches; torch's type is that of its own iterators
+        with _interrupts_blocked() if self.num_workers else nullcontext():
             loaded = super().__iter__()
         while True:
             try:
-                found: Any = next(loaded, None)
+                batch: Any = next(loaded, None)
             except (RuntimeError, ConnectionError, EOFError) as error:
                 killed = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
                 if not killed or str(error).startswith("Caught "):
@@ -220,15 +220,15 @@ class _Loader(DataLoader[Batch]):
                 reason = str(error).split("\n")[0]
                 remedy = "lower data.workers or training.batch_size"
                 raise ResourceError(f"a data worker was killed ({reason})", remedy=remedy) from None
-            if found is None:
+            if batch is None:
                 return
-            if isinstance(found, PatchformError):
+            if isinstance(batch, PatchformError):
                 try:
-                    raise found
+                    raise batch
                 finally:  # the traceback holds this frame: nothing in it may keep the workers alive
                     self._iterator = None
-                    del found, loaded
-            yield found
+                    del batch, loaded
+            yield batch
 
 
 class _Fetch(Dataset[Any]):
@@ -239,9 +239,6 @@ class _Fetch(Dataset[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _fetch, (lookup.Plugins(), self.dataset)  # in this order: the data set may be of a plug-in's class
-
-    def __getitem__(self, key: Key) -> Sample:
-        return self.dataset[key]
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch | PatchformError:
         try:
@@ -255,12 +252,12 @@ def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
     return _Fetch(dataset)
 
 
-def _pass(found: Any) -> Any:
-    return found
+def _identity(batch: Any) -> Any:
+    return batch
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _interrupts_blocked() -> Iterator[None]:
     """Ctrl-C does not reach processes that begin meanwhile, not even while one that is started afresh still imports."""
     resource_tracker.ensure_running()  # the queues of workers need it, and its start would end the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

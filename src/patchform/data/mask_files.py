@@ -87,9 +87,9 @@ def _draw(regions: PolygonMask) -> Tensor:
     return classes
 
 
-def _refuse_size(found: tuple[int, ...], wanted: tuple[int, int]) -> None:
-    what = f"a mask of {found[1]} x {found[0]} pixels for a picture of {wanted[1]} x {wanted[0]}"
-    if tuple(found) == tuple(wanted)[::-1]:
+def _refuse_size(size: tuple[int, ...], expected: tuple[int, int]) -> None:
+    what = f"a mask of {size[1]} x {size[0]} pixels for a picture of {expected[1]} x {expected[0]}"
+    if tuple(size) == tuple(expected)[::-1]:
         remedy = "if the picture has an orientation tag, which is followed, turn the mask likewise or remove the tag"
         raise DataError(what, remedy=remedy)
     raise DataError(what, remedy="they must be of one size")
@@ -136,17 +136,16 @@ def _by_id(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
         classes = table[values]
         beyond = classes == _UNKNOWN
     if beyond.any():
-        odd, number = _most(values[beyond])
-        raise _no_class(odd, number, coding)
-    found: np.ndarray = classes.astype(np.uint8)
-    return found
+        number, count = _most_frequent(values[beyond])
+        raise _no_class(number, count, coding)
+    return classes.astype(np.uint8)
 
 
-def _no_class(odd: int, number: int, coding: MaskCodes) -> DataError:
-    known = [id_ for id_, class_ in coding.ids if class_ != IGNORED]
+def _no_class(number: int, count: int, coding: MaskCodes) -> DataError:
+    valid = [id_ for id_, class_ in coding.ids if class_ != IGNORED]
     ignored = [id_ for id_, class_ in coding.ids if class_ == IGNORED]
-    what = f"number {odd} in {number} pixels is no class ({min(known)}..{max(known)} are, {_few(ignored)} ignored)"
-    if min(known) == 0 and odd == max(known) + 1:
+    what = f"number {number} in {count} pixels is no class ({min(valid)}..{max(valid)} are, {_few(ignored)} ignored)"
+    if min(valid) == 0 and number == max(valid) + 1:
         return DataError(what, remedy="if numbers begin at 1, set data.zero to ignore; else check the list of classes")
     return DataError(what, remedy="check the list of classes, data.zero and data.ignore")
 
@@ -158,28 +157,27 @@ def _few(ids: list[int]) -> str:
 def _by_color(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
     keys, classes = _color_table(coding.colors)
     packed = _packed(values.astype(np.int32))
-    place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-    if (unknown := keys[place] != packed).any():
-        odd, number = _most(packed[unknown])
-        color = (odd >> 16, odd >> 8 & 255, odd & 255)
+    index = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+    if (unknown := keys[index] != packed).any():
+        code, count = _most_frequent(packed[unknown])
+        color = (code >> 16, code >> 8 & 255, code & 255)
         raise DataError(
-            f"colour {color} in {number} pixels is none of the {len(keys)} that are known",
+            f"colour {color} in {count} pixels is none of the {len(keys)} that are known",
             remedy="add it to the file of data.colors",
         )
-    return classes[place]
+    return classes[index]
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:
     """(..., 3) -> (...): one number a colour."""
-    packed: np.ndarray = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
-    return packed
+    return (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
 
 
-def _most(values: np.ndarray) -> tuple[int, int]:
+def _most_frequent(values: np.ndarray) -> tuple[int, int]:
     """The value that occurs most often, and how often."""
-    found, counts = np.unique(values, return_counts=True)
+    unique, counts = np.unique(values, return_counts=True)
     most = int(counts.argmax())
-    return int(found[most]), int(counts[most])
+    return int(unique[most]), int(counts[most])
 
 
 @cache

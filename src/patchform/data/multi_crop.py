@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from patchform.data.transforms import Flip, Jitter, RandomCrop, Transform, refuse_for_objects
+from patchform.data.transforms import Flip, Jitter, RandomCrop, Transform, check_off, check_ranges, refuse_for_objects
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.settings import AugmentationSettings
@@ -20,7 +20,7 @@ SIGMAS = (0.1, 2.0)
 """Pixels of deviation of a blur."""
 
 
-class Crops(NamedTuple):
+class CropSet(NamedTuple):
     """What is made of a picture."""
 
     images: Tensor
@@ -52,13 +52,8 @@ class MultiCrop:
             if chances and (len(chances) != kinds or not all(0 <= chance <= 1 for chance in chances)):
                 remedy = f"give {kinds} numbers in [0, 1], one a crop and one for the small ones"
                 raise UsageError(f"augmentation.{name} is {list(chances)}", remedy=remedy)
-        for name in ("crop_scale", "local_scale", "crop_ratio"):
-            low, high = getattr(a, name)
-            if not 0 < low <= high or ("scale" in name and high > 1):
-                raise UsageError(f"augmentation.{name} [{low}, {high}] is not a range", remedy="give [low, high]")
-        off = {"policy": a.policy == "none", "erasing": a.erasing == 0, "crop_padding": a.crop_padding == 0}
-        if wrong := [name for name, holds in off.items() if not holds]:
-            raise UsageError(f"augmentation.{wrong[0]} is not for views", remedy="leave it at its default")
+        check_ranges(a, "crop_scale", "local_scale", "crop_ratio")
+        check_off(a, "policy", "erasing", "crop_padding", of="views")
         if (a.color_jitter > 0 and p.channels not in (1, 3)) or (a.grey > 0 and p.channels != 3):
             raise UsageError("augmentation.color_jitter and grey need pictures of 3 channels")
         self.augmentation, self.deep = a, p.bits == 16
@@ -66,12 +61,12 @@ class MultiCrop:
         small = dataclasses.replace(p, size=(a.local_size, a.local_size))
         self.small = self._chain(small, a.local_scale, a.views) if a.local_views else None
 
-    def __call__(self, image: Tensor) -> Crops:
+    def __call__(self, image: Tensor) -> CropSet:
         """(C, H, W) -> crops of the type it has."""
         images = torch.stack([transform(image) for transform in self.whole])
         if self.small is None:
-            return Crops(images, None)
-        return Crops(images, torch.stack([self.small(image) for _ in range(self.augmentation.local_views)]))
+            return CropSet(images, None)
+        return CropSet(images, torch.stack([self.small(image) for _ in range(self.augmentation.local_views)]))
 
     def _chain(self, preprocessing: Preprocessing, scale: Sequence[float], number: int) -> Transform:
         a, strength = self.augmentation, self.augmentation.color_jitter

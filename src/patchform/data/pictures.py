@@ -71,14 +71,14 @@ class Pictures(Samples[tuple[Tensor, T]], Generic[T, F]):
 
     def decoded(self, index: int) -> tuple[Tensor, T]:
         """Decoded pixels (C, H, W) and truth, from memory when the set is small."""
-        kept = self._kept(index)
-        if kept is not None:
-            return kept
+        cached = self._cached(index)
+        if cached is not None:
+            return cached
         item = self.listing.items[index]
         pixels = decode(item.path, self.preprocessing)
         truth = self.truth(item, (pixels.shape[-2], pixels.shape[-1]))
         if self._fits(sum(tensor.nbytes for tensor in (pixels, *tensors_of(truth)))):
-            self._keep(index, (pixels, truth))
+            self._store(index, (pixels, truth))
         return pixels, truth
 
     def another(self) -> tuple[Tensor, T]:

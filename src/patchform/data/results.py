@@ -28,7 +28,7 @@ class Writer(ABC):
 
     @abstractmethod
     def files(self, names: Sequence[str]) -> list[Path]:
-        """What is going to be written for pictures of these file names, in folders that are made before `add`.
+        """The files to be written for pictures of these names, in folders that are made before `add`.
 
         Raises UsageError if two come to one file.
         """
@@ -72,10 +72,10 @@ class YoloLines(Writer):
 
     def files(self, names: Sequence[str]) -> list[Path]:
         """One a picture."""
-        found = [self._file(name) for name in names]
-        if len({str(file).casefold() for file in found}) < len(found):
+        files = [self._file(name) for name in names]
+        if len({str(file).casefold() for file in files}) < len(files):
             raise UsageError("two pictures have one name but for the suffix", remedy="predict them apart")
-        return found
+        return files
 
     def add(self, name: str, target: Target, size: tuple[int, int]) -> None:
         """Write its file."""

@@ -1,4 +1,4 @@
-"""What data sets of pictures and of clips share: who asks, the random numbers, and what stays in memory."""
+"""What data sets of pictures and of clips share: keys, random numbers, and what stays in memory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Samples(Dataset[Sample], Generic[D]):
     def _sample(self, index: int) -> Sample:
         """The sample of an item; all that is drawn is drawn from torch's global numbers."""
 
-    def _kept(self, index: int) -> D | None:
+    def _cached(self, index: int) -> D | None:
         """What was decoded of an item before, if it is still there."""
         return None if self._cache is None else self._cache.get(index)
 
@@ -81,7 +81,7 @@ class Samples(Dataset[Sample], Generic[D]):
             self._cache = None
         return self._cache is not None
 
-    def _keep(self, index: int, decoded: D) -> None:
+    def _store(self, index: int, decoded: D) -> None:
         """Keep what `_fits`."""
         if self._cache is not None:
             self._cache[index] = decoded

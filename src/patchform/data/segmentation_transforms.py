@@ -34,7 +34,7 @@ Scene: TypeAlias = Callable[[Tensor, Regions], tuple[Tensor, Regions]]
 
 
 def evaluation_scene(preprocessing: Preprocessing) -> Scene:
-    """The way of `evaluation_transform` for the picture. The mask stays in the picture's own pixels, as predictions do.
+    """`evaluation_transform` for the picture. The mask stays in the picture's own pixels, as predictions do.
 
     Raises:
         UsageError: `preprocessing.resize` is crop, which would leave pixels of the mask without a prediction.
@@ -44,7 +44,7 @@ def evaluation_scene(preprocessing: Preprocessing) -> Scene:
 
 
 def training_scene(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Scene:
-    """The random way to the model's input size: scale and crop, flips, colours.
+    """The random transforms to the model's input size: scale and crop, flips, colours.
 
     Raises:
         UsageError: a range is not one, or a setting that is not for masks.
@@ -87,18 +87,18 @@ class ScaledCrop:
         factor = low + (high - low) * torch.rand(()).item()
         sides = tuple(zip(image.shape[-2:], whole_size(p, image.shape[-2], image.shape[-1]), p.size))
         # of each side: pixels of the picture in the box, and to how many they are resized
-        (height, tall), (width, wide) = (window(have, seen * factor, wanted) for have, seen, wanted in sides)
+        (height, tall), (width, wide) = (window(side, whole * factor, target) for side, whole, target in sides)
         for down, right in torch.rand(self.attempts, 2).tolist():
             top, left = int(down * (image.shape[-2] - height + 1)), int(right * (image.shape[-1] - width + 1))
             box = (..., slice(top, top + height), slice(left, left + width))
             if self._varied(mask[box]):
                 break
-        found = resize(image[box], (tall, wide), p.interpolation)
+        pixels = resize(image[box], (tall, wide), p.interpolation)
         classes = _nearest(mask[box], (tall, wide))
         lack = (0, p.size[1] - wide, 0, p.size[0] - tall)
         if any(lack):
-            found, classes = functional.pad(found, lack), functional.pad(classes, lack, value=IGNORED)
-        return found, Regions(classes)
+            pixels, classes = functional.pad(pixels, lack), functional.pad(classes, lack, value=IGNORED)
+        return pixels, Regions(classes)
 
     def _varied(self, mask: Tensor) -> bool:
         counts = torch.bincount(mask.flatten(), minlength=IGNORED + 1)[:IGNORED]

@@ -2,7 +2,7 @@
 
 A member is an ordinary path that leads into its shard: `photos/000.tar/a/1.jpg`. The operating system answers that a
 part on the way is no folder, and only then is anything here asked: other files pay nothing. What a process knows of a
-shard is the places of its members, kept until the shard changes; no file stays open, so workers need nothing but paths.
+shard is where its members lie, kept until the shard changes; no file stays open, so workers need nothing but paths.
 
 Shards are of the formats ustar, GNU and pax (POSIX.1-2008, pax, "ustar Interchange Format"), whose headers `tarfile`
 reads. Refused are compressed ones, as they have no random access, and those that do not end with a block of zeros.
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, is_hidden, walk
 from patchform.errors import DataError
@@ -28,7 +28,7 @@ from patchform.errors import DataError
 ENDING = ".tar"
 COMPRESSED = (".tgz", ".tbz2", ".txz", ".tzst", *(ENDING + kind for kind in (".gz", ".bz2", ".xz", ".zst", ".lz4")))
 KEPT = 4096
-"""Shards whose places are kept: about 90 bytes a member, more where names are long."""
+"""Shards whose members are remembered: about 90 bytes a member, more where names are long."""
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 """What gzip, bzip2, xz, zstd and lz4 begin with."""
 _LONGEST_HEADER = 1 << 20
@@ -48,7 +48,7 @@ class Index(NamedTuple):
     links: tuple[str, ...]
     """Names of hard and symbolic links, which are not followed."""
 
-    def place(self, name: str) -> tuple[int, int] | None:
+    def extent(self, name: str) -> tuple[int, int] | None:
         """Offset and size of a member, if there is one of this name."""
         row = bisect_left(self.names, name)
         there = row < len(self.names) and self.names[row] == name
@@ -56,7 +56,7 @@ class Index(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What tells a file from what it was before; of a member, its own size and place and the rest of its shard."""
+    """What tells a file from what it was before; of a member, its own size and offset and the rest of its shard."""
 
     size: int
     mtime_ns: int
@@ -75,12 +75,12 @@ def hold_data(path: Path) -> bool:
     """Whether `path` is a shard, or a folder with shards anywhere below and neither pictures nor videos beside them."""
     if not path.is_dir():
         return path.is_file() and is_shard(path.name)
-    found = False
+    any_shard = False
     for file in walk(path):
         if file.suffix.lower() in (*SUFFIXES, *VIDEO_SUFFIXES):
             return False
-        found = found or is_shard(file.name)
-    return found
+        any_shard = any_shard or is_shard(file.name)
+    return any_shard
 
 
 def index(shard: Path) -> Index:
@@ -94,9 +94,9 @@ def index(shard: Path) -> Index:
         return _index(os.fspath(shard), _state(file))
 
 
-def pictures(found: Index) -> list[str]:
+def pictures(table: Index) -> list[str]:
     """Names that are taken for pictures, in the order in which `listing.walk` would find the files."""
-    names = (name for name in found.names if name.lower().endswith(SUFFIXES))
+    names = (name for name in table.names if name.lower().endswith(SUFFIXES))
     return sorted((name for name in names if not hidden(name)), key=lambda name: name.split("/"))
 
 
@@ -108,9 +108,9 @@ def hidden(name: str) -> bool:
 def contents(shard: Path, names: Sequence[str], most: int) -> list[bytes]:
     """The bytes of members. Raises DataError, also for one that is not there or has more than `most` bytes."""
     with _open(shard) as file:
-        found, data = _index(os.fspath(shard), _state(file)), []
+        table, data = _index(os.fspath(shard), _state(file)), []
         for name in names:
-            offset, size = _place(found, shard, name)
+            offset, size = _extent(table, shard, name)
             if size > most:
                 raise DataError(f"{size} bytes, more than the {most} that are read", where=shard / name)
             file.seek(offset)
@@ -140,13 +140,13 @@ def exists(path: Path) -> bool:
 def status(path: Path) -> Status:
     """Of a file, or of a member. Raises OSError, and of what leads into a file DataError."""
     try:
-        of = path.stat()
-        offset, size = 0, of.st_size
+        info = path.stat()
+        offset, size = 0, info.st_size
     except NotADirectoryError:
         shard, name = _member(path)
-        of = shard.stat()
-        offset, size = _place(index(shard), shard, name)
-    return Status(size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino, of.st_mode, offset)
+        info = shard.stat()
+        offset, size = _extent(index(shard), shard, name)
+    return Status(size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_mode, offset)
 
 
 def open_file(path: Path, most: int) -> BinaryIO:
@@ -157,7 +157,7 @@ def open_file(path: Path, most: int) -> BinaryIO:
         return io.BytesIO(read(path, most))
 
 
-# ------------------------------------------------------------------------------------------------------ the way to it
+# ----------------------------------------------------------------------------------------------------------- the path
 
 
 def _member(path: Path) -> tuple[Path, str]:
@@ -170,20 +170,20 @@ def _member(path: Path) -> tuple[Path, str]:
 
 def _split(path: Path) -> tuple[Path, str] | None:
     text = os.fspath(path)  # pathlib would take longer than the reading
-    place = len(text)
-    while (place := text.rfind(os.sep, 0, place)) > 0:
-        if is_shard(text[:place]) and os.path.isfile(text[:place]):
-            return Path(text[:place]), text[place + 1 :].replace(os.sep, "/")
+    end = len(text)
+    while (end := text.rfind(os.sep, 0, end)) > 0:
+        if is_shard(text[:end]) and os.path.isfile(text[:end]):
+            return Path(text[:end]), text[end + 1 :].replace(os.sep, "/")
     return None
 
 
-def _place(found: Index, shard: Path, name: str) -> tuple[int, int]:
+def _extent(table: Index, shard: Path, name: str) -> tuple[int, int]:
     """Offset and size. Raises DataError."""
-    place = found.place(name)
-    if place is None:
-        what = "a link, and links in shards are not followed" if name in found.links else "no such member"
+    extent = table.extent(name)
+    if extent is None:
+        what = "a link, and links in shards are not followed" if name in table.links else "no such member"
         raise DataError(what, where=shard / name)
-    return place
+    return extent
 
 
 @contextmanager
@@ -200,8 +200,8 @@ def _open(shard: Path) -> Iterator[BinaryIO]:
 
 def _state(file: BinaryIO) -> tuple[int, ...]:
     """What changes when a file does: its size, its times and which one it is."""
-    of = os.fstat(file.fileno())
-    return of.st_size, of.st_mtime_ns, of.st_ctime_ns, of.st_ino
+    info = os.fstat(file.fileno())
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 # ----------------------------------------------------------------------------------------------------------- headers
@@ -209,7 +209,7 @@ def _state(file: BinaryIO) -> tuple[int, ...]:
 
 @lru_cache(KEPT)
 def _index(path: str, state: tuple[int, ...]) -> Index:
-    shard, size, places, links = Path(path), state[0], dict[str, tuple[int, int]](), []
+    shard, size, extents, links = Path(path), state[0], dict[str, tuple[int, int]](), []
     with _open(shard) as file:
         if _state(file) != state:
             raise DataError("the shard changes while it is read", where=shard)
@@ -220,11 +220,11 @@ def _index(path: str, state: tuple[int, ...]) -> Index:
             if member.issparse():
                 raise DataError(f'a sparse member "{name}"', where=shard, remedy="write the shard without --sparse")
             inside = _inside(name, shard)
-            if inside in places:
+            if inside in extents:
                 raise DataError(f'two members named "{inside}"', where=shard, remedy="write the shard anew")
-            places[inside] = (member.offset_data, member.size)
-    names = tuple(sorted(places))
-    offsets, sizes = (array("q", (places[name][part] for name in names)) for part in (0, 1))
+            extents[inside] = (member.offset_data, member.size)
+    names = tuple(sorted(extents))
+    offsets, sizes = (array("q", (extents[name][part] for name in names)) for part in (0, 1))
     return Index(names, offsets, sizes, tuple(links))
 
 
@@ -245,9 +245,9 @@ def _members(file: BinaryIO, size: int, shard: Path) -> Iterator[tuple[str, tarf
     headers, end = _Headers(file, size), -1
     headers.seek(0)
     try:
-        archive = tarfile.TarFile(fileobj=headers, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+        archive = _Archive(fileobj=cast("BinaryIO", headers), encoding="utf-8", errors="surrogateescape")
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # all that were seen
+            archive.members.clear()  # all that were seen
             headers.left = _LONGEST_HEADER
             if archive.offset <= end:
                 raise ValueError("it leads back")
@@ -264,8 +264,10 @@ def _members(file: BinaryIO, size: int, shard: Path) -> Iterator[tuple[str, tarf
         if at_end or isinstance(error, EOFError):
             what = f"the shard is cut short: it ends at byte {size}"
         else:
-            place = "not a tar archive, or damaged from its start" if end < 0 else f"the shard is damaged at byte {end}"
-            what = f"{place} ({str(error)[:120] or type(error).__name__})"
+            position = (
+                "not a tar archive, or damaged from its start" if end < 0 else f"the shard is damaged at byte {end}"
+            )
+            what = f"{position} ({str(error)[:120] or type(error).__name__})"
         raise DataError(what, where=shard, remedy="write or fetch the shard anew") from None
 
 
@@ -292,8 +294,13 @@ def _is_left_alone(header: bytes, left: int) -> bool:
     return left < tarfile.BLOCKSIZE * (2 + -(-content // tarfile.BLOCKSIZE))
 
 
+class _Archive(tarfile.TarFile):
+    members: list[tarfile.TarInfo]
+    """What was read so far."""
+
+
 class _Headers:
-    """The file of a shard as `tarfile` sees it: no place outside, and no more of it at once than headers may need.
+    """The file of a shard as `tarfile` sees it: no position outside, and no more of it at once than headers may need.
 
     Without this a hostile header could have gigabytes read, or allocated, or the same ones read for ever.
     """
@@ -304,12 +311,12 @@ class _Headers:
     def tell(self) -> int:
         return self.file.tell()
 
-    def seek(self, place: int) -> int:
-        if place < 0:
+    def seek(self, position: int) -> int:
+        if position < 0:
             raise ValueError("it leads out of the shard")
-        if place > self.size:
+        if position > self.size:
             raise EOFError
-        return self.file.seek(place)
+        return self.file.seek(position)
 
     def read(self, count: int) -> bytes:
         self.left -= count

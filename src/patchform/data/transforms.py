@@ -34,10 +34,10 @@ class Compose(Generic[T]):
 
     steps: tuple[Callable[..., tuple[Tensor, T]], ...]
 
-    def __call__(self, image: Tensor, truth: T, *given: Any) -> tuple[Tensor, T]:
-        """Apply all; what else is given is given to each."""
+    def __call__(self, image: Tensor, truth: T, *arguments: Any) -> tuple[Tensor, T]:
+        """Apply all; each gets the arguments."""
         for step in self.steps:
-            image, truth = step(image, truth, *given)
+            image, truth = step(image, truth, *arguments)
         return image, truth
 
 
@@ -53,12 +53,12 @@ class PixelsAlone:
 
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
-    """The deterministic way to the model's input: `preprocessing.resize`, `crop_share` and `interpolation`."""
+    """The deterministic transform to the model's input: `preprocessing.resize`, `crop_share` and `interpolation`."""
     return Fit(preprocessing)
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: AugmentationSettings) -> Transform:
-    """The random way to the model's input size: crop, flips, policy, colour jitter, erasing. What is off costs nothing.
+    """Random transforms to the input size: crop, flips, policy, colour jitter, erasing. What is off costs nothing.
 
     Raises:
         UsageError: a range is not one, a setting is for objects alone, or a policy or colour jitter meets other
@@ -70,10 +70,7 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
         raise UsageError(f"augmentation.policy {a.policy} needs pictures of 3 channels and 8 bits")
     if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
         raise UsageError("augmentation.color_jitter needs pictures of 1 or 3 channels")
-    for name in ("crop_scale", "crop_ratio"):
-        low, high = getattr(a, name)
-        if not 0 < low <= high or (name == "crop_scale" and high > 1):
-            raise UsageError(f"augmentation.{name} [{low}, {high}] is not a range", remedy="give [low, high], above 0")
+    check_ranges(a, "crop_scale", "crop_ratio")
     steps: list[Transform] = []
     if a.crop_padding > 0:
         steps += [Fit(preprocessing), PaddedCrop(a.crop_padding)]
@@ -91,6 +88,21 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
         steps += [v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter)]
     steps += [Erase(a.erasing)] * (a.erasing > 0)
     return v2.Compose(steps)
+
+
+def check_ranges(augmentation: AugmentationSettings, *names: str) -> None:
+    """Raise UsageError unless each is [low, high], above 0 and, as a share of the area, at most 1."""
+    for name in names:
+        low, high = getattr(augmentation, name)
+        if not 0 < low <= high or (name in ("crop_scale", "local_scale") and high > 1):
+            raise UsageError(f"augmentation.{name} [{low}, {high}] is not a range", remedy="give [low, high], above 0")
+
+
+def check_off(augmentation: AugmentationSettings, *names: str, of: str) -> None:
+    """Raise UsageError unless all of these changes are off."""
+    for name in names:
+        if getattr(augmentation, name) not in (0, "none"):
+            raise UsageError(f"augmentation.{name} is not for {of}", remedy="leave it at its default")
 
 
 def refuse_for_objects(augmentation: AugmentationSettings) -> None:
@@ -112,18 +124,8 @@ def refuse_for_whole(preprocessing: Preprocessing, augmentation: AugmentationSet
     """Raise UsageError for settings that are not for pictures with masks or objects, and for ranges that are none."""
     a = augmentation
     refuse_crop(preprocessing, of=of)
-    off = {
-        "policy": a.policy == "none",
-        "erasing": a.erasing == 0,
-        "crop_padding": a.crop_padding == 0,
-        "mixup": a.mixup == 0,
-        "cutmix": a.cutmix == 0,
-    }
-    for name, holds in off.items():
-        if not holds:
-            raise UsageError(f"augmentation.{name} is not for {of}", remedy="leave it at its default")
-    if not 0 < a.scale[0] <= a.scale[1]:
-        raise UsageError(f"augmentation.scale {list(a.scale)} is not a range", remedy="give [low, high], above 0")
+    check_off(a, "policy", "erasing", "crop_padding", "mixup", "cutmix", of=of)
+    check_ranges(a, "scale")
     if a.color_jitter > 0 and preprocessing.channels not in (1, 3):
         raise UsageError("augmentation.color_jitter needs pictures of 1 or 3 channels")
 
@@ -319,31 +321,31 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     return resized.view(*image.shape[:-2], *size)
 
 
-def window(have: int, scaled: float, wanted: int) -> tuple[int, int]:
-    """Pixels of a side that are taken, and to how many they are resized, when `have` are scaled to `scaled`."""
-    if scaled <= wanted:
-        return have, max(1, round(scaled))
-    return min(have, max(1, round(wanted * have / scaled))), wanted
+def window(side: int, scaled: float, target: int) -> tuple[int, int]:
+    """Pixels of a side that are taken, and to how many they are resized, when `side` are scaled to `scaled`."""
+    if scaled <= target:
+        return side, max(1, round(scaled))
+    return min(side, max(1, round(target * side / scaled))), target
 
 
 def along(image: Tensor, size: tuple[int, int], number: int) -> list[Tensor]:
     """Crops of `size` from end to end of the side that has more to spare, in the middle of the other; 1: the centre."""
     if number == 1:
         return [_center(image, size)]
-    spare = [have - want for have, want in zip(image.shape[-2:], size)]
-    top, left = (round(side / 2) for side in spare)
+    spare = [side - target for side, target in zip(image.shape[-2:], size)]
+    top, left = (round(lack / 2) for lack in spare)
     crops = []
-    for place in range(number):
+    for index in range(number):
         if spare[0] > spare[1]:
-            top = round(place * spare[0] / (number - 1))
+            top = round(index * spare[0] / (number - 1))
         else:
-            left = round(place * spare[1] / (number - 1))
+            left = round(index * spare[1] / (number - 1))
         crops.append(image[..., top : top + size[0], left : left + size[1]])
     return crops
 
 
 def _center(image: Tensor, size: tuple[int, int]) -> Tensor:
-    top, left = (round((have - want) / 2) for have, want in zip(image.shape[-2:], size))
+    top, left = (round((side - target) / 2) for side, target in zip(image.shape[-2:], size))
     return image[..., top : top + size[0], left : left + size[1]]
 
 

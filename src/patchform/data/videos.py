@@ -21,7 +21,7 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import DataError
 
 RGB = Preprocessing()
-"""How frames are decoded if nothing else is said: 3 channels of 8 bits."""
+"""How frames are decoded by default: 3 channels of 8 bits."""
 
 
 class Frame(NamedTuple):
@@ -72,12 +72,12 @@ class Video(ABC):
             DataError: frames that cannot be decoded, or of several sizes.
             UsageError: PyAV is missing.
         """
-        wanted = sorted(set(indices))
+        rising = sorted(set(indices))
         with faults_of(self.path, "video"):
-            found = dict(zip(wanted, self._decoded(wanted, preprocessing), strict=True))
-            if len({frame.shape for frame in found.values()}) > 1:
+            decoded = dict(zip(rising, self._decoded(rising, preprocessing), strict=True))
+            if len({frame.shape for frame in decoded.values()}) > 1:
                 raise DataError("frames of several sizes", remedy="write it anew, at one size")
-            return torch.stack([found[index] for index in indices])
+            return torch.stack([decoded[index] for index in indices])
 
 
 def open_video(path: Path) -> Video:

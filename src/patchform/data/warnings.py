@@ -28,27 +28,26 @@ def on_boxes(listing: Listing, faults: Faults) -> None:
         crowd = item.objects.crowd
         own = np.arange(len(item.objects.boxes)) if crowd is None else np.flatnonzero(~crowd)
         boxes, classes = item.objects.boxes[own], item.objects.classes[own]
-        found = [("box-tiny", which, -1) for which in np.flatnonzero(_sides(boxes) < TINY).tolist()]
+        hints = [("box-tiny", number, -1) for number in np.flatnonzero(_sides(boxes) < TINY).tolist()]
         close = np.triu(box_iou(*[torch.from_numpy(boxes)] * 2).numpy() >= RIVAL, 1)
         for first, second in np.argwhere(close).tolist():
             if classes[first] != classes[second]:
-                found.append(("box-rival", second, first))
+                hints.append(("box-rival", second, first))
             elif (boxes[first] == boxes[second]).all():
-                found.append(("box-same", second, first))
-        for kind, which, other in found:
-            what = listing.classes[classes[which]]
+                hints.append(("box-same", second, first))
+        for kind, number, other in hints:
+            what = listing.classes[classes[number]]
             if other < 0:
-                what += " of {:g} x {:g} pixels".format(*(boxes[which, 2:] - boxes[which, :2]).tolist())
+                what += " of {:g} x {:g} pixels".format(*(boxes[number, 2:] - boxes[number, :2]).tolist())
             else:
                 what += f" over {listing.classes[classes[other]]}, object {own[other] + 1}"
-            place = f"{listing.name(index)}, object {own[which] + 1} of {len(item.objects.boxes)}"
-            faults.add(kind, place, what, tuple(boxes[which].tolist()))
+            location = f"{listing.name(index)}, object {own[number] + 1} of {len(item.objects.boxes)}"
+            faults.add(kind, location, what, tuple(boxes[number].tolist()))
 
 
 def _sides(boxes: np.ndarray) -> np.ndarray:
     """(N,) the shorter side of each."""
-    sides: np.ndarray = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
-    return sides
+    return (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
 
 
 def on_classes(listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
@@ -71,17 +70,17 @@ def on_classes(listing: Listing, numbers: Sequence[int], faults: Faults) -> None
 
 def objects_of(listing: Listing) -> tuple[int, ...]:
     """Number of objects of each class, crowd regions left out."""
-    found = np.zeros(len(listing.classes), np.int64)
+    counts = np.zeros(len(listing.classes), np.int64)
     for item in listing.items:
         if item.objects is not None:
             own = item.objects.classes if item.objects.crowd is None else item.objects.classes[~item.objects.crowd]
-            found += np.bincount(own, minlength=len(found))
-    return tuple(found.tolist())
+            counts += np.bincount(own, minlength=len(counts))
+    return tuple(counts.tolist())
 
 
 def on_copies(listing: Listing, faults: Faults) -> None:
     """Note pictures whose content is there a second time, apart from those that then have other classes."""
     for first, other in copies(listing):
-        one, two = listing.items[first], listing.items[other]
-        conflict = one.mask is None and one.objects is None and one.classes != two.classes
+        item, copy = listing.items[first], listing.items[other]
+        conflict = item.mask is None and item.objects is None and item.classes != copy.classes
         faults.add("class-conflict" if conflict else "picture-repeated", listing.name(other), listing.name(first))

@@ -20,7 +20,7 @@ _LONGEST_CLASS = 1000
 """Bytes."""
 
 
-class Picture(NamedTuple):
+class Member(NamedTuple):
     """A member that is a picture."""
 
     shard: Path
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 class Content(NamedTuple):
     """What shards hold."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Member, ...]
     root: Path
     """Folder that names are relative to."""
     notes: tuple[str, ...]
@@ -51,9 +51,9 @@ class Content(NamedTuple):
         by_shard: dict[Path, dict[str, str]] = {}
         for picture in self.pictures:
             by_shard.setdefault(picture.shard, {})[picture.label or ""] = ""
-        for shard, found in by_shard.items():
-            texts = shards.contents(shard, list(found), _LONGEST_CLASS)
-            found.update((name, _class(text, shard / name)) for name, text in zip(found, texts))
+        for shard, labels in by_shard.items():
+            texts = shards.contents(shard, list(labels), _LONGEST_CLASS)
+            labels.update((name, _class(text, shard / name)) for name, text in zip(labels, texts))
         return [by_shard[picture.shard][picture.label or ""] for picture in self.pictures]
 
 
@@ -69,17 +69,17 @@ def content_of(path: Path, *, classes: bool) -> Content:
     """
     files = [path] if path.is_file() else [file for file in walk(path) if shards.is_shard(file.name)]
     _check_parts(files, path)
-    pictures: list[Picture] = []
+    pictures: list[Member] = []
     ignored, crowded, links = Counter[str](), list[str](), list[str]()
     for shard in files:
-        found = shards.index(shard)
-        links += [(shard / name).name for name in found.links]
-        labels = {_key(name): name for name in found.names if _ending(name) == _CLASS}
-        members = [Picture(shard, name, labels.get(_key(name))) for name in shards.pictures(found)]
+        table = shards.index(shard)
+        links += [(shard / name).name for name in table.links]
+        labels = {_key(name): name for name in table.names if _ending(name) == _CLASS}
+        members = [Member(shard, name, labels.get(_key(name))) for name in shards.pictures(table)]
         used = {member.name for member in members} | {member.label for member in members if classes}
         ignored.update(
             PurePosixPath(name).suffix.lower() or "no suffix"
-            for name in found.names
+            for name in table.names
             if name not in used and not shards.hidden(name)
         )
         samples = Counter(_key(member.name) for member in members)
@@ -119,7 +119,7 @@ def _class(data: bytes, where: Path) -> str:
 def _check_parts(files: list[Path], where: Path) -> None:
     """Raise DataError when by their names some shards are to learn from and others to validate on."""
     words = {file.name: set(re.split("[^a-z]+", file.name.lower())) for file in files}
-    train, held_out = ([name for name, some in words.items() if some & set(part)] for part in (TRAIN, VALIDATION))
+    train, held_out = ([name for name, own in words.items() if own & set(part)] for part in (TRAIN, VALIDATION))
     if train and held_out:
         what = f'shards to learn from and to validate on in one folder: "{train[0]}" and "{held_out[0]}"'
         raise DataError(what, where=where, remedy="put them into train/ and val/ below it")

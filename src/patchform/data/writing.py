@@ -4,53 +4,55 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from patchform.data.listing import Listing
 from patchform.errors import FolderError, ResourceError
 
-Pictures: TypeAlias = Literal["none", "copy", "link"]
+Copies: TypeAlias = Literal["none", "copy", "link"]
 """What is done about the pictures: nothing, copies, or symbolic links to the originals."""
 
 
 def check_target(folder: Path, *sources: Path) -> None:
     """Raise FolderError for a folder inside one of the data sets."""
-    place = folder.expanduser().resolve()
+    target = folder.expanduser().resolve()
     for source in sources:
-        if place.is_relative_to(source.resolve()):
+        if target.is_relative_to(source.resolve()):
             remedy = "choose a folder elsewhere; nothing is ever written into a data set"
             raise FolderError(f"inside the data set {source}", where=folder, remedy=remedy)
 
 
 def write_new(file: Path, pieces: Iterable[str]) -> None:
     """Write a file, and the folders above it. Raises FolderError when it exists, ResourceError when it cannot be."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(pieces)
-    except FileExistsError:
-        raise FolderError("exists already", where=file, remedy="choose another folder") from None
-    except OSError as error:
-        raise ResourceError(f"cannot be written: {error.strerror}", where=file) from None
+    with _new(file), file.open("x", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(pieces)
 
 
-def place_pictures(listing: Listing, folder: Path, pictures: Pictures) -> None:
+def place_pictures(listing: Listing, folder: Path, pictures: Copies) -> None:
     """Put the pictures into a folder, by their relative names. Raises as `write_new` does."""
     if pictures == "none":
         return
     for index, item in enumerate(listing.items):
         file = folder / listing.name(index)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with _new(file):
             if os.path.lexists(file):
                 raise FileExistsError
             if pictures == "link":
                 file.symlink_to(item.path.resolve())
             else:
                 shutil.copyfile(item.path, file)
-        except FileExistsError:
-            raise FolderError("exists already", where=file, remedy="choose another folder") from None
-        except OSError as error:
-            raise ResourceError(f"cannot be written: {error.strerror}", where=file) from None
+
+
+@contextmanager
+def _new(file: Path) -> Iterator[None]:
+    """Make the folders above a file that is written in this block."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except FileExistsError:
+        raise FolderError("exists already", where=file, remedy="choose another folder") from None
+    except OSError as error:
+        raise ResourceError(f"cannot be written: {error.strerror}", where=file) from None

@@ -37,7 +37,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
 
 
 def spacing(
-    size: tuple[int, int], grid: tuple[int, int], stride: float, way: Literal["stride", "input"] = "stride"
+    size: tuple[int, int], grid: tuple[int, int], stride: float, rule: Literal["stride", "input"] = "stride"
 ) -> tuple[float, float]:
     """Pixels from row to row and from column to column of a map.
 
@@ -47,10 +47,10 @@ def spacing(
         size: height and width of the input, pixels.
         grid: rows and columns of the map.
         stride: pixels a cell, as the map's maker says.
-        way: "input" divides the sides by the numbers of cells, rounded down, which is torchvision's way and another one
-            on coarse maps of most sizes.
+        rule: "input" divides the sides by the numbers of cells, rounded down, as torchvision does; it
+            differs on coarse maps of most sizes.
     """
-    if way == "input":
+    if rule == "input":
         return size[0] // grid[0], size[1] // grid[1]
     return max(stride, size[0] / grid[0]), max(stride, size[1] / grid[1])
 
@@ -105,14 +105,14 @@ def match_boxes(
     if crowd is not None:
         overlaps = overlaps.masked_fill(crowd[:, None], -1)
     most, number = overlaps.max(0)
-    found = torch.where(most < foreground, torch.where(most < background, BACKGROUND, NEITHER), number)
+    matched = torch.where(most < foreground, torch.where(most < background, BACKGROUND, NEITHER), number)
     if rescue:
         highest = overlaps.amax(1, keepdim=True)
-        found = torch.where(((overlaps == highest) & (highest > 0)).any(0), number, found)
+        matched = torch.where(((overlaps == highest) & (highest > 0)).any(0), number, matched)
     if crowd is not None:
         inside = (share_inside(anchors, boxes[crowd]) > CROWDED).any(1)
-        found = torch.where((found == BACKGROUND) & inside, NEITHER, found)
-    return found
+        matched = torch.where((matched == BACKGROUND) & inside, NEITHER, matched)
+    return matched
 
 
 def match(candidates: Tensor, target: Instances, foreground: float, background: float, *, rescue: bool) -> Tensor:

@@ -35,8 +35,8 @@ def encode(boxes: Tensor, anchors: Tensor, scales: tuple[float, float, float, fl
         (..., 4): movement of the centre in widths and heights of the anchor, logarithm of the growth of both.
     """
     (x, y, width, height), (x0, y0, width0, height0) = _centred(boxes), _centred(anchors)
-    found = [(x - x0) / width0, (y - y0) / height0, (width / width0).log(), (height / height0).log()]
-    return torch.stack([factor * part for factor, part in zip(scales, found)], -1)
+    deltas = [(x - x0) / width0, (y - y0) / height0, (width / width0).log(), (height / height0).log()]
+    return torch.stack([factor * part for factor, part in zip(scales, deltas)], -1)
 
 
 def decode(shifts: Tensor, anchors: Tensor, scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:

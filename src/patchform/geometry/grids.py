@@ -90,17 +90,17 @@ def squares(grid: tuple[int, int], *, side: int, step: int, device: torch.device
     return (down[:, None, :, None] * width + across[:, None]).flatten()
 
 
-def bilinear(places: Tensor, pixels: int, cells: int) -> Tensor:
+def bilinear(index: Tensor, pixels: int, cells: int) -> Tensor:
     """Weights of cells in some pixels along one side, when the cells are resized bilinearly, corners not aligned.
 
     Args:
-        places: (P,) int64 numbers of pixels, in 0..pixels - 1.
+        index: (P,) int64 numbers of pixels, in 0..pixels - 1.
         pixels: that the side is resized to.
         cells: that it has.
 
     Returns:
         (P, cells) float32; each row sums to 1.
     """
-    centres = ((places + 0.5) * (cells / pixels) - 0.5).clamp(0, cells - 1)
-    distances = (centres[:, None] - torch.arange(cells, device=places.device)).abs()
+    centres = ((index + 0.5) * (cells / pixels) - 0.5).clamp(0, cells - 1)
+    distances = (centres[:, None] - torch.arange(cells, device=index.device)).abs()
     return (1 - distances).clamp(min=0)

@@ -33,7 +33,7 @@ def _starts(counts: Tensor) -> Tensor:
     return counts.cumsum(0) - counts
 
 
-def _counted(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+def _aranges(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Things one after the other, `counts` (N,) of each owner: the owner, and `first` (N,) of it counted on."""
     owner = torch.repeat_interleave(counts)
     return owner, torch.arange(len(owner), device=counts.device) + (first - _starts(counts))[owner]
@@ -42,17 +42,17 @@ def _counted(counts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 def _lines(boxes: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Of the rows of all boxes, one box after the other: whose, and y. And of the columns: whose, and x."""
     heights, widths = _sides(boxes)
-    return _counted(heights, boxes[:, 1]), _counted(widths, boxes[:, 0])
+    return _aranges(heights, boxes[:, 1]), _aranges(widths, boxes[:, 0])
 
 
 def _crossings(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """For each pixel of all boxes, row by row: its place among the rows, and among the columns, of `_lines`."""
     heights, widths = _sides(boxes)
     box = torch.repeat_interleave(heights)
-    return _counted(widths[box], _starts(widths)[box])
+    return _aranges(widths[box], _starts(widths)[box])
 
 
-def _places(boxes: Tensor, size: tuple[int, int], *, pictures: bool = False) -> Tensor:
+def _flat_index(boxes: Tensor, size: tuple[int, int], *, pictures: bool = False) -> Tensor:
     """For each pixel of all boxes: its place in a flat picture of `size`, or in N of them, one for each box."""
     (box, y), (_, x) = _lines(boxes)
     row, column = _crossings(boxes)
@@ -87,7 +87,7 @@ def from_dense(masks: Tensor) -> Bitmaps:
     masks = masks > 0
     size = (masks.shape[1], masks.shape[2])
     boxes = torch.stack([*_extent(masks.any(1)), *_extent(masks.any(2))], 1)[:, [0, 2, 1, 3]]
-    return Bitmaps(masks.flatten()[_places(boxes, size, pictures=True)], boxes, size)
+    return Bitmaps(masks.flatten()[_flat_index(boxes, size, pictures=True)], boxes, size)
 
 
 def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,28 +96,28 @@ def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
     if length == 0 or len(lines) == 0:
         nothing = torch.zeros(len(lines), dtype=torch.int64, device=lines.device)
         return nothing, nothing
-    found, numbers = lines.any(1), lines.int()
-    return numbers.argmax(1) * found, (length - numbers.flip(1).argmax(1)) * found
+    any_set, numbers = lines.any(1), lines.int()
+    return numbers.argmax(1) * any_set, (length - numbers.flip(1).argmax(1)) * any_set
 
 
 def to_dense(bitmaps: Bitmaps, size: tuple[int, int] | None = None) -> Tensor:
     """(N, H, W) bool, of the picture's size, or of a larger one: what is added lies below it and on its right."""
     size = size or bitmaps.size
     dense = torch.zeros(len(bitmaps.boxes), *size, dtype=torch.bool, device=bitmaps.bits.device)
-    dense.view(-1)[_places(bitmaps.boxes, size, pictures=True)] = bitmaps.bits
+    dense.view(-1)[_flat_index(bitmaps.boxes, size, pictures=True)] = bitmaps.bits
     return dense
 
 
 def union(bitmaps: Bitmaps) -> Tensor:
     """(H, W) bool: where any object is."""
-    found = torch.zeros(bitmaps.size, dtype=torch.bool, device=bitmaps.bits.device)
-    found.view(-1)[_places(bitmaps.boxes, bitmaps.size)[bitmaps.bits]] = True
-    return found
+    dense = torch.zeros(bitmaps.size, dtype=torch.bool, device=bitmaps.bits.device)
+    dense.view(-1)[_flat_index(bitmaps.boxes, bitmaps.size)[bitmaps.bits]] = True
+    return dense
 
 
 def without(bitmaps: Bitmaps, hidden: Tensor) -> Bitmaps:
     """What is left of the objects where `hidden` (H, W) bool is not."""
-    return bitmaps._replace(bits=bitmaps.bits & ~hidden.flatten()[_places(bitmaps.boxes, bitmaps.size)])
+    return bitmaps._replace(bits=bitmaps.bits & ~hidden.flatten()[_flat_index(bitmaps.boxes, bitmaps.size)])
 
 
 # ------------------------------------------------------------------------------------------------------ which and where
@@ -137,11 +137,11 @@ def tight(bitmaps: Bitmaps) -> Tensor:
     row, column = (crossing[bitmaps.bits] for crossing in _crossings(bitmaps.boxes))
     low = torch.full_like(bitmaps.boxes, max(bitmaps.size))[:, :2]
     high = torch.zeros_like(low)
-    for axis, owner, place, used in ((0, box_of_column, x, column), (1, box_of_row, y, row)):
-        seen = torch.zeros(len(place), dtype=torch.bool, device=place.device)
-        seen[used] = True
-        low[:, axis].scatter_reduce_(0, owner[seen], place[seen], "amin")
-        high[:, axis].scatter_reduce_(0, owner[seen], place[seen] + 1, "amax")
+    for axis, owner, line, used in ((0, box_of_column, x, column), (1, box_of_row, y, row)):
+        occupied = torch.zeros(len(line), dtype=torch.bool, device=line.device)
+        occupied[used] = True
+        low[:, axis].scatter_reduce_(0, owner[occupied], line[occupied], "amin")
+        high[:, axis].scatter_reduce_(0, owner[occupied], line[occupied] + 1, "amax")
     boxes = torch.cat([low, high], 1)
     return torch.where((high > low).all(1, keepdim=True), boxes, torch.zeros_like(boxes))
 
@@ -152,8 +152,8 @@ def take(bitmaps: Bitmaps, index: Tensor) -> Bitmaps:
         index = index.nonzero()[:, 0]
     heights, widths = _sides(bitmaps.boxes)
     counts = heights * widths
-    _, place = _counted(counts[index], _starts(counts)[index])
-    return bitmaps._replace(bits=bitmaps.bits[place], boxes=bitmaps.boxes[index])
+    _, pixels = _aranges(counts[index], _starts(counts)[index])
+    return bitmaps._replace(bits=bitmaps.bits[pixels], boxes=bitmaps.boxes[index])
 
 
 def concatenate(parts: Sequence[Bitmaps], size: tuple[int, int] | None = None) -> Bitmaps:
@@ -220,9 +220,9 @@ def sample(bitmaps: Bitmaps, boxes: Tensor, index: Tensor, size: int) -> Tensor:
     Returns:
         (K, size, size) float32 in 0..1.
     """
-    found = torch.zeros(len(boxes), size, size, device=boxes.device)
+    squares = torch.zeros(len(boxes), size, size, device=boxes.device)
     if not len(boxes) or not len(bitmaps.bits):
-        return found
+        return squares
     boxes = boxes.float()
     # work on K boxes costs K times that on the largest: boxes of about one size go together
     longest = (boxes[:, 2:] - boxes[:, :2]).amax(1).clamp(min=size) + 2
@@ -230,8 +230,8 @@ def sample(bitmaps: Bitmaps, boxes: Tensor, index: Tensor, size: int) -> Tensor:
     for number in level.unique().tolist():
         at_once = max(1, int(AT_ONCE / 2**number))
         for chosen in (level == number).nonzero()[:, 0].split(at_once):
-            found[chosen] = _sampled(bitmaps, boxes[chosen], index[chosen], size)
-    return found
+            squares[chosen] = _sampled(bitmaps, boxes[chosen], index[chosen], size)
+    return squares
 
 
 def _sampled(bitmaps: Bitmaps, boxes: Tensor, index: Tensor, size: int) -> Tensor:
@@ -240,8 +240,8 @@ def _sampled(bitmaps: Bitmaps, boxes: Tensor, index: Tensor, size: int) -> Tenso
     y, down = _cells(boxes[:, 1], boxes[:, 3], size, bitmaps.size[0], own[:, 1], own[:, 3])
     x, across = _cells(boxes[:, 0], boxes[:, 2], size, bitmaps.size[1], own[:, 0], own[:, 2])
     rows = _starts(heights * widths)[index][:, None] + (y - own[:, 1:2]) * width[:, None]
-    place = rows[:, :, None] + (x - own[:, :1])[:, None]
-    bits = bitmaps.bits[place.clamp_(0, len(bitmaps.bits) - 1)]  # what is outside of its box weighs nothing
+    flat = rows[:, :, None] + (x - own[:, :1])[:, None]
+    bits = bitmaps.bits[flat.clamp_(0, len(bitmaps.bits) - 1)]  # what is outside of its box weighs nothing
     with torch.autocast(boxes.device.type, enabled=False):
         return down @ bits.float() @ across.mT
 
@@ -277,8 +277,8 @@ def _cells(low: Tensor, high: Tensor, size: int, length: int, begin: Tensor, end
     beyond = (base[:, -1].long() + len(point) + 1).minimum(end[:, None])
     line = first + torch.arange(int((beyond - first).max().clamp(min=1)), device=low.device)
     of_cell = line[:, None] - base.long()
-    seen = (of_cell >= 0) & (of_cell <= len(point)) & (line < end[:, None])[:, None]
-    return line, weights.gather(2, of_cell.clamp(0, len(point))) * seen
+    inside = (of_cell >= 0) & (of_cell <= len(point)) & (line < end[:, None])[:, None]
+    return line, weights.gather(2, of_cell.clamp(0, len(point))) * inside
 
 
 def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Bitmaps:
@@ -326,10 +326,10 @@ def _pasted(squares: Tensor, grown: Tensor, boxes: Tensor) -> Tensor:
     return torch.lerp(across[row, before[column]], across[row, behind[column]], right[column])
 
 
-def _between(place: Tensor, low: Tensor, high: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+def _between(pixel: Tensor, low: Tensor, high: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     """For pixels of an axis from `low` to `high`, inclusive: the cells on both sides, and how near the second is."""
     length = (high - low + 1).clamp(min=1)
-    at = ((place - low + 0.5) * (cells / length.float()) - 0.5).clamp(min=0)
+    at = ((pixel - low + 0.5) * (cells / length.float()) - 0.5).clamp(min=0)
     first = at.long().clamp(max=cells - 1)
     return first, (first + 1).clamp(max=cells - 1), at - first
 
@@ -410,11 +410,11 @@ def run_lengths(text: bytes) -> np.ndarray:
         return letters
     ends = np.flatnonzero(~more)
     begins = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(letters)) - np.repeat(begins, ends - begins + 1)
-    if place.max() > 11:
+    digit = np.arange(len(letters)) - np.repeat(begins, ends - begins + 1)
+    if digit.max() > 11:
         raise DataError("run lengths that are not in COCO's compressed form")
-    values = np.add.reduceat((letters & 31) << (5 * place), begins)
-    values -= ((letters[ends] & 16) > 0) * (np.int64(1) << (5 * (place[ends] + 1)))
+    values = np.add.reduceat((letters & 31) << (5 * digit), begins)
+    values -= ((letters[ends] & 16) > 0) * (np.int64(1) << (5 * (digit[ends] + 1)))
     values[1::2] = values[1::2].cumsum()
     values[2::2] = values[2::2].cumsum()
     return values
@@ -426,7 +426,7 @@ def to_runs(bitmaps: Bitmaps) -> list[bytes]:
 
     height, width = bitmaps.size
     bits, boxes = bitmaps.bits.cpu().numpy(), bitmaps.boxes.tolist()
-    found, start = [], 0
+    runs, start = [], 0
     for left, top, right, bottom in boxes:
         count = (bottom - top) * (right - left)
         columns = np.zeros((right - left, height), bool)
@@ -435,5 +435,5 @@ def to_runs(bitmaps: Bitmaps) -> list[bytes]:
         edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False)) + left * height
         lengths = np.diff(edges, prepend=0, append=height * width)
         lengths = lengths[: len(lengths) - (lengths[-1] == 0)]  # nothing behind the last pixel
-        found.append(coco.frPyObjects({"counts": lengths.tolist(), "size": [height, width]}, height, width)["counts"])
-    return found
+        runs.append(coco.frPyObjects({"counts": lengths.tolist(), "size": [height, width]}, height, width)["counts"])
+    return runs

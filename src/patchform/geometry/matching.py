@@ -1,4 +1,4 @@
-"""Which guess stands for which object: the cheapest set of pairs, no guess and no object in two of them."""
+"""Which query stands for which object: the cheapest set of pairs, none of either in two of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def hungarian_match(costs: Sequence[Tensor]) -> list[Tensor]:
     All costs go to the processor in one piece and all pairs come back in one.
 
     Args:
-        costs: a tensor (P, G, N) for each image: P problems, each of G guesses by N objects. NaN counts as dearest.
+        costs: a tensor (P, Q, N) for each image: P problems, each of Q queries by N objects. NaN counts as dearest.
 
     Returns:
-        (P, N) int64 an image, on its device: the guess of each object; -1 where there are more objects than guesses.
+        (P, N) int64 an image, on its device: the query of each object; -1 where there are more objects than queries.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -25,15 +25,15 @@ def hungarian_match(costs: Sequence[Tensor]) -> list[Tensor]:
         return []
     flat = torch.cat([cost.detach().float().flatten() for cost in costs])
     numbers = flat.nan_to_num(nan=torch.finfo(torch.float32).max).cpu().numpy()
-    found, start = [], 0
+    matches, start = [], 0
     for cost in costs:
         pairs = torch.full((cost.shape[0], cost.shape[2]), -1)
         problems = numbers[start : start + cost.numel()].reshape(cost.shape)
         for problem, row in zip(problems, pairs):
-            guesses, objects = linear_sum_assignment(problem)
-            row[torch.from_numpy(objects)] = torch.from_numpy(guesses)
-        found.append(pairs)
+            queries, objects = linear_sum_assignment(problem)
+            row[torch.from_numpy(objects)] = torch.from_numpy(queries)
+        matches.append(pairs)
         start += cost.numel()
-    together = torch.cat([pairs.flatten() for pairs in found]).to(costs[0].device)
-    parts = together.split([pairs.numel() for pairs in found])
-    return [part.view_as(pairs) for part, pairs in zip(parts, found)]
+    joined = torch.cat([pairs.flatten() for pairs in matches]).to(costs[0].device)
+    parts = joined.split([pairs.numel() for pairs in matches])
+    return [part.view_as(pairs) for part, pairs in zip(parts, matches)]

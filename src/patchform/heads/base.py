@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry.grids import bilinear
+from patchform.layers.convolutions import CellNorm
 from patchform.layers.pixel_losses import PixelLosses
 from patchform.layers.pyramids import to_size
-from patchform.records import LEAST, Features, Loss, Regions, Target
+from patchform.records import LEAST, FeatureInfo, Features, Loss, Regions, Target
 
 
 class Head(nn.Module):
     """The numbers of a task. `forward`, `loss` and `decode` of one head live in one file.
 
-    The constructor takes `channels`, `strides` and `width` of the backbone and the number of `classes`, keyword-only,
-    then its own options. `Raw` is whatever NamedTuple (or tensor) suits the head; nothing outside the head reads it.
+    The constructor takes the `FeatureInfo` of the backbone, then, keyword-only, the number of `classes` and its own
+    options. `Raw` is whatever NamedTuple (or tensor) suits the head; nothing outside the head reads it.
     """
 
     tasks: ClassVar[tuple[str, ...]]
@@ -42,14 +43,21 @@ class Head(nn.Module):
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() float32 by name of loss: the counts of `loss`. The targets alone tell them, so that a part of a batch is
-        divided by the count of the whole batch before the other parts have been seen. Here: one loss, over images.
+        divided by the count of the whole batch before the other parts are computed. Here: one loss, over images.
         """
         return {"loss": number_of(targets)}
 
 
-def number_of(things: Sized) -> Tensor:
+def number_of(items: Sized) -> Tensor:
     """() float32."""
-    return torch.tensor(float(len(things)))
+    return torch.tensor(float(len(items)))
+
+
+def map_norms(norm: str, channels: Sequence[int]) -> nn.ModuleList:
+    """A norm in front of each map: "layer" or "none". Raises UsageError for any other."""
+    if norm not in ("layer", "none"):
+        raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
+    return nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in channels)
 
 
 class Cells(NamedTuple):
@@ -69,7 +77,7 @@ class Cells(NamedTuple):
         height, width = (max(cells, pixels) for cells, pixels in zip(self.covered, size))
         return to_size(self.logits.float(), (height, width), mode)[..., : size[0], : size[1]]
 
-    def seen_at(self, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
+    def sampled(self, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
         """(B, classes, rows, columns) float32: of `enlarged`, bilinear, these rows and columns of pixels alone.
 
         Two products with matrices: in training a fraction of the time that resizing takes, and deterministic on a GPU.
@@ -82,7 +90,7 @@ class Cells(NamedTuple):
 
 
 class DenseRaw(NamedTuple):
-    """What a dense head says."""
+    """The output of a dense head."""
 
     cells: Cells
     auxiliary: tuple[Cells, ...]
@@ -116,7 +124,7 @@ class DenseHead(Head):
     """A class for every pixel. A head of this kind has a `forward` that ends with `raw`; all the rest is here.
 
     Args:
-        strides: of the backbone's maps.
+        features: of the backbone.
         classes: number of classes, at most 255.
         auxiliary_weight: factor of the losses of each auxiliary decoder.
         pixel_stride: see `PixelOptions`.
@@ -130,8 +138,8 @@ class DenseHead(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        strides: Sequence[int],
         classes: int,
         auxiliary_weight: float = 0.0,
         pixel_stride: int = 1,
@@ -140,7 +148,7 @@ class DenseHead(Head):
         super().__init__()
         if auxiliary_weight < 0:
             raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
-        self.strides, self.auxiliary_weight = tuple(strides), auxiliary_weight
+        self.strides, self.auxiliary_weight = features.strides, auxiliary_weight
         self.pixel_stride = pixel_stride
         self.losses = PixelLosses(classes, **losses)
 
@@ -173,21 +181,21 @@ class DenseHead(Head):
             if region.classes.shape != raw.size:
                 raise DataError(f"a mask of {tuple(region.classes.shape)} pixels for an input of {tuple(raw.size)}")
         device = raw.cells.logits.device
-        rows, columns = (self._seen(side).to(device) for side in raw.size)
-        wanted = torch.stack([region.classes for region in regions]).to(device)
-        wanted = wanted[:, rows[:, None], columns].long()
-        losses = self.losses(raw.cells.seen_at(raw.size, rows, columns), wanted)
-        (seen, *_) = (loss.count for loss in losses.values())
+        rows, columns = (self._sampled(side).to(device) for side in raw.size)
+        classes = torch.stack([region.classes for region in regions]).to(device)
+        classes = classes[:, rows[:, None], columns].long()
+        losses = self.losses(raw.cells.sampled(raw.size, rows, columns), classes)
+        (sampled, *_) = (loss.count for loss in losses.values())
         sums = {name: loss.sum for name, loss in losses.items()}
         if raw.auxiliary:
-            others = [self.losses(cells.seen_at(raw.size, rows, columns), wanted) for cells in raw.auxiliary]
-            each = torch.stack([loss.sum for other in others for loss in other.values()])
-            sums["auxiliary"] = self.auxiliary_weight * each.sum()
-        # the pixels that are looked at speak for all: which they are is drawn, the count must be known before
-        count = seen if len(rows) * len(columns) == math.prod(raw.size) else self._count(targets)
-        return {name: Loss(total * (count / seen.clamp(min=LEAST)), count) for name, total in sums.items()}
+            auxiliary = [self.losses(cells.sampled(raw.size, rows, columns), classes) for cells in raw.auxiliary]
+            total = torch.stack([loss.sum for losses in auxiliary for loss in losses.values()]).sum()
+            sums["auxiliary"] = self.auxiliary_weight * total
+        # the sampled pixels speak for all: which they are is drawn, the count must be known before
+        count = sampled if len(rows) * len(columns) == math.prod(raw.size) else self._count(targets)
+        return {name: Loss(total * (count / sampled.clamp(min=LEAST)), count) for name, total in sums.items()}
 
-    def _seen(self, side: int) -> Tensor:
+    def _sampled(self, side: int) -> Tensor:
         """Rows, or columns, of pixels that are learnt from."""
         step = min(self.pixel_stride, side) if self.training else 1
         start = int(torch.randint(step, ())) if step > 1 else 0
@@ -203,12 +211,12 @@ class DenseHead(Head):
 
     def decode(self, raw: DenseRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Regions` an image, of its size: the input without its padding, stretched over it."""
-        found: list[Target] = []
+        predictions: list[Target] = []
         for number, size in enumerate(sizes):
             logits = Cells(raw.cells.logits[number, None], raw.cells.covered).enlarged(raw.size)
             if raw.padding is not None:
-                real = ~raw.padding[number]
-                logits = logits[:, :, : max(1, int(real.any(1).sum())), : max(1, int(real.any(0).sum()))]
+                picture = ~raw.padding[number]
+                logits = logits[:, :, : max(1, int(picture.any(1).sum())), : max(1, int(picture.any(0).sum()))]
             scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
-            found.append(Regions(scores.argmax(0), scores))
-        return found
+            predictions.append(Regions(scores.argmax(0), scores))
+        return predictions

@@ -5,8 +5,8 @@
     a learned query for each object --decoder: queries look at one another, then at the memory--> class, box
 
 Positions are added to queries and keys of every attention, never to values. In the loss each object is given to one
-query (section 3.1), the others learn to say that there is nothing; every layer of the decoder answers and has a loss.
-Nothing is suppressed afterwards: an answer is a query's best class and its box, a share of the picture without padding.
+query (section 3.1), the others learn the class "no object"; every layer of the decoder predicts and has a loss.
+Nothing is suppressed afterwards: a prediction is a query's best class and its box, a share of the unpadded picture.
 
 The authors' code also drops attention weights; here dropout acts behind each attention and in the perceptrons.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +27,12 @@ from patchform.errors import UsageError
 from patchform.geometry.boxes import to_centres, to_corners
 from patchform.geometry.detections import picture_sizes, to_pictures
 from patchform.geometry.matching import hungarian_match
-from patchform.heads.base import Head
+from patchform.heads.base import Head, map_norms
 from patchform.layers.attention import attend, join_heads, split_heads
-from patchform.layers.convolutions import CellNorm
 from patchform.layers.linear import Linear
 from patchform.layers.positions import LearnedPosition2D, SinePosition2D
 from patchform.lookup import check_options, no_such
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "no_object": 0.1}
 """Factors of the losses, and of the costs of a pair; "no_object" is the weight of a query that has no object."""
@@ -41,7 +40,7 @@ LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "no_object": 0.1}
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """The part between map and answers."""
+    """The encoder and the decoder."""
 
     depths: tuple[int, int] = (6, 6)
     """Layers of encoder and decoder; the decoder has one at least."""
@@ -55,23 +54,17 @@ class Transformer:
     positions: Literal["sine", "learned"] = "sine"
 
     def __post_init__(self) -> None:
-        if self.norms not in ("post", "pre"):
-            raise UsageError(f'norms is "{self.norms}"', remedy='it is "post" or "pre"')
-        if self.positions not in ("sine", "learned"):
-            raise UsageError(f'positions is "{self.positions}"', remedy='it is "sine" or "learned"')
-        if len(self.depths) != 2 or self.depths[0] < 0 or self.depths[1] < 1:
-            raise UsageError(
-                f"depths are {self.depths}", remedy="layers of the encoder, and of the decoder, which has 1"
-            )
+        if self.depths[0] < 0 or self.depths[1] < 1:
+            raise UsageError(f"depths are {self.depths}", remedy="the encoder has 0 layers or more, the decoder 1")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}", remedy="it lies in [0, 1)")
 
 
 class DETRRaw(NamedTuple):
-    """What the decoder says, layer by layer: L layers, Q queries."""
+    """The output of the decoder, layer by layer: L layers, Q queries."""
 
     logits: Tensor
-    """(L, B, Q, classes + 1), the last for nothing."""
+    """(L, B, Q, classes + 1), the last for no object."""
     boxes: Tensor
     """(L, B, Q, 4) float32: centre x, centre y, width, height, as shares of the picture."""
     pictures: Tensor
@@ -79,11 +72,11 @@ class DETRRaw(NamedTuple):
     states: Tensor
     """(B, Q, D) of the last layer."""
     cells: Tensor
-    """(B, D, H, W), what the encoder was given."""
+    """(B, D, H, W), the encoder's input."""
     memory: Tensor
-    """(B, D, H, W), what it made of them."""
-    beside: Any = None
-    """What a head that goes on from here has of its own."""
+    """(B, D, H, W), its output."""
+    mask_inputs: Any = None
+    """Of a head that goes on to masks."""
 
 
 class Truth(NamedTuple):
@@ -99,12 +92,21 @@ class Truth(NamedTuple):
     """Objects of each image."""
 
 
+class DETROptions(TypedDict, total=False):
+    """Options of DETR with masks and without, see `DETR`."""
+
+    queries: int
+    transformer: Mapping[str, Any] | None
+    losses: Mapping[str, float] | None
+    score_threshold: float
+    detections: int
+
+
 class DETR(Head):
-    """A fixed number of learned queries, each of which answers with an object or with nothing.
+    """A fixed number of learned queries, each of which predicts an object or none.
 
     Args:
-        channels: of the backbone's maps; the last one, the coarsest, is looked at.
-        strides, width: of its maps and tokens; not used.
+        features: of the backbone, whose last map, the coarsest, is looked at.
         classes: number of classes.
         queries: Q, more than a picture has objects.
         channels_inside: D.
@@ -123,10 +125,8 @@ class DETR(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         queries: int = 100,
         channels_inside: int = 256,
@@ -138,25 +138,23 @@ class DETR(Head):
     ) -> None:
         super().__init__()
         check_options(Transformer, transformer or {}, of="transformer")
-        form = Transformer(**(transformer or {}))
+        options = Transformer(**(transformer or {}))
         for name in losses or {}:
             if name not in self.factors:
                 raise no_such("loss", name, self.factors)
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
-        if channels_inside % form.heads:
-            raise UsageError(f"{form.heads} heads do not divide {channels_inside}", remedy="change one of them")
+        if channels_inside % options.heads:
+            raise UsageError(f"{options.heads} heads do not divide {channels_inside}", remedy="change one of them")
         if queries < 1:
             raise UsageError(f"{queries} queries", remedy="there is one at least")
         self.losses = {**self.factors, **(losses or {})}
-        self.score_threshold, self.detections, self.heads = score_threshold, detections, form.heads
-        self.norm = CellNorm(channels[-1]) if norm == "layer" else nn.Identity()
-        self.project = nn.Conv2d(channels[-1], channels_inside, 1)
-        self.positions = (SinePosition2D if form.positions == "sine" else LearnedPosition2D)(channels_inside)
-        self.encoder = nn.ModuleList(EncoderLayer(channels_inside, form) for _ in range(form.depths[0]))
-        self.encoder_norm = nn.LayerNorm(channels_inside) if form.norms == "pre" else nn.Identity()
+        self.score_threshold, self.detections, self.heads = score_threshold, detections, options.heads
+        (self.norm,) = map_norms(norm, features.channels[-1:])
+        self.project = nn.Conv2d(features.channels[-1], channels_inside, 1)
+        self.positions = (SinePosition2D if options.positions == "sine" else LearnedPosition2D)(channels_inside)
+        self.encoder = nn.ModuleList(EncoderLayer(channels_inside, options) for _ in range(options.depths[0]))
+        self.encoder_norm = nn.LayerNorm(channels_inside) if options.norms == "pre" else nn.Identity()
         self.queries = nn.Parameter(torch.randn(queries, channels_inside))
-        self.decoder = nn.ModuleList(DecoderLayer(channels_inside, form) for _ in range(form.depths[1]))
+        self.decoder = nn.ModuleList(DecoderLayer(channels_inside, options) for _ in range(options.depths[1]))
         self.decoder_norm = nn.LayerNorm(channels_inside)
         self.classifier = Linear(channels_inside, classes)
         self.no_object = Linear(channels_inside, 1)
@@ -196,27 +194,25 @@ class DETR(Head):
 
     def truth(self, raw: DETRRaw, targets: Sequence[Target]) -> Truth:
         """The objects that are no crowd, their boxes as shares of their picture."""
-        objects = [without_crowd(one) for one in cast("Sequence[Instances]", targets)]
-        counts = [len(one.classes) for one in objects]
+        objects = [without_crowd(target) for target in cast("Sequence[Instances]", targets)]
+        counts = [len(target.classes) for target in objects]
         device = raw.boxes.device
         image = torch.repeat_interleave(torch.tensor(counts)).to(device)
-        boxes = torch.cat([one.boxes for one in objects]).to(device).float()
+        boxes = torch.cat([target.boxes for target in objects]).to(device).float()
         shares = boxes / raw.pictures[image][:, [1, 0, 1, 0]]
-        return Truth(torch.cat([one.classes for one in objects]).to(device), to_centres(shares), image, counts)
+        return Truth(torch.cat([target.classes for target in objects]).to(device), to_centres(shares), image, counts)
 
     @torch.no_grad()
     def match(self, raw: DETRRaw, truth: Truth) -> Tensor:
         """(L, T) int64: the query that each layer has for each object; -1 where there are more objects than queries."""
-        chances, boxes = raw.logits.float().softmax(-1), to_corners(raw.boxes)
+        probs, corners = raw.logits.float().softmax(-1), to_corners(raw.boxes)
         costs = []
-        of_images = zip(truth.classes.split(truth.counts), truth.boxes.split(truth.counts))
-        for number, (classes, wanted) in enumerate(of_images):
-            far = torch.cdist(raw.boxes[:, number].flatten(0, 1), wanted, p=1)  # (L * Q, N)
-            together = generalized_box_iou(boxes[:, number].flatten(0, 1), to_corners(wanted))
-            cost = self.losses["box"] * far - self.losses["giou"] * together
-            costs.append(
-                cost.unflatten(0, raw.boxes.shape[::2]) - self.losses["class"] * chances[:, number][..., classes]
-            )
+        images = zip(truth.classes.split(truth.counts), truth.boxes.split(truth.counts))
+        for number, (classes, boxes) in enumerate(images):
+            l1 = torch.cdist(raw.boxes[:, number].flatten(0, 1), boxes, p=1)  # (L * Q, N)
+            giou = generalized_box_iou(corners[:, number].flatten(0, 1), to_corners(boxes))
+            cost = (self.losses["box"] * l1 - self.losses["giou"] * giou).unflatten(0, raw.boxes.shape[::2])
+            costs.append(cost - self.losses["class"] * probs[:, number][..., classes])
         return torch.cat(hungarian_match(costs), 1)
 
     def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Loss]:
@@ -229,50 +225,48 @@ class DETR(Head):
         return {name: Loss(total, counts[name]) for name, total in sums.items()}
 
     def sums(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
-        """() by name of loss, when it is known which query (L, T) is an object's."""
+        """() by name of loss; queries (L, T) as `match` gives them."""
         layers = torch.arange(len(queries), device=queries.device)[:, None]
         no_object = raw.logits.shape[-1] - 1
-        wanted = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
-        wanted[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
-        wanted = wanted[..., :-1].flatten(1)
+        classes = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
+        classes[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
+        classes = classes[..., :-1].flatten(1)
         entropy = F.cross_entropy(
-            raw.logits.float().flatten(0, 2), wanted.flatten(), weight=self.class_weights.float(), reduction="none"
+            raw.logits.float().flatten(0, 2), classes.flatten(), weight=self.class_weights.float(), reduction="none"
         )
-        has = queries >= 0
-        found = raw.boxes[layers, truth.image, queries.clamp(min=0)]  # (L, T, 4)
-        far = (found - truth.boxes).abs().sum(-1)
+        matched = queries >= 0
+        boxes = raw.boxes[layers, truth.image, queries.clamp(min=0)]  # (L, T, 4)
+        l1 = (boxes - truth.boxes).abs().sum(-1)
         pixels = raw.pictures[truth.image][:, [1, 0, 1, 0]]
-        apart = generalized_box_iou_loss(
-            to_corners(found) * pixels, (to_corners(truth.boxes) * pixels).expand_as(found)
-        )
-        of_layers = {
-            "class": entropy.view_as(wanted).sum(1),
-            "box": (far * has).sum(1),
-            "giou": (apart * has).sum(1),
+        giou = generalized_box_iou_loss(to_corners(boxes) * pixels, (to_corners(truth.boxes) * pixels).expand_as(boxes))
+        by_layer = {
+            "class": entropy.view_as(classes).sum(1),
+            "box": (l1 * matched).sum(1),
+            "giou": (giou * matched).sum(1),
         }
-        last = {name: self.losses[name] * loss[-1] for name, loss in of_layers.items()}
+        last = {name: self.losses[name] * loss[-1] for name, loss in by_layer.items()}
         if len(queries) == 1:
             return last
-        return last | {f"auxiliary_{name}": self.losses[name] * loss[:-1].sum() for name, loss in of_layers.items()}
+        return last | {f"auxiliary_{name}": self.losses[name] * loss[:-1].sum() for name, loss in by_layer.items()}
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Of classes the weight of all queries, whichever are matched; of all else the number of objects."""
         number, no_object = len(self.queries), self.losses["no_object"]
-        objects = [len(without_crowd(one).classes) for one in cast("Sequence[Instances]", targets)]
-        with_object = sum(min(number, count) for count in objects)
-        weight = torch.tensor(no_object * number * len(targets) + (1 - no_object) * with_object)
+        objects = [len(without_crowd(target).classes) for target in cast("Sequence[Instances]", targets)]
+        matched = sum(min(number, count) for count in objects)
+        weight = torch.tensor(no_object * number * len(targets) + (1 - no_object) * matched)
         last = dict.fromkeys(self.factors, torch.tensor(float(sum(objects)))) | {"class": weight}
         return last | {f"auxiliary_{name}": count for name, count in last.items()}  # and some that no loss has
 
-    # ----------------------------------------------------------------------------------------------------- answering
+    # ---------------------------------------------------------------------------------------------------- predicting
 
     def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
-        """One `Instances` an image: of each query the best class that is not nothing, its box cut off at the border."""
-        found: list[Target] = []
+        """One `Instances` an image: of each query the best class but "no object", its box cut off at the border."""
+        predictions: list[Target] = []
         for number, (size, (query, classes, scores)) in enumerate(zip(sizes, self.best(raw), strict=True)):
             shares = to_corners(raw.boxes[-1, number, query])
-            found.append(Instances(to_pictures(shares, torch.ones_like(raw.pictures[0]), size), classes, scores))
-        return found
+            predictions.append(Instances(to_pictures(shares, torch.ones_like(raw.pictures[0]), size), classes, scores))
+        return predictions
 
     def best(self, raw: DETRRaw) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Queries, classes and scores of the predictions of each image, (K,) each, scores falling."""
@@ -293,7 +287,7 @@ def without_crowd(objects: Instances) -> Instances:
 
 
 class PositionalAttention(nn.Module):
-    """Multi-head attention whose keys are not made from what is taken along: positions help to find it, and stay.
+    """Multi-head attention whose keys are not made from its values: positions are in queries and keys alone.
 
     Args:
         width: D.
@@ -343,18 +337,18 @@ class Residual(nn.Module):
 
     Args:
         width: D.
-        form: says where the norm stands.
+        options: of the transformer.
     """
 
-    def __init__(self, width: int, form: Transformer) -> None:
+    def __init__(self, width: int, options: Transformer) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(form.dropout)
-        self.first = form.norms == "pre"
+        self.dropout = nn.Dropout(options.dropout)
+        self.pre_norm = options.norms == "pre"
 
     def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """(B, N, D) -> the same."""
-        if self.first:
+        if self.pre_norm:
             return x + self.dropout(branch(self.norm(x)))
         return self.norm(x + self.dropout(branch(x)))
 
@@ -364,23 +358,23 @@ class EncoderLayer(nn.Module):
 
     Args:
         width: D.
-        form: of the transformer.
+        options: of the transformer.
     """
 
-    def __init__(self, width: int, form: Transformer) -> None:
+    def __init__(self, width: int, options: Transformer) -> None:
         super().__init__()
-        self.attention = PositionalAttention(width, form.heads)
-        self.mlp = mlp(width, form)
-        self.around = nn.ModuleList(Residual(width, form) for _ in range(2))
+        self.attention = PositionalAttention(width, options.heads)
+        self.mlp = mlp(width, options)
+        self.around = nn.ModuleList(Residual(width, options) for _ in range(2))
 
     def forward(self, x: Tensor, positions: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, N, D) -> the same; positions broadcast to it, allowed is (B, 1, 1, 1, N) bool."""
 
-        def look(cells: Tensor) -> Tensor:
-            placed = cells + positions
-            return self.attention(placed, placed, cells, allowed)
+        def self_attention(cells: Tensor) -> Tensor:
+            positioned = cells + positions
+            return self.attention(positioned, positioned, cells, allowed)
 
-        return self.around[1](self.around[0](x, look), self.mlp)
+        return self.around[1](self.around[0](x, self_attention), self.mlp)
 
 
 class DecoderLayer(nn.Module):
@@ -388,34 +382,34 @@ class DecoderLayer(nn.Module):
 
     Args:
         width: D.
-        form: of the transformer.
+        options: of the transformer.
     """
 
-    def __init__(self, width: int, form: Transformer) -> None:
+    def __init__(self, width: int, options: Transformer) -> None:
         super().__init__()
-        self.attention, self.cross_attention = (PositionalAttention(width, form.heads) for _ in range(2))
-        self.mlp = mlp(width, form)
-        self.around = nn.ModuleList(Residual(width, form) for _ in range(3))
+        self.attention, self.cross_attention = (PositionalAttention(width, options.heads) for _ in range(2))
+        self.mlp = mlp(width, options)
+        self.around = nn.ModuleList(Residual(width, options) for _ in range(3))
 
     def forward(self, x: Tensor, queries: Tensor, keys: Tensor, memory: Tensor, allowed: Tensor | None) -> Tensor:
-        """What is known of the objects so far (B, Q, D) -> the same; queries (Q, D) are the objects' positions.
+        """States of the objects (B, Q, D) -> the same; queries (Q, D) are the objects' positions.
 
         Keys, the memory with its positions, and memory are (B, N, D); allowed is (B, 1, 1, 1, N) bool.
         """
 
-        def consult(objects: Tensor) -> Tensor:
-            placed = objects + queries
-            return self.attention(placed, placed, objects)
+        def self_attention(objects: Tensor) -> Tensor:
+            positioned = objects + queries
+            return self.attention(positioned, positioned, objects)
 
-        x = self.around[0](x, consult)
+        x = self.around[0](x, self_attention)
         x = self.around[1](x, lambda objects: self.cross_attention(objects + queries, keys, memory, allowed))
         return self.around[2](x, self.mlp)
 
 
-def mlp(width: int, form: Transformer) -> MLP:
+def mlp(width: int, options: Transformer) -> MLP:
     """That of a layer, with its initial weights."""
-    made = MLP(width, form.hidden, width, dropout=form.dropout)
-    for weights in made.parameters():
+    layers = MLP(width, options.hidden, width, dropout=options.dropout)
+    for weights in layers.parameters():
         if weights.dim() > 1:
             nn.init.xavier_uniform_(weights)
-    return made
+    return layers

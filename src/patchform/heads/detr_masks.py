@@ -1,7 +1,7 @@
 """DETR with masks (Carion et al., ECCV 2020, arXiv:2005.12872, section 4.4 and figure 8).
 
-    query --asks once more--> memory  = where it looks: a map for each attention head
-    cells, where it looks --> conv --> conv --+--> conv --+--> conv --+--> conv --> conv --> mask
+    query --attention--> memory  = its weights: a map for each attention head
+    cells, attention maps --> conv --> conv --+--> conv --+--> conv --+--> conv --> conv --> mask
                                  finer map --/           /           /
                                              finer map -/           /
                                                          finer map /
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +25,11 @@ from torchvision.ops import sigmoid_focal_loss
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
-from patchform.heads.base import Cells
-from patchform.heads.detr import DETR, LOSSES, DETRRaw
-from patchform.layers.convolutions import CellNorm
+from patchform.heads.base import Cells, map_norms
+from patchform.heads.detr import DETR, LOSSES, DETROptions, DETRRaw
 from patchform.layers.linear import Linear
 from patchform.layers.pyramids import Levels, to_size
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 GROUPS = 8
 """Of channels that are normalised together, where the channels are so many."""
@@ -38,10 +37,10 @@ AT_ONCE = 1 << 24
 """Pixels of masks that are decoded together."""
 
 
-class Seen(NamedTuple):
-    """What masks are made from, beside what DETR says."""
+class MaskInputs(NamedTuple):
+    """What masks are made from, beside the output of DETR."""
 
-    looks: Tensor
+    attention: Tensor
     """(B, Q, heads, H, W): shares of a query's attention; they add up to 1 over heads and cells."""
     guides: tuple[Tensor, ...]
     """Finer maps, coarse to fine, each (B, C_i, H_i, W_i)."""
@@ -55,13 +54,11 @@ class DETRMasks(DETR):
     """DETR, and a mask for each object.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
-        queries, channels_inside, transformer, score_threshold, detections: see `DETR`. The width is halved with every
-            finer map, and once before: 16 divides it where there are three.
-        losses: what differs from `FACTORS`.
+        channels_inside: D. It is halved with every finer map, and once before: 16 divides it where there are three.
         norm: "layer" normalises the cells of every map first.
+        options: see `DETR`; the factors of the losses are those of `factors`.
 
     Raises:
         UsageError: an option out of its range.
@@ -72,37 +69,20 @@ class DETRMasks(DETR):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
-        queries: int = 100,
         channels_inside: int = 256,
-        transformer: Mapping[str, Any] | None = None,
-        losses: Mapping[str, float] | None = None,
         norm: Literal["layer", "none"] = "none",
-        score_threshold: float = 0.0,
-        detections: int = 100,
+        **options: Unpack[DETROptions],
     ) -> None:
-        super().__init__(
-            channels=channels,
-            strides=strides,
-            classes=classes,
-            queries=queries,
-            channels_inside=channels_inside,
-            transformer=transformer,
-            losses=losses,
-            norm=norm,
-            score_threshold=score_threshold,
-            detections=detections,
-        )
-        self.levels = Levels(channels, strides)
-        finer = (number for number, stride in enumerate(self.levels.strides[:-1]) if stride <= strides[-1])
+        super().__init__(features, classes=classes, channels_inside=channels_inside, norm=norm, **options)
+        self.levels = Levels(features.channels, features.strides)
+        finer = (number for number, stride in enumerate(self.levels.strides[:-1]) if stride <= features.strides[-1])
         self.finer = tuple(finer)[::-1]
         widths = [self.levels.channels[number] for number in self.finer]
-        self.guide_norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
-        self.looks = Looks(channels_inside, self.heads)
+        self.guide_norms = map_norms(norm, widths)
+        self.looks = AttentionMaps(channels_inside, self.heads)
         self.masks = MaskConvolutions(channels_inside, self.heads, widths)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DETRRaw:
@@ -111,14 +91,16 @@ class DETRMasks(DETR):
         levels = self.levels(features.maps)
         guides = [norm(levels[number]) for norm, number in zip(self.guide_norms, self.finer)]
         finest = (guides[-1], self.finer[-1]) if guides else (levels[-1], -1)
-        looks = self.looks(raw.states, raw.memory, features.padding)
-        return raw._replace(beside=Seen(looks, tuple(guides), self.levels.covered(*finest), features.size))
+        attention = self.looks(raw.states, raw.memory, features.padding)
+        return raw._replace(
+            mask_inputs=MaskInputs(attention, tuple(guides), self.levels.covered(*finest), features.size)
+        )
 
     def enlarged(self, raw: DETRRaw, image: Tensor, query: Tensor) -> Tensor:
-        """Logits (K, 1, *size) of the masks of K queries, of which (K,) image and (K,) query say which."""
-        seen: Seen = raw.beside
-        logits = self.masks(raw.cells, seen.looks[image, query], seen.guides, image)
-        return Cells(logits, seen.covered).enlarged(seen.size)
+        """Logits (K, 1, *size) of the masks of K queries, by their (K,) image and (K,) query."""
+        inputs: MaskInputs = raw.mask_inputs
+        logits = self.masks(raw.cells, inputs.attention[image, query], inputs.guides, image)
+        return Cells(logits, inputs.covered).enlarged(inputs.size)
 
     def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Loss]:
         """DETR's losses; and "mask", focal, and "dice" of the last layer's masks, over the objects of the batch.
@@ -128,46 +110,46 @@ class DETRMasks(DETR):
         """
         truth = self.truth(raw, targets)
         queries = self.match(raw, truth)
-        has = queries[-1] >= 0
-        logits = self.enlarged(raw, truth.image[has], queries[-1][has]).flatten(1)  # (K, H * W)
-        dense = [_dense(one, raw.beside.size) for one in cast("Sequence[Instances]", targets)]
-        wanted = torch.cat(dense).to(logits.device)[has].flatten(1).float()
-        chance = logits.sigmoid()
-        overlap = (2 * (chance * wanted).sum(1) + 1) / (chance.sum(1) + wanted.sum(1) + 1)
+        matched = queries[-1] >= 0
+        logits = self.enlarged(raw, truth.image[matched], queries[-1][matched]).flatten(1)  # (K, H * W)
+        dense = [_dense(target, raw.mask_inputs.size) for target in cast("Sequence[Instances]", targets)]
+        target_masks = torch.cat(dense).to(logits.device)[matched].flatten(1).float()
+        probs = logits.sigmoid()
+        dice = (2 * (probs * target_masks).sum(1) + 1) / (probs.sum(1) + target_masks.sum(1) + 1)
         sums = self.sums(raw, truth, queries) | {
-            "mask": self.losses["mask"] * sigmoid_focal_loss(logits, wanted).mean(1).sum(),
-            "dice": self.losses["dice"] * (1 - overlap).sum(),
+            "mask": self.losses["mask"] * sigmoid_focal_loss(logits, target_masks).mean(1).sum(),
+            "dice": self.losses["dice"] * (1 - dice).sum(),
         }
         counts = self.counts(targets)
         return {name: Loss(total, counts[name]) for name, total in sums.items()}
 
     def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image, as DETR gives them, with masks."""
-        found: list[Target] = []
+        predictions: list[Target] = []
         for number, (objects, size, (query, *_)) in enumerate(
             zip(super().decode(raw, sizes), sizes, self.best(raw), strict=True)
         ):
             height, width = (max(1, int(side)) for side in raw.pictures[number].tolist())
             parts = []
-            for some in query.split(max(1, AT_ONCE // max(math.prod(size), math.prod(raw.beside.size)))):
-                logits = self.enlarged(raw, torch.full_like(some, number), some)[..., :height, :width]
+            for chunk in query.split(max(1, AT_ONCE // max(math.prod(size), math.prod(raw.mask_inputs.size)))):
+                logits = self.enlarged(raw, torch.full_like(chunk, number), chunk)[..., :height, :width]
                 parts.append(masks.from_dense(to_size(logits, size)[:, 0]))
-            found.append(cast("Instances", objects)._replace(masks=masks.concatenate(parts, size)))
-        return found
+            predictions.append(cast("Instances", objects)._replace(masks=masks.concatenate(parts, size)))
+        return predictions
 
 
 def _dense(objects: Instances, size: tuple[int, int]) -> Tensor:
     """(N, *size) bool: the masks of the objects that are no crowd."""
     if objects.masks is None:
         raise DataError("objects without masks", remedy="learn from data with masks, or with a head of boxes")
-    if any(have > room for have, room in zip(objects.masks.size, size)):
+    if any(side > limit for side, limit in zip(objects.masks.size, size)):
         raise DataError(f"masks of {tuple(objects.masks.size)} pixels for an input of {tuple(size)}")
-    kept = objects.masks if objects.crowd is None else masks.take(objects.masks, ~objects.crowd)
-    return masks.to_dense(kept, size)
+    bitmaps = objects.masks if objects.crowd is None else masks.take(objects.masks, ~objects.crowd)
+    return masks.to_dense(bitmaps, size)
 
 
-class Looks(nn.Module):
-    """Where queries look: the weights of an attention, normalised over all heads together.
+class AttentionMaps(nn.Module):
+    """The weights of an attention, normalised over all heads together.
 
     Args:
         width: D.
@@ -194,11 +176,11 @@ class Looks(nn.Module):
 
 
 class MaskConvolutions(nn.Module):
-    """From cells and where queries look to masks, finer step by step.
+    """From cells and attention maps of queries to masks, finer step by step.
 
     Args:
         width: D of the cells; it is halved with every step.
-        heads: maps of where a query looks.
+        heads: attention maps of a query.
         guides: channels of the finer maps, coarse to fine.
 
     Raises:
@@ -217,25 +199,25 @@ class MaskConvolutions(nn.Module):
         self.steps = nn.ModuleList(NormedConv(*pair) for pair in pairwise(widths))
         self.last = _conv(widths[-1], 1)
 
-    def forward(self, cells: Tensor, looks: Tensor, guides: Sequence[Tensor], image: Tensor) -> Tensor:
+    def forward(self, cells: Tensor, attention: Tensor, guides: Sequence[Tensor], image: Tensor) -> Tensor:
         """Logits of K masks.
 
         Args:
             cells: (B, D, H, W).
-            looks: (K, heads, H, W).
+            attention: (K, heads, H, W).
             guides: each (B, C_i, H_i, W_i).
             image: (K,) int64: whose cells and guides.
 
         Returns:
             (K, 1, h, w), of the last guide's grid.
         """
-        of_cells, of_looks = self.first.weight.split([cells.shape[1], looks.shape[1]], 1)
-        shared = F.conv2d(cells, of_cells, self.first.bias, padding=1)  # once for all masks of an image
-        x = shared[image] + F.conv2d(looks, of_looks, padding=1)
+        cell_weight, attention_weight = self.first.weight.split([cells.shape[1], attention.shape[1]], 1)
+        shared = F.conv2d(cells, cell_weight, self.first.bias, padding=1)  # once for all masks of an image
+        x = shared[image] + F.conv2d(attention, attention_weight, padding=1)
         x = self.second(F.relu(self.first_norm(x)))
         for step, conv, guide in zip(self.steps, self.guides, guides):
-            beside = conv(guide)[image]
-            x = step(beside + to_size(x, beside.shape[-2:], "nearest"))
+            lateral = conv(guide)[image]
+            x = step(lateral + to_size(x, lateral.shape[-2:], "nearest"))
         return self.last(x)
 
 

@@ -1,8 +1,8 @@
 """Faster R-CNN: boxes in two steps (Ren, He, Girshick, Sun, NeurIPS 2015, arXiv:1506.01497).
 
-    maps --neck--> levels --3x3 conv--> objectness and shifts of every anchor --the best--> regions
+    maps --neck--> levels --3x3 conv--> objectness and deltas of every anchor --the best--> proposals
                      |                                                                         |
-                     +----------- what lies in each region, 7x7 (RoIAlign) --------------------+--> class, shifts
+                     +----------- what lies in each proposal, 7x7 (RoIAlign) ------------------+--> class, deltas
 
 The neck is the paper's to choose:
 
@@ -13,15 +13,14 @@ The neck is the paper's to choose:
 * "simple": the simple pyramid of ViTDet (Li et al., ECCV 2022, arXiv:2203.16527, section 3), made from the last map.
 
 RoIAlign is of He et al. 2017. Numbers are torchvision's, but for means: a loss is a mean over a picture's samples, then
-over pictures. Each picture draws its samples by itself, whichever are beside it. Regions and anchors inside a crowd are
-no background.
+over pictures. Each picture draws its samples by itself. Proposals and anchors inside a crowd are no background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +32,12 @@ from patchform.geometry import anchors, boxes, detections
 from patchform.heads.base import Head, number_of
 from patchform.layers.necks import NECKS
 from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 BETA = 1 / 9
 """Where the smooth L1 loss turns from a parabola to a line."""
 SCALES = (10.0, 10.0, 5.0, 5.0)
-"""Factors of the shifts of regions (the inverse of their usual spread)."""
+"""Factors of the deltas of proposals (the inverse of their usual spread)."""
 SMALLEST = 1e-2
 """Side in pixels below which a box is none."""
 O = TypeVar("O")  # noqa: E741
@@ -46,7 +45,7 @@ O = TypeVar("O")  # noqa: E741
 
 @dataclass(frozen=True, kw_only=True)
 class RPNOptions:
-    """How regions are proposed. Pairs: in training, in prediction."""
+    """How proposals are made. Pairs: in training, in prediction."""
 
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width of the anchors of each size."""
@@ -55,9 +54,9 @@ class RPNOptions:
     candidates: tuple[int, int] = (2000, 1000)
     """Best anchors of each level that compete."""
     kept: tuple[int, int] = (2000, 1000)
-    """Regions of a picture that are left."""
+    """Proposals of a picture."""
     overlap: float = 0.7
-    """IoU above which the worse of two regions of a level goes."""
+    """IoU above which the worse of two proposals of a level goes."""
     foreground: float = 0.7
     """IoU with an object from which on an anchor stands for it."""
     background: float = 0.3
@@ -70,22 +69,22 @@ class RPNOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BoxOptions:
-    """How regions are judged."""
+    """How proposals are classified and refined."""
 
     layers: Literal["two_fc", "conv_fc"] = "two_fc"
     """two_fc: two fully connected layers; conv_fc: four 3x3 convolutions and one (Wu and He 2018; ViTDet)."""
     width: int = 1024
     """Of the fully connected layers."""
     size: int = 7
-    """Cells a side that a region is read as."""
+    """Cells a side that a proposal is pooled to."""
     side: float = 224
-    """Side in pixels of the regions that are read from the level of 16 pixels a cell (Lin et al., equation 1)."""
+    """Side in pixels of the proposals that are pooled from the level of 16 pixels a cell (Lin et al., equation 1)."""
     aligned: bool = True
-    """Whether regions are read where they are; torchvision's weights were trained on half a cell right and down."""
+    """Whether proposals are pooled where they are; torchvision's weights were trained on half a cell right and down."""
     foreground: float = 0.5
-    """IoU with an object from which on a region stands for it; below it, it is background."""
+    """IoU with an object from which on a proposal stands for it; below it, it is background."""
     samples: int = 512
-    """Regions of a picture that the loss sees."""
+    """Proposals of a picture that the loss sees."""
     share: float = 0.25
     """At most of them that stand for objects."""
     overlap: float = 0.5
@@ -94,47 +93,57 @@ class BoxOptions:
     """Predictions of a picture."""
 
 
-class Proposals(NamedTuple):
-    """What is said of every anchor."""
+class RPNOutput(NamedTuple):
+    """Objectness and deltas of all anchors, A of them."""
 
     anchors: tuple[Tensor, ...]
     """Of each level, (A_l, 4) xyxy pixels of the input."""
     objectness: Tensor
     """(B, A) logits."""
-    shifts: Tensor
+    deltas: Tensor
     """(B, A, 4)."""
 
 
 class Raw(NamedTuple):
-    """What Faster R-CNN says."""
+    """The output of Faster R-CNN."""
 
     levels: tuple[Tensor, ...]
     """Of the neck, fine to coarse."""
-    proposals: Proposals
+    rpn: RPNOutput
     size: tuple[int, int]
     """Height and width of the input, pixels."""
-    real: Tensor
+    pictures: Tensor
     """(B, 2) height and width of the picture in the input, pixels."""
-    regions: tuple[Tensor, ...]
+    proposals: tuple[Tensor, ...]
     """Of each image, (K_i, 4) xyxy pixels of the input."""
-    objects: tuple[Tensor, ...]
-    """(K_i,) the object that each region stands for, or background; those with an object first. Empty in prediction."""
+    matches: tuple[Tensor, ...]
+    """(K_i,) the object of each proposal, or background; those with an object first. Empty in prediction."""
     logits: Tensor
     """(sum K_i, 1 + classes); background first."""
-    shifts: Tensor
+    deltas: Tensor
     """(sum K_i, 1 + classes, 4); those of the background mean nothing."""
     seeds: Sequence[int] = ()
     """Of each image, for what it draws. Empty in prediction."""
     masks: Tensor | None = None
-    """Of Mask R-CNN in training: (M, 1 + classes, size, size) logits of regions that stand for objects."""
+    """Of Mask R-CNN in training: (M, 1 + classes, size, size) logits of proposals that stand for objects."""
+
+
+class RCNNOptions(TypedDict, total=False):
+    """Options of R-CNN with masks and without, see `FasterRCNN`."""
+
+    neck: Literal["fpn", "single", "simple"]
+    norm: Literal["layer", "none"]
+    anchor_sizes: Sequence[float] | None
+    score_threshold: float
+    proposals: Mapping[str, Any] | None
+    boxes: Mapping[str, Any] | None
 
 
 class FasterRCNN(Head):
-    """Proposes regions, then judges them.
+    """Makes proposals, then classifies and refines them.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         neck: "fpn", "single" or "simple", see above.
         channels_inside: of the levels, and of all convolutions.
@@ -154,10 +163,8 @@ class FasterRCNN(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         neck: Literal["fpn", "single", "simple"] = "fpn",
         channels_inside: int = 256,
@@ -175,51 +182,49 @@ class FasterRCNN(Head):
         if not 0 <= score_threshold < 1:
             raise UsageError(f"score_threshold is {score_threshold}", remedy="it lies in [0, 1)")
         self.classes, self.score_threshold = classes, score_threshold
-        self.box_options = options(BoxOptions, boxes, "boxes")
-        self.neck = NECKS[neck](channels, strides, channels_inside, norm)
-        proposing = options(RPNOptions, proposals, "proposals")
-        self.rpn = RPN(channels_inside, self.neck.strides, anchor_sizes, proposing)
-        self.read = self.reader(self.box_options.size)
+        self.box_options = read_options(BoxOptions, boxes, "boxes")
+        self.neck = NECKS[neck](features.channels, features.strides, channels_inside, norm)
+        rpn_options = read_options(RPNOptions, proposals, "proposals")
+        self.rpn = RPN(channels_inside, self.neck.strides, anchor_sizes, rpn_options)
+        self.pool = self.roi_align(self.box_options.size)
         self.box_head = BoxHead(channels_inside, classes, self.box_options)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
-        """All proposals and what is said of the regions: with targets of a sample, without them of the best."""
+        """All anchors, and classes and deltas of proposals: with targets of a sample, without them of the best."""
         levels = self.neck(features.maps)
-        real = detections.picture_sizes(features)
-        proposals = self.rpn(levels, features.size)
-        regions = self.rpn.best(proposals, real, training=targets is not None)
-        objects: tuple[Tensor, ...] = ()
+        pictures = detections.picture_sizes(features)
+        rpn = self.rpn(levels, features.size)
+        proposals = self.rpn.propose(rpn, pictures, training=targets is not None)
+        matches: tuple[Tensor, ...] = ()
         seeds: list[int] = []
         if targets is not None:
             seeds = torch.randint(2**62, (len(targets),)).tolist()
-            regions, objects = self._sampled(regions, cast("Sequence[Instances]", targets), seeds)
-        cells, rows = self.read(levels, regions, features.size)
-        logits, shifts = (said[rows] for said in self.box_head(cells))
-        return Raw(tuple(levels), proposals, features.size, real, regions, objects, logits, shifts, seeds)
+            proposals, matches = self._sample(proposals, cast("Sequence[Instances]", targets), seeds)
+        cells, order = self.pool(levels, proposals, features.size)
+        logits, deltas = (x[order] for x in self.box_head(cells))
+        return Raw(tuple(levels), rpn, features.size, pictures, proposals, matches, logits, deltas, seeds)
 
-    def reader(self, size: int) -> MultiScaleRoIAlign:
-        """Reads regions as `size` x `size` cells."""
+    def roi_align(self, size: int) -> MultiScaleRoIAlign:
+        """Pools proposals to `size` x `size` cells."""
         strides = self.neck.strides[: self.neck.read]
         return MultiScaleRoIAlign(strides, size, side=self.box_options.side, aligned=self.box_options.aligned)
 
-    def _sampled(
-        self, regions: Sequence[Tensor], targets: Sequence[Instances], seeds: Sequence[int]
+    def _sample(
+        self, proposals: Sequence[Tensor], targets: Sequence[Instances], seeds: Sequence[int]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Of each image the regions that the loss sees, and the object of each. The objects' own boxes are regions."""
-        chosen, objects = [], []
-        for candidates, target, seed in zip(regions, targets, seeds):
+        """Of each image the proposals that the loss sees, and their matches. The objects' own boxes are proposals."""
+        options, sampled, matches = self.box_options, [], []
+        for candidates, target, seed in zip(proposals, targets, seeds):
             own = target.boxes if target.crowd is None else target.boxes[~target.crowd]
             candidates = torch.cat([candidates, own.to(candidates)])
-            found = anchors.match(
-                candidates, target, self.box_options.foreground, self.box_options.foreground, rescue=False
-            )
-            rows = balanced_sample(found, self.box_options.samples, self.box_options.share, seed)
-            chosen.append(candidates[rows])
-            objects.append(found[rows])
-        return tuple(chosen), tuple(objects)
+            match = anchors.match(candidates, target, options.foreground, options.foreground, rescue=False)
+            index = balanced_sample(match, options.samples, options.share, seed)
+            sampled.append(candidates[index])
+            matches.append(match[index])
+        return tuple(sampled), tuple(matches)
 
     def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Loss]:
-        """Over images: objectness, proposal (shifts of anchors), classification and box (shifts of regions)."""
+        """Over images: objectness, proposal (deltas of anchors), classification and box (deltas of proposals)."""
         count = number_of(targets)
         return {name: Loss(total, count) for name, total in self.sums(raw, targets).items()}
 
@@ -229,46 +234,50 @@ class FasterRCNN(Head):
 
     def sums(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() by name of loss."""
-        truth = cast("Sequence[Instances]", targets)
-        found = self.rpn.loss(raw.proposals, truth, raw.seeds)
-        labels, wanted = [], []
-        for region, number, target in zip(raw.regions, raw.objects, truth):
-            first = int((number >= 0).sum())
-            classes = target.classes.new_zeros(len(number))
-            classes[:first] = target.classes[number[:first]] + 1
-            labels.append(classes)
-            wanted.append(boxes.encode(target.boxes[number[:first]].float(), region[:first], SCALES))
+        instances = cast("Sequence[Instances]", targets)
+        rpn_losses = self.rpn.loss(raw.rpn, instances, raw.seeds)
+        labels, target_deltas = [], []
+        for proposals, match, target in zip(raw.proposals, raw.matches, instances):
+            positives = int((match >= 0).sum())
+            label = target.classes.new_zeros(len(match))
+            label[:positives] = target.classes[match[:positives]] + 1
+            labels.append(label)
+            objects = target.boxes[match[:positives]].float()
+            target_deltas.append(boxes.encode(objects, proposals[:positives], SCALES))
         label = torch.cat(labels)
-        weight = shares([len(region) for region in raw.regions], raw.logits)
+        weight = mean_weights([len(proposals) for proposals in raw.proposals], raw.logits)
         entropy = F.cross_entropy(raw.logits.float(), label, reduction="none")
-        rows = label.nonzero()[:, 0]
-        off = F.smooth_l1_loss(raw.shifts[rows, label[rows]].float(), torch.cat(wanted), beta=BETA, reduction="none")
-        return {**found, "classification": (entropy * weight).sum(), "box": (off.sum(1) * weight[rows]).sum()}
+        positive = label.nonzero()[:, 0]
+        deltas = raw.deltas[positive, label[positive]].float()
+        smooth_l1 = F.smooth_l1_loss(deltas, torch.cat(target_deltas), beta=BETA, reduction="none").sum(1)
+        box = (smooth_l1 * weight[positive]).sum()
+        return {**rpn_losses, "classification": (entropy * weight).sum(), "box": box}
 
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image: the best boxes that do not overlap, at most `boxes.most`."""
         return [
-            found._replace(boxes=detections.to_pictures(found.boxes, real, size))
-            for found, real, size in zip(self.best(raw), raw.real, sizes)
+            instances._replace(boxes=detections.to_pictures(instances.boxes, picture, size))
+            for instances, picture, size in zip(self.detect(raw), raw.pictures, sizes)
         ]
 
-    def best(self, raw: Raw) -> list[Instances]:
+    def detect(self, raw: Raw) -> list[Instances]:
         """What is predicted, in pixels of the input."""
-        counts, predicted = [len(region) for region in raw.regions], []
-        parts = zip(raw.regions, raw.logits.float().softmax(1).split(counts), raw.shifts.split(counts), raw.real)
-        for region, scores, shifts, real in parts:
-            row, label = (scores[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
-            score = scores[row, label + 1]
-            found = detections.clip(boxes.decode(shifts[row, label + 1].float(), region[row], SCALES), real)
-            large = ((found[:, 2:] - found[:, :2]) >= SMALLEST).all(1)
-            found, label, score = found[large], label[large], score[large]
-            kept = detections.nms(found, score, label, overlap=self.box_options.overlap, most=self.box_options.most)
-            predicted.append(Instances(found[kept], label[kept], score[kept]))
-        return predicted
+        counts, predictions = [len(proposals) for proposals in raw.proposals], []
+        images = zip(raw.proposals, raw.logits.float().softmax(1).split(counts), raw.deltas.split(counts), raw.pictures)
+        for proposals, scores, deltas, picture in images:
+            index, classes = (scores[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
+            score = scores[index, classes + 1]
+            decoded = boxes.decode(deltas[index, classes + 1].float(), proposals[index], SCALES)
+            box = detections.clip(decoded, picture)
+            large = ((box[:, 2:] - box[:, :2]) >= SMALLEST).all(1)
+            box, classes, score = box[large], classes[large], score[large]
+            kept = detections.nms(box, score, classes, overlap=self.box_options.overlap, most=self.box_options.most)
+            predictions.append(Instances(box[kept], classes[kept], score[kept]))
+        return predictions
 
 
 class RPN(nn.Module):
-    """The region proposal network (section 3.1): an objectness and four shifts for every anchor.
+    """The region proposal network (section 3.1): an objectness and four deltas for every anchor.
 
     Args:
         channels: of the levels.
@@ -282,80 +291,77 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         sizes = sizes or ([8 * stride for stride in strides] if len(strides) > 1 else (32, 64, 128, 256, 512))
-        each = [[size] for size in sizes] if len(strides) > 1 else [list(sizes)]
-        if len(each) != len(strides):
-            raise UsageError(f"{len(each)} anchor_sizes for {len(strides)} levels", remedy="give one a level")
-        if options.spacing not in ("stride", "input"):
-            raise UsageError(f'spacing is "{options.spacing}"', remedy='it is "stride" or "input"')
+        per_level = [[size] for size in sizes] if len(strides) > 1 else [list(sizes)]
+        if len(per_level) != len(strides):
+            raise UsageError(f"{len(per_level)} anchor_sizes for {len(strides)} levels", remedy="give one a level")
         self.strides, self.options = tuple(strides), options
-        self.forms = [anchors.cell_anchors(size, options.ratios) for size in each]
-        number = len(self.forms[0])
+        self.cell_anchors = [anchors.cell_anchors(level, options.ratios) for level in per_level]
+        number = len(self.cell_anchors[0])
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness, self.shifts = nn.Conv2d(channels, number, 1), nn.Conv2d(channels, 4 * number, 1)
         for conv in (self.conv, self.objectness, self.shifts):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(cast(Tensor, conv.bias))
 
-    def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Proposals:
+    def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> RPNOutput:
         """Of levels (B, C, H_l, W_l) of an input of `size` (height, width) pixels."""
-        objectness, shifts, placed = [], [], []
-        for x, stride, forms in zip(levels, self.strides, self.forms, strict=True):
-            inside = F.relu(self.conv(x))
-            objectness.append(self.objectness(inside).permute(0, 2, 3, 1).flatten(1))
-            shifts.append(self.shifts(inside).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        objectness, deltas, grid_anchors = [], [], []
+        for x, stride, cell_anchors in zip(levels, self.strides, self.cell_anchors, strict=True):
+            hidden = F.relu(self.conv(x))
+            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.shifts(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
             grid = (x.shape[2], x.shape[3])
-            apart = anchors.spacing(size, grid, stride, self.options.spacing)
-            placed.append(anchors.grid_anchors(forms.to(x.device), grid, apart))
-        return Proposals(tuple(placed), torch.cat(objectness, 1).float(), torch.cat(shifts, 1).float())
+            spacing = anchors.spacing(size, grid, stride, self.options.spacing)
+            grid_anchors.append(anchors.grid_anchors(cell_anchors.to(x.device), grid, spacing))
+        return RPNOutput(tuple(grid_anchors), torch.cat(objectness, 1).float(), torch.cat(deltas, 1).float())
 
     @torch.no_grad()
-    def best(self, proposals: Proposals, real: Tensor, *, training: bool) -> tuple[Tensor, ...]:
-        """Of each image the (K_i, 4) regions that are left, inside the picture."""
-        most, kept = (pair[0 if training else 1] for pair in (self.options.candidates, self.options.kept))
-        counts = [len(each) for each in proposals.anchors]
-        scores, regions, levels = [], [], []
-        parts = zip(proposals.anchors, proposals.objectness.split(counts, 1), proposals.shifts.split(counts, 1))
-        for number, (placed, objectness, shifts) in enumerate(parts):
-            score, rows = objectness.topk(min(most, len(placed)), 1)
+    def propose(self, raw: RPNOutput, pictures: Tensor, *, training: bool) -> tuple[Tensor, ...]:
+        """Of each image the (K_i, 4) proposals, inside the picture."""
+        candidates, most = (pair[0 if training else 1] for pair in (self.options.candidates, self.options.kept))
+        counts = [len(level) for level in raw.anchors]
+        scores, decoded, levels = [], [], []
+        parts = zip(raw.anchors, raw.objectness.split(counts, 1), raw.deltas.split(counts, 1))
+        for number, (level_anchors, objectness, deltas) in enumerate(parts):
+            score, index = objectness.topk(min(candidates, len(level_anchors)), 1)
             scores.append(score)
-            regions.append(boxes.decode(shifts.gather(1, rows[..., None].expand(-1, -1, 4)), placed[rows]))
-            levels.append(torch.full_like(rows, number))
-        found = []
-        for score, region, level, size in zip(torch.cat(scores, 1), torch.cat(regions, 1), torch.cat(levels, 1), real):
-            region = detections.clip(region, size)
-            large = ((region[:, 2:] - region[:, :2]) >= SMALLEST / 10).all(1)
-            region, score, level = region[large], score[large], level[large]
-            found.append(region[detections.nms(region, score, level, overlap=self.options.overlap, most=kept)])
-        return tuple(found)
+            decoded.append(boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), level_anchors[index]))
+            levels.append(torch.full_like(index, number))
+        proposals = []
+        images = zip(torch.cat(decoded, 1), torch.cat(scores, 1), torch.cat(levels, 1), pictures)
+        for box, score, level, picture in images:
+            box = detections.clip(box, picture)
+            large = ((box[:, 2:] - box[:, :2]) >= SMALLEST / 10).all(1)
+            box, score, level = box[large], score[large], level[large]
+            proposals.append(box[detections.nms(box, score, level, overlap=self.options.overlap, most=most)])
+        return tuple(proposals)
 
-    def loss(self, proposals: Proposals, targets: Sequence[Instances], seeds: Sequence[int]) -> dict[str, Tensor]:
+    def loss(self, raw: RPNOutput, targets: Sequence[Instances], seeds: Sequence[int]) -> dict[str, Tensor]:
         """Sums over images, each of a sample of the anchors."""
-        placed, options = torch.cat(proposals.anchors), self.options
-        rows, labels, firsts, wanted = [], [], [], []
+        all_anchors, options = torch.cat(raw.anchors), self.options
+        samples, labels, positives, target_deltas = [], [], [], []
         for number, (target, seed) in enumerate(zip(targets, seeds)):
-            found = anchors.match(placed, target, options.foreground, options.background, rescue=True)
-            row = balanced_sample(found, options.samples, options.share, seed + 1)
-            labels.append(found[row] >= 0)
-            first = row[: int(labels[-1].sum())]
-            rows.append(row + number * len(placed))
-            firsts.append(first + number * len(placed))
-            wanted.append(boxes.encode(target.boxes[found[first]].float(), placed[first]))
-        row, label = torch.cat(rows), torch.cat(labels)
-        weight = shares([len(each) for each in rows], proposals.objectness)
-        said = proposals.objectness.flatten()[row]
-        objectness = F.binary_cross_entropy_with_logits(said, label.float(), weight=weight, reduction="sum")
-        moved = proposals.shifts.flatten(0, 1)[torch.cat(firsts)]
-        off = F.smooth_l1_loss(moved, torch.cat(wanted), beta=BETA, reduction="none")
-        return {"objectness": objectness, "proposal": (off.sum(1) * weight[label]).sum()}
+            match = anchors.match(all_anchors, target, options.foreground, options.background, rescue=True)
+            sample = balanced_sample(match, options.samples, options.share, seed + 1)
+            labels.append(match[sample] >= 0)
+            positive = sample[: int(labels[-1].sum())]
+            samples.append(sample + number * len(all_anchors))
+            positives.append(positive + number * len(all_anchors))
+            target_deltas.append(boxes.encode(target.boxes[match[positive]].float(), all_anchors[positive]))
+        label = torch.cat(labels)
+        weight = mean_weights([len(sample) for sample in samples], raw.objectness)
+        logits = raw.objectness.flatten()[torch.cat(samples)]
+        objectness = F.binary_cross_entropy_with_logits(logits, label.float(), weight=weight, reduction="sum")
+        deltas = raw.deltas.flatten(0, 1)[torch.cat(positives)]
+        smooth_l1 = F.smooth_l1_loss(deltas, torch.cat(target_deltas), beta=BETA, reduction="none").sum(1)
+        return {"objectness": objectness, "proposal": (smooth_l1 * weight[label]).sum()}
 
 
 class BoxHead(nn.Module):
-    """(K, C, size, size) -> class logits (K, 1 + classes) and shifts (K, 1 + classes, 4)."""
+    """(K, C, size, size) -> class logits (K, 1 + classes) and deltas (K, 1 + classes, 4)."""
 
     def __init__(self, channels: int, classes: int, options: BoxOptions) -> None:
         super().__init__()
-        if options.layers not in ("two_fc", "conv_fc"):
-            raise UsageError(f'layers is "{options.layers}"', remedy='it is "two_fc" or "conv_fc"')
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4 * (options.layers == "conv_fc"))
         )
@@ -383,13 +389,12 @@ class BoxHead(nn.Module):
         return self.classify(x), self.shift(x).unflatten(1, (-1, 4))
 
 
-def options(kind: type[O], given: Mapping[str, Any] | None, name: str) -> O:
-    """The record `kind` with what is given by name; the rest as it is. Raises UsageError for an unknown name."""
-    lookup.check_options(kind, given or {}, of=name)
-    return kind(**(given or {}))
+def read_options(kind: type[O], options: Mapping[str, Any] | None, name: str) -> O:
+    """The record `kind` with options by name; the rest as it is. Raises UsageError for an unknown name."""
+    lookup.check_options(kind, options or {}, of=name)
+    return kind(**(options or {}))
 
 
-def shares(counts: Sequence[int], like: Tensor) -> Tensor:
+def mean_weights(counts: Sequence[int], like: Tensor) -> Tensor:
     """(sum of counts,) float32: weights that make a sum one of means over the samples of a picture."""
-    each = [1 / max(1, count) for count in counts]
-    return torch.cat([torch.full((count,), weight, device=like.device) for count, weight in zip(counts, each)])
+    return torch.cat([torch.full((count,), 1 / max(1, count), device=like.device) for count in counts])

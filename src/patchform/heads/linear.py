@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.base import Head, number_of
-from patchform.records import Features, Label, Loss, Target
+from patchform.records import FeatureInfo, Features, Label, Loss, Target
+
+
+class LabelOptions(TypedDict, total=False):
+    """How every head of labels learns, see `Linear`."""
+
+    dropout: float
+    smoothing: float
+    class_weights: Sequence[float] | None
+    labels: Literal["single", "multi"]
 
 
 class Linear(Head):
@@ -27,8 +36,7 @@ class Linear(Head):
     then near ln(classes), as with weights of zero, but the backbone has a gradient from the first step on.
 
     Args:
-        channels, strides: of the backbone's maps; not used.
-        width: D of the summary.
+        features: of the backbone, whose width is D of the summary.
         classes: number of classes C.
         dropout: rate on the summary (after the hidden layer), in [0, 1).
         smoothing: share of the target that is spread evenly, in [0, 1): over the classes of an image (Szegedy et al.
@@ -49,10 +57,8 @@ class Linear(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int] = (),
-        strides: Sequence[int] = (),
-        width: int,
         classes: int,
         dropout: float = 0.0,
         smoothing: float = 0.0,
@@ -63,24 +69,25 @@ class Linear(Head):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, share in (("dropout", dropout), ("smoothing", smoothing)):
-            if not 0 <= share < 1:
-                raise UsageError(f"{name} is {share}", remedy="it lies in [0, 1)")
+        for name, rate in (("dropout", dropout), ("smoothing", smoothing)):
+            if not 0 <= rate < 1:
+                raise UsageError(f"{name} is {rate}", remedy="it lies in [0, 1)")
         if labels not in ("single", "multi"):
             raise UsageError(f'labels is "{labels}"', remedy='it is "single" or "multi"')
         if not 0 < temperature < math.inf:
             raise UsageError(f"temperature is {temperature}", remedy="it is a positive number")
-        if parts and sum(parts) != (hidden or width):
-            raise UsageError(f"parts of {list(parts)} are not the {hidden or width} of what is classified")
+        width = hidden or features.width
+        if parts and sum(parts) != width:
+            raise UsageError(f"parts of {list(parts)} are not the {width} of what is classified")
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         if weights is not None and (len(weights) != classes or not ((weights > 0) & weights.isfinite()).all()):
             raise UsageError(
                 f"class_weights are {list(class_weights or ())}", remedy=f"give {classes} positive numbers, one a class"
             )
         self.classes, self.smoothing, self.labels, self.temperature = classes, smoothing, labels, temperature
-        self.pre_logits = None if hidden is None else nn.Linear(width, hidden)
+        self.pre_logits = None if hidden is None else nn.Linear(features.width, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = Averaged(parts, classes) if parts else nn.Linear(hidden or width, classes)
+        self.classifier = Averaged(parts, classes) if parts else nn.Linear(width, classes)
         self.register_buffer("class_weights", weights, persistent=False)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -104,21 +111,21 @@ class Linear(Head):
         Raises:
             DataError: an image without exactly one class where `labels` is "single".
         """
-        logits, wanted = raw.float(), self._dense(targets, raw.device)  # float: bfloat16 has 3 digits
+        logits, probs = raw.float(), self._probs(targets, raw.device)  # float: bfloat16 has 3 digits
         weights = logits.new_ones(self.classes) if self.class_weights is None else self.class_weights.to(logits)
         if self.labels == "multi":
-            smooth = wanted * (1 - self.smoothing) + self.smoothing / 2
-            each = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")  # (B, C)
-            return {"loss": Loss((each @ (weights / weights.sum())).sum(), number_of(targets))}
-        smooth = wanted * (1 - self.smoothing) + self.smoothing / self.classes
-        return {"loss": Loss(-(smooth * logits.log_softmax(1) @ weights).sum(), (wanted @ weights).sum())}
+            smooth = probs * (1 - self.smoothing) + self.smoothing / 2
+            entropy = F.binary_cross_entropy_with_logits(logits, smooth, reduction="none")  # (B, C)
+            return {"loss": Loss((entropy @ (weights / weights.sum())).sum(), number_of(targets))}
+        smooth = probs * (1 - self.smoothing) + self.smoothing / self.classes
+        return {"loss": Loss(-(smooth * logits.log_softmax(1) @ weights).sum(), (probs @ weights).sum())}
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Number of images; of single labels the sum of the targets' shares, each by the weight of its class."""
         if self.labels == "multi":
             return super().counts(targets)
-        wanted = self._dense(targets, next(self.parameters()).device)
-        return {"loss": (wanted if self.class_weights is None else wanted @ self.class_weights.to(wanted)).sum()}
+        probs = self._probs(targets, next(self.parameters()).device)
+        return {"loss": (probs if self.class_weights is None else probs @ self.class_weights.to(probs)).sum()}
 
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""
@@ -132,7 +139,7 @@ class Linear(Head):
             chosen = above.nonzero()[:, 1].split(above.sum(1).tolist())
         return [Label(classes, row) for classes, row in zip(chosen, scores)]
 
-    def _dense(self, targets: Sequence[Target], device: torch.device) -> Tensor:
+    def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: 1 (or the soft score) where an image has the class."""
         labels = cast("Sequence[Label]", targets)
         soft = [label.scores for label in labels if label.scores is not None]
@@ -142,9 +149,9 @@ class Linear(Head):
             raise UsageError("hard and soft targets in one batch", remedy="give scores to all images or to none")
         if self.labels == "single" and any(len(label.classes) != 1 for label in labels):
             raise DataError("an image without exactly one class", remedy='set labels to "multi"')
-        nothing = self.classes  # a column beyond the last, cut off below
-        present = pad_sequence([label.classes for label in labels], batch_first=True, padding_value=nothing).to(device)
-        return torch.zeros(len(labels), self.classes + 1, device=device).scatter_(1, present, 1.0)[:, :-1]
+        classes = [label.classes for label in labels]
+        index = pad_sequence(classes, batch_first=True, padding_value=self.classes).to(device)  # cut off below
+        return torch.zeros(len(labels), self.classes + 1, device=device).scatter_(1, index, 1.0)[:, :-1]
 
 
 class Averaged(nn.Module):

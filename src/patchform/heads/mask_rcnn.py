@@ -1,9 +1,9 @@
 """Mask R-CNN: Faster R-CNN with a mask for every box (He, Gkioxari, Dollar, Girshick, ICCV 2017, arXiv:1703.06870).
 
-    regions --what lies in each, 14x14 (RoIAlign)--> 3x3 conv x 4 --2x2 transposed conv--> 28x28 logits of each class
+    proposals --what lies in each, 14x14 (RoIAlign)--> 3x3 conv x 4 --2x2 transposed conv--> 28x28 logits of each class
 
-In training the regions that stand for objects have masks (section 3), in prediction the boxes that are left. The loss
-is that of a region's own class, a mean over a picture's masks, then over pictures.
+In training the proposals that stand for objects have masks (section 3), in prediction the boxes that are left. The loss
+is that of a proposal's own class, a mean over a picture's masks, then over pictures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError
 from patchform.geometry import detections, masks
-from patchform.heads.faster_rcnn import FasterRCNN, Raw, options, shares
-from patchform.records import Features, Instances, Target
+from patchform.heads.faster_rcnn import FasterRCNN, Raw, RCNNOptions, mean_weights, read_options
+from patchform.records import FeatureInfo, Features, Instances, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,20 @@ class MaskOptions:
     channels: int = 256
     """Of them."""
     size: int = 14
-    """Cells a side that a region is read as; its mask has twice as many."""
+    """Cells a side that a proposal is pooled to; its mask has twice as many."""
     samples: int = 128
-    """Regions of a picture that the loss sees at most: the first of the sample of boxes."""
+    """Proposals of a picture that the loss sees at most: the first of the sample of boxes."""
 
 
 class MaskRCNN(FasterRCNN):
     """Boxes and their masks.
 
     Args:
-        channels, strides, width, classes, neck, channels_inside, norm, anchor_sizes, score_threshold, proposals, boxes:
-            see `FasterRCNN`.
+        features: of the backbone.
+        classes: number of classes.
+        channels_inside: of the levels, and of all convolutions but those of the masks.
         masks: options of `MaskOptions`, by name.
+        options: see `FasterRCNN`.
 
     Raises:
         UsageError: an option out of its range or unknown.
@@ -54,53 +56,33 @@ class MaskRCNN(FasterRCNN):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
-        neck: Literal["fpn", "single", "simple"] = "fpn",
         channels_inside: int = 256,
-        norm: Literal["layer", "none"] = "none",
-        anchor_sizes: Sequence[float] | None = None,
-        score_threshold: float = 0.05,
-        proposals: Mapping[str, Any] | None = None,
-        boxes: Mapping[str, Any] | None = None,
         masks: Mapping[str, Any] | None = None,
+        **options: Unpack[RCNNOptions],
     ) -> None:
-        super().__init__(
-            channels=channels,
-            strides=strides,
-            classes=classes,
-            neck=neck,
-            channels_inside=channels_inside,
-            norm=norm,
-            anchor_sizes=anchor_sizes,
-            score_threshold=score_threshold,
-            proposals=proposals,
-            boxes=boxes,
-        )
-        self.mask_options = options(MaskOptions, masks, "masks")
-        self.read_masks = self.reader(self.mask_options.size)
+        super().__init__(features, classes=classes, channels_inside=channels_inside, **options)
+        self.mask_options = read_options(MaskOptions, masks, "masks")
+        self.mask_pool = self.roi_align(self.mask_options.size)
         self.mask = MaskBranch(channels_inside, classes, self.mask_options)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
-        """What Faster R-CNN says; with targets, masks of the regions that stand for objects as well."""
+        """The output of Faster R-CNN; with targets, masks of the proposals that stand for objects as well."""
         raw = super().forward(features, targets)
-        if targets is None:
-            return raw
-        return raw._replace(masks=self._masks(raw, self._masked(raw)[0]))
+        return raw if targets is None else raw._replace(masks=self._mask_logits(raw, self._positives(raw)[0]))
 
-    def _masks(self, raw: Raw, regions: Sequence[Tensor]) -> Tensor:
+    def _mask_logits(self, raw: Raw, boxes: Sequence[Tensor]) -> Tensor:
         """Of each image (M_i, 4) pixels of the input -> (sum M_i, 1 + classes, size, size) logits."""
-        cells, rows = self.read_masks(raw.levels, regions, raw.size)
-        return self.mask(cells)[rows]
+        cells, order = self.mask_pool(raw.levels, boxes, raw.size)
+        return self.mask(cells)[order]
 
-    def _masked(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each image the regions that have masks in training, and the objects that they stand for."""
-        counts = [min(self.mask_options.samples, int((number >= 0).sum())) for number in raw.objects]
-        regions = [region[:count] for region, count in zip(raw.regions, counts)]
-        return regions, [number[:count] for number, count in zip(raw.objects, counts)]
+    def _positives(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image the proposals that have masks in training, and the objects that they stand for."""
+        counts = [min(self.mask_options.samples, int((match >= 0).sum())) for match in raw.matches]
+        proposals = [proposals[:count] for proposals, count in zip(raw.proposals, counts)]
+        return proposals, [match[:count] for match, count in zip(raw.matches, counts)]
 
     def sums(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Those of Faster R-CNN, and mask.
@@ -108,32 +90,32 @@ class MaskRCNN(FasterRCNN):
         Raises:
             DataError: objects without masks.
         """
-        found = super().sums(raw, targets)
+        sums = super().sums(raw, targets)
         assert raw.masks is not None
-        labels, wanted = [], []
-        for region, number, target in zip(*self._masked(raw), cast("Sequence[Instances]", targets)):
+        labels, target_masks = [], []
+        for proposals, match, target in zip(*self._positives(raw), cast("Sequence[Instances]", targets)):
             if target.masks is None:
                 raise DataError("objects without masks", remedy="detection learns from boxes alone")
-            labels.append(target.classes[number] + 1)
-            seen = region if self.box_options.aligned else region + 0.5
-            wanted.append(masks.sample(target.masks, seen, number, raw.masks.shape[-1]))
+            labels.append(target.classes[match] + 1)
+            boxes = proposals if self.box_options.aligned else proposals + 0.5
+            target_masks.append(masks.sample(target.masks, boxes, match, raw.masks.shape[-1]))
         label = torch.cat(labels)
-        own = raw.masks[torch.arange(len(label), device=label.device), label].float()
-        entropy = F.binary_cross_entropy_with_logits(own, torch.cat(wanted), reduction="none").mean((1, 2))
-        return {**found, "mask": (entropy * shares([len(each) for each in labels], entropy)).sum()}
+        logits = raw.masks[torch.arange(len(label), device=label.device), label].float()
+        entropy = F.binary_cross_entropy_with_logits(logits, torch.cat(target_masks), reduction="none").mean((1, 2))
+        return {**sums, "mask": (entropy * mean_weights([len(label) for label in labels], entropy)).sum()}
 
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image, with masks: where they are more likely than not."""
-        predicted = self.best(raw)
-        logits = self._masks(raw, [found.boxes for found in predicted])
-        label = torch.cat([found.classes for found in predicted]) + 1
-        likely = logits[torch.arange(len(label), device=label.device), label].float().sigmoid()
-        complete: list[Target] = []
-        parts = likely.split([len(found.boxes) for found in predicted])
-        for found, real, size, each in zip(predicted, raw.real, sizes, parts):
-            place = detections.to_pictures(found.boxes, real, size)
-            complete.append(found._replace(boxes=place, masks=masks.paste(each, place, size)))
-        return complete
+        detected = self.detect(raw)
+        logits = self._mask_logits(raw, [instances.boxes for instances in detected])
+        label = torch.cat([instances.classes for instances in detected]) + 1
+        probs = logits[torch.arange(len(label), device=label.device), label].float().sigmoid()
+        predictions: list[Target] = []
+        parts = probs.split([len(instances.boxes) for instances in detected])
+        for instances, picture, size, part in zip(detected, raw.pictures, sizes, parts):
+            boxes = detections.to_pictures(instances.boxes, picture, size)
+            predictions.append(instances._replace(boxes=boxes, masks=masks.paste(part, boxes, size)))
+        return predictions
 
 
 class MaskBranch(nn.Module):

@@ -2,7 +2,7 @@
 
     maps --feature pyramid--> P3, P4, P5 --3x3 conv, stride 2--> P6 --ReLU, 3x3 conv, stride 2--> P7
     each level --4 x (3x3 conv, ReLU), 3x3 conv--> class logits of every anchor
-               --the same, other weights---------> how every anchor moves and grows
+               --the same, other weights---------> deltas of every anchor
 
 The weights of the two towers serve all levels (section 4). Above a backbone of one stride stand the levels of
 `layers.pyramids.Levels`. Numbers are those of torchvision's RetinaNet.
@@ -23,11 +23,10 @@ from patchform.errors import UsageError
 from patchform.geometry import anchors as anchoring
 from patchform.geometry.boxes import decode, encode
 from patchform.geometry.detections import clip, nms, picture_sizes, to_pictures
-from patchform.heads.base import Head, number_of
-from patchform.layers.convolutions import CellNorm
+from patchform.heads.base import Head, map_norms, number_of
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
-from patchform.records import Features, Instances, Loss, Target
+from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 from patchform.schema import Natural
 
 ALPHA, GAMMA = 0.25, 2
@@ -39,11 +38,7 @@ FOREGROUND, BACKGROUND = 0.5, 0.4
 BETA = 1 / 9
 """Where the smooth L1 loss becomes linear, as in the authors' Detectron."""
 CANDIDATES, OVERLAP = 1000, 0.5
-"""Predictions of each level that are looked at, and the IoU from which on one suppresses another (section 4.1)."""
-
-
-SLOTS = {"norm": ("none", "group"), "source": ("map", "pyramid"), "spacing": ("stride", "input")}
-"""What may be said in fields of `Options`."""
+"""Best predictions of each level that compete, and the IoU from which on one suppresses another (section 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,30 +63,25 @@ class Options:
     """Height / width of anchors."""
     spacing: Literal["stride", "input"] = "stride"
     """Pixels between the anchors of neighbouring cells: "input" divides the input's sides by the numbers of cells,
-    rounded down, which is torchvision's way and another one on coarse levels of most sizes."""
+    rounded down, as torchvision does; it differs on coarse levels of most sizes."""
 
     def __post_init__(self) -> None:
-        for name, known in SLOTS.items():
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f'{name} is "{value}"', remedy=f'it is "{known[0]}" or "{known[1]}"')
-        if min(self.convolutions, self.coarser) < 0 or self.octave < 1:
-            raise UsageError("convolutions and coarser are 0 or more, octave 1 or more", where="form")
         if not self.ratios or min(self.ratios) <= 0:
             raise UsageError(f"ratios are {self.ratios}", remedy="give one or more positive numbers")
 
 
 class Raw(NamedTuple):
-    """What RetinaNet says of N anchors: level by level, fine to coarse; cell by cell; those of a cell together."""
+    """Logits and deltas of N anchors: level by level, fine to coarse; cell by cell; those of a cell together."""
 
     logits: Tensor
     """(B, N, classes)."""
-    shifts: Tensor
+    deltas: Tensor
     """(B, N, 4), see `geometry.boxes.encode`."""
     anchors: Tensor
     """(N, 4) xyxy float32 pixels of the input."""
-    levels: tuple[int, ...]
+    counts: tuple[int, ...]
     """Number of anchors of each level."""
-    real: Tensor
+    pictures: Tensor
     """(B, 2) height and width of the picture in each input."""
 
 
@@ -99,16 +89,15 @@ class RetinaNet(Head):
     """One stage: a class and a box for each of the anchors of all levels.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         channels_inside: of the pyramid and the towers.
         norm: "layer" normalises the cells of each map first; "none" takes them as they are.
         finest: pixels a cell of the finest level: maps that are finer are not used (8: P3, 4: P2).
         sizes: of the anchors, pixels, a number for each level, fine to coarse; None: 4 times the level's stride, which
             makes 32, 64, ... 512 of the paper.
-        losses: factor of each loss by name: "focal", of the classes, and one or more of "l1", "smooth_l1" (of what is
-            to be moved and grown) and "giou" (of the boxes). None: focal and l1, both 1.
+        losses: factor of each loss by name: "focal", of the classes, and one or more of "l1", "smooth_l1" (of deltas)
+            and "giou" (of the boxes). None: focal and l1, both 1.
         form: fields of `Options` by name.
         score_threshold: predictions at or below it are left out, in [0, 1).
         detections: so many an image at most.
@@ -121,10 +110,8 @@ class RetinaNet(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         channels_inside: int = 256,
         norm: Literal["layer", "none"] = "none",
@@ -136,41 +123,39 @@ class RetinaNet(Head):
         detections: int = 100,
     ) -> None:
         super().__init__()
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
         if not 0 <= score_threshold < 1 or detections < 1:
             raise UsageError("score_threshold lies in [0, 1), detections is 1 or more")
         check_options(Options, form or {}, of="form")
-        self.form = Options(**(form or {}))
-        self.losses = _checked({"focal": 1.0, "l1": 1.0} if losses is None else losses)
+        self.options = Options(**(form or {}))
+        self.losses = _check_losses({"focal": 1.0, "l1": 1.0} if losses is None else losses)
         self.score_threshold, self.detections = score_threshold, detections
 
-        self.maps = Levels(channels, strides, finest=finest)
+        self.maps = Levels(features.channels, features.strides, finest=finest)
         widths = self.maps.channels
-        self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.norms = map_norms(norm, widths)
         self.pyramid = FPN(widths, channels_inside)
-        below = widths[-1] if self.form.source == "map" else channels_inside
-        self.coarser = Coarser(below, channels_inside, self.form.coarser)
+        source_channels = widths[-1] if self.options.source == "map" else channels_inside
+        self.coarser = Coarser(source_channels, channels_inside, self.options.coarser)
         coarsest = self.maps.strides[-1]
-        self.strides = (*self.maps.strides, *(coarsest * 2**n for n in range(1, self.form.coarser + 1)))
-        self.register_buffer("forms", _forms(self.strides, sizes, self.form), persistent=False)
-        anchors = self.forms.shape[1]
-        self.classify = Tower(channels_inside, self.form, anchors=anchors, outputs=classes)
-        self.move = Tower(channels_inside, self.form, anchors=anchors, outputs=4)
+        self.strides = (*self.maps.strides, *(coarsest * 2**n for n in range(1, self.options.coarser + 1)))
+        self.register_buffer("cell_anchors", _cell_anchors(self.strides, sizes, self.options), persistent=False)
+        anchors = self.cell_anchors.shape[1]
+        self.classify = Tower(channels_inside, self.options, anchors=anchors, outputs=classes)
+        self.move = Tower(channels_inside, self.options, anchors=anchors, outputs=4)
         nn.init.constant_(_bias(self.classify.output), -math.log((1 - PRIOR) / PRIOR))
 
-    forms: Tensor
-    """(levels, A, 4): the anchors of a cell."""
+    cell_anchors: Tensor
+    """(levels, A, 4)."""
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
-        """Logits and shifts of every anchor, and the anchors."""
+        """Logits and deltas of every anchor, and the anchors."""
         maps = [norm(x) for norm, x in zip(self.norms, self.maps(features.maps))]
         levels = self.pyramid(maps)
-        levels += self.coarser(maps[-1] if self.form.source == "map" else levels[-1])
+        levels += self.coarser(maps[-1] if self.options.source == "map" else levels[-1])
         grids = [(x.shape[2], x.shape[3]) for x in levels]
         anchors = [
-            anchoring.grid_anchors(forms, grid, anchoring.spacing(features.size, grid, stride, self.form.spacing))
-            for forms, grid, stride in zip(self.forms.float(), grids, self.strides)
+            anchoring.grid_anchors(of_cell, grid, anchoring.spacing(features.size, grid, stride, self.options.spacing))
+            for of_cell, grid, stride in zip(self.cell_anchors.float(), grids, self.strides)
         ]
         return Raw(
             torch.cat([self.classify(x) for x in levels], 1),
@@ -189,30 +174,32 @@ class RetinaNet(Head):
         instances = cast("Sequence[Instances]", targets)
         logits, device = raw.logits.float(), raw.logits.device
         with torch.no_grad():
-            numbers = torch.stack(
-                [anchoring.match(raw.anchors, one, FOREGROUND, BACKGROUND, rescue=True) for one in instances]
+            matches = torch.stack(
+                [anchoring.match(raw.anchors, target, FOREGROUND, BACKGROUND, rescue=True) for target in instances]
             )  # (B, N)
-            share = 1 / (numbers >= 0).sum(1).clamp(min=1)  # (B,)
-            image, anchor = (numbers != anchoring.BACKGROUND).nonzero(as_tuple=True)  # (M,)
-            first = torch.tensor([0, *(len(one.boxes) for one in instances[:-1])], device=device).cumsum(0)
-            number = numbers[image, anchor]
-            stands, thing = number >= 0, number.clamp(min=0) + first[image]
-            classes = torch.cat([one.classes for one in instances]).to(device)[thing]
+            weight = 1 / (matches >= 0).sum(1).clamp(min=1)  # (B,)
+            image, anchor = (matches != anchoring.BACKGROUND).nonzero(as_tuple=True)  # (M,)
+            first = torch.tensor([0, *(len(target.boxes) for target in instances[:-1])], device=device).cumsum(0)
+            match = matches[image, anchor]
+            positive, index = match >= 0, match.clamp(min=0) + first[image]
+            classes = torch.cat([target.classes for target in instances]).to(device)[index]
 
-        # every anchor as background, then put right where it is not: few are, and no target of logits' size is made
-        rows = logits[image, anchor]  # (M, classes)
-        own = rows.gather(1, classes[:, None])[:, 0]
-        put_right = torch.where(stands, _as_object(own) - _as_background(own), -_as_background(rows).sum(1))
-        focal = (share * _as_background(logits).sum((1, 2))).sum() + (share[image] * put_right).sum()
+        # every anchor as background, then corrected where it is not: few are, and no target of logits' size is made
+        others = logits[image, anchor]  # (M, classes)
+        of_class = others.gather(1, classes[:, None])[:, 0]
+        correction = torch.where(
+            positive, _object_focal(of_class) - _background_focal(of_class), -_background_focal(others).sum(1)
+        )
+        focal = (weight * _background_focal(logits).sum((1, 2))).sum() + (weight[image] * correction).sum()
 
-        image, anchor, thing = image[stands], anchor[stands], thing[stands]
-        boxes = torch.cat([one.boxes for one in instances]).to(device).float()[thing]
-        found = raw.shifts[image, anchor].float()
-        parts = {"focal": focal}
+        image, anchor, index = image[positive], anchor[positive], index[positive]
+        boxes = torch.cat([target.boxes for target in instances]).to(device).float()[index]
+        deltas = raw.deltas[image, anchor].float()
+        sums = {"focal": focal}
         for name in self.losses.keys() - {"focal"}:
-            parts[name] = (share[image] * BOX_LOSSES[name](found, raw.anchors[anchor], boxes)).sum()
+            sums[name] = (weight[image] * BOX_LOSSES[name](deltas, raw.anchors[anchor], boxes)).sum()
         count = number_of(targets)
-        return {name: Loss(factor * parts[name], count) for name, factor in self.losses.items()}
+        return {name: Loss(factor * sums[name], count) for name, factor in self.losses.items()}
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Of each the number of images."""
@@ -221,29 +208,28 @@ class RetinaNet(Head):
     @torch.no_grad()
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image: per level the best candidates, then the best of each class among those."""
-        logits, numbers, start = [], [], 0
-        for length in raw.levels:
-            flat = raw.logits[:, start : start + length].flatten(1)
-            found = flat.topk(min(CANDIDATES, flat.shape[1]))
-            logits.append(found.values)
-            numbers.append(found.indices + start * raw.logits.shape[2])
-            start += length
-        scores, number = torch.cat(logits, 1).float().sigmoid(), torch.cat(numbers, 1)  # (B, K)
-        anchor, classes = number // raw.logits.shape[2], number % raw.logits.shape[2]
-        moves = raw.shifts.gather(1, anchor[..., None].expand(-1, -1, 4)).float()
-        boxes = decode(moves, raw.anchors[anchor])
+        number_of_classes, start = raw.logits.shape[2], 0
+        top_logits, top_index = [], []
+        for count in raw.counts:
+            flat = raw.logits[:, start : start + count].flatten(1)
+            top = flat.topk(min(CANDIDATES, flat.shape[1]))
+            top_logits.append(top.values)
+            top_index.append(top.indices + start * number_of_classes)
+            start += count
+        scores, index = torch.cat(top_logits, 1).float().sigmoid(), torch.cat(top_index, 1)  # (B, K)
+        anchor, classes = index // number_of_classes, index % number_of_classes
+        deltas = raw.deltas.gather(1, anchor[..., None].expand(-1, -1, 4)).float()
+        boxes = decode(deltas, raw.anchors[anchor])
 
         predictions: list[Target] = []
-        for picture, size in enumerate(sizes):
-            inside = clip(boxes[picture], raw.real[picture])
-            there = (inside[:, 2:] > inside[:, :2]).all(1)  # not in the padding
-            kept = ((scores[picture] > self.score_threshold) & there).nonzero()[:, 0]
-            order = nms(
-                inside[kept], scores[picture, kept], classes[picture, kept], overlap=OVERLAP, most=self.detections
-            )
+        for number, size in enumerate(sizes):
+            box = clip(boxes[number], raw.pictures[number])
+            visible = (box[:, 2:] > box[:, :2]).all(1)  # not in the padding
+            kept = ((scores[number] > self.score_threshold) & visible).nonzero()[:, 0]
+            order = nms(box[kept], scores[number, kept], classes[number, kept], overlap=OVERLAP, most=self.detections)
             kept = kept[order]
-            whole = to_pictures(inside[kept], raw.real[picture], size)
-            predictions.append(Instances(whole, classes[picture, kept], scores[picture, kept]))
+            in_picture = to_pictures(box[kept], raw.pictures[number], size)
+            predictions.append(Instances(in_picture, classes[number, kept], scores[number, kept]))
         return predictions
 
 
@@ -252,17 +238,17 @@ class Tower(nn.Module):
 
     Args:
         channels: of the level and of all convolutions but the last.
-        form: how many convolutions, and their norm.
+        options: how many convolutions, and their norm.
         anchors: A of a cell.
         outputs: numbers for each.
     """
 
-    def __init__(self, channels: int, form: Options, *, anchors: int, outputs: int) -> None:
+    def __init__(self, channels: int, options: Options, *, anchors: int, outputs: int) -> None:
         super().__init__()
-        grouped = form.norm == "group"
+        grouped = options.norm == "group"
         self.outputs = outputs
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=not grouped) for _ in range(form.convolutions)
+            nn.Conv2d(channels, channels, 3, padding=1, bias=not grouped) for _ in range(options.convolutions)
         )
         self.norms = nn.ModuleList(
             nn.GroupNorm(math.gcd(32, channels), channels) if grouped else nn.Identity() for _ in self.convolutions
@@ -284,35 +270,35 @@ class Tower(nn.Module):
 # ------------------------------------------------------------------------------------------------- parts of the losses
 
 
-def _as_background(logits: Tensor) -> Tensor:
-    """Focal loss (equation 5) of each logit whose class is not there."""
+def _background_focal(logits: Tensor) -> Tensor:
+    """Focal loss (equation 5) of each logit of an absent class."""
     return (1 - ALPHA) * logits.sigmoid() ** GAMMA * F.softplus(logits)
 
 
-def _as_object(logits: Tensor) -> Tensor:
-    """Focal loss of each logit whose class is there."""
+def _object_focal(logits: Tensor) -> Tensor:
+    """Focal loss of each logit of a present class."""
     return ALPHA * (-logits).sigmoid() ** GAMMA * F.softplus(-logits)
 
 
-def _l1(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-    return (found - encode(boxes, anchors)).abs().sum(1)
+def _l1(deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+    return (deltas - encode(boxes, anchors)).abs().sum(1)
 
 
-def _smooth_l1(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-    return F.smooth_l1_loss(found, encode(boxes, anchors), beta=BETA, reduction="none").sum(1)
+def _smooth_l1(deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+    return F.smooth_l1_loss(deltas, encode(boxes, anchors), beta=BETA, reduction="none").sum(1)
 
 
-def _giou(found: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+def _giou(deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
     from torchvision.ops import generalized_box_iou_loss
 
-    return generalized_box_iou_loss(decode(found, anchors), boxes)
+    return generalized_box_iou_loss(decode(deltas, anchors), boxes)
 
 
 BOX_LOSSES = {"l1": _l1, "smooth_l1": _smooth_l1, "giou": _giou}
-"""Of (F, 4) shifts, their anchors and their objects' boxes: (F,)."""
+"""Of (F, 4) deltas, their anchors and their objects' boxes: (F,)."""
 
 
-def _checked(losses: Mapping[str, float]) -> dict[str, float]:
+def _check_losses(losses: Mapping[str, float]) -> dict[str, float]:
     for name, factor in losses.items():
         if name != "focal" and name not in BOX_LOSSES:
             raise no_such("loss", name, ("focal", *BOX_LOSSES))
@@ -325,13 +311,13 @@ def _checked(losses: Mapping[str, float]) -> dict[str, float]:
     return dict(losses)
 
 
-def _forms(strides: Sequence[float], sizes: Sequence[float] | None, form: Options) -> Tensor:
+def _cell_anchors(strides: Sequence[float], sizes: Sequence[float] | None, options: Options) -> Tensor:
     """(levels, A, 4)."""
     sizes = [4 * stride for stride in strides] if sizes is None else sizes
     if len(sizes) != len(strides) or min(sizes) < 1:
         raise UsageError(f"sizes are {tuple(sizes)}", remedy=f"give {len(strides)} numbers of 1 or more, one a level")
-    octaves = [[int(size * 2 ** (step / form.octave)) for step in range(form.octave)] for size in sizes]
-    return torch.stack([anchoring.cell_anchors(octave, form.ratios) for octave in octaves])
+    octaves = [[int(size * 2 ** (step / options.octave)) for step in range(options.octave)] for size in sizes]
+    return torch.stack([anchoring.cell_anchors(octave, options.ratios) for octave in octaves])
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -6,7 +6,7 @@
                                                                              products --norm--> logits
 
 In the second the classes look at the cells and at one another, and a class scores where a cell points its way (section
-3.2). The batch norm of the first is that of DINOv2 (Oquab et al. 2024). Both answer at the map's resolution and
+3.2). The batch norm of the first is that of DINOv2 (Oquab et al. 2024). Both predict at the map's resolution and
 leave the rest to bilinear interpolation.
 """
 
@@ -26,15 +26,14 @@ from patchform.layers.blocks import Block
 from patchform.layers.convolutions import CellNorm, classifier
 from patchform.layers.drop import linear_rates
 from patchform.layers.norms import BatchNorm2d
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 
 class Segmenter(DenseHead):
     """Classify the cells of the last map, each by itself or all of them together with the classes.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         decoder: "mask" (the mask transformer) or "linear".
         channels_inside: width D of the mask transformer; default: that of the map.
@@ -48,10 +47,8 @@ class Segmenter(DenseHead):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         decoder: Literal["mask", "linear"] = "mask",
         channels_inside: int | None = None,
@@ -60,19 +57,20 @@ class Segmenter(DenseHead):
         drop_path: float = 0.0,
         **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(strides=strides, classes=classes, **pixels)
+        super().__init__(features, classes=classes, **pixels)
         if decoder not in ("mask", "linear"):
             raise UsageError(f'decoder is "{decoder}"', remedy='it is "mask" or "linear"')
-        inside = channels_inside or channels[-1]
+        channels = features.channels[-1]
+        inside = channels_inside or channels
         heads = heads or max(1, inside // 64)
         if inside % heads:
             raise UsageError(f"{heads} heads do not divide a width of {inside}", remedy="set heads or channels_inside")
-        self.norm = CellNorm(channels[-1])
+        self.norm = CellNorm(channels)
         self.decoder: nn.Module
         if decoder == "linear":
-            self.decoder = nn.Sequential(BatchNorm2d(channels[-1]), classifier(channels[-1], classes))
+            self.decoder = nn.Sequential(BatchNorm2d(channels), classifier(channels, classes))
         else:
-            self.decoder = MaskTransformer(channels[-1], inside, classes, depth=depth, heads=heads, drop_path=drop_path)
+            self.decoder = MaskTransformer(channels, inside, classes, depth=depth, heads=heads, drop_path=drop_path)
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
         """Logits of the cells of the last map."""
@@ -115,6 +113,6 @@ class MaskTransformer(nn.Module):
         hidden = None if padding is None else F.pad(padding.flatten(1), (0, self.classes))
         for block in self.blocks:
             x = block(x, padding=hidden)
-        seen, classes = self.norm(x).split([tokens.shape[1], self.classes], 1)
-        masks = F.normalize(self.cell_key(seen), dim=2) @ F.normalize(self.class_key(classes), dim=2).transpose(1, 2)
+        tokens, classes = self.norm(x).split([tokens.shape[1], self.classes], 1)
+        masks = F.normalize(self.cell_key(tokens), dim=2) @ F.normalize(self.class_key(classes), dim=2).transpose(1, 2)
         return self.mask_norm(masks).transpose(1, 2).unflatten(2, cells.shape[-2:])

@@ -17,18 +17,17 @@ import torch
 from torch import nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
-from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_norms
+from patchform.layers.convolutions import ConvNorm, classifier
 from patchform.layers.pyramids import FPN, Levels, doubled, to_size
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 
 class SemanticFPN(DenseHead):
     """All levels of a feature pyramid, brought to the size of the finest and added.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         channels_pyramid: of the levels of the pyramid.
         channels_inside: of the convolutions behind it.
@@ -42,10 +41,8 @@ class SemanticFPN(DenseHead):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         channels_pyramid: int = 256,
         channels_inside: int = 128,
@@ -53,14 +50,12 @@ class SemanticFPN(DenseHead):
         dropout: float = 0.1,
         **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(strides=strides, classes=classes, **pixels)
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
+        super().__init__(features, classes=classes, **pixels)
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", remedy="it lies in [0, 1)")
-        self.levels = Levels(channels, strides)
+        self.levels = Levels(features.channels, features.strides)
         widths, finest = self.levels.channels, self.levels.strides[0]
-        self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.norms = map_norms(norm, widths)
         self.pyramid = FPN(widths, channels_pyramid)
         self.doublings = [round(math.log2(stride / finest)) for stride in self.levels.strides]
         self.branches = nn.ModuleList(
@@ -76,10 +71,10 @@ class SemanticFPN(DenseHead):
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
         """Logits of the cells of the finest level."""
         levels = self.pyramid([norm(x) for norm, x in zip(self.norms, self.levels(features.maps))])
-        grown = []
+        enlarged = []
         for x, branch, doublings in zip(levels, self.branches, self.doublings):
-            for step in branch:  # type: ignore[attr-defined]
+            for step in branch.children():
                 x = doubled(step(x)) if doublings else step(x)
-            grown.append(to_size(x, levels[0].shape[-2:]))
-        logits = self.classify(self.dropout(torch.stack(grown).sum(0)))
+            enlarged.append(to_size(x, levels[0].shape[-2:]))
+        logits = self.classify(self.dropout(torch.stack(enlarged).sum(0)))
         return self.raw(features, Cells(logits, self.levels.covered(logits, 0)))

@@ -24,18 +24,17 @@ from patchform.errors import UsageError
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import doubled, to_size, top_down
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 QUARTER = 4
 """Pixels a cell that MLA, and the auxiliary decoders of PUP, enlarge to: four times for patches of 16."""
 
 
 class SETR(DenseHead):
-    """Classify the cells of the last map, or of all maps, and enlarge the answer.
+    """Classify the cells of the last map, or of all maps, and enlarge the logits.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         decoder: "naive", "pup" (progressive upsampling) or "mla" (multi-level aggregation). The authors give mla the
             maps of blocks 6, 12, 18 and 24 of ViT-L, the others the last one.
@@ -52,10 +51,8 @@ class SETR(DenseHead):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         decoder: Literal["naive", "pup", "mla"] = "naive",
         channels_inside: int = 256,
@@ -63,19 +60,15 @@ class SETR(DenseHead):
         auxiliary_weight: float = 0.4,
         **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(
-            strides=strides,
-            classes=classes,
-            **pixels,
-            auxiliary_weight=auxiliary_weight,
-        )
+        super().__init__(features, classes=classes, auxiliary_weight=auxiliary_weight, **pixels)
         if decoder not in ("naive", "pup", "mla"):
             raise UsageError(f'decoder is "{decoder}"', remedy='it is "naive", "pup" or "mla"')
+        channels, strides = features.channels, features.strides
         for number in auxiliary:
             if not -len(channels) <= number < len(channels):
                 raise UsageError(f"no map {number}", remedy=f"the backbone gives {len(channels)}, counted from 0")
         self.auxiliary, inside = tuple(auxiliary), channels_inside
-        self.in_two_steps = decoder == "pup"  # its auxiliary answers grow to a quarter of the image, then to all of it
+        self.in_two_steps = decoder == "pup"  # its auxiliary logits grow to a quarter of the image, then to all of it
         self.aggregation = Aggregation(channels, inside) if decoder == "mla" else None
         if decoder == "mla":
             self.decoder: nn.Module = MLA(len(channels), inside, classes)
@@ -150,7 +143,7 @@ class PUP(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """MLA's way from the maps to its levels: each is the sum of its map and all deeper ones.
+    """From the maps to the levels of MLA: each is the sum of its map and all deeper ones.
 
     Args:
         channels: of the maps, shallow to deep.
@@ -159,8 +152,8 @@ class Aggregation(nn.Module):
 
     def __init__(self, channels: Sequence[int], inside: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(CellNorm(before) for before in channels)
-        self.laterals = nn.ModuleList(ConvNorm(before, inside, 1) for before in channels)
+        self.norms = nn.ModuleList(CellNorm(width) for width in channels)
+        self.laterals = nn.ModuleList(ConvNorm(width, inside, 1) for width in channels)
         self.outputs = nn.ModuleList(ConvNorm(inside, inside, 3) for _ in channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -188,11 +181,11 @@ class MLA(nn.Module):
 
     def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Levels (B, C, H_i, W_i) -> (B, classes, *size). The authors align the corners here, and nowhere else."""
-        grown = [
+        enlarged = [
             F.interpolate(branch(x), size=size, mode="bilinear", align_corners=True)
             for branch, x in zip(self.branches, levels, strict=True)
         ]
-        return self.classify(torch.cat(grown, 1))
+        return self.classify(torch.cat(enlarged, 1))
 
 
 def _quarter(covered: tuple[int, int]) -> tuple[int, int]:

@@ -10,31 +10,30 @@ are fixed sines, so that a clip may have any number of frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.linear import Linear
+from patchform.heads.linear import LabelOptions, Linear
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.positions import Sinusoid1D
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 
 class TemporalEncoder(Linear):
     """Logits of each class from `features.frames`: what changes from frame to frame counts, and in which order.
 
     Args:
-        channels, strides: of the backbone's maps; not used.
-        width: D of the summaries.
+        features: of the backbone, whose width is D of the summaries.
         classes: number of classes C.
         inner: width of the tokens along time, even.
         depth, heads: number of blocks, attention heads.
         drop_path: stochastic depth of the last block, rising linearly from 0.
-        dropout, smoothing, class_weights, labels: as of `Linear`.
+        options: see `LabelOptions`.
 
     Raises:
         UsageError: an option out of its range.
@@ -44,29 +43,17 @@ class TemporalEncoder(Linear):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int] = (),
-        strides: Sequence[int] = (),
-        width: int,
         classes: int,
         inner: int = 192,
         depth: int = 3,
         heads: int = 3,
         drop_path: float = 0.0,
-        dropout: float = 0.0,
-        smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
-        labels: Literal["single", "multi"] = "single",
+        **options: Unpack[LabelOptions],
     ) -> None:
-        super().__init__(
-            width=inner,
-            classes=classes,
-            dropout=dropout,
-            smoothing=smoothing,
-            class_weights=class_weights,
-            labels=labels,
-        )
-        self.project = nn.Linear(width, inner)
+        super().__init__(features._replace(width=inner), classes=classes, **options)
+        self.project = nn.Linear(features.width, inner)
         self.class_token = nn.Parameter(torch.zeros(1, 1, inner))
         self.position = Sinusoid1D()
         self.blocks = nn.ModuleList(Block(inner, heads, drop_path=rate) for rate in linear_rates(drop_path, depth))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.base import Head, number_of
-from patchform.records import Features, Label, Loss, Target
+from patchform.records import FeatureInfo, Features, Label, Loss, Target
 
 
 class Raw(NamedTuple):
@@ -35,9 +35,7 @@ class TokenLabel(Head):
     """Logits from the summary and, added at a weight, the best of the tokens'.
 
     Args:
-        channels: of the backbone's maps; the last is the width of the tokens.
-        strides: not used.
-        width: D of the summary.
+        features: of the backbone; the last of its channels is the width of the tokens.
         classes: number of classes C, one an image.
         smoothing: share of the target that is spread evenly over the classes, in [0, 1).
         auxiliary_weight: of the tokens, in the logits and in the loss.
@@ -50,10 +48,8 @@ class TokenLabel(Head):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int] = (),
-        width: int,
         classes: int,
         smoothing: float = 0.0,
         auxiliary_weight: float = 0.5,
@@ -64,7 +60,8 @@ class TokenLabel(Head):
         if auxiliary_weight < 0:
             raise UsageError(f"auxiliary_weight is {auxiliary_weight}", remedy="it is 0 or more")
         self.classes, self.smoothing, self.auxiliary_weight = classes, smoothing, auxiliary_weight
-        self.classifier, self.auxiliary = nn.Linear(width, classes), nn.Linear(channels[-1], classes)
+        self.classifier = nn.Linear(features.width, classes)
+        self.auxiliary = nn.Linear(features.channels[-1], classes)
         for layer in (self.classifier, self.auxiliary):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             nn.init.zeros_(layer.bias)
@@ -90,11 +87,11 @@ class TokenLabel(Head):
         Raises:
             DataError: an image without exactly one class.
         """
-        wanted = self._dense(targets, raw.summary.device)  # (B, C)
-        image = -(wanted * raw.summary.float().log_softmax(1)).sum(1)
-        token = -(wanted[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
-        real = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
-        auxiliary = (token * real).sum(1) / real.sum(1).clamp(min=1)
+        probs = self._probs(targets, raw.summary.device)  # (B, C)
+        image = -(probs * raw.summary.float().log_softmax(1)).sum(1)
+        token = -(probs[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
+        valid = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
+        auxiliary = (token * valid).sum(1) / valid.sum(1).clamp(min=1)
         count = number_of(targets)
         return {"loss": Loss(image.sum(), count), "auxiliary": Loss(self.auxiliary_weight * auxiliary.sum(), count)}
 
@@ -107,12 +104,12 @@ class TokenLabel(Head):
         scores = self.logits(raw).float().softmax(1)
         return [Label(best, row) for best, row in zip(scores.argmax(1, keepdim=True), scores)]
 
-    def _dense(self, targets: Sequence[Target], device: torch.device) -> Tensor:
+    def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: the soft scores of an image, or 1 at its class; smoothed."""
         rows = []
         for label in cast("Sequence[Label]", targets):
             if label.scores is None and len(label.classes) != 1:
                 raise DataError("an image without exactly one class", remedy="this head learns one class an image")
-            one = torch.zeros(self.classes, device=label.classes.device)
-            rows.append(label.scores if label.scores is not None else one.index_fill(0, label.classes, 1.0))
+            zeros = torch.zeros(self.classes, device=label.classes.device)
+            rows.append(label.scores if label.scores is not None else zeros.index_fill(0, label.classes, 1.0))
         return torch.stack(rows).to(device, torch.float32) * (1 - self.smoothing) + self.smoothing / self.classes

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
-from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
+from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_norms
+from patchform.layers.convolutions import ConvNorm, classifier
 from patchform.layers.pyramids import Levels, to_size, top_down
-from patchform.records import Features, Target
+from patchform.records import FeatureInfo, Features, Target
 
 POOLS = (1, 2, 3, 6)
 """Cells a side that the coarsest map is pooled to."""
@@ -32,8 +32,7 @@ class UPerNet(DenseHead):
     """Pyramid pooling on top of a feature pyramid, and all of its levels together.
 
     Args:
-        channels, strides: of the backbone's maps.
-        width: of its tokens; not used.
+        features: of the backbone.
         classes: number of classes.
         channels_inside: of all levels; the auxiliary decoder has half as many.
         norm: "layer" normalises the cells of each map first, as Swin has it; "none" takes them as they are.
@@ -49,10 +48,8 @@ class UPerNet(DenseHead):
 
     def __init__(
         self,
+        features: FeatureInfo,
         *,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        width: int = 0,
         classes: int,
         channels_inside: int = 512,
         norm: Literal["layer", "none"] = "layer",
@@ -61,24 +58,17 @@ class UPerNet(DenseHead):
         auxiliary_weight: float = 0.4,
         **pixels: Unpack[PixelOptions],
     ) -> None:
-        super().__init__(
-            strides=strides,
-            classes=classes,
-            **pixels,
-            auxiliary_weight=auxiliary_weight,
-        )
-        if norm not in ("layer", "none"):
-            raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
+        super().__init__(features, classes=classes, auxiliary_weight=auxiliary_weight, **pixels)
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}", remedy="it lies in [0, 1)")
         inside, self.auxiliary = channels_inside, auxiliary
-        self.levels = Levels(channels, strides)
+        self.levels = Levels(features.channels, features.strides)
         widths = self.levels.channels
         if auxiliary is not None and not -len(widths) <= auxiliary < len(widths):
             raise UsageError(f"no level {auxiliary}", remedy=f"there are {len(widths)}, counted from 0")
-        self.norms = nn.ModuleList(CellNorm(before) if norm == "layer" else nn.Identity() for before in widths)
+        self.norms = map_norms(norm, widths)
         self.pools = Pools(widths[-1], inside)
-        self.laterals = nn.ModuleList(ConvNorm(before, inside, 1) for before in widths[:-1])
+        self.laterals = nn.ModuleList(ConvNorm(width, inside, 1) for width in widths[:-1])
         self.outputs = nn.ModuleList(ConvNorm(inside, inside, 3) for _ in widths[:-1])
         self.fuse = ConvNorm(len(widths) * inside, inside, 3)
         self.dropout = nn.Dropout2d(dropout)
@@ -94,18 +84,18 @@ class UPerNet(DenseHead):
         lateral = [narrow(x) for narrow, x in zip(self.laterals, maps)]
         *fine, coarse = top_down([*lateral, self.pools(maps[-1])], "bilinear")
         levels = [*(output(x) for output, x in zip(self.outputs, fine)), coarse]
-        together = torch.cat([to_size(x, levels[0].shape[-2:]) for x in levels], 1)
-        logits = self.classify(self.dropout(self.fuse(together)))
+        resized = torch.cat([to_size(x, levels[0].shape[-2:]) for x in levels], 1)
+        logits = self.classify(self.dropout(self.fuse(resized)))
         auxiliary: tuple[Cells, ...] = ()
         if self.training and self.auxiliary_decoder is not None:
             assert self.auxiliary is not None
-            rough = self.auxiliary_decoder(maps[self.auxiliary])
-            auxiliary = (Cells(rough, self.levels.covered(rough, self.auxiliary)),)
+            coarse = self.auxiliary_decoder(maps[self.auxiliary])
+            auxiliary = (Cells(coarse, self.levels.covered(coarse, self.auxiliary)),)
         return self.raw(features, Cells(logits, self.levels.covered(logits, 0)), auxiliary)
 
 
 class Pools(nn.Module):
-    """A map beside what it looks like from afar.
+    """A map beside its pools.
 
     Args:
         channels: C of the map.
@@ -119,5 +109,5 @@ class Pools(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, inside, H, W)."""
-        far = [conv(F.adaptive_avg_pool2d(x, side)) for conv, side in zip(self.pools, POOLS)]
-        return self.fuse(torch.cat([x, *(to_size(pooled, x.shape[-2:]) for pooled in far)], 1))
+        pools = [conv(F.adaptive_avg_pool2d(x, side)) for conv, side in zip(self.pools, POOLS)]
+        return self.fuse(torch.cat([x, *(to_size(pool, x.shape[-2:]) for pool in pools)], 1))

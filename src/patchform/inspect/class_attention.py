@@ -46,9 +46,9 @@ class ClassAttention(Picture):
 
         figure = Figure(figsize=(1.4 * len(values), 3.0), layout="constrained")
         above, below = figure.subplots(2, len(values), squeeze=False)
-        for place, (image, value) in enumerate(zip(images, values)):
-            above[place].imshow(to_picture(image))
-            below[place].imshow(value.float().cpu().numpy(), cmap="magma", vmin=0)
-            above[place].set_axis_off()
-            below[place].set_axis_off()
+        for upper, lower, image, value in zip(above, below, images, values):
+            upper.imshow(to_picture(image))
+            lower.imshow(value.float().cpu().numpy(), cmap="magma", vmin=0)
+            upper.set_axis_off()
+            lower.set_axis_off()
         return to_png(figure)

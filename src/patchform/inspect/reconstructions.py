@@ -34,12 +34,12 @@ class Reconstructions(Picture):
         pixels = model.normalise(images)
         rows, columns = grids.cells(size, side)
         noise = torch.rand(len(images), rows * columns, generator=torch.Generator().manual_seed(0)).to(pixels.device)
-        found, patches = model.reconstruct(pixels, noise), patchify(pixels, side)
-        filled = found.patches.to(patches.dtype)
+        reconstruction, patches = model.reconstruct(pixels, noise), patchify(pixels, side)
+        filled = reconstruction.patches.to(patches.dtype)
         if model.norm_pixels:
             variance, mean = torch.var_mean(patches, 2, keepdim=True)
             filled = filled * (variance + EPS).sqrt() + mean
-        mask = found.mask[..., None]
+        mask = reconstruction.mask[..., None]
         shown = (torch.where(mask, torch.zeros_like(patches), patches), torch.where(mask, filled, patches))
         both = torch.stack([unpatchify(each, side, size) for each in shown], 1)
         return (both * model.std + model.mean).clamp(0, 1)
@@ -50,8 +50,8 @@ class Reconstructions(Picture):
 
         figure = Figure(figsize=(1.4 * len(values), 4.4), layout="constrained")
         axes = figure.subplots(3, len(values), squeeze=False)
-        for place, (image, (seen, filled)) in enumerate(zip(images, values)):
+        for column, (image, (seen, filled)) in enumerate(zip(images, values)):
             for row, picture in enumerate((seen, filled, image)):
-                axes[row][place].imshow(to_picture(picture))
-                axes[row][place].set_axis_off()
+                axes[row][column].imshow(to_picture(picture))
+                axes[row][column].set_axis_off()
         return to_png(figure)

@@ -37,8 +37,8 @@ class SpaceTimeAttention(Picture):
         with recording() as weights:
             model.features(Batch(images, (), ("",) * len(images), (size,) * len(images)))
         before = int(getattr(model.backbone, "prefix", 1))
-        found = (_maps(one, len(images), before, grid) for one in reversed(weights))
-        return next((maps for maps in found if maps is not None), None)
+        maps_of_layers = (_maps(layer, len(images), before, grid) for layer in reversed(weights))
+        return next((maps for maps in maps_of_layers if maps is not None), None)
 
     def draw(self, values: Tensor, images: Tensor) -> bytes:
         """Two rows a clip: frames above, maps below."""
@@ -53,8 +53,8 @@ class SpaceTimeAttention(Picture):
                 frame = clip[(2 * time + 1) * len(clip) // (2 * len(maps))]  # the middle of a tubelet
                 sheet[2 * row, column].imshow(to_picture(frame))
                 sheet[2 * row + 1, column].imshow(maps[time].numpy(), cmap="magma", vmin=0, vmax=float(maps.max()))
-        for place in sheet.flat:
-            place.set_axis_off()
+        for axes in sheet.flat:
+            axes.set_axis_off()
         return to_png(figure)
 
 

@@ -27,11 +27,11 @@ _recorded: list[Tensor] | None = None
 def recording() -> Iterator[list[Tensor]]:
     """Inside, `attend` takes the explicit route and appends its weights, (B, G, h, N, K), detached, call by call."""
     global _recorded
-    outside, _recorded = _recorded, []
+    outer, _recorded = _recorded, []
     try:
         yield _recorded
     finally:
-        _recorded = outside
+        _recorded = outer
 
 
 def attend(
@@ -50,8 +50,8 @@ def attend(
         k: (B, G, h, K, d).
         v: (B, G, h, K, e).
         bias: floating point, broadcasts to (B, G, h, N, K); added to the scaled scores.
-        allowed: bool, broadcasts like `bias`; True where a query may look. One that may look nowhere, as in a picture
-            that is all padding, gets finite numbers that mean nothing.
+        allowed: bool, broadcasts like `bias`; True where a query sees a key. One without any key, as in a picture that
+            is all padding, gets finite numbers that mean nothing.
         scale: default d ** -0.5.
 
     Returns:
@@ -63,10 +63,20 @@ def attend(
     elif bias is None:
         mask = allowed
     else:
-        mask = torch.where(allowed, bias.to(q.dtype), _nowhere(q))
+        mask = torch.where(allowed, bias.to(q.dtype), _masked_score(q))
     if _recorded is not None or _explicit_is_faster(q, k, mask):
         return _explicit(q, k, v, mask, scale)
     return _fused(q, k, v, mask, scale)
+
+
+def real_keys(padding: Tensor | None) -> Tensor | None:
+    """Padding (B, ...) of keys -> (B, 1, 1, 1, K) bool, True where a key is real; None: all are."""
+    return None if padding is None else ~padding.flatten(1)[:, None, None, None]
+
+
+def never_empty(allowed: Tensor | None) -> Tensor | None:
+    """A mask as `attend` takes it, in which a query without any key has all of them: its output is not used."""
+    return None if allowed is None else allowed | ~allowed.any(-1, keepdim=True)
 
 
 def _explicit_is_faster(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
@@ -80,15 +90,15 @@ def _explicit_is_faster(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
 def _explicit(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     scores = (q * scale) @ k.transpose(-1, -2)
     if mask is not None:
-        scores = scores.masked_fill(~mask, _nowhere(scores)) if mask.dtype == torch.bool else scores + mask
+        scores = scores.masked_fill(~mask, _masked_score(scores)) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
     if _recorded is not None:
         _recorded.append(weights.detach())
     return weights @ v
 
 
-def _nowhere(scores: Tensor) -> float:
-    """What no score reaches: its weight is 0 beside any other, and finite where there is no other."""
+def _masked_score(scores: Tensor) -> float:
+    """Of a key that is not allowed: its weight is 0 beside any other, and finite where there is no other."""
     return torch.finfo(scores.dtype).min / 2
 
 
@@ -114,7 +124,7 @@ class Attention(nn.Module):
     Args:
         width: D.
         heads: h; divides D.
-        position: what is known inside about where tokens are: a relative bias, rotary embeddings, or None.
+        position: position inside attention: a relative bias, rotary embeddings, or None.
         qkv_bias: whether the three projections have biases.
     """
 
@@ -161,7 +171,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of some tokens to others, "x asks y".
+    """Multi-head attention of queries to a context, which keys and values are made from.
 
     Args:
         width: D.

@@ -56,7 +56,7 @@ class ConvolutionalMLP(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """(B, H, W, D) -> the same; the convolution finds zeros on padding (B, H, W)."""
+        """(B, H, W, D) -> the same; the convolution has zeros on padding (B, H, W)."""
         x = self.before(self.fc1(x))
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0)
@@ -71,7 +71,7 @@ class Block(nn.Module):
     Args:
         width: D.
         heads: attention heads; divides D.
-        pattern: where a query looks.
+        pattern: which keys a query attends to.
         position: position inside attention.
         mlp_ratio: hidden width of the perceptron over D.
         qkv_bias: biases of queries, keys, values.
@@ -118,15 +118,18 @@ class Block(nn.Module):
 
     def attention_branch(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
         """The attention branch."""
-        groups = self.pattern.gather(self.norm1(x), padding)
-        mixed = self.attention(
-            groups.tokens, grid=grid or groups.grid, allowed=groups.allowed, gather_keys=groups.gather_keys
-        )
-        return self.scale1(self.pattern.scatter(mixed, tuple(x.shape[1:-1])))
+        return self.scale1(self.attend(self.norm1(x), grid, padding))
+
+    def attend(self, x: Tensor, grid: Grid | None, padding: Tensor | None) -> Tensor:
+        """Attention by the pattern, without norm and factor."""
+        groups = self.pattern.gather(x, padding)
+        grid, shape = grid or groups.grid, tuple(x.shape[1:-1])
+        mixed = self.attention(groups.tokens, grid=grid, allowed=groups.allowed, gather_keys=groups.gather_keys)
+        return self.pattern.scatter(mixed, shape)
 
 
 class ClassBlock(nn.Module):
-    """A token that asks all others and itself, and alone learns from it (Touvron et al. 2021, CaiT, section 3).
+    """A token attends to all others and itself, and is alone updated (Touvron et al. 2021, CaiT, section 3).
 
     Args:
         width: D.
@@ -143,10 +146,10 @@ class ClassBlock(nn.Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
 
     def forward(self, token: Tensor, others: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """(B, 1, D), (B, N, D) -> (B, 1, D); allowed (B, 1, 1, 1, N) bool, True where it may look."""
-        everybody = self.norm1(torch.cat([token, others], 1))
+        """(B, 1, D), (B, N, D) -> (B, 1, D); allowed (B, 1, 1, 1, N) bool of the others."""
+        context = self.norm1(torch.cat([token, others], 1))
         allowed = None if allowed is None else F.pad(allowed, (1, 0), value=True)
-        token = token + self.attention(everybody[:, :1], everybody, allowed)
+        token = token + self.attention(context[:, :1], context, allowed)
         return token + self.mlp(self.norm2(token))
 
 

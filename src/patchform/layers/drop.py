@@ -22,25 +22,25 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, branch: Callable[..., Tensor], *beside: Tensor | None) -> Tensor:
-        """X + branch(x, *beside).
+    def forward(self, x: Tensor, branch: Callable[..., Tensor], *extras: Tensor | None) -> Tensor:
+        """X + branch(x, *extras).
 
         Args:
             x: (B, ...).
             branch: maps (b, ...) to the same shape, for any b >= 1, each sample by itself.
-            beside: what else the branch takes; tensors have B in front and are chosen from alike.
+            extras: what else the branch takes; tensors have B in front and are chosen from alike.
         """
         if not self.training or self.rate == 0:
-            return x + branch(x, *beside)
+            return x + branch(x, *extras)
         kept = torch.rand(len(x), device=x.device) >= self.rate
         scale = 1 / (1 - self.rate)
         if torch.compiler.is_compiling():  # a number of samples that depends on chance does not trace
-            return x + branch(x, *beside) * (kept * scale).to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
+            return x + branch(x, *extras) * (kept * scale).to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
         index = kept.nonzero()[:, 0]
         if len(index) == 0:  # one sample at weight 0: every parameter still gets its gradient, zero
             index, scale = index.new_zeros(1), 0.0
-        some = branch(x[index], *(None if extra is None else extra[index] for extra in beside))
-        return x.index_add(0, index, some.to(x.dtype), alpha=scale)
+        update = branch(x[index], *(None if extra is None else extra[index] for extra in extras))
+        return x.index_add(0, index, update.to(x.dtype), alpha=scale)
 
     def add(self, shortcut: Tensor, branch: Tensor) -> Tensor:
         """Shortcut + branch, both (B, ...), where the branch is computed for all samples; it may be overwritten.
@@ -48,7 +48,7 @@ class DropPath(nn.Module):
         For branches with batch norms, which need the statistics of the batch.
         """
         if self.training and self.rate > 0:
-            return self(shortcut, lambda _, some: some, branch)
+            return self(shortcut, lambda _, update: update, branch)
         return branch.add_(shortcut) if branch.dtype == shortcut.dtype else shortcut + branch
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ Fitted: TypeAlias = tuple[Tensor, str]
 
 
 class TransferContext(NamedTuple):
-    """What is allowed, and the habits of the place that the weights come from."""
+    """What is allowed, and the conventions of the source of the weights."""
 
     transfer: Transfer
     corners: bool = False
@@ -38,7 +38,7 @@ class TransferContext(NamedTuple):
         return rows, columns
 
     def resize(self, table: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-        """`grids.resize` in the mode of the layer or in that of the place that the weights come from."""
+        """`grids.resize` in the mode of the layer or in that of the source of the weights."""
         return grids.resize(table, size, mode="corners" if self.corners else mode)
 
 
@@ -68,22 +68,22 @@ def channels(kernel: Tensor, own: Tensor, context: TransferContext) -> Fitted:
     Args:
         kernel: of the source.
         own: (D, C', ...) the parameter as it is now; of its shape beyond C' only for "new".
-        context: says which way.
+        context: holds the method.
     """
-    before, after, way = kernel.shape[1], own.shape[1], context.transfer.channels
-    said = f"{before} channels to {after}"
-    if way == "refuse":
-        raise ValueError(f"{said}: say how (channels: repeat, average, slice or new)")
-    if way == "new":
-        return own.detach().clone(), f"{said}, fresh"
-    if way == "slice":
+    before, after, method = kernel.shape[1], own.shape[1], context.transfer.channels
+    note = f"{before} channels to {after}"
+    if method == "refuse":
+        raise ValueError(f"{note}: say how (channels: repeat, average, slice or new)")
+    if method == "new":
+        return own.detach().clone(), f"{note}, fresh"
+    if method == "slice":
         if after > before:
-            raise ValueError(f"{said}: there are not so many to slice")
-        return kernel[:, :after], f"{said}, sliced"
-    if way == "average":
-        return (kernel.sum(1, keepdim=True) / after).expand(-1, after, *kernel.shape[2:]), f"{said}, averaged"
+            raise ValueError(f"{note}: there are not so many to slice")
+        return kernel[:, :after], f"{note}, sliced"
+    if method == "average":
+        return (kernel.sum(1, keepdim=True) / after).expand(-1, after, *kernel.shape[2:]), f"{note}, averaged"
     times = -(-after // before)
-    return kernel.repeat(1, times, *(1,) * (kernel.dim() - 2))[:, :after] * (before / after), f"{said}, repeated"
+    return kernel.repeat(1, times, *(1,) * (kernel.dim() - 2))[:, :after] * (before / after), f"{note}, repeated"
 
 
 def resample(kernel: Tensor, side: int) -> Tensor:
@@ -93,8 +93,7 @@ def resample(kernel: Tensor, side: int) -> Tensor:
     <w', B x> = <w, x> for every patch x, or the nearest to that if the patch shrinks. Computed in float64.
     """
     before = kernel.shape[-1]
-    pictures = torch.eye(before * before, dtype=torch.float64, device=kernel.device).unflatten(1, (1, before, before))
-    shrunk = F.interpolate(pictures, size=(side, side), mode="bicubic", antialias=True)
-    inverse = torch.linalg.pinv(shrunk.flatten(1))  # (side * side, p * p): rows of `shrunk` are columns of B
-    grown = kernel.double().flatten(-2) @ inverse.t()
-    return grown.unflatten(-1, (side, side)).to(kernel.dtype)
+    basis = torch.eye(before * before, dtype=torch.float64, device=kernel.device).unflatten(1, (1, before, before))
+    resized_basis = F.interpolate(basis, size=(side, side), mode="bicubic", antialias=True)
+    inverse = torch.linalg.pinv(resized_basis.flatten(1))  # (side * side, p * p): its rows are columns of B
+    return (kernel.double().flatten(-2) @ inverse.t()).unflatten(-1, (side, side)).to(kernel.dtype)

@@ -1,4 +1,4 @@
-"""Linear layers and convolutions with the fastest kernel of a CPU, where nobody wants a gradient.
+"""Linear layers and convolutions with the fastest kernel of a CPU, where no gradient is wanted.
 
 With a gradient, on other devices and under a compiler they are torch's own.
 """
@@ -18,7 +18,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D')."""
-        if self.bias is None or not plain(x) or not _quicker(self, _dtype(x)):
+        if self.bias is None or not plain(x) or not _fused_is_faster(self, _dtype(x)):
             return super().forward(x)
         return _fused(x, self, "none", "")
 
@@ -29,12 +29,14 @@ def linear_gelu(x: Tensor, linear: nn.Linear, gelu: str = "none") -> Tensor:
     A fresh tensor of this size costs more than the function itself.
     """
     dtype = _dtype(x)
-    if _quicker(linear, dtype) or (gelu == "tanh" and _fuses(dtype)):  # torch's tanh takes longer than the product
+    if _fused_is_faster(linear, dtype) or (
+        gelu == "tanh" and _fuses(dtype)
+    ):  # torch's tanh takes longer than the product
         return _fused(x, linear, "gelu", gelu)
     return torch.ops.aten.gelu_(linear(x), approximate=gelu)
 
 
-def _quicker(linear: nn.Linear, dtype: torch.dtype) -> bool:
+def _fused_is_faster(linear: nn.Linear, dtype: torch.dtype) -> bool:
     """Whether oneDNN's product is the faster one."""
     return _fuses(dtype) and (dtype != torch.float32 or min(linear.weight.shape) <= _NARROW)
 
@@ -56,7 +58,7 @@ def conv_gelu(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def plain(x: Tensor) -> bool:
-    """Whether x lies on a CPU, without gradients, and nobody traces what happens to it."""
+    """Whether x lies on a CPU, without gradients, and no trace or compilation is under way."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced
 

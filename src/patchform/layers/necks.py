@@ -23,7 +23,7 @@ class Neck(nn.Module):
 
     Attributes:
         strides: input pixels per cell of each level.
-        read: so many of the levels, from the finest, are made to be read; the others only serve to find what is large.
+        read: so many of the levels, from the finest, serve RoIAlign too, the others only proposals of large objects.
     """
 
     strides: tuple[float, ...]
@@ -79,9 +79,9 @@ class SimplePyramid(Neck):
         super().__init__()
         self.norm = _norm(channels[-1], norm)
         doublings = [round(math.log2(strides[-1] / stride)) for stride in MADE_STRIDES]
-        self.levels = nn.ModuleList(_made(channels[-1], times, width) for times in doublings)
-        made = tuple(strides[-1] / 2**times for times in doublings)
-        self.strides, self.read = (*made, 2 * made[-1]), len(made)
+        self.levels = nn.ModuleList(_simple_level(channels[-1], times, width) for times in doublings)
+        level_strides = tuple(strides[-1] / 2**times for times in doublings)
+        self.strides, self.read = (*level_strides, 2 * level_strides[-1]), len(level_strides)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Five levels."""
@@ -97,7 +97,7 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
     return CellNorm(channels) if norm == "layer" else nn.Identity()
 
 
-def _made(channels: int, doublings: int, width: int) -> nn.Sequential:
+def _simple_level(channels: int, doublings: int, width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for number in range(doublings):
         if number:

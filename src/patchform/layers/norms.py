@@ -48,20 +48,20 @@ class _AnyBatch(_BatchNorm):
         if not self.training or (self.add_up is None and x.numel() > x.shape[1]):
             return super().forward(x)
         if self.add_up is None:
-            return self._by(x, self.running_mean, self.running_var)
-        axes, own = [axis for axis in range(x.dim()) if axis != 1], x.float()
-        total = self.add_up(torch.cat([own.sum(axes), own.new_tensor([x.numel() / x.shape[1]])]))
+            return self._normalise(x, self.running_mean, self.running_var)
+        axes, exact = [axis for axis in range(x.dim()) if axis != 1], x.float()
+        total = self.add_up(torch.cat([exact.sum(axes), exact.new_tensor([x.numel() / x.shape[1]])]))
         count, mean = total[-1], total[:-1] / total[-1]
         if count <= 1:
-            return self._by(x, self.running_mean, self.running_var)
-        variance = self.add_up((own - mean.view(-1, *(1,) * (x.dim() - 2))).square().sum(axes)) / count
+            return self._normalise(x, self.running_mean, self.running_var)
+        variance = self.add_up((exact - mean.view(-1, *(1,) * (x.dim() - 2))).square().sum(axes)) / count
         with torch.no_grad():
             for running, new in ((self.running_mean, mean), (self.running_var, variance * count / (count - 1))):
                 running.lerp_(new, self.momentum)
             self.num_batches_tracked += 1
-        return self._by(x, mean, variance)
+        return self._normalise(x, mean, variance)
 
-    def _by(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    def _normalise(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         factor = self.weight * (variance + self.eps).rsqrt()
         shape = (-1, *(1,) * (x.dim() - 2))
         return (x * factor.view(shape) + (self.bias - mean * factor).view(shape)).to(x.dtype)

@@ -39,9 +39,7 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
         p = self.size
-        rows, columns = grids.cells((images.shape[-2], images.shape[-1]), p)
-        images = pad_to(images, (rows * p, columns * p))
-        squares = images.unflatten(3, (columns, p)).unflatten(2, (rows, p))  # (B, C, rows, p, columns, p)
+        squares = pad_to_multiple(images, p).unflatten(3, (-1, p)).unflatten(2, (-1, p))  # (B, C, rows, p, columns, p)
         return self.proj(squares.permute(0, 2, 4, 1, 3, 5).flatten(3))
 
     @property
@@ -54,8 +52,8 @@ class Patches(nn.Module):
         own: Tensor = self.proj.weight.unflatten(1, (-1, self.size, self.size))
         if name != "proj.weight" or tensor.dim() != 4 or len(tensor) != len(own):
             raise ValueError("it is no kernel of patches of this width")
-        tensor, said = to_size(tensor, own, context)
-        return tensor.flatten(1), ", ".join(said)
+        tensor, notes = to_size(tensor, own, context)
+        return tensor.flatten(1), ", ".join(notes)
 
 
 class OverlappingPatches(nn.Module):
@@ -120,12 +118,11 @@ class Tubelets(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """(B, T, C, H, W) -> (B, ceil(T / f), ceil(H / p), ceil(W / p), D)."""
         p, f = self.size, self.frames
-        rows, columns = grids.cells((clips.shape[-2], clips.shape[-1]), p)
-        clips = pad_to(clips, (rows * p, columns * p))
+        clips = pad_to_multiple(clips, p)
         steps = -(-clips.shape[1] // f)
         if missing := steps * f - clips.shape[1]:
             clips = torch.cat([clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
-        boxes = clips.unflatten(4, (columns, p)).unflatten(3, (rows, p)).unflatten(1, (steps, f))
+        boxes = clips.unflatten(4, (-1, p)).unflatten(3, (-1, p)).unflatten(1, (steps, f))
         return self.proj(boxes.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4))  # C, f, p, p joined
 
     @property
@@ -143,40 +140,46 @@ class Tubelets(nn.Module):
             raise ValueError("it is no kernel of patches or tubelets of this width")
         if tensor.dim() == 5 and tensor.shape[2] != self.frames:
             raise ValueError(f"tubelets of {tensor.shape[2]} frames do not become such of {self.frames}")
-        done = []
+        inflated = []
         if tensor.dim() == 4:
-            tensor = self._box(tensor, context)
-            done.append(f"1 frame to {self.frames}, {context.transfer.frames}")
-        tensor, said = to_size(tensor, own, context)
-        return tensor.flatten(1), ", ".join(done + said)
+            tensor = self._inflate(tensor, context)
+            inflated.append(f"1 frame to {self.frames}, {context.transfer.frames}")
+        tensor, notes = to_size(tensor, own, context)
+        return tensor.flatten(1), ", ".join(inflated + notes)
 
-    def _box(self, kernel: Tensor, context: TransferContext) -> Tensor:
+    def _inflate(self, kernel: Tensor, context: TransferContext) -> Tensor:
         """(D, C, p, p) -> (D, C, f, p, p)."""
         if context.transfer.frames == "refuse":
             raise ValueError(f"single frames to tubelets of {self.frames}: say how (frames: central or average)")
         if context.transfer.frames == "average":
             return (kernel / self.frames).unsqueeze(2).expand(-1, -1, self.frames, -1, -1)
-        box = kernel.new_zeros(*kernel.shape[:2], self.frames, *kernel.shape[2:])
-        box[:, :, self.frames // 2] = kernel
-        return box
+        inflated = kernel.new_zeros(*kernel.shape[:2], self.frames, *kernel.shape[2:])
+        inflated[:, :, self.frames // 2] = kernel
+        return inflated
 
 
 def to_size(kernel: Tensor, own: Tensor, context: TransferContext) -> tuple[Tensor, list[str]]:
     """A kernel (D, C', ..., p', p') with the channels and pixels of our own (D, C, ..., p, p), and what was done."""
-    said = []
+    notes = []
     if kernel.shape[1] != own.shape[1]:
-        kernel, done = fitting.channels(kernel, own, context)
-        said.append(done)
+        kernel, note = fitting.channels(kernel, own, context)
+        notes.append(note)
     before, after = kernel.shape[-1], own.shape[-1]
     if kernel.shape[-2:] != own.shape[-2:]:
         if context.transfer.patch == "refuse":
             raise ValueError(f"patches of {before} pixels to {after}: say that this is meant (patch: resample)")
         kernel = fitting.resample(kernel, after)
-        said.append(f"patches of {before} pixels to {after}")
-    return kernel, said
+        notes.append(f"patches of {before} pixels to {after}")
+    return kernel, notes
 
 
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
-    below, beside = size[0] - images.shape[-2], size[1] - images.shape[-1]
-    return F.pad(images, (0, beside, 0, below)) if below or beside else images
+    bottom, right = size[0] - images.shape[-2], size[1] - images.shape[-1]
+    return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
+
+
+def pad_to_multiple(images: Tensor, side: int) -> Tensor:
+    """(..., H, W) with zeros at the bottom and the right, so that `side` divides both."""
+    rows, columns = grids.cells(grids.size_of(images), side)
+    return pad_to(images, (rows * side, columns * side))

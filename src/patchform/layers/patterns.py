@@ -1,11 +1,11 @@
-"""Where each query looks. A pattern has no parameters and two faces: a definition and a fast route.
+"""Sparse attention: which keys each query attends to. A pattern has no parameters: it is a definition and a fast route.
 
 The definition `sees(query_cell, key_cell)` is what the paper says. It is the oracle of the tests, the mask of the fast
-route, and the picture in the docs. The fast route is two tables of cell numbers: `seats`, which puts every cell into
-one seat of one group, and `keys`, which cells a group looks at (its own, unless the pattern says otherwise). Gathering,
-scattering and masking are the same for all of them and live in `Pattern`.
+route, and the picture in the docs. The fast route is two tables of cell numbers: `query_index`, the queries of each
+group, among which every cell is once, and `key_index`, the keys of a group (its queries, unless the pattern says
+otherwise). Gathering, scattering and masking are the same for all of them and live in `Pattern`.
 
-Letters: B batch, H x W grid of cells, G groups of N seats that look at K keys, h heads, D width.
+Letters: B batch, H x W grid of cells, G groups of N queries that attend to K keys, h heads, D width.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from patchform.geometry import grids
+from patchform.layers.attention import never_empty, real_keys
 
 Grid: TypeAlias = tuple[int, int]
 Cell: TypeAlias = tuple[Tensor, Tensor]
@@ -32,120 +33,119 @@ class Groups(NamedTuple):
     tokens: Tensor
     """(B, G, N, D)."""
     grid: Grid | None
-    """Rows and columns of the seats of a group, for positions inside attention; None: in the order of the caller."""
+    """Rows and columns of the queries of a group, for positions inside attention; None: in the order of the caller."""
     allowed: Tensor | None = None
-    """bool, broadcasts to (B, G, h, N, K); None: everybody sees everybody."""
+    """bool, broadcasts to (B, G, h, N, K); None: every query sees every key."""
     gather_keys: Callable[[Tensor], Tensor] | None = None
-    """(B, G, h, N, d) -> (B, G, h, K, d), where a group looks beyond its own seats."""
+    """(B, G, h, N, d) -> (B, G, h, K, d), where keys are not the queries of the group."""
 
 
 class Tables(NamedTuple):
     """The fast route of a pattern on one grid."""
 
     query_index: Tensor
-    """(G * N,) cell in each seat; 0 where the seat is empty."""
+    """(G * N,) cell of each query; 0 where there is none."""
     token_index: Tensor
-    """(H * W,) seat of each cell."""
-    key_slots: Tensor | None
-    """(G * K,) seat of each key; None: the group's own seats."""
+    """(H * W,) query of each cell."""
+    gather_index: Tensor | None
+    """(G * K,) query that is the same cell as each key; None: keys are the queries of the group."""
     key_exists: Tensor
     """(G, 1, 1, K) bool: the key is a cell."""
     allowed: Tensor | None
-    """(G, 1, N, K) bool; None: everybody sees everybody."""
+    """(G, 1, N, K) bool; None: every query sees every key."""
     groups: int
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A sparse pattern on a grid; subclasses say `sees`, `seats` and, where it matters, `keys` and `group_grid`."""
+    """A sparse pattern on a grid; subclasses define `sees`, `query_index`, and some `key_index` and `group_grid`."""
 
     @abstractmethod
     def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
-        """Whether the query looks at the key: bool, broadcasting. The definition."""
+        """Whether the query attends to the key: bool, broadcasting. The definition."""
 
     @abstractmethod
     def query_index(self, grid: Grid) -> Tensor:
-        """(G, N) int64: the cell in each seat, -1 where a seat is empty; every cell has exactly one."""
+        """(G, N) int64: the cell of each query, -1 where there is none; every cell is exactly one."""
 
     def key_index(self, grid: Grid) -> Tensor | None:
-        """(G, K) int64: the cells a group looks at, each once, -1 where there is none; None: its own."""
+        """(G, K) int64: the cell of each key, each once, -1 where there is none; None: keys are the queries."""
         return None
 
     def all_see_all(self, grid: Grid) -> bool:
-        """Whether all seats are taken and every query of a group sees all its keys, so that no mask is needed."""
+        """Whether every query is a cell and sees all keys of its group, so that no mask is needed."""
         return False
 
     def group_grid(self, grid: Grid) -> Grid | None:
-        """Rows and columns of the seats of one group."""
+        """Rows and columns of the queries of one group."""
         return None
 
     def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
-        """(B, H, W, D) and padding (B, H, W) -> groups. One copy; what is padding is nobody's key."""
+        """(B, H, W, D) and padding (B, H, W) -> groups. One copy; padding is no query's key."""
         batch, height, width, _ = x.shape
         grid = (height, width)
         table = _tables(self, grid, x.device)
         tokens = x.flatten(1, 2).index_select(1, table.query_index).unflatten(1, (table.groups, -1))
         allowed = table.allowed
         if padding is not None:
-            seated = padding.flatten(1).index_select(1, table.query_index)  # (B, G*N)
-            keyed = seated if table.key_slots is None else seated.index_select(1, table.key_slots)
-            real = ~keyed.view(batch, table.groups, 1, 1, -1) & table.key_exists
-            allowed = real if allowed is None else allowed & real
-            allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query with no key at all: nobody reads its answer
-        gather_keys = None if table.key_slots is None else partial(_widen, table=table)
+            key_padding = padding.flatten(1).index_select(1, table.query_index)  # (B, G*N)
+            if table.gather_index is not None:
+                key_padding = key_padding.index_select(1, table.gather_index)  # (B, G*K)
+            real = ~key_padding.view(batch, table.groups, 1, 1, -1) & table.key_exists
+            allowed = never_empty(real if allowed is None else allowed & real)
+        gather_keys = None if table.gather_index is None else partial(_gather_keys, table=table)
         return Groups(tokens, self.group_grid(grid), allowed, gather_keys)
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, G, N, D) -> (B, H, W, D), the way back."""
+        """(B, G, N, D) -> (B, H, W, D), the inverse of `gather`."""
         table = _tables(self, (grid[0], grid[1]), groups.device)
         return groups.flatten(1, 2).index_select(1, table.token_index).unflatten(1, grid)
 
     def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """(H*W, H*W) bool: the definition, pair by pair."""
         row, column = grids.coordinates(grid, device=device)
-        seen = self.sees((row[:, None], column[:, None]), (row, column), grid)
-        return seen.expand(len(row), len(row))
+        return self.sees((row[:, None], column[:, None]), (row, column), grid).expand(len(row), len(row))
 
 
-def _widen(x: Tensor, *, table: Tables) -> Tensor:
-    assert table.key_slots is not None
-    seats = x.transpose(2, 3).flatten(1, 2)  # (B, G*N, h, d)
-    return seats.index_select(1, table.key_slots).unflatten(1, (table.groups, -1)).transpose(2, 3)
+def _gather_keys(x: Tensor, *, table: Tables) -> Tensor:
+    assert table.gather_index is not None
+    tokens = x.transpose(2, 3).flatten(1, 2)  # (B, G*N, h, d)
+    return tokens.index_select(1, table.gather_index).unflatten(1, (table.groups, -1)).transpose(2, 3)
 
 
 def _tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
     if torch.compiler.is_compiling():  # sizes may be symbols, and the compiler folds what is constant
-        return _work_out(pattern, grid, device)
-    return _remembered(pattern, grid, device)
+        return _build_tables(pattern, grid, device)
+    return _cached_tables(pattern, grid, device)
 
 
-def _work_out(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    seats = pattern.query_index(grid)
+def _build_tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
+    queries = pattern.query_index(grid)
     count = grid[0] * grid[1]
-    empty = seats < 0
-    places = torch.empty(count + 1, dtype=torch.long)
-    places = places.scatter(0, seats.masked_fill(empty, count).flatten(), torch.arange(seats.numel()))[:count]
-    own = pattern.key_index(grid)
-    keys = seats if own is None else own
+    empty = queries < 0
+    token_index = torch.empty(count + 1, dtype=torch.long)
+    token_index = token_index.scatter(0, queries.masked_fill(empty, count).flatten(), torch.arange(queries.numel()))
+    key_index = pattern.key_index(grid)
+    keys = queries if key_index is None else key_index
     allowed = None
     if not pattern.all_see_all(grid):
-        query, key = seats.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
-        seen = pattern.sees((query // grid[1], query % grid[1]), (key // grid[1], key % grid[1]), grid)
-        allowed = ((seen | empty[:, :, None]) & (keys >= 0)[:, None])[:, None].to(device)
+        query, key = queries.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
+        sees = pattern.sees((query // grid[1], query % grid[1]), (key // grid[1], key % grid[1]), grid)
+        allowed = ((sees | empty[:, :, None]) & (keys >= 0)[:, None])[:, None].to(device)
     return Tables(
-        query_index=seats.clamp(min=0).flatten().to(device),
-        token_index=places.to(device),
-        key_slots=None if own is None else places[keys.clamp(min=0).flatten()].to(device),
+        query_index=queries.clamp(min=0).flatten().to(device),
+        token_index=token_index[:count].to(device),
+        gather_index=None if key_index is None else token_index[keys.clamp(min=0).flatten()].to(device),
         key_exists=(keys >= 0)[:, None, None].to(device),
         allowed=allowed,
-        groups=seats.shape[0],
+        groups=queries.shape[0],
     )
 
 
 @cache
-def _remembered(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    with torch.inference_mode(False), torch.no_grad():  # what is remembered must serve training too
-        return _work_out(pattern, grid, device)
+def _cached_tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
+    with torch.inference_mode(False), torch.no_grad():  # they must serve training too
+        return _build_tables(pattern, grid, device)
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,8 @@ class Global(Pattern):
 
     def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
         """A view."""
-        allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
         grid = (x.shape[1], x.shape[2]) if x.dim() == 4 else None
-        return Groups(x.flatten(1, -2)[:, None], grid, allowed)
+        return Groups(x.flatten(1, -2)[:, None], grid, real_keys(padding))
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """A view."""
@@ -218,8 +217,8 @@ class Windows(Pattern):
     """A query sees its own tile of a tiling that is displaced by `shift` cells (Liu et al. 2021, Swin, section 3.2).
 
     The fast route rolls the grid so that displaced tiles line up; the tiles that are cut by the border share a window
-    and the mask, which is the definition, keeps them apart. A grid that is no multiple of the window has empty seats.
-    An axis that one window covers is not shifted (the authors' code does so too).
+    and the mask, which is the definition, keeps them apart. On a grid that is no multiple of the window some are not
+    full. An axis that one window covers is not shifted (the authors' code does so too).
 
     Args:
         size: rows and columns of a tile.
@@ -305,7 +304,7 @@ class Blocks(Pattern):
     Args:
         size: cells of a block.
         near: neighbouring blocks seen on either side.
-        landmarks: blocks at the start that everybody sees.
+        landmarks: blocks at the start that every query sees.
     """
 
     size: int

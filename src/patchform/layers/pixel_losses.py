@@ -21,7 +21,7 @@ HARD = 0.25
 
 
 class _Pixels(NamedTuple):
-    """What the losses see. Each gives (B,): the loss of each image times `counts`, so that a batch is their sum."""
+    """Input of the losses. Each gives (B,): the loss of each image times `counts`, so that a batch is their sum."""
 
     logits: Tensor
     """(B, C, H, W) float32."""
@@ -40,37 +40,37 @@ class _Pixels(NamedTuple):
         return self.weights.sum((1, 2))
 
     @property
-    def right(self) -> Tensor:
+    def probability(self) -> Tensor:
         """(B, H, W) probability of each pixel's class."""
         return self.logits.log_softmax(1).gather(1, self.classes[:, None])[:, 0].exp()
 
 
-def _cross_entropy(seen: _Pixels) -> Tensor:
-    return seen.entropy.sum((1, 2))
+def _cross_entropy(pixels: _Pixels) -> Tensor:
+    return pixels.entropy.sum((1, 2))
 
 
-def _focal(seen: _Pixels) -> Tensor:
-    return ((1 - seen.right) ** GAMMA * seen.entropy).sum((1, 2))
+def _focal(pixels: _Pixels) -> Tensor:
+    return ((1 - pixels.probability) ** GAMMA * pixels.entropy).sum((1, 2))
 
 
-def _hard(seen: _Pixels) -> Tensor:
-    entropy, weights = seen.entropy.flatten(1), seen.weights.flatten(1)
+def _hard(pixels: _Pixels) -> Tensor:
+    entropy, weights = pixels.entropy.flatten(1), pixels.weights.flatten(1)
     order = entropy.detach().masked_fill(weights == 0, -1).argsort(dim=1, descending=True, stable=True)
     number = (HARD * (weights > 0).sum(1, keepdim=True)).ceil()
-    kept = torch.arange(entropy.shape[1], device=entropy.device) < number  # (B, H*W), in that order
-    total = (entropy.gather(1, order) * kept).sum(1)
-    return seen.counts * total / (weights.gather(1, order) * kept).sum(1).clamp(min=1e-6)
+    hardest = torch.arange(entropy.shape[1], device=entropy.device) < number  # (B, H*W), in that order
+    total = (entropy.gather(1, order) * hardest).sum(1)
+    return pixels.counts * total / (weights.gather(1, order) * hardest).sum(1).clamp(min=1e-6)
 
 
-def _dice(seen: _Pixels) -> Tensor:
-    classes, counted = seen.classes.flatten(1), (seen.weights > 0).flatten(1).float()
-    nothing = seen.logits.new_zeros(seen.logits.shape[:2])  # (B, C)
-    both = nothing.scatter_add(1, classes, seen.right.flatten(1) * counted)
-    truth = nothing.scatter_add(1, classes, counted)
-    guessed = torch.einsum("bcn,bn->bc", seen.logits.softmax(1).flatten(2).square(), counted)
-    weights = (truth > 0) * seen.class_weights
-    each = 1 - 2 * both / (truth + guessed).clamp(min=1e-6)
-    return seen.counts * (each * weights).sum(1) / weights.sum(1).clamp(min=1e-6)
+def _dice(pixels: _Pixels) -> Tensor:
+    classes, valid = pixels.classes.flatten(1), (pixels.weights > 0).flatten(1).float()
+    zeros = pixels.logits.new_zeros(pixels.logits.shape[:2])  # (B, C)
+    overlap = zeros.scatter_add(1, classes, pixels.probability.flatten(1) * valid)
+    truth = zeros.scatter_add(1, classes, valid)
+    predicted = torch.einsum("bcn,bn->bc", pixels.logits.softmax(1).flatten(2).square(), valid)
+    weights = (truth > 0) * pixels.class_weights
+    losses = 1 - 2 * overlap / (truth + predicted).clamp(min=1e-6)  # (B, C)
+    return pixels.counts * (losses * weights).sum(1) / weights.sum(1).clamp(min=1e-6)
 
 
 LOSSES = {"cross_entropy": _cross_entropy, "focal": _focal, "ohem": _hard, "dice": _dice}
@@ -139,9 +139,9 @@ class PixelLosses(nn.Module):
             label_smoothing=self.smoothing,
         )
         weights = self.weigh(classes)
-        seen = _Pixels(logits, classes.where(classes != IGNORED, 0), weights, entropy, self.class_weights)
+        pixels = _Pixels(logits, classes.where(classes != IGNORED, 0), weights, entropy, self.class_weights)
         count = weights.sum()
-        return {name: Loss(factor * LOSSES[name](seen).sum(), count) for name, factor in self.losses.items()}
+        return {name: Loss(factor * LOSSES[name](pixels).sum(), count) for name, factor in self.losses.items()}
 
     def weigh(self, classes: Tensor) -> Tensor:
         """(B, H, W) int64 -> float: the weight of each pixel's class, 0 where ignored."""

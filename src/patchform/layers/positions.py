@@ -1,6 +1,6 @@
-"""Where tokens are: absolute positions are added to the tokens, relative ones act inside attention.
+"""Positions of tokens: absolute ones are added to the tokens, relative ones act inside attention.
 
-Absolute ones are called as `position(tokens, grid)`; inside ones as `position(q, k, grid) -> (q, k, bias)`. In both,
+Absolute ones are called as `position(tokens, grid)`; relative ones as `position(q, k, grid) -> (q, k, bias)`. In both,
 tokens in front of the H*W cells of `grid` (class token, registers) are not cells: a learned 1D table may hold rows for
 them, everything else leaves them alone. Tables grow and shrink by target size (`geometry.grids.resize`), so any grid
 serves, and at the native grid nothing changes.
@@ -27,7 +27,7 @@ PositionName: TypeAlias = Literal[
 
 
 class Position(nn.Module):
-    """Absolute position: adds to the tokens what depends on where they are. This one adds nothing."""
+    """Absolute position: an embedding of its cell is added to each token. This one adds nothing."""
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """(B, P + H*W, D) -> the same shape, P tokens in front of the cells."""
@@ -55,8 +55,8 @@ class Learned1D(Position):
         table: Tensor = self.table
         if grid != self.grid:
             native = table[0, self.prefix :].unflatten(0, self.grid)
-            grown = grids.resize(native, grid, mode=self.mode).flatten(0, 1)
-            table = torch.cat([table[:, : self.prefix], grown[None]], 1)
+            cells = grids.resize(native, grid, mode=self.mode).flatten(0, 1)
+            table = torch.cat([table[:, : self.prefix], cells[None]], 1)
         return _add_last(tokens, table[0])
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
@@ -64,8 +64,8 @@ class Learned1D(Position):
         if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
         native = context.grid_of(tensor.shape[1] - self.prefix)
-        grown = context.resize(tensor[0, self.prefix :].unflatten(0, native), self.grid, self.mode).flatten(0, 1)
-        return torch.cat([tensor[:, : self.prefix], grown[None]], 1), resized(native, self.grid)
+        cells = context.resize(tensor[0, self.prefix :].unflatten(0, native), self.grid, self.mode).flatten(0, 1)
+        return torch.cat([tensor[:, : self.prefix], cells[None]], 1), resized(native, self.grid)
 
 
 class Learned2D(Position):
@@ -98,8 +98,8 @@ class Sinusoid1D(Position):
 
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Add sin and cos of the cell's number."""
-        waves = _waves(torch.arange(grid[0] * grid[1], device=tokens.device), tokens.shape[-1])
-        return _add_last(tokens, torch.stack(waves, -1).flatten(-2))
+        sinusoids = _sinusoids(torch.arange(grid[0] * grid[1], device=tokens.device), tokens.shape[-1])
+        return _add_last(tokens, torch.stack(sinusoids, -1).flatten(-2))
 
 
 class SinCos2D(Position):
@@ -109,27 +109,27 @@ class SinCos2D(Position):
         """Add sin and cos of column and row."""
         row, column = grids.coordinates(grid, device=tokens.device)
         half = tokens.shape[-1] // 2
-        return _add_last(tokens, torch.cat([*_waves(column, half), *_waves(row, half)], -1))
+        return _add_last(tokens, torch.cat([*_sinusoids(column, half), *_sinusoids(row, half)], -1))
 
 
-def _waves(place: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Sin and cos, each (..., width / 2), of `place` (...) at wavelengths from 2 pi to 10000 * 2 pi; in float64."""
+def _sinusoids(coordinate: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Sin and cos, each (..., width / 2), of `coordinate` (...) at wavelengths of 2 pi to 10000 * 2 pi; in float64."""
     if width % 2:
         raise UsageError(f"sine and cosine positions need an even width for each axis, not {width}")
-    rate = 10000 ** -(torch.arange(width // 2, dtype=torch.float64, device=place.device) / (width // 2))
-    angle = place[..., None] * rate
+    rate = 10000 ** -(torch.arange(width // 2, dtype=torch.float64, device=coordinate.device) / (width // 2))
+    angle = coordinate[..., None] * rate
     return angle.sin(), angle.cos()
 
 
 def _add_last(tokens: Tensor, table: Tensor) -> Tensor:
     """Add (N, D) to the last N tokens."""
     before, cells = tokens.split([tokens.shape[1] - len(table), len(table)], 1)
-    placed = cells + table.to(tokens.dtype)
-    return torch.cat([before, placed], 1) if before.shape[1] else placed
+    cells = cells + table.to(tokens.dtype)
+    return torch.cat([before, cells], 1) if before.shape[1] else cells
 
 
 class SinePosition2D(nn.Module):
-    """Sines and cosines of row and column as shares of the picture, padding left out (Carion et al. 2020, DETR).
+    """Sines and cosines of row and column as fractions of the picture, padding left out (Carion et al. 2020, DETR).
 
     Not added to the tokens: every attention adds them to queries and keys. Half of the width is the row's, half the
     column's, sin and cos in turn. The last real row, and column, is at 2 pi.
@@ -149,9 +149,9 @@ class SinePosition2D(nn.Module):
         real = ~padding
         axes = []
         for length, ends in zip(grid, (real.any(2).sum(1), real.any(1).sum(1))):
-            share = torch.arange(1, length + 1, device=padding.device) / (ends[:, None] + 1e-6)  # (B, length)
-            axes.append(torch.stack(_waves(2 * math.pi * share, self.width // 2), -1).flatten(-2).float())
-        return _crossed(*axes, rows_first=True)
+            fraction = torch.arange(1, length + 1, device=padding.device) / (ends[:, None] + 1e-6)  # (B, length)
+            axes.append(torch.stack(_sinusoids(2 * math.pi * fraction, self.width // 2), -1).flatten(-2).float())
+        return _outer_concat(*axes, rows_first=True)
 
 
 class LearnedPosition2D(nn.Module):
@@ -172,16 +172,17 @@ class LearnedPosition2D(nn.Module):
         """(H, W) and (B, H, W) -> (1, H*W, D)."""
         axes = []
         for length, table in zip(grid, (self.rows, self.columns)):
-            spread = table if length <= len(table) else grids.resize(table[:, None], (length, 1), mode="bilinear")[:, 0]
-            axes.append(spread[None, :length])
-        return _crossed(*axes, rows_first=False)
+            native = table[:, None]
+            axis = native if length <= len(table) else grids.resize(native, (length, 1), mode="bilinear")
+            axes.append(axis[None, :length, 0])
+        return _outer_concat(*axes, rows_first=False)
 
 
-def _crossed(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
+def _outer_concat(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
     """(B, H, d) and (B, W, d) -> (B, H*W, 2d)."""
     grid = rows.shape[1], columns.shape[1]
-    of_cells = rows[:, :, None].expand(-1, -1, grid[1], -1), columns[:, None].expand(-1, grid[0], -1, -1)
-    return torch.cat(of_cells if rows_first else of_cells[::-1], -1).flatten(1, 2)
+    pair = rows[:, :, None].expand(-1, -1, grid[1], -1), columns[:, None].expand(-1, grid[0], -1, -1)
+    return torch.cat(pair if rows_first else pair[::-1], -1).flatten(1, 2)
 
 
 class RelativePosition(nn.Module):
@@ -242,7 +243,7 @@ class RelativeBias(RelativePosition):
 
 
 class Relative2D(RelativePosition):
-    """Learned embeddings of row and column offsets that meet the scaled query (Ramachandran 2019; BoTNet, 2021).
+    """Learned embeddings of row and column offsets that multiply the scaled query (Ramachandran 2019; BoTNet, 2021).
 
     Adds scale * q . (rows[dy] + columns[dx]) to the score of a pair, dy and dx from query to key. The embeddings are
     shared by the heads. At other grids they are resized along their own axis.
@@ -262,8 +263,8 @@ class Relative2D(RelativePosition):
         cells = q[..., prefix:, :].unflatten(-2, (height, width)) * q.shape[-1] ** -0.5  # (B, G, h, H, W, d)
         rows = grids.resize(self.rows[:, None], (2 * height - 1, 1), mode="bilinear")[:, 0]
         columns = grids.resize(self.columns[:, None], (2 * width - 1, 1), mode="bilinear")[:, 0]
-        by_row = torch.einsum("...yxd,ykd->...yxk", cells, rows[_steps(height, q.device)])  # k: row of the key
-        by_column = torch.einsum("...yxd,xkd->...yxk", cells, columns[_steps(width, q.device)])
+        by_row = torch.einsum("...yxd,ykd->...yxk", cells, rows[_offset_index(height, q.device)])  # k: row of the key
+        by_column = torch.einsum("...yxd,xkd->...yxk", cells, columns[_offset_index(width, q.device)])
         bias = (by_row[..., :, None] + by_column[..., None, :]).flatten(-2).flatten(-3, -2)
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
@@ -272,16 +273,16 @@ class Relative2D(RelativePosition):
         return fit_line(tensor, getattr(self, name), context, "bilinear")
 
 
-def _steps(length: int, device: torch.device) -> Tensor:
+def _offset_index(length: int, device: torch.device) -> Tensor:
     """(length, length): index of the offset key - query, from 0."""
-    place = torch.arange(length, device=device)
-    return place - place[:, None] + length - 1
+    cell = torch.arange(length, device=device)
+    return cell - cell[:, None] + length - 1
 
 
 class Rope2D(RelativePosition):
     """Rotary embeddings along both axes (Su et al. 2021; in 2D as EVA-02 and DINOv3 have it).
 
-    The first half of a head turns with the row, the second with the column; channel i turns together with channel
+    The first half of a head rotates with the row, the second with the column; channel i is paired with channel
     i + d/4 of its half. Wavelengths run from 2 pi to 2 pi * `base` cells.
     """
 
@@ -292,7 +293,7 @@ class Rope2D(RelativePosition):
         self.head_width, self.base = head_width, base
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Turn the cells of q and k; no bias."""
+        """Rotate the cells of q and k; no bias."""
         if grid is None:
             raise UsageError("rope_2d needs the grid of the tokens")
         row, column = grids.coordinates(grid, device=q.device)
@@ -300,18 +301,18 @@ class Rope2D(RelativePosition):
         rate = self.base ** -(torch.arange(quarter, dtype=torch.float64, device=q.device) / quarter)
         angle = torch.stack([row[:, None] * rate, column[:, None] * rate], 1)  # (N, 2, d/4)
         cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
-        return _turn(q, cos, sin), _turn(k, cos, sin), None
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     prefix = x.shape[-2] - len(cos)
     a, b = x[..., prefix:, :].unflatten(-1, (2, 2, -1)).unbind(-2)  # each (..., N, 2 axes, d/4)
-    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
-    return turned if prefix == 0 else torch.cat([x[..., :prefix, :], turned], -2)
+    rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
+    return rotated if prefix == 0 else torch.cat([x[..., :prefix, :], rotated], -2)
 
 
 def absolute(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> Position:
-    """The absolute position of that name; names of inside ones give the one that adds nothing.
+    """The absolute position of that name; names of relative ones give the one that adds nothing.
 
     Raises:
         UsageError: no such name.

@@ -118,19 +118,19 @@ class Levels(nn.Module):
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, finest: int = 0) -> None:
         super().__init__()
         single = len(set(strides)) == 1
-        made = MADE_STRIDES if single else tuple(strides)
-        kept = [level for level, stride in enumerate(made) if 2 ** round(math.log2(stride)) >= finest]
-        kept = kept or [len(made) - 1]
-        step = (len(channels) - 1) / (len(made) - 1) if single else 1
-        self.chosen = tuple(round(level * step) for level in kept)
-        doublings = [round(math.log2(strides[0] / made[level])) if single else 0 for level in kept]
-        self.channels = tuple(channels[number] for number in self.chosen)
-        self.strides = tuple(strides[number] / 2**times for number, times in zip(self.chosen, doublings))
+        targets = MADE_STRIDES if single else tuple(strides)
+        levels = [level for level, stride in enumerate(targets) if 2 ** round(math.log2(stride)) >= finest]
+        levels = levels or [len(targets) - 1]
+        step = (len(channels) - 1) / (len(targets) - 1) if single else 1
+        self.chosen = tuple(round(level * step) for level in levels)
+        doublings = [round(math.log2(strides[0] / targets[level])) if single else 0 for level in levels]
+        self.channels = tuple(channels[index] for index in self.chosen)
+        self.strides = tuple(strides[index] / 2**times for index, times in zip(self.chosen, doublings))
         self.steps = nn.ModuleList(_rescaled(width, times) for width, times in zip(self.channels, doublings))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The levels, fine to coarse."""
-        return [step(maps[number]) for step, number in zip(self.steps, self.chosen)]
+        return [step(maps[index]) for step, index in zip(self.steps, self.chosen)]
 
     def covered(self, cells: Tensor, number: int) -> tuple[int, int]:
         """Height and width in pixels of what the cells of a level lie over."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from patchform.geometry import grids
 from patchform.layers import fitting
-from patchform.layers.attention import CrossAttention
+from patchform.layers.attention import CrossAttention, never_empty, real_keys
 from patchform.layers.blocks import MLP
 from patchform.layers.drop import DropPath
 from patchform.layers.fitting import Fitted, TransferContext
@@ -39,31 +39,27 @@ class PatchProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / p), ceil(W / p), D'); what is missing of the last squares is zero."""
         p = self.side
-        below, beside = -x.shape[1] % p, -x.shape[2] % p
-        if below or beside:
-            x = F.pad(x, (0, 0, 0, beside, 0, below))
+        bottom, right = -x.shape[1] % p, -x.shape[2] % p
+        if bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
         squares = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, rows, p, columns, p, D)
         return self.proj(squares.transpose(2, 3).flatten(3))
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Weights (D', p * p * D) for another D: these squares are cut from the picture."""
         cells = self.side**2
-        if (
-            name != "proj.weight"
-            or tensor.dim() != 2
-            or len(tensor) != self.proj.out_features
-            or tensor.shape[1] % cells
-        ):
+        matrix = name == "proj.weight" and tensor.dim() == 2
+        if not matrix or len(tensor) != self.proj.out_features or tensor.shape[1] % cells:
             raise ValueError("these squares are of another side or width")
         kernel, own = (x.unflatten(1, (cells, -1)).transpose(1, 2) for x in (tensor, self.proj.weight))
-        kernel, said = fitting.channels(kernel, own, context)
-        return kernel.transpose(1, 2).flatten(1), said
+        kernel, note = fitting.channels(kernel, own, context)
+        return kernel.transpose(1, 2).flatten(1), note
 
 
 class Reduction(nn.Module):
-    """Squares of cells, each made into one to look at (Wang et al. 2021, section 3.3).
+    """Squares of cells, each projected to one key and value (Wang et al. 2021, section 3.3).
 
-    Rows and columns that make no whole square are not looked at, as in the published models.
+    Rows and columns that make no whole square are left out, as in the published models.
 
     Args:
         width: D.
@@ -80,31 +76,28 @@ class Reduction(nn.Module):
         side = self.squares.side
         rows, columns = (max(side, length - length % side) for length in x.shape[1:3])
         x = zero_padding(x, padding)[:, :rows, :columns]
-        hidden = None if padding is None else grids.shrink_mask(padding[:, :rows, :columns], side)
-        return self.norm(self.squares(x)), hidden
+        key_padding = None if padding is None else grids.shrink_mask(padding[:, :rows, :columns], side)
+        return self.norm(self.squares(x)), key_padding
 
 
 class ReducedAttention(CrossAttention):
-    """Multi-head attention of all cells to what a reduction leaves of them (Wang et al. 2021, section 3.3).
+    """Multi-head attention of all cells to their reduction (Wang et al. 2021, section 3.3).
 
     Args:
         width: D.
         heads: h; divides D.
-        reduction: (map, padding) -> (smaller map, its padding); None looks at the tokens themselves.
+        reduction: (map, padding) -> (smaller map, its padding); with None the tokens themselves are keys and values.
     """
 
     def __init__(self, width: int, heads: int, *, reduction: nn.Module | None = None) -> None:
         super().__init__(width, heads)
         self.reduction = reduction
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def mix(self, x: Tensor, padding: Tensor | None) -> Tensor:
         """(B, H, W, D), or a sequence (B, N, D) where nothing is reduced, to the same; padding has x's without D."""
-        seen, hidden = (x, padding) if self.reduction is None else self.reduction(x, padding)
-        allowed = None
-        if hidden is not None:
-            allowed = ~hidden.flatten(1)[:, None, None, None]
-            allowed = allowed | ~allowed.any(-1, keepdim=True)  # no key at all: nobody reads the answer
-        return super().forward(x.flatten(1, -2), seen.flatten(1, -2), allowed).view(x.shape)
+        context, key_padding = (x, padding) if self.reduction is None else self.reduction(x, padding)
+        allowed = never_empty(real_keys(key_padding))
+        return self(x.flatten(1, -2), context.flatten(1, -2), allowed).view(x.shape)
 
 
 class ReducedBlock(nn.Module):
@@ -130,7 +123,7 @@ class ReducedBlock(nn.Module):
 
     def forward(self, x: Tensor, *, padding: Tensor | None = None) -> Tensor:
         """(B, H, W, D), or a sequence (B, N, D) where nothing is reduced, to the same; padding has x's without D."""
-        x = self.residual(x, lambda part, pad: self.attention(self.norm1(part), pad), padding)
+        x = self.residual(x, lambda part, pad: self.attention.mix(self.norm1(part), pad), padding)
         return self.residual(x, self.feed_forward, padding)
 
     def feed_forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
@@ -141,7 +134,7 @@ class ReducedBlock(nn.Module):
 def patch_projection_block(
     width: int, heads: int, mlp_ratio: float, side: int, *, drop_path: float = 0.0
 ) -> ReducedBlock:
-    """A block that looks at the whole map, its squares of `side` x `side` cells made into one each (PVT, Twins)."""
+    """A block of global attention whose keys are squares of `side` x `side` cells, projected (PVT, Twins)."""
     reduction = Reduction(width, side) if side > 1 else None
     mlp = MLP(width, int(width * mlp_ratio))
     return ReducedBlock(width, heads, reduction=reduction, mlp=mlp, drop_path=drop_path)

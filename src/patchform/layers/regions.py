@@ -1,4 +1,4 @@
-"""Regions of a picture: what maps say of each, and a fair sample of them."""
+"""Regions of a picture: RoIAlign from several levels, and a balanced sample."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from patchform.geometry.anchors import BACKGROUND, spacing
 
 
 class MultiScaleRoIAlign(nn.Module):
-    """What lies in each region: RoIAlign of the level that suits its size (Lin et al. 2017, FPN, equation 1).
+    """Features of each region: RoIAlign of the level that suits its size (Lin et al. 2017, FPN, equation 1).
 
     RoIAlign is of He et al. 2017 (Mask R-CNN, section 3), with 2 x 2 points a cell.
 
     Args:
         strides: input pixels per cell of the levels, fine to coarse.
-        size: cells a side of what is read.
+        size: cells a side of the features of a region.
         side: a region of so many pixels a side is read from the level of 16 pixels a cell.
         aligned: whether a region is read where it is, the centre of a cell being at its half; without it, half a cell
             further right and down, as it was before Detectron2.
@@ -39,43 +39,43 @@ class MultiScaleRoIAlign(nn.Module):
 
         Returns:
             (sum K_i, C, size, size) float32 or more, level by level; and (sum K_i,) the row of each region therein: to
-            put what is made of the rows into order costs less than the rows themselves.
+            sort the output of a head costs less than to sort the features.
         """
         from torchvision.ops import roi_align
 
         flat = torch.cat(list(regions))
-        number = torch.cat([region.new_full((len(region), 1), image) for image, region in enumerate(regions)])
-        rois = torch.cat([number, flat], 1)
+        image_index = torch.cat([region.new_full((len(region), 1), image) for image, region in enumerate(regions)])
+        rois = torch.cat([image_index, flat], 1)
         strides = torch.tensor(self.strides, device=flat.device)
-        suits = 4 + ((flat[:, 2:] - flat[:, :2]).prod(1).sqrt() / self.side).log2() + 1e-6
-        level = (torch.bucketize(suits, strides.log2(), right=True) - 1).clamp(min=0)
-        rows = [(level == each).nonzero()[:, 0] for each in range(len(self.strides))]
-        found = []
+        log_stride = 4 + ((flat[:, 2:] - flat[:, :2]).prod(1).sqrt() / self.side).log2() + 1e-6
+        level = (torch.bucketize(log_stride, strides.log2(), right=True) - 1).clamp(min=0)
+        rows = [(level == number).nonzero()[:, 0] for number in range(len(self.strides))]
+        features = []
         for x, row, stride in zip(levels, rows, self.strides):
             down, across = spacing(size, (x.shape[2], x.shape[3]), stride)
             cells = rois[row] / rois.new_tensor([1, across, down, across, down])
             exact = x.to(torch.promote_types(x.dtype, torch.float32))  # roi_align has no bfloat16
-            found.append(roi_align(exact, cells.to(exact), self.size, sampling_ratio=2, aligned=self.aligned))
-        return torch.cat(found), torch.cat(rows).argsort()
+            features.append(roi_align(exact, cells.to(exact), self.size, sampling_ratio=2, aligned=self.aligned))
+        return torch.cat(features), torch.cat(rows).argsort()
 
 
 def balanced_sample(stands_for: Tensor, number: int, share: float, seed: int) -> Tensor:
-    """A sample in which what stands for objects is neither all nor lost (Ren et al. 2015, section 3.1.3).
+    """A sample with a bounded share of positives (Ren et al. 2015, section 3.1.3).
 
     Args:
         stands_for: (N,) int64 as `geometry.anchors.match_boxes` gives it.
         number: of the sample.
-        share: at most of it that stands for objects.
-        seed: of what is drawn.
+        share: of positives at most.
+        seed: of the generator.
 
     Returns:
-        (K,) int64, K <= number: rows, those that stand for objects first.
+        (K,) int64, K <= number: rows, positives first.
     """
-    objects, nothing = (stands_for >= 0).nonzero()[:, 0], (stands_for == BACKGROUND).nonzero()[:, 0]
+    positives, negatives = (stands_for >= 0).nonzero()[:, 0], (stands_for == BACKGROUND).nonzero()[:, 0]
     generator = torch.Generator(stands_for.device).manual_seed(seed)
-    first = _drawn(objects, int(number * share), generator)
-    return torch.cat([first, _drawn(nothing, number - len(first), generator)])
+    positives = _draw(positives, int(number * share), generator)
+    return torch.cat([positives, _draw(negatives, number - len(positives), generator)])
 
 
-def _drawn(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def _draw(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchform.errors import DataError
-from patchform.metrics.base import Metric, Scores, Table, finite, mean, same_number, share
+from patchform.metrics.base import Metric, Scores, Table, class_scores, mean, same_number, share
 from patchform.records import Label, Target
 
 
@@ -21,13 +21,11 @@ def scores_and_classes(predictions: Sequence[Target], targets: Sequence[Target])
         DivergedError: a score that is not finite.
     """
     same_number(predictions, targets)
-    guesses, truths = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
-    given = [guess.scores for guess in guesses if guess.scores is not None]
-    if len(given) != len(guesses):
-        raise DataError("a prediction without scores")
-    if any(len(truth.classes) != 1 for truth in truths):
+    predicted, true = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
+    scores = class_scores(predicted)
+    if any(len(label.classes) != 1 for label in true):
         raise DataError("an image without exactly one class", remedy='set labels to "multi"')
-    return finite(torch.stack(given).float().cpu()), torch.cat([truth.classes for truth in truths]).cpu()
+    return scores, torch.cat([label.classes for label in true]).cpu()
 
 
 class Accuracy(Metric):
@@ -55,13 +53,13 @@ class Accuracy(Metric):
             return same_number(predictions, targets)
         scores, truth = scores_and_classes(predictions, targets)
         number = len(self.classes)
-        own = scores.gather(1, truth[:, None])  # (B, 1)
+        true_score = scores.gather(1, truth[:, None])  # (B, 1)
         earlier = torch.arange(number) < truth[:, None]
-        rank = ((scores > own) | ((scores == own) & earlier)).sum(1)  # (B,) 0 is best
+        rank = ((scores > true_score) | ((scores == true_score) & earlier)).sum(1)  # (B,) 0 is best
         pairs = truth * number + scores.argmax(1)
         self._confusion += torch.bincount(pairs, minlength=number * number).view(number, number)
         self._top5 += int((rank < 5).sum())
-        self._log_loss -= float(own.double().clamp(min=torch.finfo(torch.float32).tiny).log().sum())
+        self._log_loss -= float(true_score.double().clamp(min=torch.finfo(torch.float32).tiny).log().sum())
 
     def compute(self) -> Scores:
         """The scores of all that was taken in."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from patchform.errors import DataError
-from patchform.metrics.base import Metric, Scores, Table, finite, mean, same_number, share
+from patchform.metrics.base import Metric, Scores, Table, class_scores, mean, same_number, share
 from patchform.records import Label, Target
 
 
@@ -56,14 +55,11 @@ class AveragePrecision(Metric):
         same_number(predictions, targets)
         if not len(targets):
             return
-        guesses, truths = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
-        given = [guess.scores for guess in guesses if guess.scores is not None]
-        if len(given) != len(guesses):
-            raise DataError("a prediction without scores")
-        present = self._dense(truths)
-        self._scores.append(finite(torch.stack(given).float().cpu()))
+        predicted, true = cast("Sequence[Label]", predictions), cast("Sequence[Label]", targets)
+        present = self._dense(true)
+        self._scores.append(class_scores(predicted))
         self._present.append(present)
-        self._exact += int((self._dense(guesses) == present).all(1).sum())
+        self._exact += int((self._dense(predicted) == present).all(1).sum())
 
     def compute(self) -> Scores:
         """The scores of all that was taken in."""
@@ -75,9 +71,8 @@ class AveragePrecision(Metric):
         ]
         numbers = {"map": mean(precisions), "exact": share(self._exact, len(scores))}
         rows = [list(row) for row in zip(precisions, images)]
-        return Scores(
-            len(scores), "map", numbers, {"classes": Table(("average_precision", "images"), self.classes, rows)}
-        )
+        table = Table(("average_precision", "images"), self.classes, rows)
+        return Scores(len(scores), "map", numbers, {"classes": table})
 
     def _dense(self, labels: Sequence[Label]) -> Tensor:
         """(B, C) bool: which image has which class."""

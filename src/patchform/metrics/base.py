@@ -10,10 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from patchform.errors import DataError, DivergedError
-from patchform.records import Target
+from patchform.records import Label, Target
 
 
 class Table(NamedTuple):
@@ -108,3 +109,11 @@ def finite(scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
         raise DivergedError("the model predicts scores that are not finite", remedy="go back to an earlier checkpoint")
     return scores
+
+
+def class_scores(predictions: Sequence[Label]) -> Tensor:
+    """(B, C) float32 on the CPU. Raises DataError for a prediction without scores, and as `finite`."""
+    scores = [prediction.scores for prediction in predictions if prediction.scores is not None]
+    if len(scores) != len(predictions):
+        raise DataError("a prediction without scores")
+    return finite(torch.stack(scores).float().cpu())

@@ -43,6 +43,13 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> tuple[
     return images, right, total
 
 
+def reliability_table(confidence: Tensor, correct: Tensor, columns: tuple[str, str, str]) -> Table:
+    """A row a bin: mean confidence, share of correct ones, how many there are."""
+    bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
+    values = [[share(total, number), share(right, number), number] for number, right, total in bins]
+    return Table(columns, tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS)), values)
+
+
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float | None:
     """Mean over the images of |accuracy - mean confidence| of their bin, in 0..1; None without images.
 
@@ -66,12 +73,12 @@ def best_temperature(log_probabilities: Tensor, truth: Tensor) -> float | None:
     """
     if not len(truth):
         return None
-    own = log_probabilities.gather(1, truth[:, None]).sum(dtype=torch.float64)
+    true_logits = log_probabilities.gather(1, truth[:, None]).sum(dtype=torch.float64)
 
     def slope(inverse: float) -> float:
         """Derivative of the summed log loss in the inverse temperature: expected logits less the true class's."""
         parts = log_probabilities.split(8192)  # bounds the memory
-        return float(sum(((part * inverse).softmax(1) * part).sum(dtype=torch.float64) for part in parts) - own)
+        return float(sum(((part * inverse).softmax(1) * part).sum(dtype=torch.float64) for part in parts) - true_logits)
 
     low, high = math.log(COLDEST), math.log(HOTTEST)
     for _ in range(30):  # halves log T from 6 to 6e-9
@@ -117,10 +124,7 @@ class Calibration(Metric):
             "temperature": temperature,
             "ece_after": expected_calibration_error(after, correct),
         }
-        bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
-        values = [[share(total, images), share(right, images), images] for images, right, total in bins]
-        rows = tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS))
-        table = Table(("confidence", "accuracy", self.of), rows, values)
+        table = reliability_table(confidence, correct, ("confidence", "accuracy", self.of))
         return Scores(len(truth), None, numbers, {"reliability": table})
 
 
@@ -135,13 +139,13 @@ class PixelCalibration(Calibration):
     def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
         """Take in a batch of `Regions`; a prediction without scores (C, H, W) does not count."""
         same_number(predictions, targets)
-        for guess, truth in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
-            wanted = truth.classes.flatten()
-            counted = (wanted != IGNORED).nonzero()[:, 0]
-            if guess.scores is None or not len(counted):
+        for prediction, target in zip(cast("Sequence[Regions]", predictions), cast("Sequence[Regions]", targets)):
+            classes = target.classes.flatten()
+            counted = (classes != IGNORED).nonzero()[:, 0]
+            if prediction.scores is None or not len(counted):
                 continue
             chosen = torch.randint(len(counted), (SAMPLE,), generator=torch.Generator().manual_seed(len(counted)))
-            places = counted.cpu()[chosen]
-            scores = guess.scores.flatten(1)[:, places.to(guess.scores.device)].T
+            pixels = counted.cpu()[chosen]
+            scores = prediction.scores.flatten(1)[:, pixels.to(prediction.scores.device)].T
             self._scores.append(finite(scores.float().cpu()))
-            self._truth.append(wanted[places.to(wanted.device)].cpu().long())
+            self._truth.append(classes[pixels.to(classes.device)].cpu().long())

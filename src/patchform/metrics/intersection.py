@@ -44,10 +44,10 @@ class Intersection(Metric):
         """
         same_number(predictions, targets)
         number = len(self.classes)
-        for guess, truth in zip(predictions, targets):
-            guessed, true = _pair(guess, truth)
+        for prediction, target in zip(predictions, targets):
+            predicted, true = _pair(prediction, target)
             counted = true != self.ignore
-            rows, columns = true[counted], guessed[counted]
+            rows, columns = true[counted], predicted[counted]
             if ((rows < 0) | (rows >= number) | (columns < 0) | (columns >= number)).any():
                 raise DataError(f"a mask with ids beyond the {number} classes", remedy="check the class list")
             pairs = torch.bincount(rows * number + columns, minlength=number * number)
@@ -56,16 +56,17 @@ class Intersection(Metric):
 
     def compute(self) -> Scores:
         """The scores of all that was taken in."""
-        right, pixels, predicted = (
+        hits, pixels, predictions = (
             counts.tolist() for counts in (self._confusion.diagonal(), self._confusion.sum(1), self._confusion.sum(0))
         )
         overlaps = [
-            share(hit, true + guessed - hit) if true else None for hit, true, guessed in zip(right, pixels, predicted)
+            share(hit, true + predicted - hit) if true else None
+            for hit, true, predicted in zip(hits, pixels, predictions)
         ]
-        accuracies = [share(hit, true) for hit, true in zip(right, pixels)]
+        accuracies = [share(hit, true) for hit, true in zip(hits, pixels)]
         numbers = {
             "mean_iou": mean(overlaps),
-            "pixel_accuracy": share(sum(right), sum(pixels)),
+            "pixel_accuracy": share(sum(hits), sum(pixels)),
             "class_accuracy": mean(accuracies),
             "frequency_iou": share(sum(true * (iou or 0) for true, iou in zip(pixels, overlaps)), sum(pixels)),
         }
@@ -101,23 +102,23 @@ class BoundaryIntersection(Metric):
         """Take in a batch of `Regions`; prediction and target of an image are of one size."""
         same_number(predictions, targets)
         number = len(self.classes)
-        for guess, truth in zip(predictions, targets):
-            guessed, true = _pair(guess, truth)
-            guessed = guessed.where(true != IGNORED, IGNORED)
+        for prediction, target in zip(predictions, targets):
+            predicted, true = _pair(prediction, target)
+            predicted = predicted.where(true != IGNORED, IGNORED)
             distance = max(1, round(self.share_of_diagonal * math.hypot(*true.shape)))
-            near_true, near_guessed = near_boundary(true, distance), near_boundary(guessed, distance)
-            both = near_true & near_guessed & (true == guessed)
-            for row, (classes, counted) in enumerate(((true, both), (true, near_true), (guessed, near_guessed))):
-                found = torch.bincount(classes[counted], minlength=IGNORED + 1)[:IGNORED]
-                if found[number:].any():
+            near_true, near_predicted = near_boundary(true, distance), near_boundary(predicted, distance)
+            both = near_true & near_predicted & (true == predicted)
+            for row, (classes, counted) in enumerate(((true, both), (true, near_true), (predicted, near_predicted))):
+                pixels = torch.bincount(classes[counted], minlength=IGNORED + 1)[:IGNORED]
+                if pixels[number:].any():
                     raise DataError(f"a mask with ids beyond the {number} classes", remedy="check the class list")
-                self._counts[row] += found[:number].cpu()
+                self._counts[row] += pixels[:number].cpu()
         self._samples += len(targets)
 
     def compute(self) -> Scores:
         """The scores of all that was taken in."""
         overlaps = [
-            share(both, true + guessed - both) if true else None for both, true, guessed in self._counts.T.tolist()
+            share(both, true + predicted - both) if true else None for both, true, predicted in self._counts.T.tolist()
         ]
         rows = [list(row) for row in zip(overlaps, self._counts[1].tolist())]
         table = Table(("boundary_iou", "pixels"), self.classes, rows)
@@ -147,9 +148,9 @@ def _extreme(values: Tensor, length: int, choose: Any) -> Tensor:
     return values
 
 
-def _pair(guess: Target, truth: Target) -> tuple[Tensor, Tensor]:
+def _pair(prediction: Target, target: Target) -> tuple[Tensor, Tensor]:
     """Predicted and true classes, (H, W) int64 on the prediction's device. Raises DataError when sizes differ."""
-    guessed, true = cast("Regions", guess).classes, cast("Regions", truth).classes
-    if guessed.shape != true.shape:
-        raise DataError(f"a prediction of {tuple(guessed.shape)} pixels for a mask of {tuple(true.shape)}")
-    return guessed.long(), true.to(guessed.device).long()
+    predicted, true = cast("Regions", prediction).classes, cast("Regions", target).classes
+    if predicted.shape != true.shape:
+        raise DataError(f"a prediction of {tuple(predicted.shape)} pixels for a mask of {tuple(true.shape)}")
+    return predicted.long(), true.to(predicted.device).long()

@@ -72,19 +72,19 @@ class ObjectPrecision(Metric):
         """
         same_number(predictions, targets)
         for prediction, target in zip(predictions, targets):
-            found = pair(prediction, target, kinds=self.kinds)
-            for one in found:
-                if ((one.classes < 0) | (one.classes >= len(self.classes))).any():
+            both = pair(prediction, target, kinds=self.kinds)
+            for objects in both:
+                if ((objects.classes < 0) | (objects.classes >= len(self.classes))).any():
                     raise DataError(f"an object beyond the {len(self.classes)} classes", remedy="check the class list")
-            self._pairs.append(found)
+            self._pairs.append(both)
 
     def compute(self) -> Scores:
         """The scores of all that was taken in."""
         numbers: dict[str, float | None] = {}
         curves = [measured(self._pairs, len(self.classes), kind) for kind in self.kinds]
-        for kind, found in zip(self.kinds, curves):
+        for kind, curve in zip(self.kinds, curves):
             before = "" if kind == self.kinds[0] else PREFIX[kind]
-            numbers |= {before + name: value for name, value in _numbers(found).items()}
+            numbers |= {before + name: value for name, value in _numbers(curve).items()}
         first = curves[0]
         last = first.precision[..., -1]
         rows = [
@@ -97,8 +97,8 @@ class ObjectPrecision(Metric):
             "classes": Table(("ap", "ap50", "ar_100", "objects"), self.classes, rows),
             "precision_recall": Table(levels, self.classes, shown),
         }
-        more = operating_points.judge(self._pairs, self.classes, self.kinds[0], self.thresholds)
-        return Scores(len(self._pairs), "ap", numbers | more.numbers, tables | more.tables)
+        operating = operating_points.judge(self._pairs, self.classes, self.kinds[0], self.thresholds)
+        return Scores(len(self._pairs), "ap", numbers | operating.numbers, tables | operating.tables)
 
 
 def measured(pairs: Sequence[Pair], classes: int, kind: Kind) -> Curves:
@@ -107,7 +107,7 @@ def measured(pairs: Sequence[Pair], classes: int, kind: Kind) -> Curves:
         return Curves(np.full((10, 101, classes, 4, 3), np.nan), np.full((10, classes, 4, 3), np.nan))
     from faster_coco_eval import COCOeval_faster
 
-    truth, answers = (_coco([one[side] for one in pairs], classes, kind) for side in (0, 1))
+    truth, answers = (_coco([both[side] for both in pairs], classes, kind) for side in (0, 1))
     tool = COCOeval_faster(truth, answers, "segm" if kind == "masks" else "bbox", rle_iou_max_workers=1)
     tool.params.maxDets = list(MOST)
     tool.evaluate()
@@ -123,14 +123,14 @@ def _coco(pictures: Sequence[ObjectArrays], classes: int, kind: Kind) -> Any:
     from faster_coco_eval import COCO
 
     annotations: list[dict[str, Any]] = []
-    for image, seen in enumerate(pictures):
-        shared = zip(
-            seen.boxes.tolist(),
-            seen.classes.tolist(),
-            seen.scores.tolist(),
-            seen.crowd.tolist(),
-            areas_of(seen, kind).tolist(),
-            seen.masks if kind == "masks" and seen.masks else [None] * len(seen.classes),
+    for image, objects in enumerate(pictures):
+        fields = zip(
+            objects.boxes.tolist(),
+            objects.classes.tolist(),
+            objects.scores.tolist(),
+            objects.crowd.tolist(),
+            areas_of(objects, kind).tolist(),
+            objects.masks if kind == "masks" and objects.masks else [None] * len(objects.classes),
         )
         annotations += [
             {
@@ -143,20 +143,20 @@ def _coco(pictures: Sequence[ObjectArrays], classes: int, kind: Kind) -> Any:
                 "area": area,
                 **({"segmentation": mask} if mask is not None else {}),
             }
-            for number, (box, class_, score, crowd, area, mask) in enumerate(shared, start=1)
+            for number, (box, class_, score, crowd, area, mask) in enumerate(fields, start=1)
         ]
-    made = COCO()
-    made.dataset = {
-        "images": [{"id": image, **_size(seen)} for image, seen in enumerate(pictures)],
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image, **_size(objects)} for image, objects in enumerate(pictures)],
         "categories": [{"id": class_} for class_ in range(classes)],
         "annotations": annotations,
     }
-    made.createIndex()
-    return made
+    coco.createIndex()
+    return coco
 
 
-def _size(seen: ObjectArrays) -> dict[str, int]:
-    height, width = seen.masks[0]["size"] if seen.masks else (0, 0)
+def _size(objects: ObjectArrays) -> dict[str, int]:
+    height, width = objects.masks[0]["size"] if objects.masks else (0, 0)
     return {"height": height, "width": width}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchform.metrics.base import Table, mean, share
-from patchform.metrics.calibration import BINS, expected_calibration_error, reliability
+from patchform.metrics.calibration import expected_calibration_error, reliability_table
 from patchform.metrics.overlap import ENOUGH, RIGHT, UNJUDGED, Kind, Pair, count, judged, overlaps
 
 UNKNOWN = 0.5
@@ -45,12 +45,12 @@ def judge(
         kind: what must overlap by half.
         thresholds: one a class; None: the best on these data.
     """
-    shared = [overlaps(one, kind) for one in pairs]
-    verdicts = _joined([judged(one, overlap) for one, overlap in zip(pairs, shared)], np.int8)
+    ious = [overlaps(both, kind) for both in pairs]
+    verdicts = _joined([judged(both, overlap) for both, overlap in zip(pairs, ious)], np.int8)
     counted = verdicts != UNJUDGED
     right = verdicts[counted] == RIGHT
-    scores = _joined([one.answer.scores for one in pairs], np.float64)[counted]
-    class_of = _joined([one.answer.classes for one in pairs], np.int64)[counted]
+    scores = _joined([both.answer.scores for both in pairs], np.float64)[counted]
+    class_of = _joined([both.answer.classes for both in pairs], np.int64)[counted]
     objects = count(pairs, len(classes))
     if thresholds is None:
         thresholds = best_thresholds(scores, class_of, right, objects)
@@ -61,19 +61,13 @@ def judge(
         f1 = share(2 * hits, len(taken) + number) if number else None
         rows.append([threshold, f1, share(hits, len(taken)), share(hits, number)])
     confidence, correct = (torch.tensor(values[scores >= FLOOR]) for values in (scores, right))
-    bins = zip(*(counts.tolist() for counts in reliability(confidence, correct)))
-    sure = [[share(total, answers), share(hits, answers), answers] for answers, hits, total in bins]
     names = (*classes, BACKGROUND)
     return Judgement(
         {"f1": mean([row[1] for row in rows]), "ece": expected_calibration_error(confidence, correct)},
         {
             "operating_points": Table(("threshold", "f1", "precision", "recall"), tuple(classes), rows),
-            "reliability": Table(
-                ("confidence", "precision", "predictions"),
-                tuple(f"{edge / BINS:.3f}-{(edge + 1) / BINS:.3f}" for edge in range(BINS)),
-                sure,
-            ),
-            "confusion": Table(names, names, confusion(pairs, shared, np.asarray(thresholds)).tolist()),
+            "reliability": reliability_table(confidence, correct, ("confidence", "precision", "predictions")),
+            "confusion": Table(names, names, confusion(pairs, ious, np.asarray(thresholds)).tolist()),
         },
     )
 
@@ -89,11 +83,12 @@ def best_thresholds(scores: np.ndarray, classes: np.ndarray, right: np.ndarray, 
         right: (N,) bool.
         objects: (C,) how many there are.
     """
-    together = _best(scores, right, int(objects.sum()))
-    if together is None:
-        together = UNKNOWN
-    found = [_best(scores[own], right[own], int(n)) for n, own in ((n, classes == k) for k, n in enumerate(objects))]
-    return [together if one is None else one for one in found]
+    overall = _best(scores, right, int(objects.sum()))
+    if overall is None:
+        overall = UNKNOWN
+    of_class = [classes == index for index in range(len(objects))]
+    thresholds = [_best(scores[own], right[own], number) for own, number in zip(of_class, objects.tolist())]
+    return [overall if threshold is None else threshold for threshold in thresholds]
 
 
 def _best(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
@@ -107,7 +102,7 @@ def _best(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
     return float(ranked[f1.argmax()])
 
 
-def confusion(pairs: Sequence[Pair], shared: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
+def confusion(pairs: Sequence[Pair], ious: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
     """Counts of objects (rows, the last one: nothing is there) by what they are taken for (columns, the last: missed).
 
     Answers above their threshold and objects that overlap by half are joined one to one, those of the same class first,
@@ -115,7 +110,7 @@ def confusion(pairs: Sequence[Pair], shared: Sequence[np.ndarray], thresholds: n
 
     Args:
         pairs: truths and answers of P pictures.
-        shared: their overlaps.
+        ious: their overlaps.
         thresholds: (C,).
 
     Returns:
@@ -123,13 +118,13 @@ def confusion(pairs: Sequence[Pair], shared: Sequence[np.ndarray], thresholds: n
     """
     nothing = len(thresholds)
     counts = np.zeros((nothing + 1, nothing + 1), np.int64)
-    for (truth, answer), overlap in zip(pairs, shared):
+    for (truth, answer), overlap in zip(pairs, ious):
         open_answers, open_truths = answer.scores >= thresholds[answer.classes], ~truth.crowd
         same = answer.classes[:, None] == truth.classes
         near = overlap >= ENOUGH
         rows, columns = np.nonzero(near & open_answers[:, None] & open_truths)
-        for place in np.lexsort((-overlap[rows, columns], ~same[rows, columns])):
-            row, column = rows[place], columns[place]
+        for index in np.lexsort((-overlap[rows, columns], ~same[rows, columns])):
+            row, column = rows[index], columns[index]
             if open_answers[row] and open_truths[column]:
                 open_answers[row] = open_truths[column] = False
                 counts[truth.classes[column], answer.classes[row]] += 1

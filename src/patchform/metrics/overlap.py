@@ -57,33 +57,33 @@ def pair(prediction: Target, target: Target, *, kinds: Sequence[Kind]) -> Pair:
     answer, truth = cast("Instances", prediction), cast("Instances", target)
     if answer.scores is None:
         raise DataError("a prediction without scores")
-    found = Pair(_seen(truth, kinds), _seen(answer, kinds))
-    if found.truth.masks and found.answer.masks and found.truth.masks[0]["size"] != found.answer.masks[0]["size"]:
-        sizes = [tuple(one.masks[0]["size"]) for one in reversed(found) if one.masks]
+    both = Pair(_arrays(truth, kinds), _arrays(answer, kinds))
+    if both.truth.masks and both.answer.masks and both.truth.masks[0]["size"] != both.answer.masks[0]["size"]:
+        sizes = [tuple(objects.masks[0]["size"]) for objects in reversed(both) if objects.masks]
         raise DataError(f"predicted masks of {sizes[0]} pixels for true ones of {sizes[1]}")
-    return found
+    return both
 
 
 def count(pairs: Sequence[Pair], classes: int) -> np.ndarray:
     """(C,) int64: objects of each class, crowds aside."""
-    found = [one.truth.classes[~one.truth.crowd] for one in pairs]
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *found]), minlength=classes)
+    classes_of = [both.truth.classes[~both.truth.crowd] for both in pairs]
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *classes_of]), minlength=classes)
 
 
-def areas_of(seen: ObjectArrays, kind: Kind) -> np.ndarray:
+def areas_of(objects: ObjectArrays, kind: Kind) -> np.ndarray:
     """(N,) float64 pixels."""
-    if seen.areas is not None:
-        return seen.areas
+    if objects.areas is not None:
+        return objects.areas
     if kind == "boxes":
-        return seen.boxes[:, 2] * seen.boxes[:, 3]
+        return objects.boxes[:, 2] * objects.boxes[:, 3]
     from faster_coco_eval import mask as coco
 
-    return np.asarray(coco.area(seen.masks or []), np.float64)
+    return np.asarray(coco.area(objects.masks or []), np.float64)
 
 
 def overlaps(pair: Pair, kind: Kind) -> np.ndarray:
     """(answers, truths) float64 in 0..1."""
-    truth, answer = ((one.masks if kind == "masks" else one.boxes) for one in pair)
+    truth, answer = ((objects.masks if kind == "masks" else objects.boxes) for objects in pair)
     shape = len(pair.answer.classes), len(pair.truth.classes)
     if 0 in shape:
         return np.zeros(shape)
@@ -118,7 +118,7 @@ def judged(pair: Pair, overlap: np.ndarray) -> np.ndarray:
     return verdict
 
 
-def _seen(objects: Instances, kinds: Sequence[Kind]) -> ObjectArrays:
+def _arrays(objects: Instances, kinds: Sequence[Kind]) -> ObjectArrays:
     number = len(objects.classes)
     if not objects.boxes.isfinite().all():
         raise DivergedError("boxes that are not finite", remedy="go back to an earlier checkpoint")
@@ -131,10 +131,10 @@ def _seen(objects: Instances, kinds: Sequence[Kind]) -> ObjectArrays:
         size = list(objects.masks.size)
         outlines = [{"size": size, "counts": counts} for counts in masks.to_runs(objects.masks)]
     if objects.scores is None:
-        given = objects.areas
-        if given is None and objects.masks is not None:
-            given = masks.areas(objects.masks)
-        areas = boxes[:, 2] * boxes[:, 3] if given is None else _array(given, np.float64)
+        annotated = objects.areas
+        if annotated is None and objects.masks is not None:
+            annotated = masks.areas(objects.masks)
+        areas = boxes[:, 2] * boxes[:, 3] if annotated is None else _array(annotated, np.float64)
         scores = np.ones(number)
     else:
         scores = _array(finite(objects.scores.float()), np.float64)

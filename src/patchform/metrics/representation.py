@@ -44,9 +44,9 @@ class Representation(Metric):
             DivergedError: an embedding that is not finite.
         """
         same_number(predictions, targets)
-        for guess, truth in zip(cast("Sequence[Embedding]", predictions), cast("Sequence[Label]", targets)):
-            self._vectors.append(finite(guess.scores.float().cpu()))
-            self._classes.append(truth.classes.cpu())
+        for prediction, target in zip(cast("Sequence[Embedding]", predictions), cast("Sequence[Label]", targets)):
+            self._vectors.append(finite(prediction.scores.float().cpu()))
+            self._classes.append(target.classes.cpu())
 
     def compute(self) -> Scores:
         """The numbers of all that was taken in; memory grows with the number of images times D."""
@@ -61,8 +61,8 @@ class Representation(Metric):
         numbers |= {"effective_rank": rank, "spread": spread}
         notes: tuple[str, ...] = ()
         if samples > 1 and (spread < ALIKE or rank < FLAT):
-            said = f"spread {spread:.3f} of 1, effective rank {rank:.1f} of {min(vectors.shape)}"
-            notes = (f"the embeddings of all pictures are nearly alike ({said}): the representation has collapsed",)
+            measured = f"spread {spread:.3f} of 1, effective rank {rank:.1f} of {min(vectors.shape)}"
+            notes = (f"the embeddings of all pictures are nearly alike ({measured}): the representation has collapsed",)
         return Scores(samples, None, numbers, {}, notes)
 
 
@@ -86,9 +86,9 @@ def left_out_accuracy(vectors: Tensor, classes: Tensor, *, k: int = NEIGHBOURS) 
         similar = directions[start : start + ROWS] @ directions.T
         rows = torch.arange(len(similar))
         similar[rows, rows + start] = -math.inf
-        nearest, places = similar.topk(min(k, len(vectors) - 1))
+        nearest, neighbours = similar.topk(min(k, len(vectors) - 1))
         votes = torch.zeros(len(similar), int(classes.max()) + 1)
-        votes.scatter_add_(1, classes[places], (nearest / TEMPERATURE).softmax(1))
+        votes.scatter_add_(1, classes[neighbours], (nearest / TEMPERATURE).softmax(1))
         right += int((votes.argmax(1) == classes[start : start + ROWS]).sum())
     return share(right, len(vectors))
 

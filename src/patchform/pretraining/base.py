@@ -40,7 +40,7 @@ class MethodHead(Head):
         return [Embedding(vector) for vector in raw.float()]
 
     def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
-        """Not asked: see `Method`."""
+        """Not called: see `Method`."""
         raise NotImplementedError
 
 
@@ -48,8 +48,8 @@ class Method(Model):
     """A backbone that learns without labels. A file of this folder holds one; its name is what a recipe calls the head.
 
     The constructor takes the `backbone` and the `preprocessing`, then, keyword-only, its `architecture` and its own
-    options. All that is no
-    part of the result lies below `head`: so `backbone`, as it is stored, fills the backbone of a model of any task.
+    options. All that is no part of the result lies below `head`: so `backbone`, as it is stored, fills the backbone of
+    a model of any task.
 
     Raises:
         UsageError: a backbone of clips.

@@ -38,7 +38,7 @@ MASK_RATIO = 0.3
 
 
 class DINO(Method):
-    """Learns to say of small crops what a slower self teacher_logits of large ones.
+    """Learns to predict from small crops what a slower self predicts from large ones.
 
     It needs `augmentation.views` of 2 or more; the small ones of `local_views` the student alone sees.
 
@@ -49,12 +49,11 @@ class DINO(Method):
         hidden, bottleneck: widths inside the projection.
         momentum: what stays of the teacher at the first step; rises to 1 along a cosine.
         student_temperature: divides the student's logits.
-        teacher_temperature: divides the teacher's, at first and from `warm_epochs` on, linear between.
-        warm_epochs: see there.
-        frozen_epochs: for so many the last layer of the student's projection stays as it is.
+        teacher_temperature, warm_epochs: divides the teacher's, at first and from `warm_epochs` on, linear between.
+        frozen_epochs: epochs in which the last layer of the student's projection is frozen.
         masked: weight of the masked-patch term, for a ViT alone: of 3 in 10 patches of half of the large crops, drawn
-            anywhere and not in blocks as iBOT's, the student teacher_logits from a learned vector what the teacher
-            teacher_logits of them. Summary and patches share the projection. 0 leaves it out.
+            anywhere and not in blocks as iBOT's, the student predicts from a learned vector what the teacher predicts
+            from them. Summary and patches share the projection. 0 leaves it out.
 
     Raises:
         UsageError: an option out of its range.
@@ -94,8 +93,8 @@ class DINO(Method):
         self.momentum, self.student_temperature, self.masked = momentum, student_temperature, masked
         self.teacher_temperature, self.warm_epochs, self.frozen_epochs = teacher_temperature, warm_epochs, frozen_epochs
         self.step, self.steps, self.epoch = 0, 1, 1
-        for still in (self.backbone, self.head.teacher):
-            still.requires_grad_(False)
+        for teacher in (self.backbone, self.head.teacher):
+            teacher.requires_grad_(False)
 
     @property
     def trained(self) -> Backbone:
@@ -123,34 +122,39 @@ class DINO(Method):
         number = batch.images.shape[1]
         large = _crops(self.normalise(batch.images))  # (V * B, C, H, W)
         with torch.no_grad():
-            taught = self.backbone(large)
-            teacher_logits = self.head.teacher(self.head(taught)).float()
+            teacher_features = self.backbone(large)
+            teacher_logits = self.head.teacher(self.head(teacher_features)).float()
             teacher_probs = self._teacher_probs(teacher_logits, self.head.centre).chunk(number)
-            self.head.note(teacher_logits, self.head.total)
+            self.head.accumulate(teacher_logits, self.head.total)
         small = [] if batch.views is None else [_crops(self.normalise(batch.views))]
-        learnt, mask = self._masked_student(large, number)
-        student_logits = [self.head(learnt), *(self.head(self.head.student(crops)) for crops in small)]
+        features, mask = self._masked_student(large, number)
+        summaries = [self.head(features), *(self.head(self.head.student(crops)) for crops in small)]
         frozen = self.step < self.frozen_epochs * self.epoch
-        logits = self.head.projection(torch.cat(student_logits), frozen=frozen).float() / self.student_temperature
-        logs = logits.log_softmax(1).split(len(batch.images))
-        pairs = [(goal, log) for i, goal in enumerate(teacher_probs) for j, log in enumerate(logs) if i != j]
-        sums = {"summary": sum((_cross(goal, log) for goal, log in pairs), start=logits.new_zeros(())) / len(pairs)}
+        logits = self.head.projection(torch.cat(summaries), frozen=frozen).float() / self.student_temperature
+        log_probs = logits.log_softmax(1).split(len(batch.images))
+        entropies = [
+            -(target * log_prob).sum()
+            for i, target in enumerate(teacher_probs)
+            for j, log_prob in enumerate(log_probs)
+            if i != j
+        ]
+        sums = {"summary": sum(entropies, start=logits.new_zeros(())) / len(entropies)}
         if mask is not None:
-            sums["patches"] = self.masked * self._patches(taught, learnt, mask, frozen=frozen) / number
+            sums["patches"] = self.masked * self._patches(teacher_features, features, mask, frozen=frozen) / number
         count = number_of(batch.images)
         return {name: Loss(total, count) for name, total in sums.items()}
 
     def after_step(self, step: int) -> None:
-        """Move the teacher towards the student, and the centres towards what it said."""
-        stays = 1 - (1 - self.momentum) * (math.cos(math.pi * step / self.steps) + 1) / 2
+        """Move the teacher towards the student, and the centres towards the mean of its logits."""
+        momentum = 1 - (1 - self.momentum) * (math.cos(math.pi * step / self.steps) + 1) / 2
         with torch.no_grad():
             for slow, fast in ((self.backbone, self.head.student), (self.head.teacher, self.head.projection)):
-                torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - stays)
-            self.head.recentre()
+                torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
+            self.head.update_centres()
         self.step = step + 1
 
     def _teacher_probs(self, teacher_logits: Tensor, centre: Tensor) -> Tensor:
-        """What the student is to say: the teacher's logits centred and sharpened."""
+        """The student's targets: the teacher's logits, centred and sharpened."""
         first, last = self.teacher_temperature
         share = min(1.0, self.step // self.epoch / self.warm_epochs) if self.warm_epochs else 1.0
         return ((teacher_logits - centre) / (first + share * (last - first))).softmax(-1)
@@ -165,33 +169,30 @@ class DINO(Method):
         draws = torch.rand(len(cells) // number, number, count + 1, device=large.device)  # picture by picture
         noise, half = draws.transpose(0, 1).flatten(0, 1).split([count, 1], 1)
         mask = random_mask(noise, MASK_RATIO).mask & (half < 0.5)
-        spoilt = torch.where(mask.unflatten(1, cells.shape[1:3])[..., None], token.to(cells.dtype), cells)
-        return student.through(spoilt, grids.size_of(large)), mask
+        masked = torch.where(mask.unflatten(1, cells.shape[1:3])[..., None], token.to(cells.dtype), cells)
+        return student.through(masked, grids.size_of(large)), mask
 
-    def _patches(self, taught: Features, learnt: Features, mask: Tensor, *, frozen: bool) -> Tensor:
+    def _patches(self, teacher: Features, student: Features, mask: Tensor, *, frozen: bool) -> Tensor:
         """The masked-patch term: the mean over the hidden patches of a crop, summed over all crops."""
-        assert taught.tokens is not None
-        assert learnt.tokens is not None
+        assert teacher.tokens is not None
+        assert student.tokens is not None
         assert self.head.patch_centre is not None
         with torch.no_grad():
-            teacher_logits = self.head.teacher(taught.tokens[mask]).float()
+            teacher_logits = self.head.teacher(teacher.tokens[mask]).float()
             teacher_probs = self._teacher_probs(teacher_logits, self.head.patch_centre)
-            self.head.note(teacher_logits, self.head.patch_total)
-        logs = (
-            self.head.projection(learnt.tokens[mask], frozen=frozen).float() / self.student_temperature
-        ).log_softmax(1)
+            self.head.accumulate(teacher_logits, self.head.patch_total)
+        logits = self.head.projection(student.tokens[mask], frozen=frozen).float() / self.student_temperature
         weights = (mask / mask.sum(1, keepdim=True).clamp(min=1))[mask]
-        return -((teacher_probs * logs).sum(1) * weights).sum()
+        return -((teacher_probs * logits.log_softmax(1)).sum(1) * weights).sum()
 
 
 class DINOHead(MethodHead):
-    """The student, both projections, and the centre of what the teacher teacher_logits.
+    """The student, both projections, and the centre of the teacher's logits.
 
     Args:
         backbone: which the student begins as a copy of.
         hidden, bottleneck, outputs: of the projections.
-        masked: whether there is a vector for hidden patches, and a centre of what the teacher teacher_logits of
-            patches.
+        masked: whether there is a vector for hidden patches, and a centre of the teacher's logits of patches.
     """
 
     centre: Tensor
@@ -214,19 +215,19 @@ class DINOHead(MethodHead):
         """Of both the number of images."""
         return dict.fromkeys(("summary", "patches"), number_of(targets))
 
-    def note(self, teacher_logits: Tensor, total: Tensor | None) -> None:
-        """Note what the teacher teacher_logits, (M, K), until the end of the step."""
+    def accumulate(self, teacher_logits: Tensor, total: Tensor | None) -> None:
+        """Add the teacher's logits, (M, K), to the total of the step."""
         assert total is not None
         total[:-1] += teacher_logits.sum(0)
         total[-1] += len(teacher_logits)
 
-    def recentre(self) -> None:
-        """Move the centres towards the mean of what was noted, in all processes."""
+    def update_centres(self) -> None:
+        """Move the centres towards the mean of the logits of the step, in all processes."""
         distributed.all_reduce_sum([total for total in (self.total, self.patch_total) if total is not None])
         for centre, total in ((self.centre, self.total), (self.patch_centre, self.patch_total)):
             if centre is not None and total is not None:
-                there = (total[-1] > 0).to(centre.dtype)  # no wait for the device
-                centre.lerp_(total[:-1] / total[-1].clamp(min=1), (1 - CENTRE_MOMENTUM) * there)
+                moves = (total[-1] > 0).to(centre.dtype)  # no wait for the device
+                centre.lerp_(total[:-1] / total[-1].clamp(min=1), (1 - CENTRE_MOMENTUM) * moves)
                 total.zero_()
 
 
@@ -259,8 +260,3 @@ class Projection(nn.Module):
 def _crops(images: Tensor) -> Tensor:
     """(B, V, C, H, W) -> (V * B, C, H, W), crop by crop."""
     return images.transpose(0, 1).flatten(0, 1)
-
-
-def _cross(goal: Tensor, log: Tensor) -> Tensor:
-    """() cross-entropies of (B, K) shares and logarithms of shares, added up."""
-    return -(goal * log).sum()

@@ -42,7 +42,7 @@ EPS = 1e-6
 
 
 class Reconstruction(NamedTuple):
-    """What the decoder makes of what is visible."""
+    """The output of the decoder."""
 
     patches: Tensor
     """(B, N, p * p * C): pixels of all patches as `patchify` orders them, normalised as the method's targets are."""
@@ -58,8 +58,7 @@ class MAE(Method):
         preprocessing: of the pictures.
         ratio: share of the patches that is hidden, between 0 and 1.
         width, depth, heads: of the decoder. The authors' are those of all their models; for a backbone as small as
-        ViT-S
-            such a decoder works more than the backbone.
+            ViT-S such a decoder works more than the backbone.
         norm_pixels: whether targets are pixels less the mean of their patch over its deviation (section 4.1).
 
     Raises:
@@ -95,7 +94,7 @@ class MAE(Method):
             if any(isinstance(module, RelativePosition) for module in backbone.modules()):
                 what = "positions inside attention need all patches, and this method leaves some out"
                 raise UsageError(what, remedy="set model.options.position to sincos_2d or learned_1d")
-            _start(backbone)
+            _init_weights(backbone)
 
     def forward(self, batch: Batch, noise: Tensor | None = None) -> dict[str, Loss]:
         """{"loss": ...} over images: the mean squared error over the pixels of the hidden patches.
@@ -108,10 +107,9 @@ class MAE(Method):
             UsageError: pictures of several sizes, or of too few patches.
         """
         images = self.pictures(batch)
-        found = self.reconstruct(images, noise)
-        error = (found.patches.float() - self.wanted(images)).square().mean(2)
-        hidden = found.mask.sum(1)  # of each image as many
-        return {"loss": Loss(((error * found.mask).sum(1) / hidden).sum(), number_of(images))}
+        patches, mask = self.reconstruct(images, noise)
+        error = (patches.float() - self.targets(images)).square().mean(2)
+        return {"loss": Loss(((error * mask).sum(1) / mask.sum(1)).sum(), number_of(images))}
 
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """The pixels of every patch of normalised images (B, C, H, W), from those that stay visible."""
@@ -121,14 +119,14 @@ class MAE(Method):
             noise = torch.rand(len(images), grid[0] * grid[1], device=images.device)
         hidden = random_mask(noise, self.ratio)
         if is_vit(self.backbone):
-            seen = self.backbone.encode_visible(images, hidden.order[:, : hidden.visible])
-            return Reconstruction(self.head.pixels(seen, grid, hidden), hidden.mask)
+            tokens = self.backbone.encode_visible(images, hidden.order[:, : hidden.visible])
+            return Reconstruction(self.head.pixels(tokens, grid, hidden), hidden.mask)
         assert self.head.paint is not None
         features = self.backbone(self.head.paint(images, hidden.mask, side))
         return Reconstruction(self.head.pixels(coarsest(features.maps, grid), grid), hidden.mask)
 
-    def wanted(self, images: Tensor) -> Tensor:
-        """(B, N, p * p * C) float32: what the pixels of normalised images are to be."""
+    def targets(self, images: Tensor) -> Tensor:
+        """(B, N, p * p * C) float32: the pixels of normalised images that the decoder learns."""
         patches = patchify(images, side_of(self.backbone)).float()
         if not self.norm_pixels:
             return patches
@@ -160,7 +158,7 @@ class Decoder(MethodHead):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.pred = nn.Linear(width, pixels)
-        _start(self)
+        _init_weights(self)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
@@ -168,8 +166,8 @@ class Decoder(MethodHead):
         """Pixels of all patches.
 
         Args:
-            tokens: (B, P + K, D): P tokens of no place, then the K visible patches in the order of `hidden`; without
-                it, the cells of the whole grid.
+            tokens: (B, P + K, D): P tokens that are no patches, then the K visible patches in the order of `hidden`;
+                without it, the cells of the whole grid.
             grid: rows and columns of patches.
             hidden: which patches are not among the tokens.
 
@@ -181,15 +179,15 @@ class Decoder(MethodHead):
             before = x.shape[1] - hidden.visible
             masked = self.mask_token.to(x.dtype).expand(len(x), count - hidden.visible, -1)
             shuffled = torch.cat([x[:, before:], masked], 1)
-            back = hidden.order.argsort(1)[..., None].expand_as(shuffled)
-            x = torch.cat([x[:, :before], shuffled.gather(1, back)], 1)
+            restore = hidden.order.argsort(1)[..., None].expand_as(shuffled)
+            x = torch.cat([x[:, :before], shuffled.gather(1, restore)], 1)
         x = self.position(x, grid)
         for block in self.blocks:
             x = block(x)
         return self.pred(self.norm(x[:, -count:]))
 
 
-def _start(module: nn.Module) -> None:
+def _init_weights(module: nn.Module) -> None:
     """Matrices as Glorot and Bengio (2010) have them, biases 0 (appendix A.1)."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):

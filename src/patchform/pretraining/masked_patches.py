@@ -35,7 +35,7 @@ from patchform.pretraining.base import (
 )
 from patchform.records import Batch, Loss
 
-Goal = Literal["mean_colour", "small_patch", "pixels"]
+TargetKind = Literal["mean_colour", "small_patch", "pixels"]
 LEVELS = 8
 """Of a channel: 3 bits."""
 SMALL = 4
@@ -45,7 +45,7 @@ MASKED, SWAPPED = 0.8, 0.9
 
 
 class MaskedPatches(Method):
-    """Learns to say what corrupted patches were.
+    """Learns to predict what corrupted patches were.
 
     Args:
         backbone: any.
@@ -67,12 +67,12 @@ class MaskedPatches(Method):
         preprocessing: Preprocessing,
         *,
         ratio: float = 0.5,
-        target: Goal = "mean_colour",
+        target: TargetKind = "mean_colour",
         architecture: Architecture | None = None,
     ) -> None:
         check_ratio(ratio)
-        if target not in get_args(Goal):
-            raise no_such("target", target, get_args(Goal))
+        if target not in get_args(TargetKind):
+            raise no_such("target", target, get_args(TargetKind))
         channels, side = preprocessing.channels, side_of(backbone)
         if target != "pixels" and channels > 3:
             raise UsageError(f"{LEVELS**channels} colours of {channels} channels", remedy="set target to pixels")
@@ -80,17 +80,17 @@ class MaskedPatches(Method):
         outputs = {"mean_colour": colours, "small_patch": SMALL**2 * colours, "pixels": side**2 * channels}[target]
         whole = not is_vit(backbone)
         inside = backbone.channels[-1] if whole else backbone.width
-        guess = PatchHead(inside, channels if whole else inside, outputs, norm=whole)
-        super().__init__(backbone, guess, preprocessing, architecture)
+        head = PatchHead(inside, channels if whole else inside, outputs, norm=whole)
+        super().__init__(backbone, head, preprocessing, architecture)
         self.ratio, self.target, self.colours = ratio, target, colours
 
-    def forward(self, batch: Batch, noise: Tensor | None = None, fate: Tensor | None = None) -> dict[str, Loss]:
+    def forward(self, batch: Batch, noise: Tensor | None = None, choice: Tensor | None = None) -> dict[str, Loss]:
         """{"loss": ...} over images: the mean over the corrupted patches, of each image as many.
 
         Args:
             batch: one crop an image; targets are not looked at.
             noise: (B, N) numbers; the patches of the highest are corrupted. Default: drawn.
-            fate: (B, N) numbers in 0..1, which say how. Default: drawn.
+            choice: (B, N) numbers in 0..1 that decide how, see `corrupt`. Default: drawn.
 
         Raises:
             UsageError: pictures of several sizes, or of too few patches.
@@ -100,26 +100,26 @@ class MaskedPatches(Method):
         grid = grids.cells(size, side)
         shape, device = (len(images), grid[0] * grid[1]), images.device
         draws = torch.rand(shape[0], 3, shape[1], device=device).unbind(1)  # image by image, as parts of a batch draw
-        noise, fate, swap = draws[0] if noise is None else noise, draws[1] if fate is None else fate, draws[2]
+        noise, choice, swap = draws[0] if noise is None else noise, draws[1] if choice is None else choice, draws[2]
         mask = random_mask(noise, self.ratio).mask
         if is_vit(self.backbone):
             cells = self.backbone.patches(images).flatten(1, 2)
-            spoilt = corrupted(cells, mask, fate, swap, self.head.mask_token[0])
-            tokens = self.backbone.through(spoilt.unflatten(1, grid), size).tokens
+            patches = corrupt(cells, mask, choice, swap, self.head.mask_token[0])
+            tokens = self.backbone.through(patches.unflatten(1, grid), size).tokens
             assert tokens is not None
         else:
-            stand_in = self.head.mask_token[0].repeat(1, side * side)
-            spoilt = corrupted(patchify(images, side), mask, fate, swap, stand_in)
-            tokens = coarsest(self.backbone(unpatchify(spoilt, side, size)).maps, grid)
-        says = self.head.say(tokens[mask])
+            replacement = self.head.mask_token[0].repeat(1, side * side)
+            patches = corrupt(patchify(images, side), mask, choice, swap, replacement)
+            tokens = coarsest(self.backbone(unpatchify(patches, side, size)).maps, grid)
+        predicted = self.head.predict(tokens[mask])
         if self.target == "pixels":
-            mean = F.mse_loss(says, patchify(images, side)[mask].float())
+            mean = F.mse_loss(predicted, patchify(images, side)[mask].float())
         else:
-            wanted = self.wanted(batch.images)[mask]  # (M, K)
-            mean = F.cross_entropy(says.unflatten(1, (-1, self.colours)).flatten(0, 1), wanted.flatten())
+            colours = self.targets(batch.images)[mask]  # (M, K)
+            mean = F.cross_entropy(predicted.unflatten(1, (-1, self.colours)).flatten(0, 1), colours.flatten())
         return {"loss": Loss(mean * len(images), number_of(images))}
 
-    def wanted(self, images: Tensor) -> Tensor:
+    def targets(self, images: Tensor) -> Tensor:
         """(B, N, K) int64 colours of (B, C, H, W) uint8 in 0..255 or float in 0..1: K is 1, or 16 row by row."""
         pixels = images.float() if images.is_floating_point() else images.float() / 255
         side = side_of(self.backbone)
@@ -132,12 +132,12 @@ class MaskedPatches(Method):
 
 
 class PatchHead(MethodHead):
-    """The learned vector that stands for a patch, and the layer that says what was there.
+    """The learned vector that stands for a patch, and the layer that predicts what was there.
 
     Args:
         inside: D of the backbone's tokens.
         vector: length of what is corrupted: D, or the channels of a colour.
-        outputs: numbers said of a patch.
+        outputs: numbers predicted of a patch.
         norm: for tokens that are not normalised.
     """
 
@@ -149,24 +149,24 @@ class PatchHead(MethodHead):
         nn.init.trunc_normal_(self.outputs.weight, std=0.02)
         nn.init.zeros_(self.outputs.bias)
 
-    def say(self, tokens: Tensor) -> Tensor:
+    def predict(self, tokens: Tensor) -> Tensor:
         """(M, D) -> (M, outputs) float32."""
         return self.outputs(self.before(tokens)).float()
 
 
-def corrupted(patches: Tensor, mask: Tensor, fate: Tensor, swap: Tensor, stand_in: Tensor) -> Tensor:
-    """Patches of which those of `mask` are replaced, or not, as `fate` says.
+def corrupt(patches: Tensor, mask: Tensor, choice: Tensor, swap: Tensor, replacement: Tensor) -> Tensor:
+    """Patches of which those of `mask` are replaced, or not, as `choice` says.
 
     Args:
         patches: (B, N, K).
         mask: (B, N) bool, True on what is corrupted.
-        fate: (B, N) in 0..1: below 0.8 the stand-in, below 0.9 another patch of the picture, else nothing.
+        choice: (B, N) in 0..1: below 0.8 the replacement, below 0.9 another patch of the picture, else nothing.
         swap: (B, N) in [0, 1): which other patch.
-        stand_in: (K,) or (1, K).
+        replacement: (K,) or (1, K).
     """
     count = patches.shape[1]
     step = 1 + (swap * (count - 1)).long()
     other = (torch.arange(count, device=mask.device) + step) % count
     swapped = patches.gather(1, other[..., None].expand_as(patches))
-    found = torch.where((mask & (fate < SWAPPED))[..., None], swapped, patches)
-    return torch.where((mask & (fate < MASKED))[..., None], stand_in.to(patches.dtype), found)
+    patches = torch.where((mask & (choice < SWAPPED))[..., None], swapped, patches)
+    return torch.where((mask & (choice < MASKED))[..., None], replacement.to(patches.dtype), patches)

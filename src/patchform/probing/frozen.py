@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,12 +24,12 @@ from patchform.data.loader import evaluation_loader
 from patchform.data.pictures import LabelledPictures
 from patchform.data.shards import status
 from patchform.data.transforms import evaluation_transform
-from patchform.device import pick_device
+from patchform.device import RunOptions, pick_device
 from patchform.errors import DataError, DivergedError, ModelFileError, ResourceError, UsageError
 from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.base import Scores
 from patchform.model import Model
-from patchform.records import Batch, Features, Label
+from patchform.records import Features, Label
 from patchform.weights import files
 
 FORMAT = 1
@@ -39,13 +39,13 @@ FEATURES, DESCRIPTION = "features-{:09}.safetensors", "features.json"
 PART = 1 << 16
 """Pictures of a part: what is written and read at once, so that there is never a second copy of all features."""
 ROWS = 1024
-"""Samples that a probe is asked of at once."""
+"""Samples that go through a probe at once."""
 
 Output = Literal["summary", "tokens"]
 
 
 class Frozen(NamedTuple):
-    """What a backbone says of the pictures of a listing, in the order of the listing, on the CPU."""
+    """Features of the pictures of a listing, in the order of the listing, on the CPU."""
 
     summaries: Tensor
     """(N, D) float32."""
@@ -61,49 +61,22 @@ def features(
     *,
     output: Output = "summary",
     cache: str | Path | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    device: torch.device | str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    options: RunOptions,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> Frozen:
-    """Features of every picture, each looked at once, prepared as at evaluation; or what was kept of an earlier call.
-
-    Memory grows with N times D.
-
-    Args:
-        model: taken over: moved to the device and set to evaluation mode. Its head is not used.
-        listing: pictures of one class each.
-        output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
-        cache: folder that keeps features, made if need be; None keeps nothing.
-        batch_size: images that go through the backbone at once.
-        workers: processes that decode.
-        device: "auto" takes the accelerator if there is one.
-        precision: bfloat16 runs the backbone under autocast.
-        progress: called with (done, all) images after each batch; not when the features were kept.
-        say: called with a sentence when kept features are damaged, and so computed anew, or cannot be kept.
+    """Features and labels of every picture, each of one class. Arguments as of `outputs`.
 
     Raises:
         DataError: a picture without exactly one class.
         PatchformError: whatever `outputs` raises.
     """
-    if odd := [listing.name(index) for index, item in enumerate(listing.items) if len(item.classes) != 1]:
-        raise DataError("an image without exactly one class", where=odd[0], remedy="a probe needs single labels")
-    kept = outputs(
-        model,
-        listing,
-        output=output,
-        cache=cache,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        precision=precision,
-        progress=progress,
-        say=say,
-    )
+    for index, item in enumerate(listing.items):
+        if len(item.classes) != 1:
+            where = listing.name(index)
+            raise DataError("an image without exactly one class", where=where, remedy="a probe needs single labels")
+    rows = outputs(model, listing, output=output, cache=cache, options=options, progress=progress)
     labels = torch.tensor([item.classes[0] for item in listing.items])
-    return Frozen(kept, labels, tuple(map(listing.name, range(len(listing)))), output)
+    return Frozen(rows, labels, tuple(map(listing.name, range(len(listing)))), output)
 
 
 def outputs(
@@ -112,14 +85,24 @@ def outputs(
     *,
     output: Output = "summary",
     cache: str | Path | None = None,
-    batch_size: int = 32,
-    workers: int = 0,
-    device: torch.device | str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    options: RunOptions,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> Tensor:
-    """(N, D) float32 on the CPU: the features alone, of pictures with or without classes. Arguments as of `features`.
+    """Features of every picture, each looked at once, prepared as at evaluation; or what an earlier call has cached.
+
+    Memory grows with N times D.
+
+    Args:
+        model: taken over: moved to the device and set to evaluation mode. Its head is not used.
+        listing: pictures with or without classes; all are read, whatever `options.skip_bad`.
+        output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
+        cache: folder that keeps features, made if need be; None keeps nothing.
+        options: how the backbone is run. Cached features that are damaged, and so computed anew, or that cannot be
+            written are remarked on.
+        progress: called with (done, all) images after each batch; not when the features were cached.
+
+    Returns:
+        (N, D) float32 on the CPU.
 
     Raises:
         DataError: no picture, or one that cannot be read.
@@ -132,44 +115,44 @@ def outputs(
         raise DataError("no picture", where=listing.root)
     if model.backbone.frames is not None:
         raise UsageError("this backbone looks at clips, not at pictures", remedy="take another one")
-    place, about, kept = None, {}, None
-    if cache is not None:
-        about = identity(model, listing, output=output, precision=precision)
-        place = _made(Path(cache)) / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        kept = _read(place, about, say)
-    if kept is None:
-        where = pick_device(device)
-        still = dataclasses.replace(model.preprocessing, frames=0)  # of clips, where the backbone sees single frames
-        pictures = LabelledPictures(listing, evaluation_transform(still), still)
-        batches = (
-            to_device(batch._replace(targets=()), where) for batch in evaluation_loader(pictures, batch_size, workers)
-        )
-        model.to(where).eval()
-        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            kept = _computed(model, batches, len(listing), output, progress)
-        if place is not None:
-            _write(place, about, kept, say)
-    return kept
+    if cache is None:
+        return _compute(model, listing, output, options, progress)
+    description = identity(model, listing, output=output, precision=options.precision)
+    key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    folder = _make_cache(Path(cache)) / key
+    rows = _read(folder, description, options.say)
+    if rows is None:
+        rows = _compute(model, listing, output, options, progress)
+        _write(folder, description, rows, options.say)
+    return rows
 
 
-@torch.inference_mode()
-def _computed(
-    model: Model, batches: Iterable[Batch], count: int, output: Output, progress: Callable[[int, int], None] | None
+def _compute(
+    model: Model,
+    listing: Listing,
+    output: Output,
+    options: RunOptions,
+    progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """(N, D) float32 on the CPU."""
-    kept, done = torch.empty(0), 0
-    for batch in batches:
-        found = _chosen(model.features(batch), output)
-        if not found.isfinite().all():
-            raise DivergedError("the backbone gives features that are not finite", where=batch.names[0])
-        if not done:
-            with torch.inference_mode(False):  # else nothing could be trained on them
-                kept = torch.empty(count, found.shape[1])
-        kept[done : done + len(found)] = found
-        done += len(found)
-        if progress:
-            progress(done, count)
-    return kept
+    device = pick_device(options.device)
+    single = dataclasses.replace(model.preprocessing, frames=0)  # of clips, where the backbone sees single frames
+    pictures = LabelledPictures(listing, evaluation_transform(single), single)
+    model.to(device).eval()
+    rows, done = torch.empty(0), 0
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+        for batch in evaluation_loader(pictures, options.batch_size, options.workers):
+            batch_rows = _select(model.features(to_device(batch._replace(targets=()), device)), output)
+            if not batch_rows.isfinite().all():
+                raise DivergedError("the backbone gives features that are not finite", where=batch.names[0])
+            if not done:
+                with torch.inference_mode(False):  # else nothing could be trained on them
+                    rows = torch.empty(len(listing), batch_rows.shape[1])
+            rows[done : done + len(batch_rows)] = batch_rows
+            done += len(batch_rows)
+            if progress:
+                progress(done, len(listing))
+    return rows
 
 
 def scored(
@@ -198,12 +181,12 @@ def scored(
     return metric.compute()
 
 
-def _chosen(found: Features, output: Output) -> Tensor:
+def _select(features: Features, output: Output) -> Tensor:
     """(B, D)."""
-    chosen = found.summary if output == "summary" else None if found.tokens is None else found.tokens.mean(1)
-    if chosen is None:
+    rows = features.summary if output == "summary" else None if features.tokens is None else features.tokens.mean(1)
+    if rows is None:
         raise UsageError(f"this backbone gives no {output}", remedy="probe another output")
-    return chosen
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------- kept on the disk
@@ -251,7 +234,7 @@ def _digest_of_data(listing: Listing) -> str:
     return digest.hexdigest()
 
 
-def _made(folder: Path) -> Path:
+def _make_cache(folder: Path) -> Path:
     """The cache, there before hours of work and not after them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,39 +243,37 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _read(place: Path, about: dict[str, Any], say: Callable[[str], None] | None) -> Tensor | None:
-    """(N, D) float32, or None when nothing intact is kept there."""
-    if not place.exists():
+def _read(folder: Path, description: dict[str, Any], say: Callable[[str], None]) -> Tensor | None:
+    """(N, D) float32, or None when nothing intact is cached there."""
+    if not folder.exists():
         return None
-    kept, count = torch.empty(0), about["pictures"]
+    rows, count = torch.empty(0), description["pictures"]
     try:
-        if files.read_json(_intact(place, DESCRIPTION)) != about:
+        if files.read_json(_intact(folder, DESCRIPTION)) != description:
             raise ModelFileError("they are others")
         for start in range(0, count, PART):
-            part = files.read_tensors(_intact(place, FEATURES.format(start)))["features"]
+            part = files.read_tensors(_intact(folder, FEATURES.format(start)))["features"]
             if not start:
-                kept = torch.empty(count, part.shape[1])
-            kept[start : start + PART] = part
+                rows = torch.empty(count, part.shape[1])
+            rows[start : start + PART] = part
     except ModelFileError as error:
-        if say:
-            say(f"the features in {place} are damaged ({error.what}) and are computed anew")
+        say(f"the features in {folder} are damaged ({error.what}) and are computed anew")
         return None
-    return kept
+    return rows
 
 
-def _intact(place: Path, name: str) -> Path:
-    if faults := files.verify(place, (name,)):
+def _intact(folder: Path, name: str) -> Path:
+    if faults := files.verify(folder, (name,)):
         raise ModelFileError(faults[0])
-    return place / name
+    return folder / name
 
 
-def _write(place: Path, about: dict[str, Any], found: Tensor, say: Callable[[str], None] | None) -> None:
-    """Keep features; a full disk is no reason to lose them."""
+def _write(folder: Path, description: dict[str, Any], rows: Tensor, say: Callable[[str], None]) -> None:
+    """Cache features; a full disk is no reason to lose them."""
     try:
-        with files.atomic_folder(place) as folder:
-            for start in range(0, len(found), PART):
-                files.write_tensors(folder / FEATURES.format(start), {"features": found[start : start + PART]})
-            files.write_json(folder / DESCRIPTION, about)
+        with files.atomic_folder(folder) as unfinished:
+            for start in range(0, len(rows), PART):
+                files.write_tensors(unfinished / FEATURES.format(start), {"features": rows[start : start + PART]})
+            files.write_json(unfinished / DESCRIPTION, description)
     except ResourceError as error:
-        if say:
-            say(f"the features are not kept: {error}")
+        say(f"the features are not kept: {error}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,13 +72,13 @@ class Probe(NamedTuple):
         """
         if self.output != "summary" or self.weight.shape[1] != model.backbone.width:
             raise UsageError("not a probe of this model's summary", remedy="fit one on features of this model")
-        head = Linear(width=model.backbone.width, classes=len(self.classes))
+        head = Linear(model.backbone.feature_info, classes=len(self.classes))
         head.classifier.load_state_dict({"weight": self.weight, "bias": self.bias})
-        made_of = model.architecture
-        if made_of is not None:
-            made_of = replace(made_of, task="classification", head="linear", head_options={})
+        architecture = model.architecture
+        if architecture is not None:
+            architecture = replace(architecture, task="classification", head="linear", head_options={})
         classifier = Model(
-            model.backbone, head, classes=self.classes, preprocessing=model.preprocessing, architecture=made_of
+            model.backbone, head, classes=self.classes, preprocessing=model.preprocessing, architecture=architecture
         )
         return classifier.to(model.mean.device).eval()
 
@@ -109,19 +110,19 @@ def fit(
     """
     if not decays or not all(0 < decay < math.inf for decay in decays):
         raise UsageError(f"decays are {list(decays)}", remedy="give positive numbers")
-    found: Tensor | None = None
+    coefficients: Tensor | None = None
     best, tried = max(decays), []
     if len(set(decays)) > 1:
         inner, outer = _split(train, classes, seed)
         problem, optima = _Problem(inner, len(classes), device), {}
         for decay in sorted(set(decays), reverse=True):
-            optima[decay] = found = problem.solve(decay, start=found)
-            numbers = scored(problem.probe(found, classes, decay).scores, outer, classes).numbers
+            optima[decay] = coefficients = problem.solve(decay, start=coefficients)
+            numbers = scored(problem.probe(coefficients, classes, decay).scores, outer, classes).numbers
             tried.append(Tried(decay, numbers["top1"] or 0.0, numbers["log_loss"] or 0.0))
-        best = min(tried, key=lambda one: (-one.top1, one.log_loss)).decay
-        found = optima[best]
+        best = min(tried, key=lambda result: (-result.top1, result.log_loss)).decay
+        coefficients = optima[best]
     problem = _Problem(train, len(classes), device)
-    probe = problem.probe(problem.solve(best, start=found), classes, best)
+    probe = problem.probe(problem.solve(best, start=coefficients), classes, best)
     return probe._replace(tried=tuple(tried), output=train.output)
 
 
@@ -130,10 +131,10 @@ def _split(train: Frozen, classes: Sequence[str], seed: int) -> tuple[Frozen, Fr
     items = tuple(Item(Path(name), (label,)) for name, label in zip(train.names, train.labels.tolist()))
     listing = Listing(classes=tuple(classes), items=items, root=Path())
     held_out = {item.path for item in split_listing(listing, HELD_OUT, seed)[1].items}
-    chosen = torch.tensor([item.path in held_out for item in items])
+    outer = torch.tensor([item.path in held_out for item in items])
     first, second = (
-        Frozen(train.summaries[part], train.labels[part], tuple(n for n, there in zip(train.names, part) if there))
-        for part in (~chosen, chosen)
+        Frozen(train.summaries[part], train.labels[part], tuple(compress(train.names, part)))
+        for part in (~outer, outer)
     )
     return first, second
 
@@ -171,23 +172,24 @@ class _Problem:
     def solve(self, decay: float, start: Tensor | None = None) -> Tensor:
         """(C, D + 1) coefficients of the optimum."""
         shape = self.classes, self.summaries.shape[1] + 1
-        found = torch.zeros(shape, dtype=torch.float64, device=self.mean.device) if start is None else start.clone()
+        zeros = torch.zeros(shape, dtype=torch.float64, device=self.mean.device)
+        coefficients = zeros if start is None else start.clone()
         solver = torch.optim.LBFGS(
-            [found],
+            [coefficients],
             max_iter=ITERATIONS,
             tolerance_grad=STEEPEST,
             tolerance_change=1e-12,
             line_search_fn="strong_wolfe",
         )
 
-        def at_once() -> Tensor:
-            value, found.grad = self.objective(found, decay)
+        def closure() -> Tensor:
+            value, coefficients.grad = self.objective(coefficients, decay)
             return value
 
-        solver.step(at_once)
-        if not found.isfinite().all():
+        solver.step(closure)
+        if not coefficients.isfinite().all():
             raise DivergedError("no linear probe of these features can be found", remedy="scale them")
-        return found.detach()
+        return coefficients.detach()
 
     def probe(self, coefficients: Tensor, classes: Sequence[str], decay: float) -> Probe:
         """W (x - mean) / std + b as weight and bias of x."""

@@ -52,26 +52,26 @@ def vote(
         raise UsageError(f"{k} neighbours and temperature {temperature}", remedy="both are above 0")
     if summaries.shape[1] != train.summaries.shape[1]:
         raise UsageError(f"features of width {summaries.shape[1]} and {train.summaries.shape[1]}")
-    found, labels = [], train.labels.to(device)
+    votes, labels = [], train.labels.to(device)
     for part in summaries.split(block[0]):
         rows = F.normalize(part.to(device), dim=1)
         similar, chosen, start = rows.new_empty(len(rows), 0), labels.new_empty(len(rows), 0), 0
         for columns in train.summaries.split(block[1]):
-            values, places = _nearest(rows @ F.normalize(columns.to(device), dim=1).T, k)
+            values, indices = _nearest(rows @ F.normalize(columns.to(device), dim=1).T, k)
             both = torch.cat([similar, values], 1)
-            similar, order = (kept[:, :k] for kept in both.sort(dim=1, descending=True, stable=True))
-            chosen = torch.cat([chosen, places + start], 1).gather(1, order)
+            similar, order = (column[:, :k] for column in both.sort(dim=1, descending=True, stable=True))
+            chosen = torch.cat([chosen, indices + start], 1).gather(1, order)
             start += len(columns)
         weights = (similar / temperature).softmax(1)  # votes, divided by their sum
-        found.append(weights.new_zeros(len(rows), classes).scatter_add_(1, labels[chosen], weights).cpu())
-    return torch.cat(found) if found else torch.empty(0, classes)
+        votes.append(weights.new_zeros(len(rows), classes).scatter_add_(1, labels[chosen], weights).cpu())
+    return torch.cat(votes) if votes else torch.empty(0, classes)
 
 
 def _nearest(similar: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(R, C) similarities -> the k highest of each row, the earlier first among equals, and their columns in order."""
-    values, places = similar.topk(min(k, similar.shape[1]))
+    values, indices = similar.topk(min(k, similar.shape[1]))
     cut = (similar >= values[:, -1:]).sum(1) > values.shape[1]  # equals on both sides: topk takes any of them
     if cut.any():
-        places[cut] = similar[cut].argsort(dim=1, descending=True, stable=True)[:, : values.shape[1]]
-    places = places.sort(1).values
-    return similar.gather(1, places), places
+        indices[cut] = similar[cut].argsort(dim=1, descending=True, stable=True)[:, : values.shape[1]]
+    indices = indices.sort(1).values
+    return similar.gather(1, indices), indices

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from patchform.descriptions import Preprocessing, WeightsFile
 
@@ -11,41 +13,53 @@ HALF = (0.5, 0.5, 0.5)
 LABELS = {0: "", 1000: "imagenet-1k", 21_841: "imagenet-22k", 21_843: "imagenet-21k"}
 
 
+class Origin(NamedTuple):
+    """What several files of one publisher have in common; the defaults are those of most files of timm."""
+
+    layout: str = "timm"
+    licence: str = "apache-2.0"
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    half: bool = False
+    """Mean and deviation are `HALF`."""
+    head: str = "linear"
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Of the backbone."""
+
+
+TIMM = Origin()
+
+
 def timm(
     variant: str,
     model: str,
     megabytes: int,
     *,
     tag: str = "",
-    layout: str = "timm",
     side: int = 224,
     crop: float = 0.9,
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic",
-    half: bool = False,
-    licence: str = "apache-2.0",
     classes: int = 1000,
-    options: dict[str, Any] | None = None,
-    head: str = "linear",
+    origin: Origin = TIMM,
 ) -> WeightsFile:
     """A file in timm's organisation on the hub, used as timm's own configuration of it says.
 
     `model` is timm's name for it, "architecture.tag"; `tag` its tag unless given. `side` is the input's in pixels,
-    `crop` the share that the centre crop keeps; `half` says that mean and deviation are `HALF`; `options` are the
-    backbone's.
+    `crop` the share that the centre crop keeps.
     """
-    statistics: dict[str, Any] = {"mean": HALF, "std": HALF} if half else {}
+    statistics: dict[str, Any] = {"mean": HALF, "std": HALF} if origin.half else {}
     return WeightsFile(
         variant=variant,
         tag=tag or model.partition(".")[2],
         place=f"hub:timm/{model}/model.safetensors",
         megabytes=megabytes,
-        licence=licence,
-        layout=layout,
-        preprocessing=Preprocessing(size=(side, side), crop_share=crop, interpolation=interpolation, **statistics),
+        licence=origin.licence,
+        layout=origin.layout,
+        preprocessing=Preprocessing(
+            size=(side, side), crop_share=crop, interpolation=origin.interpolation, **statistics
+        ),
         classes=classes,
         labels=LABELS[classes],
-        backbone_options=options or {},
-        head=head,
+        backbone_options=dict(origin.options),
+        head=origin.head,
     )
 
 

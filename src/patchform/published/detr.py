@@ -14,27 +14,27 @@ def _apart(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
 
 
 _classes = Operation(lambda tensors, shape, sizes: torch.cat(tensors), _apart)
-"""Ours apart: the classes, and nothing, which is the last row of theirs."""
+"""Our classifier and no-object row apart; in the source no-object is the last row."""
 
 
-def _classifier(theirs: str) -> Rule:
-    return (f"{theirs}.{{p}}", ("head.classifier.{p}", "head.no_object.{p}"), _classes)
+def _classifier(source: str) -> Rule:
+    return (f"{source}.{{p}}", ("head.classifier.{p}", "head.no_object.{p}"), _classes)
 
 
-def _facebook_attention(theirs: str, ours: str) -> tuple[Rule, ...]:
+def _facebook_attention(source: str, target: str) -> tuple[Rule, ...]:
     return (
-        (f"{theirs}.in_proj_{{p}}", tuple(f"{ours}.{part}.{{p}}" for part in "qkv"), join),
-        (f"{theirs}.out_proj.{{p}}", f"{ours}.proj.{{p}}"),
+        (f"{source}.in_proj_{{p}}", tuple(f"{target}.{part}.{{p}}" for part in "qkv"), join),
+        (f"{source}.out_proj.{{p}}", f"{target}.proj.{{p}}"),
     )
 
 
 def _facebook_layers(name: str) -> tuple[Rule, ...]:
-    theirs, ours = f"transformer.{name}.layers.{{i}}", f"head.{name}.{{i}}"
+    source, target = f"transformer.{name}.layers.{{i}}", f"head.{name}.{{i}}"
     return (
-        *_facebook_attention(f"{theirs}.self_attn", f"{ours}.attention"),
-        *_facebook_attention(f"{theirs}.multihead_attn", f"{ours}.cross_attention"),
-        (f"{theirs}.linear{{n+1}}.{{p}}", f"{ours}.mlp.layers.{{n}}.{{p}}"),
-        (f"{theirs}.norm{{n+1}}.{{p}}", f"{ours}.around.{{n}}.norm.{{p}}"),
+        *_facebook_attention(f"{source}.self_attn", f"{target}.attention"),
+        *_facebook_attention(f"{source}.multihead_attn", f"{target}.cross_attention"),
+        (f"{source}.linear{{n+1}}.{{p}}", f"{target}.mlp.layers.{{n}}.{{p}}"),
+        (f"{source}.norm{{n+1}}.{{p}}", f"{target}.around.{{n}}.norm.{{p}}"),
         (f"transformer.{name}.norm.{{p}}", f"head.{name}_norm.{{p}}"),
     )
 
@@ -63,17 +63,17 @@ _FACEBOOK_MASKS = Rules(
 
 
 def _transformers_layers(name: str, out: str, mlp: str, *norms: str) -> tuple[Rule, ...]:
-    theirs, ours = f"model.{name}.layers.{{i}}", f"head.{name}.{{i}}"
+    source, target = f"model.{name}.layers.{{i}}", f"head.{name}.{{i}}"
     looks = {"self_attn": "attention", "encoder_attn": "cross_attention"}
     parts = {"q_proj": "q", "k_proj": "k", "v_proj": "v", out: "proj"}
     return (
         *(
-            (f"{theirs}.{look}.{part}.{{p}}", f"{ours}.{looks[look]}.{parts[part]}.{{p}}")
+            (f"{source}.{look}.{part}.{{p}}", f"{target}.{looks[look]}.{parts[part]}.{{p}}")
             for look in looks
             for part in parts
         ),
-        (f"{theirs}.{mlp}fc{{n+1}}.{{p}}", f"{ours}.mlp.layers.{{n}}.{{p}}"),
-        *((f"{theirs}.{norm}.{{p}}", f"{ours}.around.{place}.norm.{{p}}") for place, norm in enumerate(norms)),
+        (f"{source}.{mlp}fc{{n+1}}.{{p}}", f"{target}.mlp.layers.{{n}}.{{p}}"),
+        *((f"{source}.{norm}.{{p}}", f"{target}.around.{index}.norm.{{p}}") for index, norm in enumerate(norms)),
         (f"model.{name}.layernorm.{{p}}", f"head.{name}_norm.{{p}}"),
     )
 
@@ -116,7 +116,7 @@ def layouts(backbone: Rules, own: Rules) -> dict[str, Rules]:
         own: the same, as transformers does.
     """
     files, memory = "model.backbone.conv_encoder.model.", "model.backbone.model."
-    found: dict[str, Rules] = {}
+    rules: dict[str, Rules] = {}
     for name, head, masks, front, body in (
         ("detr", _FACEBOOK, _FACEBOOK_MASKS, "backbone.0.body.", backbone),
         ("detr_transformers", _TRANSFORMERS, _FACEBOOK_MASKS, files, own),
@@ -125,5 +125,5 @@ def layouts(backbone: Rules, own: Rules) -> dict[str, Rules]:
         ("detr_transformers_5_timm", _TRANSFORMERS_5, _TRANSFORMERS_5_MASKS, memory, backbone),
     ):
         whole = Rules(*prefix(body, front, ""), *head)
-        found |= {name: whole, f"{name}_masks": Rules(*prefix(whole, "detr.", ""), *masks)}
-    return found
+        rules |= {name: whole, f"{name}_masks": Rules(*prefix(whole, "detr.", ""), *masks)}
+    return rules

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from patchform.descriptions import Score
 from patchform.published import vit
-from patchform.published.base import timm
+from patchform.published.base import Origin, timm
 from patchform.weights.operations import Operation, Sizes, permute
 from patchform.weights.rules import Rule, Rules
 
@@ -25,11 +25,11 @@ _PATCHES = Operation(lambda tensors, shape, sizes: tensors[0].reshape(shape), _s
 _UNIT = "backbone.local.stages.{s}.{u}."
 
 
-def _units(theirs: str) -> tuple[Rule, ...]:
+def _units(source: str) -> tuple[Rule, ...]:
     return (
-        (f"{theirs}.conv{{i+1}}.{{p}}", _UNIT + "branch.{i}.conv.{p}"),
-        (f"{theirs}.norm{{i+1}}.{{p}}", _UNIT + "branch.{i}.norm.{p}"),
-        (f"{theirs}.downsample.{{m}}.{{p}}", _UNIT + "shortcut.{m}.{p}"),
+        (f"{source}.conv{{i+1}}.{{p}}", _UNIT + "branch.{i}.conv.{p}"),
+        (f"{source}.norm{{i+1}}.{{p}}", _UNIT + "branch.{i}.norm.{p}"),
+        (f"{source}.downsample.{{m}}.{{p}}", _UNIT + "shortcut.{m}.{p}"),
     )
 
 
@@ -60,8 +60,8 @@ LAYOUTS = {
         ("block{s+1}/unit{u+1}/conv{i+1}/kernel", _UNIT + "branch.{i}.conv.weight", _KERNEL),
         ("block{s+1}/unit{u+1}/conv_proj/kernel", _UNIT + "shortcut.conv.weight", _KERNEL),
         *(
-            (f"{theirs}/{kind}", f"{ours}.{'weight' if kind == 'scale' else 'bias'}", _CHANNELS)
-            for theirs, ours in (
+            (f"{source}/{kind}", f"{target}.{'weight' if kind == 'scale' else 'bias'}", _CHANNELS)
+            for source, target in (
                 ("gn_root", "backbone.local.stem.norm"),
                 ("block{s+1}/unit{u+1}/gn{i+1}", _UNIT + "branch.{i}.norm"),
                 ("block{s+1}/unit{u+1}/gn_proj", _UNIT + "shortcut.norm"),
@@ -86,9 +86,10 @@ SCORES = (
     ),
 )
 
+_AUGREG = Origin(half=True)
 WEIGHTS = (
-    timm("r_ti16", "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", 25, layout="timm_stem", half=True),
-    timm("r26_s32", "vit_small_r26_s32_224.augreg_in21k_ft_in1k", 146, half=True),
-    timm("r50_l32", "vit_large_r50_s32_224.augreg_in21k_ft_in1k", 1316, half=True),
-    timm("r50_b16", "vit_base_r50_s16_384.orig_in21k_ft_in1k", 395, half=True, side=384, crop=1.0),
+    timm("r_ti16", "vit_tiny_r_s16_p8_224.augreg_in21k_ft_in1k", 25, origin=Origin("timm_stem", half=True)),
+    timm("r26_s32", "vit_small_r26_s32_224.augreg_in21k_ft_in1k", 146, origin=_AUGREG),
+    timm("r50_l32", "vit_large_r50_s32_224.augreg_in21k_ft_in1k", 1316, origin=_AUGREG),
+    timm("r50_b16", "vit_base_r50_s16_384.orig_in21k_ft_in1k", 395, side=384, crop=1.0, origin=_AUGREG),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from patchform.weights.operations import join
 from patchform.weights.rules import Drop, Rule, Rules
@@ -14,11 +13,10 @@ _POSITIONS = "backbone.position.table"
 
 def _blocks(layer: str, parts: Mapping[str, str], joined: tuple[str, ...] = ()) -> tuple[Rule, ...]:
     """Blocks of the decoder; `joined` are the names of q, k and v where they are apart."""
-    ours = "head.blocks.{b}."
-    found: list[Rule] = [(layer + theirs, ours + own) for theirs, own in parts.items()]
+    rules: list[Rule] = [(layer + source, f"head.blocks.{{b}}.{target}") for source, target in parts.items()]
     if joined:
-        found.append((tuple(layer + name for name in joined), ours + "attention.qkv.{p}", join))
-    return tuple(found)
+        rules.append((tuple(layer + name for name in joined), "head.blocks.{b}.attention.qkv.{p}", join))
+    return tuple(rules)
 
 
 def _decoder(root: str, blocks: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -33,13 +31,14 @@ def _decoder(root: str, blocks: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 def _backbone(rules: Rules) -> tuple[Rule, ...]:
     """Without what is no part of pre-training: classifiers, mask tokens, decoders that are dropped; positions fixed."""
-    found: list[Rule] = []
-    for names, own, *operation in rules:
-        if isinstance(own, Drop) or any(one.startswith("head.") for one in ((own,) if isinstance(own, str) else own)):
-            continue
-        rule: Any = (names, _FIXED) if own == _POSITIONS else (names, own, *operation)
-        found.append(rule)
-    return tuple(found)
+    selected: list[Rule] = []
+    for rule in rules:
+        targets = (rule[1],) if isinstance(rule[1], str) else rule[1]
+        if targets == (_POSITIONS,):
+            selected.append((rule[0], _FIXED))
+        elif not isinstance(targets, Drop) and not any(name.startswith("head.") for name in targets):
+            selected.append(rule)
+    return tuple(selected)
 
 
 def layouts(authors: Rules, files: Rules, memory: Rules) -> dict[str, Rules]:
@@ -64,18 +63,19 @@ def layouts(authors: Rules, files: Rules, memory: Rules) -> dict[str, Rules]:
     in_memory = {**norms, "attention.o_proj.{p}": "attention.proj.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}"}
     apart = tuple(f"attention.attention.{name}.{{p}}" for name in ("query", "key", "value"))
     apart_5 = tuple(f"attention.{name}_proj.{{p}}" for name in "qkv")
-    theirs, layers = "decoder.", "decoder.decoder_layers.{b}."
-    token: Rule = ("mask_token", "head.mask_token")
+    layers = "decoder.decoder_layers.{b}."
     return {
-        "mae_whole": Rules(*_backbone(authors), token, *_decoder("", _blocks("decoder_blocks.{b}.", plain))),
+        "mae_whole": Rules(
+            *_backbone(authors), ("mask_token", "head.mask_token"), *_decoder("", _blocks("decoder_blocks.{b}.", plain))
+        ),
         "transformers_mae": Rules(
             *_backbone(files),
-            (theirs + "mask_token", "head.mask_token"),
-            *_decoder(theirs, _blocks(layers, in_files, apart)),
+            ("decoder.mask_token", "head.mask_token"),
+            *_decoder("decoder.", _blocks(layers, in_files, apart)),
         ),
         "transformers_5_mae": Rules(
             *_backbone(memory),
-            (theirs + "mask_token", "head.mask_token"),
-            *_decoder(theirs, _blocks(layers, in_memory, apart_5)),
+            ("decoder.mask_token", "head.mask_token"),
+            *_decoder("decoder.", _blocks(layers, in_memory, apart_5)),
         ),
     }

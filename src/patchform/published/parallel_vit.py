@@ -25,8 +25,8 @@ _OUTSIDE: tuple[Rule, ...] = (
 def _branch(number: int, suffix: str) -> tuple[Rule, ...]:
     """A branch by the authors' names, which end in `suffix`: norm1, norm11."""
     return tuple(
-        (f"blocks.{{b}}.{theirs}", f"blocks.{{b}}.branches.{number}.{ours}")
-        for theirs, ours in (
+        (f"blocks.{{b}}.{source}", f"blocks.{{b}}.branches.{number}.{target}")
+        for source, target in (
             (f"attn{suffix}.{{m}}.{{p}}", "attention.{m}.{p}"),
             (f"mlp{suffix}.{{m}}.{{p}}", "mlp.{m}.{p}"),
             (f"norm1{suffix}.{{p}}", "norm1.{p}"),
@@ -53,8 +53,8 @@ _TIMM = Rules(
 _TIMM_PARALLEL = Rules(
     *_OUTSIDE,
     *(
-        (f"blocks.{{b}}.{theirs}", f"blocks.{{b}}.branches.{{n}}.{ours}")
-        for theirs, ours in (
+        (f"blocks.{{b}}.{source}", f"blocks.{{b}}.branches.{{n}}.{target}")
+        for source, target in (
             ("attns.{n}.norm.{p}", "norm1.{p}"),
             ("attns.{n}.attn.{m}.{p}", "attention.{m}.{p}"),
             ("attns.{n}.ls.gamma", "scale1.gamma"),
@@ -70,8 +70,8 @@ _MM = Rules(
     ("patch_embed.projection.weight", "patches.proj.weight", _PATCHES),
     ("patch_embed.projection.bias", "patches.proj.bias"),
     *(
-        (f"layers.{{b}}.{theirs}", f"blocks.{{b}}.branches.0.{ours}")
-        for theirs, ours in (
+        (f"layers.{{b}}.{source}", f"blocks.{{b}}.branches.0.{target}")
+        for source, target in (
             ("ln{n}.{p}", "norm{n}.{p}"),
             ("attn.gamma1.weight", "scale1.gamma"),
             ("attn.{m}.{p}", "attention.{m}.{p}"),

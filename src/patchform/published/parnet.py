@@ -8,16 +8,16 @@ from patchform.descriptions import Score
 from patchform.weights.rules import Rule, Rules
 
 
-def _block(theirs: str, ours: str, *, stride: int = 1) -> Iterable[Rule]:
+def _block(source: str, target: str, *, stride: int = 1) -> Iterable[Rule]:
     """A block in both of its forms."""
     point = "rbr_1x1" if stride == 1 else "rbr_1x1.1"  # behind the mean
-    yield f"{theirs}.block.rbr_identity.{{p}}", f"backbone.{ours}.identity.{{p}}"
-    yield f"{theirs}.block.rbr_dense.conv.{{p}}", f"backbone.{ours}.spatial.conv.{{p}}"
-    yield f"{theirs}.block.rbr_dense.bn.{{p}}", f"backbone.{ours}.spatial.norm.{{p}}"
-    yield f"{theirs}.block.rbr_dense.{{p}}", f"backbone.{ours}.spatial.{{p}}"  # fused
-    yield f"{theirs}.block.{point}.conv.{{p}}", f"backbone.{ours}.pointwise.conv.{{p}}"
-    yield f"{theirs}.block.{point}.bn.{{p}}", f"backbone.{ours}.pointwise.norm.{{p}}"
-    yield f"{theirs}.block.se.cvsig.conv.{{p}}", f"backbone.{ours}.gate.{{p}}"
+    yield f"{source}.block.rbr_identity.{{p}}", f"backbone.{target}.identity.{{p}}"
+    yield f"{source}.block.rbr_dense.conv.{{p}}", f"backbone.{target}.spatial.conv.{{p}}"
+    yield f"{source}.block.rbr_dense.bn.{{p}}", f"backbone.{target}.spatial.norm.{{p}}"
+    yield f"{source}.block.rbr_dense.{{p}}", f"backbone.{target}.spatial.{{p}}"  # fused
+    yield f"{source}.block.{point}.conv.{{p}}", f"backbone.{target}.pointwise.conv.{{p}}"
+    yield f"{source}.block.{point}.bn.{{p}}", f"backbone.{target}.pointwise.norm.{{p}}"
+    yield f"{source}.block.se.cvsig.conv.{{p}}", f"backbone.{target}.gate.{{p}}"
 
 
 LAYOUTS = {

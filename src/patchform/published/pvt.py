@@ -21,29 +21,29 @@ _OWN = "backbone.stages.{s}.{b}"
 _SQUARES, _LOOK = f"{_OWN}.attention.reduction.squares.proj", f"{_OWN}.attention"
 
 
-def _block(theirs: str) -> tuple[Rule, ...]:
+def _block(source: str) -> tuple[Rule, ...]:
     """A block by the names that the authors and timm share."""
     return (
-        (f"{theirs}.attn.sr.weight", f"{_SQUARES}.weight", _kernel()),
-        (f"{theirs}.attn.sr.bias", f"{_SQUARES}.bias"),
-        (f"{theirs}.attn.norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
-        (f"{theirs}.attn.{{m}}.{{p}}", f"{_LOOK}.{{m}}.{{p}}"),
-        (f"{theirs}.mlp.{{m}}.{{p}}", f"{_OWN}.mlp.{{m}}.{{p}}"),
-        (f"{theirs}.norm{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
+        (f"{source}.attn.sr.weight", f"{_SQUARES}.weight", _kernel()),
+        (f"{source}.attn.sr.bias", f"{_SQUARES}.bias"),
+        (f"{source}.attn.norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
+        (f"{source}.attn.{{m}}.{{p}}", f"{_LOOK}.{{m}}.{{p}}"),
+        (f"{source}.mlp.{{m}}.{{p}}", f"{_OWN}.mlp.{{m}}.{{p}}"),
+        (f"{source}.norm{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
     )
 
 
-def _transformers_block(theirs: str, *, look: str, reduce: str, proj: str) -> tuple[Rule, ...]:
+def _transformers_block(source: str, *, look: str, reduce: str, proj: str) -> tuple[Rule, ...]:
     """A block by the names of transformers, whose two versions differ in three places."""
     return (
-        (f"{theirs}.{look}.{reduce}.weight", f"{_SQUARES}.weight", _kernel()),
-        (f"{theirs}.{look}.{reduce}.bias", f"{_SQUARES}.bias"),
-        (f"{theirs}.{look}.layer_norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
-        (f"{theirs}.{look}.query.{{p}}", f"{_LOOK}.q.{{p}}"),
-        ((f"{theirs}.{look}.key.{{p}}", f"{theirs}.{look}.value.{{p}}"), f"{_LOOK}.kv.{{p}}", join),
-        (f"{theirs}.{proj}.{{p}}", f"{_LOOK}.proj.{{p}}"),
-        (f"{theirs}.mlp.dense{{n}}.{{p}}", f"{_OWN}.mlp.fc{{n}}.{{p}}"),
-        (f"{theirs}.layer_norm_{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
+        (f"{source}.{look}.{reduce}.weight", f"{_SQUARES}.weight", _kernel()),
+        (f"{source}.{look}.{reduce}.bias", f"{_SQUARES}.bias"),
+        (f"{source}.{look}.layer_norm.{{p}}", f"{_LOOK}.reduction.norm.{{p}}"),
+        (f"{source}.{look}.query.{{p}}", f"{_LOOK}.q.{{p}}"),
+        ((f"{source}.{look}.key.{{p}}", f"{source}.{look}.value.{{p}}"), f"{_LOOK}.kv.{{p}}", join),
+        (f"{source}.{proj}.{{p}}", f"{_LOOK}.proj.{{p}}"),
+        (f"{source}.mlp.dense{{n}}.{{p}}", f"{_OWN}.mlp.fc{{n}}.{{p}}"),
+        (f"{source}.layer_norm_{{n}}.{{p}}", f"{_OWN}.norm{{n}}.{{p}}"),
     )
 
 

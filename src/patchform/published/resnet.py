@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patchform.descriptions import Score
 from patchform.published import detr, faster_rcnn, retinanet
-from patchform.published.base import timm
+from patchform.published.base import Origin, timm
 from patchform.weights.rules import Rules, prefix
 
 _TORCHVISION = Rules(
@@ -19,8 +19,11 @@ _TRANSFORMERS = Rules(
     ("embedder.embedder.convolution.{p}", "backbone.stem.conv.{p}"),
     ("embedder.embedder.normalization.{p}", "backbone.stem.norm.{p}"),
     *(
-        (f"encoder.stages.{{s}}.layers.{{b}}.{theirs}.{part}.{{p}}", f"backbone.stages.{{s}}.{{b}}.{ours}.{own}.{{p}}")
-        for theirs, ours in (("layer.{i}", "branch.{i}"), ("shortcut", "shortcut"))
+        (
+            f"encoder.stages.{{s}}.layers.{{b}}.{source}.{part}.{{p}}",
+            f"backbone.stages.{{s}}.{{b}}.{target}.{own}.{{p}}",
+        )
+        for source, target in (("layer.{i}", "branch.{i}"), ("shortcut", "shortcut"))
         for part, own in (("convolution", "conv"), ("normalization", "norm"))
     ),
 )
@@ -53,10 +56,8 @@ WEIGHTS = tuple(
         f"resnet{variant}.tv_in1k",
         megabytes,
         tag="torchvision_v1",
-        layout="torchvision",
         crop=0.875,
-        interpolation="bilinear",
-        licence="bsd-3-clause",
+        origin=Origin("torchvision", "bsd-3-clause", "bilinear"),
     )
     for variant, megabytes in {"18": 47, "34": 87, "50": 102, "101": 179, "152": 241}.items()
 )

@@ -19,11 +19,11 @@ def _torchvision(inside: str, convolutions: Mapping[str, str]) -> Rules:
         (f"backbone.fpn.layer_blocks.{{i}}.{inside}{{p}}", "head.pyramid.outputs.{i}.{p}"),
         ("backbone.fpn.extra_blocks.p{i+6}.{p}", "head.coarser.outputs.{i}.{p}"),
         *(
-            (f"{tower}.conv.{theirs}.{{p}}", f"{ours}.{own}.{{p}}")
-            for tower, (_, ours) in TOWERS.items()
-            for theirs, own in convolutions.items()
+            (f"{tower}.conv.{source}.{{p}}", f"{target}.{own}.{{p}}")
+            for tower, (_, target) in TOWERS.items()
+            for source, own in convolutions.items()
         ),
-        *((f"{tower}.{last}.{{p}}", f"{ours}.output.{{p}}") for tower, (last, ours) in TOWERS.items()),
+        *((f"{tower}.{last}.{{p}}", f"{target}.output.{{p}}") for tower, (last, target) in TOWERS.items()),
     )
 
 

@@ -8,24 +8,24 @@ from patchform.backbones.swin import (
     VARIANTS,
 )
 from patchform.descriptions import Score
-from patchform.published.base import timm, torchvision
+from patchform.published.base import Origin, timm, torchvision
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import DROP, Drop, Rule, Rules, prefix
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
 
 
-def _attention(theirs: str, ours: str = "stages.{s}.{b}.attention") -> tuple[Rule, ...]:
+def _attention(source: str, target: str = "stages.{s}.{b}.attention") -> tuple[Rule, ...]:
     """What Microsoft's names are behind the name of the attention; OpenMMLab keeps them."""
     return (
-        (f"{theirs}.relative_position_bias_table", f"{ours}.position.table"),
-        (f"{theirs}.relative_position_index", DROP),
-        (f"{theirs}.relative_coords_table", DROP),
-        (f"{theirs}.logit_scale", f"{ours}.position.logit_scale"),
-        (f"{theirs}.cpb_mlp.0.{{p}}", f"{ours}.position.fc1.{{p}}"),
-        (f"{theirs}.cpb_mlp.2.{{p}}", f"{ours}.position.fc2.{{p}}"),
-        ((f"{theirs}.q_bias", f"{theirs}.v_bias"), f"{ours}.qkv.qv_bias", join),
-        (f"{theirs}.{{m}}.{{p}}", f"{ours}.{{m}}.{{p}}"),
+        (f"{source}.relative_position_bias_table", f"{target}.position.table"),
+        (f"{source}.relative_position_index", DROP),
+        (f"{source}.relative_coords_table", DROP),
+        (f"{source}.logit_scale", f"{target}.position.logit_scale"),
+        (f"{source}.cpb_mlp.0.{{p}}", f"{target}.position.fc1.{{p}}"),
+        (f"{source}.cpb_mlp.2.{{p}}", f"{target}.position.fc2.{{p}}"),
+        ((f"{source}.q_bias", f"{source}.v_bias"), f"{target}.qkv.qv_bias", join),
+        (f"{source}.{{m}}.{{p}}", f"{target}.{{m}}.{{p}}"),
     )
 
 
@@ -141,15 +141,15 @@ def _torchvision(*attention: tuple[str, str] | tuple[str, str, Operation]) -> Ru
         ("features.*.attn.relative_position_index", DROP),
     ]
     for stage in range(4):
-        for theirs, ours, *operation in (
+        for source, target, *operation in (
             *attention,
             ("attn.{m}.{p}", "attention.{m}.{p}"),
             ("mlp.0.{p}", "mlp.fc1.{p}"),
             ("mlp.3.{p}", "mlp.fc2.{p}"),
             ("norm{n}.{p}", "norm{n}.{p}"),
         ):
-            places = f"features.{2 * stage + 1}.{{b}}.{theirs}", f"backbone.stages.{stage}.{{b}}.{ours}"
-            rules.append((*places, operation[0]) if operation else places)
+            names = f"features.{2 * stage + 1}.{{b}}.{source}", f"backbone.stages.{stage}.{{b}}.{target}"
+            rules.append((*names, operation[0]) if operation else names)
         rules.append((f"features.{2 * stage + 2}.{{m}}.{{p}}", f"backbone.merges.{stage}.{{m}}.{{p}}"))
     return Rules(*rules, ("norm.{p}", "backbone.norm.{p}"), ("head.{p}", "head.classifier.{p}"))
 
@@ -224,9 +224,10 @@ _LONG = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 _MEGABYTES = {"t": 113, "s": 198, "b": 351, "l": 786, "b384": 352, "l384": 787}
 _MEGABYTES_V2 = {"t": 113, "s": 199, "b": 352, "l": 787}
 
+_MIT = Origin(licence="mit")
 WEIGHTS = (
     *(
-        timm(size, f"swin_{_LONG[size]}_patch4_window7_224.{tag}", _MEGABYTES[size], licence="mit")
+        timm(size, f"swin_{_LONG[size]}_patch4_window7_224.{tag}", _MEGABYTES[size], origin=_MIT)
         for tag, sizes in {"ms_in1k": "tsb", "ms_in22k_ft_in1k": "tsbl"}.items()
         for size in sizes
     ),
@@ -235,7 +236,7 @@ WEIGHTS = (
             f"{size}384",
             f"swin_{_LONG[size]}_patch4_window12_384.{tag}",
             _MEGABYTES[f"{size}384"],
-            licence="mit",
+            origin=_MIT,
             side=384,
             crop=1.0,
         )
@@ -243,13 +244,7 @@ WEIGHTS = (
         for size in sizes
     ),
     *(
-        timm(
-            size,
-            f"swin_{_LONG[size]}_patch4_window7_224.ms_in22k",
-            megabytes,
-            licence="mit",
-            classes=21_841,
-        )
+        timm(size, f"swin_{_LONG[size]}_patch4_window7_224.ms_in22k", megabytes, origin=_MIT, classes=21_841)
         for size, megabytes in {"t": 177, "s": 263, "b": 437, "l": 914}.items()
     ),
     *(
@@ -257,7 +252,7 @@ WEIGHTS = (
             f"v2_{size}_w{window}",
             f"swinv2_{_LONG[size]}_window{window}_256.ms_in1k",
             _MEGABYTES_V2[size],
-            licence="mit",
+            origin=_MIT,
             side=256,
         )
         for size in "tsb"
@@ -268,7 +263,7 @@ WEIGHTS = (
             f"v2_{size}_w12",
             f"swinv2_{_LONG[size]}_window12_192.ms_in22k",
             megabytes,
-            licence="mit",
+            origin=_MIT,
             side=192,
             classes=21_841,
         )
@@ -279,7 +274,7 @@ WEIGHTS = (
             f"v2_{size}_w12to{window}",
             f"swinv2_{_LONG[size]}_window12to{window}_192to{16 * window}.ms_in22k_ft_in1k",
             _MEGABYTES_V2[size],
-            licence="mit",
+            origin=_MIT,
             side=16 * window,
             crop=crop,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchform.descriptions import Score
-from patchform.published.base import timm
+from patchform.published.base import Origin, timm
 from patchform.weights.operations import join_shares, squares
 from patchform.weights.rules import Drop, Rule, Rules, prefix
 
@@ -84,7 +84,7 @@ SCORES = tuple(
 )
 
 WEIGHTS = tuple(
-    timm(f"{kind}_{size[0]}", f"twins_{kind}_{size}.in1k", megabytes, layout="meituan")
+    timm(f"{kind}_{size[0]}", f"twins_{kind}_{size}.in1k", megabytes, origin=Origin(layout="meituan"))
     for kind, sizes in {"pcpvt": (96, 175, 244), "svt": (96, 224, 397)}.items()
     for size, megabytes in zip(("small", "base", "large"), sizes)
 )

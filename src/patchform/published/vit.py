@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from patchform.descriptions import Preprocessing, Score, WeightsFile
 from patchform.published import mae
-from patchform.published.base import HALF, timm, torchvision
+from patchform.published.base import HALF, Origin, timm, torchvision
 from patchform.weights import flax
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import CrossFamily, Drop, Rule, Rules, prefix
@@ -29,9 +28,9 @@ def _stem(names: str, kernel: str, token: str, positions: str) -> tuple[Rule, ..
     )
 
 
-def _block(theirs: str, parts: Mapping[str, str], number: str = "{b}") -> tuple[Rule, ...]:
-    """Parts of a block, theirs to ours."""
-    return tuple((theirs + part, f"backbone.blocks.{number}.{own}") for part, own in parts.items())
+def _block(source: str, parts: Mapping[str, str], number: str = "{b}") -> tuple[Rule, ...]:
+    """Parts of a block, source to target."""
+    return tuple((source + part, f"backbone.blocks.{number}.{target}") for part, target in parts.items())
 
 
 # ------------------------------------------------------------------------------------------- the names of timm and
@@ -99,12 +98,12 @@ def _transformers(
     root: str, blocks: str, parts: Mapping[str, str], attention: tuple[str, str, tuple[str, ...]]
 ) -> Rules:
     """A model whose backbone is below `root`: "vit." where it stands beside a classifier, else ""."""
-    block, (each, out, names) = f"{root}{blocks}.{{b}}.", attention
+    block, (layer, out, names) = f"{root}{blocks}.{{b}}.", attention
     return Rules(
         *_stem(f"{root}embeddings.", "patch_embeddings.projection", "cls_token", "position_embeddings"),
         (f"{root}embeddings.register_tokens", "backbone.register_tokens"),
         (f"{root}embeddings.mask_token", _MASK),
-        (tuple(block + each.format(name) for name in names), "backbone.blocks.{b}.attention.qkv.{p}", join),
+        (tuple(block + layer.format(name) for name in names), "backbone.blocks.{b}.attention.qkv.{p}", join),
         *_block(block, {out: "attention.proj.{p}", **parts}),
         (f"{root}layernorm.{{p}}", "backbone.norm.{p}"),
         (f"{root}pooler.dense.{{p}}", "head.pre_logits.{p}"),
@@ -274,8 +273,8 @@ _MEGABYTES = {"ti16": 23, "s8": 88, "s14": 88, "s16": 88, "s32": 92} | {
 
 def _row(variant: str, architecture: str, *, megabytes: int = 0, **more: Any) -> WeightsFile:
     """A file of timm; in the architecture {} stands for small_patch16."""
-    size, patch = re.fullmatch(r"([a-z]+)(\d+)", variant).groups()  # type: ignore[union-attr]
-    name = architecture.format(f"{_LONG[size]}_patch{patch}")
+    size = variant.rstrip("0123456789")
+    name = architecture.format(f"{_LONG[size]}_patch{variant.removeprefix(size)}")
     return timm(variant, name, megabytes or _MEGABYTES[variant], **more)
 
 
@@ -294,9 +293,10 @@ def _google_row(variant: str, recipe: str) -> WeightsFile:
     )
 
 
+_AUGREG = Origin(half=True)
 WEIGHTS = (
     *(
-        _row(variant, "vit_{}_224.augreg_in21k_ft_in1k", half=True)
+        _row(variant, "vit_{}_224.augreg_in21k_ft_in1k", origin=_AUGREG)
         for variant in ("ti16", "s16", "s32", "b8", "b16", "b32", "l16")
     ),
     *(
@@ -304,14 +304,14 @@ WEIGHTS = (
             variant,
             "vit_{}_384.augreg_in21k_ft_in1k",
             tag="augreg_in21k_ft_in1k_384",
-            half=True,
+            origin=_AUGREG,
             side=384,
             crop=1.0,
         )
         for variant in ("ti16", "s16", "s32", "b16", "b32", "l16")
     ),
     *(
-        _row(variant, "vit_{}_224.augreg_in21k", megabytes=megabytes, half=True, classes=21_843)
+        _row(variant, "vit_{}_224.augreg_in21k", megabytes=megabytes, origin=_AUGREG, classes=21_843)
         for variant, megabytes in {"ti16": 39, "s16": 120, "b16": 410, "b32": 417, "l16": 1303}.items()
     ),
     *(_row(variant, "deit_{}_224.fb_in1k", tag="deit_in1k") for variant in ("ti16", "s16", "b16")),
@@ -325,11 +325,11 @@ WEIGHTS = (
             classes=0,
             side=518,
             crop=1.0,
-            options={"layer_scale": 1e-5},
+            origin=Origin(options={"layer_scale": 1e-5}),
         )
         for variant in ("s14", "b14", "l14")
     ),
-    *(_row(variant, "vit_{}_224.mae", classes=0, licence="cc-by-nc-4.0") for variant in ("b16", "l16")),
+    *(_row(variant, "vit_{}_224.mae", classes=0, origin=Origin(licence="cc-by-nc-4.0")) for variant in ("b16", "l16")),
     *(
         torchvision(variant, f"{name}/IMAGENET1K_V1", _MEGABYTES[variant], resize=resize, interpolation="bilinear")
         for variant, name, resize in (

@@ -22,21 +22,21 @@ _LOOKS = {
 
 
 def _encoder(
-    theirs: str,
-    ours: str = "backbone.",
+    source: str,
+    target: str = "backbone.",
     *,
     norms: Mapping[str, str] = _PLAIN,
     looks: Mapping[str, str] = _LOOK,
     mlp: str = "MlpBlock_0",
 ) -> tuple[Rule, ...]:
-    """A transformer; parts of its blocks, theirs to ours."""
-    block, own = f"{theirs}/encoderblock_{{b}}/", f"{ours}blocks.{{b}}."
+    """A transformer; parts of its blocks, source to target."""
+    block, own = f"{source}/encoderblock_{{b}}/", f"{target}blocks.{{b}}."
     return (
-        (f"{theirs}/posembed_input/pos_embedding", f"{ours}position.table"),
+        (f"{source}/posembed_input/pos_embedding", f"{target}position.table"),
         *(rule for name, to in norms.items() for rule in flax.norm(block + name, own + to)),
         *(rule for name, to in looks.items() for rule in flax.attention(block + name, own + to)),
         *flax.mlp(block + mlp, f"{own}mlp"),
-        *flax.norm(f"{theirs}/encoder_norm", f"{ours}norm"),
+        *flax.norm(f"{source}/encoder_norm", f"{target}norm"),
     )
 
 

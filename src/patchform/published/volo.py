@@ -6,7 +6,7 @@ from patchform.backbones.volo import (
     VARIANTS,
 )
 from patchform.descriptions import Score
-from patchform.published.base import timm
+from patchform.published.base import Origin, timm
 from patchform.weights.rules import Rules
 
 LAYOUTS = {
@@ -60,10 +60,9 @@ WEIGHTS = tuple(  # without d4_448, d5_448 and d5_512, whose pictures are made s
         variant,
         f"volo_{variant if '_' in variant else f'{variant}_224'}.sail_in1k",
         megabytes,
-        layout="sail",
         side=VARIANTS[variant].image_size,
         crop=1.0 if "_" in variant else 0.96,
-        head="token_label",
+        origin=Origin(layout="sail", head="token_label"),
     )
     for variant, megabytes in {
         "d1": 107,

@@ -106,10 +106,10 @@ class Task(ABC):
     classes: ClassVar[int] = 80
     """As many are made up where there are no data to plan for."""
     frames: ClassVar[int] = 0
-    """Of a clip, where nobody says; 0: the data are pictures."""
+    """Of a clip, by default; 0: the data are pictures."""
     recognised: ClassVar[Literal["by layout", "last", "named"]] = "by layout"
-    """How data are known to be for it. last: if their layout is of no other task, as many things look like it. named:
-    only if somebody says so, as its layouts serve another task too."""
+    """How data are recognised. last: if their layout is of no other task, as many folders look like it. named: only if
+    the task is named, as its layouts serve another task too."""
     windows: ClassVar[Literal["none", "input", "picture"]] = "none"
     """Of what predictions are put together window by window: of the model's input (`inference.SlidingWindow`), or of
     the picture itself (`inference.SlicedObjects`)."""
@@ -151,7 +151,7 @@ class Task(ABC):
         """
 
     def mixing(self, augmentation: AugmentationSettings, classes: int) -> Mix:
-        """How images of a batch are mixed. Raises UsageError where that is asked for, and the task has no way."""
+        """How images of a batch are mixed. Raises UsageError for mixing that the task does not have."""
         if augmentation.mix_probability > 0 and (augmentation.mixup > 0 or augmentation.cutmix > 0):
             raise UsageError(
                 "mixup and cutmix mix labels of whole images",
@@ -178,15 +178,15 @@ class Task(ABC):
         return
 
     def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
-        """Note what is odd about what is learnt from. `numbers`: of each class, the pictures, objects or pixels."""
+        """Note what is unusual in a training set. `numbers`: of each class, the pictures, objects or pixels."""
         warnings.on_classes(listing, numbers, faults)
 
     def refuse(self, *listings: Listing) -> None:
         """Raise DataError for the first listing with `faults`."""
         for listing in listings:
-            found = Faults()
-            self.faults(listing, found)
-            found.refuse(listing.root)
+            faults = Faults()
+            self.faults(listing, faults)
+            faults.refuse(listing.root)
 
     # --------------------------------------------------------------------------------------------- judgement
 
@@ -242,10 +242,9 @@ class Task(ABC):
         """For a report: pictures with their truth above what the model says."""
         figures = []
         for number, name, image, prediction in evidence.examples(indices, at_once=1):
-            drawn = [self.draw(image, target, evidence.classes) for target in (evidence.truth(number), prediction)]
             charts = [
-                page.chart(drawing.to_png_bytes(picture), f"{name}: {what}")
-                for picture, what in zip(drawn, ("the truth", "the model"))
+                page.chart(drawing.to_png_bytes(self.draw(image, target, evidence.classes)), f"{name}: {source}")
+                for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
             ]
             figures.append(page.figure("".join(charts), page.escape(name)))
         return page.gallery(figures, wide=True)
@@ -253,8 +252,7 @@ class Task(ABC):
 
 def find_task(name: str) -> Task:
     """The task of a name. Raises UsageError with the nearest name when there is none."""
-    kind: type[Task] = lookup.the_class("tasks", name, Task)
-    return kind()
+    return lookup.the_class("tasks", name, Task)()
 
 
 def task_of(architecture: Architecture | None, head: Head) -> Task:

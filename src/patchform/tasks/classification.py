@@ -114,44 +114,45 @@ class Classification(Task):
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """Pictures whose label was wrong, and right."""
-        found = [_judged(evidence, example) for example in evidence.examples(evidence.evenly(SEARCHED))]
-        found.sort(key=lambda one: one.sureness, reverse=True)
-        wrong, right = ([one for one in found if one.right == verdict][:SHOWN] for verdict in (False, True))
+        judged = [_judge(evidence, example) for example in evidence.examples(evidence.evenly(SEARCHED))]
+        judged.sort(key=lambda example: example.confidence, reverse=True)
+        wrong, right = ([example for example in judged if example.right == right][:SHOWN] for right in (False, True))
         yield page.Section("Wrong", self._gallery(wrong, evidence.classes), "The surest mistakes first.")
         yield page.Section("Right", self._gallery(right[::-1], evidence.classes), "The least sure first.")
 
-    def _gallery(self, shown: Sequence[_Judged], classes: Sequence[str]) -> str:
+    def _gallery(self, shown: Sequence[_JudgedExample], classes: Sequence[str]) -> str:
         """Pictures with the truth and the best guesses."""
         figures = []
         for example, truth, *_ in shown:
             true = _names(truth, classes) or "nothing"
             best = self.record(example.prediction, classes)["top"][:3]
             bars = "".join(
-                f'<li><meter min="0" max="1" value="{one["score"]:.4f}"></meter> {page.escape(one["label"])}'
-                f" {one['score']:.1%}</li>"
-                for one in best
+                f'<li><meter min="0" max="1" value="{guess["score"]:.4f}"></meter> {page.escape(guess["label"])}'
+                f" {guess['score']:.1%}</li>"
+                for guess in best
             )
-            said = f"{best[0]['label']} at {best[0]['score']:.1%}"
+            top = f"{best[0]['label']} at {best[0]['score']:.1%}"
             image = drawing.contact_sheet(example.image) if example.image.dim() == 4 else example.image
-            picture = page.picture(image, f"{Path(example.name).name}: {true}, the model says {said}")
+            picture = page.picture(image, f"{Path(example.name).name}: {true}, the model says {top}")
             figures.append(page.figure(picture, f"true: <b>{page.escape(true)}</b><ol>{bars}</ol>"))
         return page.gallery(figures)
 
 
-class _Judged(NamedTuple):
+class _JudgedExample(NamedTuple):
     """A picture of a report."""
 
     example: Example
     truth: Label
     right: bool
-    sureness: float
+    confidence: float
     """The score of the best guess."""
 
 
-def _judged(evidence: Evidence, example: Example) -> _Judged:
-    truth, said = labels_of(evidence.listing.items[example.number]), cast("Label", example.prediction)
-    right = set(truth.classes.tolist()) == set(said.classes.tolist())
-    return _Judged(example, truth, right, float("-inf") if said.scores is None else float(said.scores.max()))
+def _judge(evidence: Evidence, example: Example) -> _JudgedExample:
+    truth, prediction = labels_of(evidence.listing.items[example.number]), cast("Label", example.prediction)
+    right = set(truth.classes.tolist()) == set(prediction.classes.tolist())
+    scores = prediction.scores
+    return _JudgedExample(example, truth, right, float("-inf") if scores is None else float(scores.max()))
 
 
 def _names(label: Label, classes: Sequence[str]) -> str:

@@ -69,8 +69,7 @@ class Detection(Task):
         self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator
     ) -> Target:
         """As many objects as any picture has; with masks, if there are outlines or they are what is learnt."""
-        known = [len(item.objects.boxes) for item in listing.items if item.objects]
-        count = max(known, default=OBJECTS)
+        count = max((len(item.objects.boxes) for item in listing.items if item.objects), default=OBJECTS)
         count *= (4 if augmentation.mosaic else 1) * (2 if augmentation.copy_paste else 1)
         sides = torch.tensor([size[1], size[0]])
         low = (torch.rand(count, 2, generator=generator) * sides / 2).long()
@@ -84,8 +83,8 @@ class Detection(Task):
 
     def refined(self, listing: Listing) -> str:
         """Instance segmentation where every object has an outline."""
-        every = [item.objects for item in listing.items if item.objects is not None and len(item.objects.boxes)]
-        outlines = bool(every) and all(objects.segmentations and None not in objects.segmentations for objects in every)
+        rows = [item.objects for item in listing.items if item.objects is not None and len(item.objects.boxes)]
+        outlines = bool(rows) and all(objects.segmentations and None not in objects.segmentations for objects in rows)
         return "instance_segmentation" if outlines else self.name
 
     def numbers(self, listing: Listing) -> tuple[int, ...]:
@@ -106,10 +105,10 @@ class Detection(Task):
 
     def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
         """Objects without those below the threshold of their class."""
-        found = cast("Instances", prediction)
-        assert found.scores is not None
-        least = torch.tensor(thresholds, device=found.scores.device)[found.classes]
-        return take(found, ~(found.scores < least))
+        instances = cast("Instances", prediction)
+        assert instances.scores is not None
+        least = torch.tensor(thresholds, device=instances.scores.device)[instances.classes]
+        return take(instances, ~(instances.scores < least))
 
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """The image with its objects, above their names and how many there are."""
@@ -120,19 +119,19 @@ class Detection(Task):
 
         A truth has no score. With masks each also has "segmentation", run lengths as COCO writes them.
         """
-        found = self._shown(target)
-        boxes = found.boxes.float().cpu()
+        instances = self._shown(target)
+        boxes = instances.boxes.float().cpu()
         corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
         objects: list[dict[str, Any]] = [
             {"name": classes[index], "class_id": index, "box": [round(number, BOX_DIGITS) for number in box]}
-            for index, box in zip(found.classes.tolist(), corners)
+            for index, box in zip(instances.classes.tolist(), corners)
         ]
-        if found.scores is not None:
-            for one, score in zip(objects, found.scores.tolist()):
-                one["score"] = round(score, DIGITS)
-        if found.masks is not None:
-            for one, counts in zip(objects, masks.to_runs(found.masks)):
-                one["segmentation"] = {"size": list(found.masks.size), "counts": counts.decode()}
+        if instances.scores is not None:
+            for record, score in zip(objects, instances.scores.tolist()):
+                record["score"] = round(score, DIGITS)
+        if instances.masks is not None:
+            for record, counts in zip(objects, masks.to_runs(instances.masks)):
+                record["segmentation"] = {"size": list(instances.masks.size), "counts": counts.decode()}
         return {"objects": objects}
 
     def writers(self) -> dict[str, type[Writer]]:
@@ -146,26 +145,26 @@ class Detection(Task):
             curves = page.chart(path.read_bytes(), "Precision over recall, a line a class")
             yield page.Section("Precision and recall", curves, "At an overlap of one half.")
         ranked = [index for _, index in sorted(self._f1(evidence))]
-        said = "By F1 at the thresholds of the model. The truth above, what the model says below."
-        yield page.Section("Most wrong", self.comparison(evidence, ranked[:SHOWN]), said)
-        yield page.Section("Most right", self.comparison(evidence, ranked[SHOWN:][: -SHOWN - 1 : -1]), said)
+        note = "By F1 at the thresholds of the model. The truth above, what the model says below."
+        yield page.Section("Most wrong", self.comparison(evidence, ranked[:SHOWN]), note)
+        yield page.Section("Most right", self.comparison(evidence, ranked[SHOWN:][: -SHOWN - 1 : -1]), note)
 
     def _f1(self, evidence: Evidence) -> list[tuple[float, int]]:
-        """(F1, index) of pictures, evenly picked; 1 where nothing is there and nothing is said."""
-        found = []
+        """(F1, index) of pictures, evenly picked; 1 where there is nothing and nothing is predicted."""
+        scores = []
         for example in evidence.examples(evidence.evenly(SEARCHED)):
             truth = cast("Instances", evidence.truth(example.number))
             both = pair(cast("Instances", example.prediction), truth, kinds=self.kinds[:1])
             verdict = judged(both, overlaps(both, self.kinds[0]))
-            right, wrong = (int((verdict == one).sum()) for one in (RIGHT, WRONG))
+            right, wrong = (int((verdict == kind).sum()) for kind in (RIGHT, WRONG))
             counted = right + wrong + int((~both.truth.crowd).sum())
-            found.append((2 * right / counted if counted else 1.0, example.number))
-        return found
+            scores.append((2 * right / counted if counted else 1.0, example.number))
+        return scores
 
     def _shown(self, target: Target) -> Instances:
         """Without what the task does not speak of."""
-        found = cast("Instances", target)
-        return found if "masks" in self.kinds else found._replace(masks=None)
+        instances = cast("Instances", target)
+        return instances if "masks" in self.kinds else instances._replace(masks=None)
 
 
 def _by_class(tables: Mapping[str, Any]) -> str:

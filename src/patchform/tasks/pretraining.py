@@ -74,16 +74,15 @@ class Pretraining(Task):
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """Pictures, each with those of which the model thinks most alike."""
-        known = list(evidence.examples(evidence.evenly(SEARCHED)))
-        rows = []
-        if len(known) > 1:
-            vectors = torch.stack([cast("Embedding", one.prediction).scores for one in known])
+        examples = list(evidence.examples(evidence.evenly(SEARCHED)))
+        count, rows = len(examples), []
+        if count > 1:
+            vectors = torch.stack([cast("Embedding", example.prediction).scores for example in examples])
             directions = torch.nn.functional.normalize(vectors, dim=1)
-            for first in range(len(known))[:: -(-len(known) // SHOWN)]:
-                nearest = (directions @ directions[first]).topk(min(NEAREST + 1, len(known))).indices.tolist()
-                shown = [known[index] for index in (first, *(one for one in nearest if one != first))][: NEAREST + 1]
-                rows.append(page.gallery(page.figure(page.picture(one.image, Path(one.name).name)) for one in shown))
-        said = (
-            f"The first of each row, and the {NEAREST} pictures whose embeddings are most similar, the nearest first."
-        )
-        yield page.Section("Neighbours", "<br>".join(rows) or page.NOTHING, said)
+            for first in range(count)[:: -(-count // SHOWN)]:
+                nearest = (directions @ directions[first]).topk(min(NEAREST + 1, count)).indices.tolist()
+                row = (first, *(index for index in nearest if index != first))[: NEAREST + 1]
+                pictures = [page.picture(examples[index].image, Path(examples[index].name).name) for index in row]
+                rows.append(page.gallery(map(page.figure, pictures)))
+        note = f"The first of each row, and the {NEAREST} pictures with the most similar embeddings, the nearest first."
+        yield page.Section("Neighbours", "<br>".join(rows) or page.NOTHING, note)

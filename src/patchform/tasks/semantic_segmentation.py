@@ -93,12 +93,12 @@ class SemanticSegmentation(Task):
         With `scores`: `.scores.npy`, (C, H, W) float16 probabilities.
         """
         regions = cast("Regions", target)
-        found = {".classes.png": drawing.to_png_bytes(drawing.index_picture(regions.classes))}
+        contents = {".classes.png": drawing.to_png_bytes(drawing.index_picture(regions.classes))}
         if scores and regions.scores is not None:
             stream = io.BytesIO()
             np.save(stream, regions.scores.half().cpu().numpy())
-            found[".scores.npy"] = stream.getvalue()
-        return found
+            contents[".scores.npy"] = stream.getvalue()
+        return contents
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """Pictures with the true classes of their pixels above what the model says."""

@@ -15,8 +15,8 @@ from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.tasks.base import find_task
 from patchform.training.preparation import checked
-from patchform.training.run import Surroundings
-from patchform.training.schedule import Course
+from patchform.training.run import RunContext
+from patchform.training.schedule import RunLength
 
 
 class TrainingData(NamedTuple):
@@ -32,13 +32,13 @@ class TrainingData(NamedTuple):
         """What is learnt from."""
         return self.splits.train
 
-    def course(self, recipe: Recipe) -> Course:
+    def length(self, recipe: Recipe) -> RunLength:
         """How long the run is."""
-        epoch = math.ceil(len(self.listing) / recipe.training.batch_size)
-        return Course(epoch, epoch * recipe.training.epochs)
+        steps_per_epoch = math.ceil(len(self.listing) / recipe.training.batch_size)
+        return RunLength(steps_per_epoch, steps_per_epoch * recipe.training.epochs)
 
 
-def open_training(recipe: Recipe, around: Surroundings, *, resume: bool) -> TrainingData:
+def open_training(recipe: Recipe, context: RunContext, *, resume: bool) -> TrainingData:
     """Open the data of a run, and look at every file of it where that is not known from before.
 
     Raises:
@@ -49,11 +49,11 @@ def open_training(recipe: Recipe, around: Surroundings, *, resume: bool) -> Trai
     splits = open_data(recipe.data, seed=recipe.training.seed, preprocessing=preprocessing, task=recipe.task)
     find_task(recipe.task).refuse(splits.train, splits.validation)
     for note in splits.notes:
-        around.reporter.note(note)
+        context.reporter.note(note)
     counts = splits.train.counts()
     weighted = recipe.loss.class_weights in ("balanced", "root")
     if not resume or recipe.data.skip_bad or weighted:  # a resumed run was checked already
-        splits, counts = checked(splits, recipe.data, preprocessing, around.reporter, stop=around.stop)
+        splits, counts = checked(splits, recipe.data, preprocessing, context.reporter, stop=context.stop)
     return TrainingData(splits, counts, preprocessing)
 
 
@@ -63,30 +63,30 @@ class Batches:
     Args:
         recipe: of the run.
         data: what is learnt from.
-        course: how long the run is.
-        around: device and place.
-        start: the first step that is asked for.
+        length: how long the run is.
+        context: where the run happens.
+        start: the first step.
     """
 
-    def __init__(self, recipe: Recipe, data: TrainingData, course: Course, around: Surroundings, start: int) -> None:
+    def __init__(self, recipe: Recipe, data: TrainingData, length: RunLength, context: RunContext, start: int) -> None:
         listing, settings = data.listing, recipe.training
-        self._seed, self._around, self._listing = settings.seed, around, listing
+        self._seed, self._context, self._listing = settings.seed, context, listing
         task = find_task(recipe.task)
         self._mixing = task.mixing(recipe.augmentation, len(listing.classes))
         weights = balance(listing) if recipe.data.balanced else None
         groups = None if data.preprocessing.resize == "squash" else aspects(listing)
         self._order = TrainingBatches(
-            len(listing), settings.batch_size, settings.seed, start, course.steps, weights, groups, share=around.place
+            len(listing), settings.batch_size, settings.seed, start, length.steps, weights, groups, share=context.rank
         )
         samples = task.training_samples(listing, data.preprocessing, recipe.augmentation, settings.seed)
-        pin = around.device.type == "cuda"
+        pin = context.device.type == "cuda"
         self._incoming = iter(training_loader(samples, self._order, recipe.data.workers, pin=pin))
 
     def next(self, step: int) -> Batch:
         """The batch of a step, whichever is next; errors as of the loader, in all processes."""
-        batch = to_device(distributed.all_or_none(self._load), self._around.device)
-        place = self._around.place
-        rng_key = () if place.single else (place.rank,)
+        batch = to_device(distributed.all_or_none(self._load), self._context.device)
+        rank = self._context.rank
+        rng_key = () if rank.single else (rank.rank,)
         return self._mixing.mix(batch, generator(self._seed, "mix", step, *rng_key))
 
     def _load(self) -> Batch:

@@ -51,13 +51,13 @@ class Counters:
     without_better: Count = 0
     """Validations since the best one."""
 
-    def told(self) -> str:
+    def to_json(self) -> str:
         """As text, for other processes."""
         return json.dumps(dataclasses.asdict(self))
 
-    def tell(self, told: str) -> None:
-        """Take on what another one `told`."""
-        for name, value in json.loads(told).items():
+    def load_json(self, text: str) -> None:
+        """Take on the values of another one's `to_json`."""
+        for name, value in json.loads(text).items():
             setattr(self, name, value)
 
 
@@ -99,24 +99,20 @@ def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> 
         keep: at least 1.
 
     Raises:
-        ResourceError: the disk is full or the place is not writable; earlier checkpoints are untouched.
+        ResourceError: the disk is full or the folder is not writable; earlier checkpoints are untouched.
     """
     path = folder / name_of(parts.counters)
     numbers, generators = _random_state()
-    with files.atomic_folder(path) as place:
-        files.write_tensors(place / "model.safetensors", parts.model.state_dict())
+    with files.atomic_folder(path) as unfinished:
+        files.write_tensors(unfinished / "model.safetensors", parts.model.state_dict())
         if parts.average is not None:
-            files.write_tensors(place / "average.safetensors", parts.average.state_dict())
-        files.write_tensors(place / "optimizer.safetensors", _optimizer_state(parts))
-        files.write_tensors(place / "random.safetensors", generators)
+            files.write_tensors(unfinished / "average.safetensors", parts.average.state_dict())
+        files.write_tensors(unfinished / "optimizer.safetensors", _optimizer_state(parts))
+        files.write_tensors(unfinished / "random.safetensors", generators)
         state = State(
-            format=FORMAT,
-            counters=parts.counters,
-            random=numbers,
-            identity=identity,
-            machine=machine(parts.model),
+            format=FORMAT, counters=parts.counters, random=numbers, identity=identity, machine=machine(parts.model)
         )
-        files.write_json(place / STATE, dataclasses.asdict(state))
+        files.write_json(unfinished / STATE, dataclasses.asdict(state))
     _prune(folder, path, keep)
     return path
 
@@ -190,8 +186,8 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
         ModelFileError: the checkpoint is of another run; names the keys that differ.
     """
     state = _state(path)
-    there = state.identity
-    if differing := sorted(key for key in there.keys() | identity.keys() if there.get(key) != identity.get(key)):
+    saved = state.identity
+    if differing := sorted(key for key in saved.keys() | identity.keys() if saved.get(key) != identity.get(key)):
         raise ModelFileError(
             f"the checkpoint is of another run: {', '.join(differing)} differ",
             where=path,
@@ -202,15 +198,15 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
         if parts.average is not None:
             _load(parts.average, path / "average.safetensors")
         _load_optimizer(parts, path / "optimizer.safetensors")
-        parts.counters.tell(state.counters.told())
+        parts.counters.load_json(state.counters.to_json())
         _set_random_state(state.random, files.read_tensors(path / "random.safetensors"))
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"not what this version writes ({error})", where=path) from error
-    here = machine(parts.model)
+    current = machine(parts.model)
     return [
-        f"resuming with {name} {here.get(name)}, was {value}: results will be close, not identical"
+        f"resuming with {name} {current.get(name)}, was {value}: results will be close, not identical"
         for name, value in state.machine.items()
-        if here.get(name) != value
+        if current.get(name) != value
     ]
 
 

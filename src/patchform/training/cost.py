@@ -22,13 +22,13 @@ from patchform.tasks.base import task_of
 from patchform.training import ema, optimizer, peaks
 from patchform.training.learner import Learner
 from patchform.training.preparation import model_of, seed_everything
-from patchform.training.schedule import Course
+from patchform.training.schedule import RunLength
 from patchform.training.step import gradients, move
 
 Size = tuple[int, int]
 
 FEW, NEVER = 2, 1e-12
-"""Pictures of a step that is measured, and again one more; a rate of stochastic depth that still takes its way."""
+"""Pictures of a step that is measured, and again one more; a rate of stochastic depth that still draws."""
 LARGE = 256 * 256
 """Pixels from which a picture is first measured at half its sides."""
 
@@ -81,15 +81,15 @@ class Load(NamedTuple):
 
 def loads(batches: Iterable[Sequence[Size]], part: int, pixels: int) -> set[Load]:
     """What goes through the model at once, as `collate.split` divides it."""
-    found = set()
+    distinct = set()
     for sizes in batches:
         whole = (max(height for height, _ in sizes), max(width for _, width in sizes))
         if not pixels:
-            found.add(Load(min(part or len(sizes), len(sizes)), whole, len(sizes), whole))
+            distinct.add(Load(min(part or len(sizes), len(sizes)), whole, len(sizes), whole))
             continue
         for start, stop, tall, wide in parts(sizes, part or len(sizes), pixels):
-            found.add(Load(stop - start, (tall, wide), len(sizes), whole))
-    return found
+            distinct.add(Load(stop - start, (tall, wide), len(sizes), whole))
+    return distinct
 
 
 class Cost(NamedTuple):
@@ -113,7 +113,7 @@ class Cost(NamedTuple):
         return round(sum(self.held) + max(self.move, batch * self.arriving, passes))
 
 
-class _Taken(NamedTuple):
+class _StepBytes(NamedTuple):
     """Bytes of one step beyond what is held."""
 
     arriving: int
@@ -131,7 +131,7 @@ class Meter:
         fresh = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init_from=None, compile=False))
         counts = [1] * len(listing.classes)
         self.model = model_of(fresh, listing, preprocessing, counts=counts, say=lambda note: None).to(device).train()
-        self.learner = Learner(self.model, fresh, Course(1, recipe.training.epochs), SINGLE)
+        self.learner = Learner(self.model, fresh, RunLength(1, recipe.training.epochs), SINGLE)
         self.learner.frozen.at(recipe.training.epochs - 1)  # when most is learnt
         for module in self.model.modules():
             if isinstance(module, DropPath) and module.rate > 0:
@@ -152,12 +152,12 @@ class Meter:
         at_once = half == size or not (padded or math.prod(size) > LARGE)
         done, most, points = 0, 3 if at_once else 5, list[tuple[int, float]]()
 
-        def step(images: int, size: Size) -> _Taken:
+        def step(images: int, size: Size) -> _StepBytes:
             nonlocal done, most
-            taken = self._step(images, size, padded=padded)
+            step_bytes = self._step(images, size, padded=padded)
             done += 1
             progress(done, max(done, most))
-            return taken
+            return step_bytes
 
         def measure(size: Size) -> Callable[[Growth], Cost]:
             """Note what each picture adds."""
@@ -190,10 +190,10 @@ class Meter:
             return cost(image)
         return measure(size)(Growth.through(points[0], points[-1]))
 
-    def _step(self, images: int, size: Size, *, padded: bool) -> _Taken:
+    def _step(self, images: int, size: Size, *, padded: bool) -> _StepBytes:
         recipe, model = self.recipe, self.model
         with peaks.measured(self.device) as arriving:
-            batch = to_device(self._made_up(images, size, padded=padded), self.device)
+            batch = to_device(self._random_batch(images, size, padded=padded), self.device)
             batch = self.mixing.mix(batch, generator(recipe.training.seed, "mix", 0))
         with peaks.measured(self.device) as passes:
             norm = gradients(model, [batch], precision=recipe.training.precision).norm
@@ -202,9 +202,9 @@ class Meter:
             if self.learner.average is not None:
                 ema.update(self.learner.average, model, recipe.training.ema)
         self.optimizer.zero_grad(set_to_none=False)
-        return _Taken(arriving.most, arriving.left, passes.most, moving.most)
+        return _StepBytes(arriving.most, arriving.left, passes.most, moving.most)
 
-    def _made_up(self, images: int, size: Size, *, padded: bool) -> Batch:
+    def _random_batch(self, images: int, size: Size, *, padded: bool) -> Batch:
         """Noise with targets; with padding, all pictures but the first lack a column."""
         p, (height, width) = self.preprocessing, size
         numbers = generator(self.recipe.training.seed, "plan")
@@ -231,9 +231,9 @@ class Meter:
         state = [value for moments in self.optimizer.state.values() for value in moments.values()]
         average = self.learner.average
         copy = [] if average is None else [*average.parameters(), *average.buffers()]
-        weights, moments, kept = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
-        saved = weights + moments + kept if self.device.type == "cpu" else 0
-        return Held(weights, _bytes([one.grad for one in parameters]), moments, kept, saved)
+        weights, moments, averaged = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
+        saved = weights + moments + averaged if self.device.type == "cpu" else 0
+        return Held(weights, _bytes([parameter.grad for parameter in parameters]), moments, averaged, saved)
 
 
 def _bytes(values: Iterable[Any]) -> int:

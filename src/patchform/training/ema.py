@@ -24,5 +24,5 @@ def update(average: Model, model: Model, decay: float) -> None:
         decay: in [0, 1).
     """
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for kept, new in zip(average.buffers(), model.buffers()):
-        kept.copy_(new)
+    for averaged, current in zip(average.buffers(), model.buffers()):
+        averaged.copy_(current)

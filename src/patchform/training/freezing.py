@@ -38,37 +38,37 @@ def depths(backbone: Backbone) -> dict[nn.Module, int]:
     def inside(module: nn.Module) -> list[int]:
         return [number_of[part] for part in module.modules() if part in number_of]
 
-    def visit(module: nn.Module, around: int) -> None:
+    def visit(module: nn.Module, depth: int) -> None:
         numbers = inside(module)
         if module in number_of or not numbers:
             for part in module.modules():
-                depth_of.setdefault(part, number_of.get(module, around))
+                depth_of.setdefault(part, number_of.get(module, depth))
             return
-        begun = depth_of[module] = numbers[0] - 1
+        before = depth_of[module] = numbers[0] - 1
         for child in module.children():
-            visit(child, begun if begun < len(layers) else begun + 1)
-            begun = max([begun, *inside(child)])
+            visit(child, before if before < len(layers) else before + 1)
+            before = max([before, *inside(child)])
 
     visit(backbone, 0)
     return depth_of
 
 
 class Freezing:
-    """Freezes what a recipe says of a model, and thaws it when its time has come.
+    """Freezes the part of a model that a recipe names, and thaws it after so many epochs.
 
     Args:
         model: as built; what is frozen to the end of the run is frozen at once, so that no optimizer holds it.
         recipe: `model.frozen`, `model.frozen_epochs` and `model.norms`; an `optimizer.backbone_rate` of 0 freezes all.
-        epoch: optimizer steps of an epoch.
+        steps_per_epoch: optimizer steps.
 
     Raises:
         UsageError: more layers than the backbone has.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, epoch: int) -> None:
+    def __init__(self, model: Model, recipe: Recipe, steps_per_epoch: int) -> None:
         frozen: Frozen = recipe.model.frozen if recipe.optimizer.backbone_rate else "all"
         to_the_end = not (recipe.model.frozen_epochs and recipe.optimizer.backbone_rate)
-        self.until = math.inf if to_the_end else recipe.model.frozen_epochs * epoch
+        self.until = math.inf if to_the_end else recipe.model.frozen_epochs * steps_per_epoch
         self._frozen: bool | None = None
         modules = frozen_of(model.trained, frozen)
         self._modules = [module for module in modules if all(part in modules for part in module.modules())]
@@ -149,20 +149,20 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def statistics_note(model: Model, recipe: Recipe, place: Rank) -> str | None:
+def statistics_note(model: Model, recipe: Recipe, rank: Rank) -> str | None:
     """What to say of a run whose batch statistics are not those of whole batches; None where they are.
 
     Raises:
         UsageError: statistics of all processes, each of which may look at another number of parts.
     """
     settings, synchronised = recipe.training, recipe.model.norms == "synchronised"
-    share = math.ceil(settings.batch_size / place.world_size)
+    share = math.ceil(settings.batch_size / rank.world_size)
     parted = 0 < settings.micro_batch < share or settings.pixels_at_once > 0
-    if synchronised and not place.single and parted:
+    if synchronised and not rank.single and parted:
         remedy = "set training.micro_batch and training.pixels_at_once to 0, or model.norms to learn"
         raise UsageError("model.norms synchronised needs each process's share of a batch at once", remedy=remedy)
     live = [layer for layer in batch_norms(model) if layer.training]
-    if not live or not (parted or (not place.single and not synchronised)):
+    if not live or not (parted or (not rank.single and not synchronised)):
         return None
     at_once = "a part" if parted else "a process's share"
     return (

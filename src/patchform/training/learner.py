@@ -16,7 +16,7 @@ from patchform.model import Model
 from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.training import ema, freezing, optimizer, schedule
-from patchform.training.schedule import Course
+from patchform.training.schedule import RunLength
 from patchform.training.step import StepResult, step
 
 
@@ -26,20 +26,20 @@ class Learner:
     Args:
         model: on its device.
         recipe: of the run.
-        course: how long it is.
-        place: of this process.
+        length: how long it is.
+        rank: of this process.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, course: Course, place: Rank) -> None:
-        self.model, self.recipe, self.course, self.place = model, recipe, course, place
+    def __init__(self, model: Model, recipe: Recipe, length: RunLength, rank: Rank) -> None:
+        self.model, self.recipe, self.length, self.rank = model, recipe, length, rank
         self.average = ema.average_of(model) if recipe.training.ema else None
         if recipe.model.checkpointing:
             recompute_activations(model)
         if recipe.model.compile:
             model.trained.compile()
-        if recipe.model.norms == "synchronised" and not place.single:
+        if recipe.model.norms == "synchronised" and not rank.single:
             freezing.synchronise(model)
-        self.frozen = freezing.Freezing(model, recipe, course.epoch)
+        self.frozen = freezing.Freezing(model, recipe, length.steps_per_epoch)
         self.optimizer = optimizer.build(model, recipe.optimizer)
 
     @property
@@ -49,10 +49,7 @@ class Learner:
 
     def rate(self, number: int) -> float:
         """The learning rate of a step."""
-        course = self.course
-        return self.recipe.optimizer.lr * schedule.multiplier(
-            self.recipe.schedule, number, steps=course.steps, epoch=course.epoch
-        )
+        return self.recipe.optimizer.lr * schedule.multiplier(self.recipe.schedule, number, self.length)
 
     def take(self, number: int, batch: Batch, *, counted: bool) -> StepResult:
         """Take an optimizer step; where its result is not finite, nothing moves.
@@ -63,8 +60,8 @@ class Learner:
             counted: False where the share is another process's too.
         """
         settings = self.recipe.training
-        if not self.place.single:  # each process draws by itself, and a checkpoint of the first one need not know what
-            torch.manual_seed(derive(settings.seed, "model", number, self.place.rank))
+        if not self.rank.single:  # each process draws by itself, and a checkpoint of the first one need not know what
+            torch.manual_seed(derive(settings.seed, "model", number, self.rank.rank))
         self.frozen.at(number)
         optimizer.set_rate(self.optimizer, self.rate(number))
         result = step(

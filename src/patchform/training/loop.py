@@ -10,7 +10,7 @@ import torch
 
 from patchform import distributed
 from patchform.device import pick_device
-from patchform.errors import DataError, DivergedError, Interrupted, PeerError
+from patchform.errors import DivergedError
 from patchform.model import Model, load, save
 from patchform.settings import Recipe, TrainingSettings
 from patchform.training import run
@@ -21,7 +21,7 @@ from patchform.training.memory import keep_freed_memory, memory_errors
 from patchform.training.metrics_log import MetricsLog
 from patchform.training.preparation import identity_of, model_of, refuse_nonsense, seed_everything
 from patchform.training.progress import Reporter
-from patchform.training.run import Surroundings
+from patchform.training.run import RunContext
 from patchform.training.saving import Saver
 from patchform.training.step import StepResult
 from patchform.training.validation import Validation
@@ -44,12 +44,9 @@ class Run(NamedTuple):
 def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run:
     """Train a model, or go on with a run that was stopped, to the same bits as if it had not been.
 
-    The run folder `recipe.runs`/`recipe.name` gets recipe.yaml, metrics.csv, steps.jsonl, tensorboard/, checkpoints/,
-    best/ (the best model so far) and, at the end, the model itself. What lies in it is described in `patchform.model`,
-    `training.checkpoint` and `training.metrics_log`.
-
-    Of several processes (`patchform.distributed`) each looks at its share of every batch; gradients are added up, so
-    all take one step, that of the whole batch. The first one validates and writes.
+    The run folder `recipe.runs`/`recipe.name` gets what `patchform.model`, `training.checkpoint` and
+    `training.metrics_log` describe. Of several processes each looks at its share of every batch; gradients are added
+    up, so all take one step, that of the whole batch. The first one validates and writes.
 
     Args:
         recipe: all settings; complete in itself.
@@ -70,50 +67,44 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
     settings, stem = recipe.training, f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
     with (
         run.Stop() as stop,
-        distributed.process_group() as place,
-        Reporter(shown=progress, heard=place.is_main) as reporter,
+        distributed.process_group() as rank,
+        Reporter(shown=progress, heard=rank.is_main) as reporter,
         run.opened(Path(recipe.runs), recipe.name, stem=stem, resume=resume) as folder,
     ):
-        around = Surroundings(folder, _device(settings), place, reporter, stop)
+        context = RunContext(folder, _device(settings), rank, reporter, stop)
 
         # ------------------------------------------------------------------------------------------------- data
-        data = open_training(recipe, around, resume=resume)
-        course = data.course(recipe)
+        data = open_training(recipe, context, resume=resume)
+        length = data.length(recipe)
 
         # ------------------------------------------------------------------------------------------------ model
         seed_everything(settings.seed)
         model = model_of(recipe, data.listing, data.preprocessing, counts=data.counts, say=reporter.note)
-        learner = Learner(model.to(around.device), recipe, course, place)
+        learner = Learner(model.to(context.device), recipe, length, rank)
 
         # ----------------------------------------------------------------------------------------------- resume
-        saver = Saver(learner, identity_of(recipe, model, data.splits), around)
+        saver = Saver(learner, identity_of(recipe, model, data.splits), context)
         if resume:
             saver.resume()
         counters = saver.counters
-        model.begin(step=counters.step, steps=course.steps, epoch=course.epoch)
-        if place.is_main:
-            saver.write_recipe()
+        model.begin(step=counters.step, steps=length.steps, epoch=length.steps_per_epoch)
+        saver.write_recipe()
         distributed.broadcast(list(model.state_dict().values()))  # one seed gives other bits on another processor
 
         # ------------------------------------------------------------------------------------------------ steps
         at_once = min(settings.micro_batch or settings.batch_size, settings.batch_size)
-        batches = Batches(recipe, data, course, around, counters.step)
-        validation = Validation(learner, data, around, at_once)
+        batches = Batches(recipe, data, length, context, counters.step)
+        validation = Validation(learner, data, context, at_once)
         model.train()
         learner.frozen.at(counters.step)
-        _announce(learner, data, around, at_once)
-        reporter.begin(counters.step, course.steps)
-        with memory_errors(at_once, data.preprocessing), saver.log() as log:
-            try:
-                _take_steps(learner, batches, validation, saver, log)
-            except (Interrupted, DataError, DivergedError, PeerError):
-                if saver.finite():
-                    saver.save()
-                raise
+        _announce(learner, data, context, at_once)
+        reporter.begin(counters.step, length.steps)
+        with memory_errors(at_once, data.preprocessing), saver.log() as log, saver.saved_on_error():
+            _take_steps(learner, batches, validation, saver, log)
 
         # -------------------------------------------------------------------------------------------- the model
         final = learner.evaluated if counters.best is None else load(folder / run.BEST)
-        distributed.all_or_none(lambda: save(final, folder) if place.is_main else None)
+        distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
         return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
 
 
@@ -121,29 +112,29 @@ def _take_steps(
     learner: Learner, batches: Batches, validation: Validation, saver: Saver, log: MetricsLog | None
 ) -> None:
     """Step after step to the end of the run; between two steps the only places where it validates, saves and stops."""
-    counters, course, patience = saver.counters, learner.course, learner.recipe.training.patience
+    counters, length, patience = saver.counters, learner.length, learner.recipe.training.patience
     while True:
         step = counters.step
-        if course.ends(step, course.epoch) and counters.reported < step:  # a resume may be at a validated end
-            counters.tell(distributed.broadcast_text(lambda: validation.end_epoch(counters, log)))
-        last = step >= course.steps
+        if length.ends(step, length.steps_per_epoch) and counters.reported < step:  # a resume may be at a validated end
+            counters.load_json(distributed.broadcast_text(lambda: validation.end_epoch(counters, log)))
+        last = step >= length.steps
         last |= 0 < patience <= counters.without_better
         if last or saver.due(step):
             distributed.all_or_none(saver.save)
-        distributed.all_or_none(saver.around.stop.check)
+        distributed.all_or_none(saver.context.stop.check)
         if last:
             return
         batch = batches.next(step)
         result = learner.take(step, batch, counted=batches.own(step))
         if not result.finite:
-            raise _diverged(saver.around, learner.rate(step), step + 1, batches.names(step), result)
+            raise _diverged(saver.context, learner.rate(step), step + 1, batches.names(step), result)
         counters.step, counters.epoch_loss = step + 1, counters.epoch_loss + result.loss
         failpoint("before-log")
         rate = learner.rate(step)
         if log is not None:
             log.step(step + 1, loss=result.loss, norm=result.norm, lr=rate)
-        epoch = step // course.epoch + 1
-        saver.around.reporter.step(step + 1, epoch=epoch, loss=result.loss, rate=rate, images=batches.size(step))
+        epoch = step // length.steps_per_epoch + 1
+        saver.context.reporter.step(step + 1, epoch=epoch, loss=result.loss, rate=rate, images=batches.size(step))
 
 
 def _device(settings: TrainingSettings) -> torch.device:
@@ -156,22 +147,22 @@ def _device(settings: TrainingSettings) -> torch.device:
     return device
 
 
-def _announce(learner: Learner, data: TrainingData, around: Surroundings, at_once: int) -> None:
+def _announce(learner: Learner, data: TrainingData, context: RunContext, at_once: int) -> None:
     """Say how much there is to learn from, how it goes through the model, and where that is not exact."""
-    listing, course, settings = data.listing, learner.course, learner.recipe.training
-    around.reporter.note(
+    listing, length, settings = data.listing, learner.length, learner.recipe.training
+    context.reporter.note(
         f"{len(listing)} {listing.thing}s to learn from, {len(data.splits.validation)} to validate on; batches of"
-        f" {min(settings.batch_size, len(listing))}, {at_once} at once; {course.epoch} steps an epoch,"
-        f" {course.steps} in all"
+        f" {min(settings.batch_size, len(listing))}, {at_once} at once; {length.steps_per_epoch} steps an epoch,"
+        f" {length.steps} in all"
     )
-    if note := statistics_note(learner.model, learner.recipe, around.place):
-        around.reporter.note(note)
+    if note := statistics_note(learner.model, learner.recipe, context.rank):
+        context.reporter.note(note)
 
 
-def _diverged(around: Surroundings, rate: float, step: int, names: list[str], result: StepResult) -> DivergedError:
+def _diverged(context: RunContext, rate: float, step: int, names: list[str], result: StepResult) -> DivergedError:
     """The error, after all file names of the batch were written beside the log."""
-    if around.place.is_main:
-        replace_text(around.folder / "diverged.json", json.dumps({"step": step, "files": names}, indent=1))
+    if context.rank.is_main:
+        replace_text(context.folder / "diverged.json", json.dumps({"step": step, "files": names}, indent=1))
     return DivergedError(
         f"the loss is {result.loss:g} and its gradient's norm {result.norm:g} at step {step} (learning rate {rate:g})",
         where=", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""),

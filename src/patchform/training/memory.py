@@ -1,4 +1,4 @@
-"""Memory: how long the C library keeps what a step has freed, and what is said when there is none left."""
+"""Memory: how long the C library keeps what a step has freed, and the error when there is none left."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def keep_freed_memory() -> bool:
         set_option = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # no such file, no such function, no CDLL of the process itself
         return False
-    kept = bool(set_option(_TRIM_THRESHOLD, _LARGEST))
-    return any(set_option(_MMAP_THRESHOLD, size) for size in _MAPPED_FROM) and kept
+    trimming_off = bool(set_option(_TRIM_THRESHOLD, _LARGEST))
+    return any(set_option(_MMAP_THRESHOLD, size) for size in _MAPPED_FROM) and trimming_off
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def memory_errors(part: int, preprocessing: Preprocessing) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(text in str(error) for text in ("can't allocate memory", "out of memory")):
+        typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not typed and not any(text in str(error) for text in ("can't allocate memory", "out of memory")):
             raise
         height, width = preprocessing.size
         raise ResourceError(

@@ -78,10 +78,10 @@ class MetricsLog:
         replace_text(self.folder / METRICS, text.getvalue())
 
     def _cut_steps(self, step: int) -> None:
-        kept = []
+        lines = []
         if (self.folder / STEPS).exists():
             for line in (self.folder / STEPS).read_text().splitlines(keepends=True):
                 if not line.endswith("\n") or json.loads(line)["step"] > step:  # half a line was being written
                     break
-                kept.append(line)
-        replace_text(self.folder / STEPS, "".join(kept))
+                lines.append(line)
+        replace_text(self.folder / STEPS, "".join(lines))

@@ -47,15 +47,17 @@ def groups(
     by_module = depths(model.trained).items()
     depth_of = {id(parameter): depth for module, depth in by_module for parameter in module.parameters(recurse=False)}
     top = len(model.trained.layers()) + 1
-    found: dict[tuple[float, float], list[Tensor]] = {}
+    grouped: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         depth = depth_of.get(id(parameter), top)
         scale = layer_decay ** (top - depth) * (backbone_rate if id(parameter) in depth_of else 1)
         if scale == 0 or not parameter.requires_grad:
             continue
         decay = weight_decay if parameter.ndim >= 2 and not UNDECAYED.search(name) else 0.0
-        found.setdefault((decay, scale), []).append(parameter)
-    return [{"params": each, "weight_decay": decay, "lr_scale": scale} for (decay, scale), each in found.items()]
+        grouped.setdefault((decay, scale), []).append(parameter)
+    return [
+        {"params": tensors, "weight_decay": decay, "lr_scale": scale} for (decay, scale), tensors in grouped.items()
+    ]
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

@@ -39,19 +39,19 @@ def measured(device: torch.device) -> Iterator[Peak]:
     Yields:
         Filled in at the end.
     """
-    found = Peak()
+    peak = Peak()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield found
+        yield peak
         torch.cuda.synchronize(device)
-        found.most = torch.cuda.max_memory_allocated(device) - before
-        found.left = torch.cuda.memory_allocated(device) - before
+        peak.most = torch.cuda.max_memory_allocated(device) - before
+        peak.left = torch.cuda.memory_allocated(device) - before
     else:
         with _Alive() as alive:
-            yield found
-        found.most, found.left = alive.most, alive.now
+            yield peak
+        peak.most, peak.left = alive.most, alive.now
 
 
 class _Alive(TorchDispatchMode):
@@ -62,15 +62,15 @@ class _Alive(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = call(*args, **(kwargs or {}))
-        known = _storages((args, kwargs))
-        for place, storage in _storages(made).items():
-            if place not in known:  # neither a view nor the input itself
+        result = call(*args, **(kwargs or {}))
+        inputs = _storages((args, kwargs))
+        for pointer, storage in _storages(result).items():
+            if pointer not in inputs:  # neither a view nor the input itself
                 size = storage.nbytes()
                 self.now += size
                 self.most = max(self.most, self.now)
                 weakref.finalize(storage, self._freed, size)
-        return made
+        return result
 
     def _freed(self, size: int) -> None:
         self.now -= size
@@ -88,14 +88,14 @@ def room(device: torch.device) -> int:
     either, all there is.
     """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     rooms = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if available := _numbers(_MEMINFO).get("MemAvailable:"):
         rooms.append(available << 10)
-    limit, taken = (_first(_GROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and taken is not None:
-        rooms.append(limit - taken + _numbers(_GROUP / "memory.stat").get("inactive_file", 0))
+    limit, used = (_first(_GROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        rooms.append(limit - used + _numbers(_GROUP / "memory.stat").get("inactive_file", 0))
     return max(0, min(rooms))
 
 

@@ -50,7 +50,7 @@ WINDOW = 14
 
 
 class Option(NamedTuple):
-    """A way to run the recipe, and what it takes."""
+    """Settings to run the recipe with, and what it then takes."""
 
     settings: dict[str, Any]
     """Over the recipe's, by dotted name; none: as it is."""
@@ -65,7 +65,7 @@ class Option(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a recipe takes, and other ways to the same batch size."""
+    """What a recipe takes, and other settings for the same batch size."""
 
     device: str
     room: int
@@ -77,12 +77,12 @@ class Plan(NamedTuple):
 
     @property
     def best(self) -> Option | None:
-        """The first way that fits, None if none does."""
-        return next((way for way in self.ways if way.fits), None)
+        """The first one that fits, None if none does."""
+        return next((option for option in self.ways if option.fits), None)
 
 
 def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda what, done, count: None) -> Plan:
-    """Predict the peak memory of a recipe, and of other ways to run it. Trains nothing, writes nothing.
+    """Predict the peak memory of a recipe, and of other settings to run it with. Trains nothing, writes nothing.
 
     Without data, classes and objects are made up and pictures have `preprocessing.size`. Sizes of pictures come from
     the listing; no picture is opened. Validation, worker processes and, on the CPU, decoded pictures that are kept in
@@ -91,7 +91,7 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
     Args:
         recipe: all settings. `model.init_from` is not read, `model.compile` not done.
         room: bytes for tensors; default: what the device has left.
-        progress: hears what is measured, how many steps of it are done and how many there are.
+        progress: called with (what is measured, steps done, all steps).
 
     Raises:
         UsageError: a setting out of range, an unknown name.
@@ -112,25 +112,25 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
         notes.append(f"not counted: decoded pictures of a small set stay in memory, up to {CACHE_BYTES >> 30} GiB")
 
     def cost_of(model: ModelSettings) -> Cost:
-        what = model.backbone + ", checkpointing" * model.checkpointing
+        label = model.backbone + ", checkpointing" * model.checkpointing
         meter = Meter(dataclasses.replace(recipe, model=model), listing, preprocessing, device)
         with memory_errors(FEW, preprocessing):
-            return meter.cost(batches, room, functools.partial(progress, what), notes)
+            return meter.cost(batches, room, functools.partial(progress, label), notes)
 
-    asked = recipe.model.checkpointing
+    checkpointing = not recipe.model.checkpointing
     cost = cost_of(recipe.model)
-    ways = [*_ways(recipe, batches, cost, room, {})]
+    options = [*_options(recipe, batches, cost, room, {})]
     others: list[tuple[dict[str, Any], ModelSettings]] = [
-        ({"model.checkpointing": not asked}, dataclasses.replace(recipe.model, checkpointing=not asked))
+        ({"model.checkpointing": checkpointing}, dataclasses.replace(recipe.model, checkpointing=checkpointing))
     ]
-    if not ways[0].fits and (windows := _windowed(recipe.model, preprocessing)):
+    if not options[0].fits and (windows := _windowed(recipe.model, preprocessing)):
         others.append(({"model.backbone": windows.backbone, "model.options": windows.options}, windows))
     for changed, model in others:
         try:
-            ways += _ways(recipe, batches, cost_of(model), room, changed)
+            options += _options(recipe, batches, cost_of(model), room, changed)
         except ResourceError as error:
             notes.append(f"not measured with {next(iter(changed))} {next(iter(changed.values()))}: {error.what}")
-    return Plan(str(device), room, cost.held, tuple(ways), tuple(dict.fromkeys(notes)))
+    return Plan(str(device), room, cost.held, tuple(options), tuple(dict.fromkeys(notes)))
 
 
 # -------------------------------------------------------------------------------------------------- what is learnt from
@@ -139,9 +139,9 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
 def _listing(recipe: Recipe, notes: list[str]) -> Listing:
     """What is learnt from, or of classes alone where nothing is given."""
     if recipe.data.path:
-        found = open_data(recipe.data, seed=recipe.training.seed, preprocessing=recipe.preprocessing, task=recipe.task)
-        find_task(recipe.task).refuse(found.train)
-        return found.train
+        splits = open_data(recipe.data, seed=recipe.training.seed, preprocessing=recipe.preprocessing, task=recipe.task)
+        find_task(recipe.task).refuse(splits.train)
+        return splits.train
     weights = recipe.loss.class_weights
     count = len(weights) if isinstance(weights, list) else find_task(recipe.task).classes
     names = recipe.data.classes if isinstance(recipe.data.classes, tuple) else tuple(map(str, range(count)))
@@ -176,44 +176,44 @@ def _largest(recipe: Recipe, preprocessing: Preprocessing, size: Size) -> Size:
     whole = whole_size(p, *size)
     if tuple(change.scale) == (1, 1) or p.resize in ("squash", "native"):
         return whole
-    wanted = p.size  # the crop of large-scale jitter lies as the picture does
+    crop = p.size  # the crop of large-scale jitter lies as the picture does
     if p.resize == "fit":
-        wanted = (max(p.size), min(p.size)) if size[0] > size[1] else (min(p.size), max(p.size))
-    tall, wide = (min(most, round(side * change.scale[1])) for side, most in zip(whole, wanted))
+        crop = (max(p.size), min(p.size)) if size[0] > size[1] else (min(p.size), max(p.size))
+    tall, wide = (min(most, round(side * change.scale[1])) for side, most in zip(whole, crop))
     return max(1, tall), max(1, wide)
 
 
-# ---------------------------------------------------------------------------------------------------------------- ways
+# -------------------------------------------------------------------------------------------------------------- options
 
 
-def _ways(
+def _options(
     recipe: Recipe, batches: Sequence[Sequence[Size]], cost: Cost, room: int, changed: dict[str, Any]
 ) -> Iterator[Option]:
     """As the recipe says; with the largest parts that fit; and, for pictures of several sizes, the most pixels."""
     settings, frames = recipe.training, max(1, recipe.preprocessing.frames)
 
-    def way(part: int, pixels: int, **more: int) -> Option:
+    def option(part: int, pixels: int, **more: int) -> Option:
         load = max(loads(batches, part, pixels and max(1, pixels // frames)), key=cost.peak)
         peak = cost.peak(load)
-        news = changed | {f"training.{name}": value for name, value in more.items()}
-        return Option(news, load.images, load.size, peak, peak * MARGIN <= room)
+        changes = changed | {f"training.{name}": value for name, value in more.items()}
+        return Option(changes, load.images, load.size, peak, peak * MARGIN <= room)
 
     whole = max(map(len, batches))
-    asked = min(settings.micro_batch or whole, whole)
-    yield way(settings.micro_batch, settings.pixels_at_once)
-    fitting = _last(lambda part: way(part, settings.pixels_at_once).fits, whole)
+    current = min(settings.micro_batch or whole, whole)
+    yield option(settings.micro_batch, settings.pixels_at_once)
+    fitting = _last(lambda part: option(part, settings.pixels_at_once).fits, whole)
     even = math.ceil(whole / math.ceil(whole / fitting)) if fitting else 0  # of as few parts, the most equal
-    if even and even != asked:
-        yield way(even, settings.pixels_at_once, micro_batch=even)
+    if even and even != current:
+        yield option(even, settings.pixels_at_once, micro_batch=even)
     sizes = {size for batch in batches for size in batch}
     if len(sizes) > 1:
         areas = sorted(map(math.prod, sizes))
         batch = max(loads(batches, 0, 0), key=lambda load: load.whole * math.prod(load.batch_size))
         pixels = batch.whole * math.prod(batch.batch_size)
-        left = room / MARGIN - sum(cost.held) - cost.rest - pixels * cost.pixel
-        at_once = _rounded(left / max(cost.image(area) / area for area in (areas[0], areas[-1])))
+        free = room / MARGIN - sum(cost.held) - cost.rest - pixels * cost.pixel
+        at_once = _rounded(free / max(cost.image(area) / area for area in (areas[0], areas[-1])))
         if areas[-1] <= at_once < pixels and at_once != settings.pixels_at_once:
-            yield way(settings.micro_batch, at_once, pixels_at_once=at_once)
+            yield option(settings.micro_batch, at_once, pixels_at_once=at_once)
 
 
 def _last(holds: Callable[[int], bool], highest: int) -> int:
@@ -241,8 +241,8 @@ def _windowed(model: ModelSettings, preprocessing: Preprocessing) -> ModelSettin
     rows = lookup.module("backbones", "vit_det").VARIANTS
     row = rows["nano" if size == "nano" else "b"]
     options = lookup.backbone(model.backbone)[1].options | model.options
-    known = inspect.signature(row.build).parameters
+    parameters = inspect.signature(row.build).parameters
     if max(grids.cells(preprocessing.size, options.get("patch", 16))) <= WINDOW:
         return None
-    taken = {name: value for name, value in options.items() if name in known}
-    return dataclasses.replace(model, backbone=f"vit_det/{'nano' if size == 'nano' else 'b'}", options=taken)
+    shared = {name: value for name, value in options.items() if name in parameters}
+    return dataclasses.replace(model, backbone=f"vit_det/{'nano' if size == 'nano' else 'b'}", options=shared)

@@ -33,23 +33,20 @@ from patchform.training.run import Stop
 def refuse_nonsense(recipe: Recipe) -> None:
     """Raise UsageError for a setting out of its range, or that is not for the task, before anything is read."""
     settings.check(recipe)
-    change, task = recipe.augmentation, find_task(recipe.task)
+    augment, task = recipe.augmentation, find_task(recipe.task)
     unlabelled = not task.labelled
     needed = {
         "preprocessing.frames": (not task.frames or recipe.preprocessing.frames > 0, "at least 1 for videos"),
-        "augmentation.views": (unlabelled or change.views == 1, "1, or more for pretraining"),
+        "augmentation.views": (unlabelled or augment.views == 1, "1, or more for pretraining"),
         **{
-            f"augmentation.{name}": (change.views > 1 or not getattr(change, name), "left out without views")
+            f"augmentation.{name}": (augment.views > 1 or not getattr(augment, name), "left out without views")
             for name in ("local_views", "grey", "blur", "solarise")
         },
         **{
-            f"augmentation.{name}": (not (unlabelled and getattr(change, name)), "0: there are no labels to mix")
+            f"augmentation.{name}": (not (unlabelled and getattr(augment, name)), "0: there are no labels to mix")
             for name in ("mixup", "cutmix")
         },
-        "training.patience": (
-            not (unlabelled and recipe.training.patience),
-            "0: no number says which is better",
-        ),
+        "training.patience": (not (unlabelled and recipe.training.patience), "0: no number says which is better"),
     }
     for name, (holds, what) in needed.items():
         if not holds:
@@ -69,9 +66,9 @@ def checked(
     splits: Splits, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
 ) -> tuple[Splits, tuple[int, ...]]:
     """The splits without bad pictures, and how much there is to learn of each class; says what was found."""
-    watch = functools.partial(_watch, stop)
-    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=watch)
-    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=watch)
+    interruptible = functools.partial(_check_stop, stop)
+    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
+    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
     for report in (first, second):
         for note in report.notes:
             reporter.note(note)
@@ -79,12 +76,12 @@ def checked(
             bad = report.faults[0]
             counted = f"{len(report.faults)} of {report.checked} {train.thing}s"
             reporter.note(f"left out {counted}, first {bad.where}: {bad.what}")
-    if twins := overlap(train, validation):
-        reporter.note(f"{len(twins)} {train.thing}s are in training and in validation, first {twins[0][0]}")
+    if duplicates := overlap(train, validation):
+        reporter.note(f"{len(duplicates)} {train.thing}s are in training and in validation, first {duplicates[0][0]}")
     return splits._replace(train=train, validation=validation), first.pixels or train.counts()
 
 
-def _watch(stop: Stop, done: int, count: int) -> None:
+def _check_stop(stop: Stop, done: int, count: int) -> None:
     stop.check()
 
 
@@ -103,9 +100,9 @@ def model_of(
         listing: what is learnt from.
         preprocessing: of the model.
         counts: pictures, or pixels, of each class.
-        say: hears what became of the weights that it starts from.
+        say: called with what became of the weights that it starts from.
     """
-    model = _built(recipe, listing, preprocessing, counts)
+    model = _build(recipe, listing, preprocessing, counts)
     if recipe.model.init_from is not None:
         report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
         say(f"starting from {recipe.model.init_from}: {report}")
@@ -118,13 +115,13 @@ def check_model(recipe: Recipe) -> None:
     It is built on no device, so nothing is allocated. What a layer then cannot say is left to the real one.
     """
     p, model = recipe.preprocessing, recipe.model
-    top = {name: value for name, value in model.head_options.items() if name != "class_weights"}  # they are looked at
-    bare = replace(recipe, model=replace(model, head_options=top), loss=replace(recipe.loss, class_weights="none"))
+    head = {name: value for name, value in model.head_options.items() if name != "class_weights"}  # they are looked at
+    bare = replace(recipe, model=replace(model, head_options=head), loss=replace(recipe.loss, class_weights="none"))
     try:
         with torch.device("meta"), torch.no_grad():
-            made = _built(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
+            built = _build(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
-            made.features(Batch(image, (), ("",), (p.size,)))
+            built.features(Batch(image, (), ("",), (p.size,)))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if not (model.options or model.head_options) or "meta tensor" in str(error):
             return
@@ -133,27 +130,29 @@ def check_model(recipe: Recipe) -> None:
         raise UsageError(what, remedy="mend model.options or model.head_options") from error
 
 
-def _built(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
-    options, top = dict(recipe.model.options), dict(recipe.model.head_options)
+def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
+    options, head_options = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
         options["drop_path"] = recipe.model.drop_path
     if recipe.data.labels != "single":
-        top["labels"] = recipe.data.labels
+        head_options["labels"] = recipe.data.labels
     if recipe.loss.smoothing:
-        top["smoothing"] = recipe.loss.smoothing
+        head_options["smoothing"] = recipe.loss.smoothing
     weights = recipe.loss.class_weights
     if isinstance(weights, list):
-        top["class_weights"] = list(weights)
+        head_options["class_weights"] = list(weights)
     elif weights != "none":
         power = 1.0 if weights == "balanced" else 0.5
-        top["class_weights"] = [(sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts]
+        head_options["class_weights"] = [
+            (sum(counts) / (len(counts) * count)) ** power if count else 1.0 for count in counts
+        ]
     if recipe.loss.pixel_stride > 1:
         if not (
             recipe.model.head in lookup.names("heads")
             and issubclass(lookup.the_class("heads", recipe.model.head, Head), DenseHead)
         ):
             raise UsageError("loss.pixel_stride is for masks", remedy="leave it at 1")
-        top["pixel_stride"] = recipe.loss.pixel_stride
+        head_options["pixel_stride"] = recipe.loss.pixel_stride
     return build_model(
         recipe.task,
         backbone=recipe.model.backbone,
@@ -162,7 +161,7 @@ def _built(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, count
         ids=listing.ids,
         preprocessing=preprocessing,
         backbone_options=options,
-        head_options=top,
+        head_options=head_options,
     )
 
 
@@ -172,10 +171,10 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
     digest = hashlib.sha256()
     for listing in (splits.train, splits.validation):
         digest.update(listing.as_bytes() + b"\0")
-    made_of = description["architecture"]
-    made_of["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
+    architecture = description["architecture"]
+    architecture["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
     return plain(
-        made_of
+        architecture
         | {
             "classes": description["classes"],
             "preprocessing": description["preprocessing"],

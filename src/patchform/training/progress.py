@@ -57,8 +57,10 @@ class Reporter:
     def epoch(self, epoch: int, step: int, numbers: dict[str, float | None]) -> None:
         """An epoch ended; the speed is counted anew."""
         if self._shown:
-            told = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in numbers.items())
-            self._console.print(f"epoch {epoch}  step {step}/{self._steps}  {told}")
+            scores = "  ".join(
+                f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in numbers.items()
+            )
+            self._console.print(f"epoch {epoch}  step {step}/{self._steps}  {scores}")
         self._since, self._images = time.perf_counter(), 0
 
     def speed(self) -> float:

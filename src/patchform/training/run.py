@@ -10,12 +10,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,12 +25,12 @@ from patchform.training.progress import Reporter
 from patchform.weights import files
 
 
-class Surroundings(NamedTuple):
-    """Where a run happens, and who hears of it."""
+class RunContext(NamedTuple):
+    """Where a run happens, and what it reports to."""
 
     folder: Path
     device: torch.device
-    place: distributed.Rank
+    rank: distributed.Rank
     reporter: Reporter
     stop: Stop
 
@@ -51,7 +51,7 @@ def new_folder(runs: Path, name: str | None, *, stem: str) -> Path:
 
     Raises:
         FolderError: the name is taken; names the process if it is running.
-        ResourceError: the place is not writable.
+        ResourceError: the folder is not writable.
     """
     number = 0
     while True:
@@ -143,26 +143,29 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
 
     Raises:
         FolderError: nothing to resume, or the folder exists or is in use.
-        ResourceError: the place is not writable.
+        ResourceError: the folder is not writable.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
 
-        def own() -> str:
+        def claim() -> str:
             if resume and not (name and (runs / name).is_dir()):
                 raise FolderError("no run to resume", where=runs / (name or ""), remedy="name a run folder that exists")
             folder = runs / name if name and resume else new_folder(runs, name, stem=stem)
-            held.enter_context(lock(folder))
-            for place in (folder, folder / CHECKPOINTS):
-                files.clear_temporaries(place)
+            stack.enter_context(lock(folder))
+            for path in (folder, folder / CHECKPOINTS):
+                files.clear_temporaries(path)
             return str(folder)
 
-        folder = Path(distributed.broadcast_text(own))
+        folder = Path(distributed.broadcast_text(claim))
         try:
             yield folder
         except BaseException:
             if distributed.rank_and_world().is_main and not resume and not (folder / RECIPE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class Stop:
@@ -174,16 +177,16 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._process = os.getpid()
-        self._before: dict[int, object] = {}
+        self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked loader process: the run itself decides

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from patchform.settings import ScheduleSettings
 
 
-class Course(NamedTuple):
+class RunLength(NamedTuple):
     """How long a run is, in optimizer steps."""
 
-    epoch: int
+    steps_per_epoch: int
     steps: int
     """In all."""
 
@@ -20,7 +20,7 @@ class Course(NamedTuple):
         return step > 0 and step % period == 0
 
 
-def multiplier(settings: ScheduleSettings, step: int, *, steps: int, epoch: int) -> float:
+def multiplier(settings: ScheduleSettings, step: int, length: RunLength) -> float:
     """Share of the highest learning rate at a step.
 
     A line from `warmup_start` at step 0 to 1 at the end of the warm-up; then, with p running from 0 there to 1 at the
@@ -37,9 +37,9 @@ def multiplier(settings: ScheduleSettings, step: int, *, steps: int, epoch: int)
     Args:
         settings: the shape.
         step: optimizer steps taken so far, 0 .. steps - 1.
-        steps: optimizer steps of the whole run.
-        epoch: optimizer steps of an epoch.
+        length: of the run.
     """
+    epoch, steps = length
     warmup = min(round(settings.warmup_epochs * epoch), steps)
     if step < warmup:
         return settings.warmup_start + (1 - settings.warmup_start) * step / warmup

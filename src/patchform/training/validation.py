@@ -12,7 +12,7 @@ from patchform.training.batches import TrainingData
 from patchform.training.checkpoint import Counters
 from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
-from patchform.training.run import Surroundings
+from patchform.training.run import RunContext
 from patchform.training.saving import save_errors
 from patchform.weights.files import failpoint
 
@@ -23,16 +23,16 @@ class Validation:
     Args:
         learner: what is scored.
         data: what it is scored on.
-        around: where the run happens.
+        context: where the run happens.
         at_once: pictures that go through the model together.
     """
 
-    def __init__(self, learner: Learner, data: TrainingData, around: Surroundings, at_once: int) -> None:
+    def __init__(self, learner: Learner, data: TrainingData, context: RunContext, at_once: int) -> None:
         recipe = learner.recipe
-        self.learner, self.around, self.settings = learner, around, recipe.training
+        self.learner, self.context, self.settings = learner, context, recipe.training
         self.task = find_task(recipe.task).of(learner.model.head)
         samples = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
-        self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=around.device.type == "cuda")
+        self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=context.device.type == "cuda")
 
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.
@@ -40,9 +40,9 @@ class Validation:
         Returns:
             The counters afterwards, as text.
         """
-        step, course, reporter = counters.step, self.learner.course, self.around.reporter
-        numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / course.epoch}
-        if course.ends(step, course.epoch * self.settings.validate_every) or step >= course.steps:
+        step, length, reporter = counters.step, self.learner.length, self.context.reporter
+        numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / length.steps_per_epoch}
+        if length.ends(step, length.steps_per_epoch * self.settings.validate_every) or step >= length.steps:
             scores = self._scores()
             numbers |= scores.numbers
             for note in scores.notes:
@@ -51,30 +51,29 @@ class Validation:
         speed = reporter.speed()
         if log is not None:
             rate = self.learner.rate(step - 1)
-            log.epoch(step // course.epoch, step, numbers | {"lr": rate, "images_per_second": speed})
-        reporter.epoch(step // course.epoch, step, numbers)
+            log.epoch(step // length.steps_per_epoch, step, numbers | {"lr": rate, "images_per_second": speed})
+        reporter.epoch(step // length.steps_per_epoch, step, numbers)
         counters.reported, counters.epoch_loss = step, 0.0
-        return counters.told()
+        return counters.to_json()
 
     def _scores(self) -> Scores:
         return evaluate(
             self.learner.evaluated,
             self.loader,
             self.task,
-            device=self.around.device,
             precision=self.settings.precision,
             pixels=self.settings.pixels_at_once,
             progress=self._between_batches,
         )
 
     def _between_batches(self, done: int) -> None:
-        self.around.stop.check()
+        self.context.stop.check()
 
     def _keep_best(self, scores: Scores, counters: Counters) -> None:
         counters.without_better += 1
         if scores.best is not None and (counters.best is None or scores.best > counters.best):
             failpoint("before-best")
-            with save_errors(self.settings.on_save_error, self.around.reporter):
-                place, thresholds = self.around.folder / run.BEST, self.task.thresholds(scores)
-                save(self.learner.evaluated, place, thresholds=thresholds)
+            with save_errors(self.settings.on_save_error, self.context.reporter):
+                thresholds = self.task.thresholds(scores)
+                save(self.learner.evaluated, self.context.folder / run.BEST, thresholds=thresholds)
                 counters.best, counters.best_step, counters.without_better = scores.best, counters.step, 0

@@ -56,12 +56,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file of tensors that is there whole or not at all. Arguments and errors as of `write_tensors`."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as temporary:
         write_tensors(temporary, tensors, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -84,7 +80,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return safetensors.torch.load(data), header.get("__metadata__") or {}
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise ModelFileError(f"damaged safetensors ({said(str(error))})", where=path) from error
+        raise ModelFileError(f"damaged safetensors ({one_line(str(error))})", where=path) from error
 
 
 def count_tensors(path: Path) -> int:
@@ -124,9 +120,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
+        if len(values := dict(pairs)) < len(pairs):
             raise ValueError("a key occurs twice")
-        return found
+        return values
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
@@ -162,18 +158,27 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise _refused(path, error, len(data)) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file beside its place, which it takes once it is whole."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file so that a reader, or a kill, meets the old text or the new one.
 
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _refused(path, error, len(text)) from error
 
 
@@ -197,7 +202,7 @@ def read_bytes(path: Path, largest: int, *, start: int | None = None) -> bytes:
         raise ModelFileError(f"cannot be read ({getattr(error, 'strerror', error)})", where=path) from error
 
 
-def said(message: str) -> str:
+def one_line(message: str) -> str:
     """A library's message as one line that is safe to show: it may quote the file."""
     line = (message.strip() or "no reason given").splitlines()[0]
     return "".join(filter(str.isprintable, line))[:200].rstrip(" .")
@@ -214,11 +219,8 @@ def _flush_folder(folder: Path) -> None:
 def _refused(path: Path, error: OSError, needed: int) -> ResourceError:
     home = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     free = shutil.disk_usage(home).free
-    return ResourceError(
-        f"cannot write {needed} bytes ({error.strerror}; {free} bytes are free)",
-        where=path,
-        remedy="make room or name a folder that can be written",
-    )
+    what = f"cannot write {needed} bytes ({error.strerror}; {free} bytes are free)"
+    return ResourceError(what, where=path, remedy="make room or name a folder that can be written")
 
 
 # ---------------------------------------------------------------------------------------------------------- folders
@@ -277,8 +279,8 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> list[str]:
                 faults.append(f"{name}: not a file of the manifest")
             elif not (folder / name).is_file():
                 faults.append(f"{name}: missing")
-            elif (found := _sum(folder / name)) != files[name]:
-                faults.append(f"{name}: its {found['bytes']} bytes do not have the manifest's size and SHA-256")
+            elif (actual := _sum(folder / name)) != files[name]:
+                faults.append(f"{name}: its {actual['bytes']} bytes do not have the manifest's size and SHA-256")
         return faults
     except (ModelFileError, OSError) as error:
         return [f"{MANIFEST}: {error}"]
@@ -291,8 +293,13 @@ def clear_temporaries(folder: Path) -> None:
 
 
 def _sum(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------ crash tests
@@ -305,8 +312,8 @@ def failpoint(name: str) -> None:
 
     The crash tests use it to kill a run inside a write; without the variable it does nothing.
     """
-    wanted, _, number = os.environ.get("PATCHFORM_FAILPOINT", "").partition(":")
-    if wanted == name:
+    armed, _, number = os.environ.get("PATCHFORM_FAILPOINT", "").partition(":")
+    if armed == name:
         _passes[name] += 1
         if _passes[name] == int(number or 1):
             os.kill(os.getpid(), signal.SIGKILL)

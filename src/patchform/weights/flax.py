@@ -54,33 +54,33 @@ out = Operation(
 # ------------------------------------------------------------------------------------------------- rules for layers
 
 
-def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+def norm(source: str, target: str) -> tuple[Rule, ...]:
     """A layer norm."""
-    return (f"{theirs}/scale", f"{ours}.weight"), (f"{theirs}/bias", f"{ours}.bias")
+    return (f"{source}/scale", f"{target}.weight"), (f"{source}/bias", f"{target}.bias")
 
 
-def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
+def linear(source: str, target: str) -> tuple[Rule, ...]:
     """A linear layer."""
-    return (f"{theirs}/kernel", f"{ours}.weight", dense), (f"{theirs}/bias", f"{ours}.bias")
+    return (f"{source}/kernel", f"{target}.weight", dense), (f"{source}/bias", f"{target}.bias")
 
 
-def embedding(theirs: str, ours: str) -> tuple[Rule, ...]:
+def embedding(source: str, target: str) -> tuple[Rule, ...]:
     """A convolution that cuts patches or tubelets."""
-    return (f"{theirs}/kernel", f"{ours}.weight", patches), (f"{theirs}/bias", f"{ours}.bias")
+    return (f"{source}/kernel", f"{target}.weight", patches), (f"{source}/bias", f"{target}.bias")
 
 
-def mlp(theirs: str, ours: str) -> tuple[Rule, ...]:
+def mlp(source: str, target: str) -> tuple[Rule, ...]:
     """A perceptron with one hidden layer."""
-    return *linear(f"{theirs}/Dense_0", f"{ours}.fc1"), *linear(f"{theirs}/Dense_1", f"{ours}.fc2")
+    return *linear(f"{source}/Dense_0", f"{target}.fc1"), *linear(f"{source}/Dense_1", f"{target}.fc2")
 
 
-def attention(theirs: str, ours: str) -> tuple[Rule, ...]:
+def attention(source: str, target: str) -> tuple[Rule, ...]:
     """Queries, keys and values into one matrix, and the projection behind them."""
     return (
         *(
-            (tuple(f"{theirs}/{part}/{kind}" for part in ("query", "key", "value")), f"{ours}.qkv.{own}", qkv)
+            (tuple(f"{source}/{part}/{kind}" for part in ("query", "key", "value")), f"{target}.qkv.{own}", qkv)
             for kind, own in (("kernel", "weight"), ("bias", "bias"))
         ),
-        (f"{theirs}/out/kernel", f"{ours}.proj.weight", out),
-        (f"{theirs}/out/bias", f"{ours}.proj.bias"),
+        (f"{source}/out/kernel", f"{target}.proj.weight", out),
+        (f"{source}/out/bias", f"{target}.proj.bias"),
     )

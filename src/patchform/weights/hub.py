@@ -102,9 +102,9 @@ def fetch(
         raise UsageError(f'"{sha256}" is no SHA-256', remedy="it has 64 hexadecimal digits")
     if not name.startswith("hub:"):
         return _plain(address, sha256, offline, say)
-    place = _place(address, revision)
-    path = _from_hub(place, offline, say)
-    if sha256 is not None and (not path.is_file() or _sum(path) != sha256):
+    ref = _parse(address, revision)
+    path = _from_hub(ref, offline, say)
+    if sha256 is not None and (not path.is_file() or files.sha256_of(path) != sha256):
         raise ModelFileError("not the SHA-256 that was asked for", where=address)
     return path
 
@@ -126,18 +126,18 @@ def push(folder: str | Path, name: str, *, public: bool = False, revision: str |
         UsageError: not such a name, or huggingface_hub is missing.
         ResourceError: the hub cannot be reached, or it refuses.
     """
-    place = _place(f"hub:{name.removeprefix('hub:')}", revision)
-    if place.file or not Path(folder).is_dir():
+    ref = _parse(f"hub:{name.removeprefix('hub:')}", revision)
+    if ref.file or not Path(folder).is_dir():
         raise UsageError(f"{folder} cannot go to {name}", remedy="name a model folder, and owner/name")
     read_description(Path(folder))
-    with _library(place) as library:
+    with _library(ref) as library:
         api = library.HfApi()
-        api.create_repo(place.repository, private=not public, exist_ok=True)
+        api.create_repo(ref.repository, private=not public, exist_ok=True)
         done = api.upload_folder(
-            repo_id=place.repository,
+            repo_id=ref.repository,
             folder_path=str(folder),
             allow_patterns=list(MODEL),
-            revision=place.revision,
+            revision=ref.revision,
             commit_message="patchform model",
         )
     return str(done.commit_url)
@@ -171,13 +171,13 @@ def pull(
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FolderError("exists already", where=folder, remedy="name a new folder")
-    found = fetch(f"hub:{name.removeprefix('hub:')}", revision=revision, offline=offline, say=say)
-    if not found.is_dir() or not (found / DESCRIPTION).exists():
+    source = fetch(f"hub:{name.removeprefix('hub:')}", revision=revision, offline=offline, say=say)
+    if not source.is_dir() or not (source / DESCRIPTION).exists():
         raise ModelFileError("no model folder of patchform", where=name, remedy="use it by its name: hub:owner/name")
-    read_description(found)
-    with files.atomic_folder(folder) as place:
+    read_description(source)
+    with files.atomic_folder(folder) as target:
         for part in (WEIGHTS, DESCRIPTION):
-            shutil.copyfile(found / part, place / part)
+            shutil.copyfile(source / part, target / part)
     read_description(folder)
     return folder
 
@@ -194,18 +194,15 @@ def _by_hand(name: str, row: WeightsFile) -> ModelFileError:
 
     function, _, which = row.place.removeprefix("torchvision:").partition("/")
     address = torchvision.models.get_model_weights(function)[which].url
-    return ModelFileError(
-        "published as a pickle, which is not fetched",
-        where=name,
-        remedy=f"fetch {address}, then: patchform weights convert FILE --model {name} --to patchform --out DIR",
-    )
+    remedy = f"fetch {address}, then: patchform weights convert FILE --model {name} --to patchform --out DIR"
+    return ModelFileError("published as a pickle, which is not fetched", where=name, remedy=remedy)
 
 
 # ------------------------------------------------------------------------------------------------- Hugging Face hub
 
 
-class _Place(NamedTuple):
-    """What a name on the hub says."""
+class _Ref(NamedTuple):
+    """A name on the hub, parsed."""
 
     repository: str
     file: str
@@ -213,50 +210,49 @@ class _Place(NamedTuple):
     revision: str | None
 
 
-def _place(name: str, revision: str | None) -> _Place:
-    found = _NAME.fullmatch(name)
-    parts = found[2].split("/")[1:] if found else []
-    if not found or {".", ".."} & {*parts, *found[1].split("/")}:
+def _parse(name: str, revision: str | None) -> _Ref:
+    match = _NAME.fullmatch(name)
+    parts = match[2].split("/")[1:] if match else []
+    if not match or {".", ".."} & {*parts, *match[1].split("/")}:
         raise UsageError(f'"{name}" is no name on the hub', remedy="write hub:owner/name, .../file, ...@revision")
     if parts and not parts[-1].endswith(ENDINGS):
         raise ModelFileError("only .safetensors and .npz are fetched", where=name, remedy="they cannot hold code")
-    return _Place(found[1], "/".join(parts), revision or found[3])
+    return _Ref(match[1], "/".join(parts), revision or match[3])
 
 
-def _from_hub(place: _Place, offline: bool, say: Callable[[str], None]) -> Path:
-    with _library(place) as library:
+def _from_hub(ref: _Ref, offline: bool, say: Callable[[str], None]) -> Path:
+    with _library(ref) as library:
         for local in (True,) if offline else (True, False):
             if not local:
-                say(f"fetching {'/'.join(filter(None, (place.repository, place.file)))} from the hub")
+                say(f"fetching {'/'.join(filter(None, (ref.repository, ref.file)))} from the hub")
             try:
-                found = _asked(library, place, local)
+                path = _download(library, ref, local)
             except library.errors.LocalEntryNotFoundError as error:
                 if not local:
-                    raise ResourceError(f"the hub cannot be reached ({files.said(str(error))})") from error
+                    raise ResourceError(f"the hub cannot be reached ({files.one_line(str(error))})") from error
                 continue
-            if found is not None:
-                return found
-    raise ModelFileError(
-        "not in the cache" if offline else f"neither {WEIGHTS} nor a model folder",
-        where=place.repository,
-        remedy="unset HF_HUB_OFFLINE to fetch it" if offline else "name the file: hub:owner/name/file",
-    )
+            if path is not None:
+                return path
+    if offline:
+        raise ModelFileError("not in the cache", where=ref.repository, remedy="unset HF_HUB_OFFLINE to fetch it")
+    what = f"neither {WEIGHTS} nor a model folder"
+    raise ModelFileError(what, where=ref.repository, remedy="name the file: hub:owner/name/file")
 
 
-def _asked(library: Any, place: _Place, local: bool) -> Path | None:
-    """The answer of the library: a file, a folder of a model, or nothing of use."""
-    asked = {"revision": place.revision, "local_files_only": local}
-    if place.file:
-        return Path(library.hf_hub_download(place.repository, place.file, **asked))
-    folder = Path(library.snapshot_download(place.repository, allow_patterns=list(MODEL), **asked))
+def _download(library: Any, ref: _Ref, local: bool) -> Path | None:
+    """A file, the folder of a model, or None where the repository has neither."""
+    options = {"revision": ref.revision, "local_files_only": local}
+    if ref.file:
+        return Path(library.hf_hub_download(ref.repository, ref.file, **options))
+    folder = Path(library.snapshot_download(ref.repository, allow_patterns=list(MODEL), **options))
     if all((folder / part).exists() for part in MODEL):
         return folder
-    alone = folder / WEIGHTS
-    return alone if alone.exists() and not (folder / DESCRIPTION).exists() else None
+    weights = folder / WEIGHTS
+    return weights if weights.exists() and not (folder / DESCRIPTION).exists() else None
 
 
 @contextmanager
-def _library(place: _Place) -> Iterator[Any]:
+def _library(ref: _Ref) -> Iterator[Any]:
     """huggingface_hub, told to send nothing about this machine, with its errors in our words."""
     try:
         import huggingface_hub as library
@@ -269,17 +265,17 @@ def _library(place: _Place) -> Iterator[Any]:
     except PatchformError:
         raise
     except errors.GatedRepoError as error:
-        raise ModelFileError("closed", where=place.repository, remedy="ask its owner, then: hf auth login") from error
+        raise ModelFileError("closed", where=ref.repository, remedy="ask its owner, then: hf auth login") from error
     except errors.RepositoryNotFoundError as error:
-        raise ModelFileError("no such repository, or a private one", where=place.repository) from error
+        raise ModelFileError("no such repository, or a private one", where=ref.repository) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelFileError(f"no revision {place.revision}", where=place.repository) from error
+        raise ModelFileError(f"no revision {ref.revision}", where=ref.repository) from error
     except errors.EntryNotFoundError as error:
-        raise ModelFileError(f"no file {place.file}", where=place.repository) from error
+        raise ModelFileError(f"no file {ref.file}", where=ref.repository) from error
     except errors.HFValidationError as error:
-        raise UsageError(files.said(str(error)), where=place.repository) from error
+        raise UsageError(files.one_line(str(error)), where=ref.repository) from error
     except Exception as error:  # of the network, of the server, of the disk: each has classes of its own
-        raise ResourceError(f"the hub says: {files.said(str(error))}", where=place.repository) from error
+        raise ResourceError(f"the hub says: {files.one_line(str(error))}", where=ref.repository) from error
     finally:
         constants.HF_HUB_DISABLE_TELEMETRY = quiet
 
@@ -301,22 +297,17 @@ def _plain(address: str, sha256: str | None, offline: bool, say: Callable[[str],
     if sha256 is None:
         raise UsageError(f"{address} comes without a SHA-256", remedy=f"name it: {address}#sha256=...")
     path = cache() / sha256[:16] / name
-    if path.is_file() and _sum(path) == sha256:
+    if path.is_file() and files.sha256_of(path) == sha256:
         return path
     if offline:
         raise ModelFileError("not in the cache", where=address, remedy="unset HF_HUB_OFFLINE to fetch it")
     say(f"fetching {address}")
-    temporary = path.with_name(f"{files.TEMPORARY}{os.getpid()}-{name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                _receive(address, sha256, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with files.replacing(path) as temporary, open(temporary, "wb") as file:
+            _receive(address, sha256, file)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise ResourceError(what, where=path, remedy="make room, or set PATCHFORM_CACHE") from error
@@ -346,10 +337,10 @@ def _blocks(address: str) -> Iterator[bytes]:
             while block := answer.read(1 << 20):
                 yield block
     except urllib.error.HTTPError as error:
-        raise ModelFileError(f"the server says {error.code} {files.said(error.reason)}", where=address) from error
+        raise ModelFileError(f"the server says {error.code} {files.one_line(error.reason)}", where=address) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        said = files.said(str(getattr(error, "reason", error)))
-        raise ResourceError(f"cannot be fetched ({said})", where=address, remedy="try again") from error
+        reason = files.one_line(str(getattr(error, "reason", error)))
+        raise ResourceError(f"cannot be fetched ({reason})", where=address, remedy="try again") from error
 
 
 class _OnlyHttps(urllib.request.HTTPRedirectHandler):
@@ -357,7 +348,7 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.startswith("https://"):
-            raise ModelFileError(f"it leads to {files.said(newurl)}, which is not https", where=req.full_url)
+            raise ModelFileError(f"it leads to {files.one_line(newurl)}, which is not https", where=req.full_url)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -374,8 +365,3 @@ def _opener() -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,9 +43,7 @@ class Report(NamedTuple):
     def __str__(self) -> str:
         counts = Counter(entry.fate for entry in self.entries)
         summary = ", ".join(f"{counts[fate]} {fate}" for fate in get_args(Fate) if counts[fate]) or "nothing loaded"
-        where = "".join(
-            (f"layout {self.layout}: " * bool(self.layout), f'prefix "{self.prefix}", ' * bool(self.prefix))
-        )
+        where = f"layout {self.layout}: " * bool(self.layout) + f'prefix "{self.prefix}", ' * bool(self.prefix)
         groups: dict[tuple[Fate, str], list[str]] = {}
         for entry in self.entries:
             if entry.note:

@@ -20,15 +20,15 @@ class Pattern:
         self.holes: list[tuple[str, int]] = []  # (name, offset), in the order of the text
         self.literals: list[str] = []  # one more than holes
         expression, start, stars = "", 0, 0
-        for found in _PLACEHOLDER.finditer(text):
-            name, offset, star = found.groups()
+        for match in _PLACEHOLDER.finditer(text):
+            name, offset, star = match.groups()
             if star:
                 name, stars = f"*{stars}", stars + 1
-            self.literals.append(text[start : found.start()])
+            self.literals.append(text[start : match.start()])
             self.holes.append((name, int(offset or 0)))
             run = "(.*)" if star else r"(0|[1-9]\d*)" if offset else r"([^.]+)"
             expression += re.escape(self.literals[-1]) + run
-            start = found.end()
+            start = match.end()
         self.literals.append(text[start:])
         self.expression = re.compile(expression + re.escape(self.literals[-1]))
         if set("{}") & set("".join(self.literals)):
@@ -41,11 +41,11 @@ class Pattern:
 
     def match(self, name: str) -> Binding | None:
         """What the placeholders stand for, or None."""
-        found = self.expression.fullmatch(name)
-        if found is None:
+        match = self.expression.fullmatch(name)
+        if match is None:
             return None
         binding: Binding = {}
-        for (hole, offset), run in zip(self.holes, found.groups()):
+        for (hole, offset), run in zip(self.holes, match.groups()):
             value = str(int(run) - offset) if offset else run
             if value.startswith("-") or binding.setdefault(hole, value) != value:
                 return None

@@ -50,19 +50,15 @@ def read_pickle(path: Path) -> Contents:
             more than it is, or has no tensors with names.
     """
     if not holds_pickle(path):
-        raise ModelFileError(
-            "not a checkpoint of torch.save", where=path, remedy="only .pth, .pt and .bin files need converting"
-        )
+        remedy = "only .pth, .pt and .bin files need converting"
+        raise ModelFileError("not a checkpoint of torch.save", where=path, remedy=remedy)
     try:
         quiet = warnings.catch_warnings(action="ignore")  # of odd protocols, which it then reads or refuses
         with quiet, torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a hostile file may make it raise anything
-        raise ModelFileError(
-            _reason(str(error)),
-            where=path,
-            remedy="nothing of it was executed; ask for safetensors, or for the state dict alone",
-        ) from error
+        remedy = "nothing of it was executed; ask for safetensors, or for the state dict alone"
+        raise ModelFileError(_reason(str(error)), where=path, remedy=remedy) from error
     return _contents(content, path)
 
 
@@ -95,23 +91,23 @@ def choose(parts: Mapping[str, dict[str, Tensor]], part: str | None = None) -> d
     return parts[part]
 
 
-def _reason(said: str) -> str:
+def _reason(message: str) -> str:
     """What torch refused, without its advice on how to run the file all the same."""
-    if found := re.search(r"GLOBAL ([\w.]+)", said):
-        return f"it names {found[1]}, neither a tensor nor a plain value"
-    said = said.rpartition("WeightsUnpickler error:")[2].strip().removeprefix("Weights only load failed.")
-    return f"a pickle that is not opened: {files.said(said.partition('In PyTorch')[0])}"
+    if named := re.search(r"GLOBAL ([\w.]+)", message):
+        return f"it names {named[1]}, neither a tensor nor a plain value"
+    message = message.rpartition("WeightsUnpickler error:")[2].strip().removeprefix("Weights only load failed.")
+    return f"a pickle that is not opened: {files.one_line(message.partition('In PyTorch')[0])}"
 
 
 def _contents(content: Any, path: Path) -> Contents:
     """Sort what was in the pickle; the file may hold a dictionary in itself, or one tensor a million times."""
     parts: dict[str, dict[str, Tensor]] = {}
     ignored: list[str] = []
-    size, most, seen = 0, most_unpacked(path.stat().st_size), 0
-    ahead: list[tuple[str, int, Any]] = [("", 0, content)]
-    for place, depth, value in ahead:  # grows on the way
+    size, most, entries = 0, most_unpacked(path.stat().st_size), 0
+    queue: list[tuple[str, int, Any]] = [("", 0, content)]
+    for key, depth, value in queue:  # grows on the way
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-            ignored.append(place)
+            ignored.append(key)
             continue
         tensors = {}
         for name, inner in value.items():
@@ -121,22 +117,22 @@ def _contents(content: Any, path: Path) -> Contents:
                 size += inner.nbytes if inner.layout == torch.strided else 0
                 tensors[name] = inner
             else:
-                ahead.append((f"{place}.{name}" if place else name, depth + 1, inner))
-        seen += len(value)
-        if depth > DEEPEST or seen > MOST_ENTRIES:
+                queue.append((f"{key}.{name}" if key else name, depth + 1, inner))
+        entries += len(value)
+        if depth > DEEPEST or entries > MOST_ENTRIES:
             raise ModelFileError(f"more than {DEEPEST} levels or {MOST_ENTRIES} entries", where=path)
         if size > most:
             raise ModelFileError(f"its tensors are of {size} bytes; up to {most} are believed", where=path)
-        if tensors and place in parts:
-            raise ModelFileError(f'two parts are called "{place}"', where=path)
+        if tensors and key in parts:
+            raise ModelFileError(f'two parts are called "{key}"', where=path)
         if tensors:
-            parts[place] = {name: _alone(tensor, name, path) for name, tensor in tensors.items()}
+            parts[key] = {name: _owned(tensor, name, path) for name, tensor in tensors.items()}
     if not parts:
         raise ModelFileError("it holds no tensors with names", where=path)
     return Contents(parts, tuple(ignored))
 
 
-def _alone(tensor: Tensor, name: str, path: Path) -> Tensor:
+def _owned(tensor: Tensor, name: str, path: Path) -> Tensor:
     """The tensor without anything that hangs on it: gradient, view of a larger memory, odd order of its axes."""
     dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if type(tensor) not in (Tensor, nn.Parameter) or not dense:

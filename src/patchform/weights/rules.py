@@ -140,9 +140,9 @@ def _read(rule: Rule) -> _Rule:
     if isinstance(to, Drop):
         return _Rule(sources, to, operation)
     own = _patterns(to)
-    for source, place in product(sources, own):
-        if source.names != place.names:
-            raise UsageError(f'"{source.text}" and "{place.text}" do not hold the same placeholders')
+    for source, target in product(sources, own):
+        if source.names != target.names:
+            raise UsageError(f'"{source.text}" and "{target.text}" do not hold the same placeholders')
     if len(sources) != 1 and operation is copy:
         raise UsageError(f'"{to}" has {len(sources)} sources and no operation that joins them', remedy="use join")
     if len(own) != 1 and (operation is copy or len(sources) != 1):
@@ -160,7 +160,7 @@ def _patterns(names: Names) -> tuple[Pattern, ...]:
 class Plan(NamedTuple):
     """What goes where, by names alone."""
 
-    made: dict[str, tuple[_Rule, list[str]]]
+    filled: dict[str, tuple[_Rule, list[str]]]
     """Own name -> the rule that makes it and the names in the source that it is made from."""
     dropped: tuple[Entry, ...]
     """What is dropped or new."""
@@ -220,76 +220,76 @@ class Rules:
         plan = self.plan(source, own, may_miss or {})
         if plan.faults:
             plan = self.plan(source, own, may_miss or {}, hints=True)
-            raise ModelFileError(
-                f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}",
-                remedy="use the layout and the variant that the weights were published for",
-            )
+            what = f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}"
+            raise ModelFileError(what, remedy="use the layout and the variant that the weights were published for")
         filled: dict[str, Tensor] = {}
         entries: list[Entry] = []
-        for name, (rule, names) in plan.made.items():
-            taken = {other: source[other] for other in names}
-            filled[name], note = _convert(rule, taken, name, own[name], _of(sizes, name), adapt)
-            as_it_was = filled[name] is taken[names[0]]
-            kept: Fate = "matched" if as_it_was else "joined" if len(names) > 1 else "converted"
-            copied = f"as {twin}" if (twin := self.cross_family.copy_source(name)[1]) else ""
-            entries.append(Entry("resized" if note else kept, name, tuple(names), note or copied))
+        for name, (rule, names) in plan.filled.items():
+            tensors = {source_name: source[source_name] for source_name in names}
+            filled[name], note = _convert(rule, tensors, name, own[name], _of(sizes, name), adapt)
+            as_it_was = filled[name] is tensors[names[0]]
+            fate: Fate = "matched" if as_it_was else "joined" if len(names) > 1 else "converted"
+            copied = f"as {original}" if (original := self.cross_family.copy_source(name)[1]) else ""
+            entries.append(Entry("resized" if note else fate, name, tuple(names), note or copied))
         return filled, Report((*entries, *plan.dropped))
 
     def knows(self, source: Iterable[str]) -> bool:
         """Whether there is a rule for every name: where not, a plan has faults, and takes far longer to say so."""
-        return all(self._goes_to(name) is not None for name in source)
+        return all(self._targets_of(name) is not None for name in source)
 
     def plan(
         self, source: Iterable[str], own: Iterable[str], may_miss: Mapping[str, str], *, hints: bool = False
     ) -> Plan:
         """What goes where, by names alone; arguments as in `load`. `hints` of near names take their time."""
         source, own = dict.fromkeys(source), dict.fromkeys(own)
-        goes: dict[tuple[str, str], None] = {}  # source name and own name
+        pending: dict[tuple[str, str], None] = {}  # source name and own name
         dropped: list[Entry] = []
         faults: list[str] = []
 
         def spared(name: str) -> str:
             return next((why for start, why in may_miss.items() if name.startswith(start)), "")
 
-        def near(name: str, known: Iterable[str]) -> str:
-            return _near(name, known) if hints and len(faults) < SHOWN else ""
+        def near(name: str, candidates: Iterable[str]) -> str:
+            return _near(name, candidates) if hints and len(faults) < SHOWN else ""
 
         for name in source:
-            to = self._goes_to(name)
+            to = self._targets_of(name)
             if to is None:
                 faults.append(f"no rule for {name}{near(name, self._source_patterns())}")
             elif isinstance(to, Drop) or spared(to[0]):
                 dropped.append(Entry("dropped", name, (name,), to.why if isinstance(to, Drop) else spared(to[0])))
-            elif missing := [place for place in to if place not in own]:
+            elif missing := [target for target in to if target not in own]:
                 if why := _why(self.cross_family.lacks, missing[0]):
                     dropped.append(Entry("dropped", name, (name,), why))
                     continue
                 faults.append(f"{name} has no place: the model has no {missing[0]}{near(missing[0], own)}")
             else:
-                goes |= dict.fromkeys((name, place) for place in to)
-        made: dict[str, tuple[_Rule, list[str]]] = {}
+                pending |= dict.fromkeys((name, target) for target in to)
+        filled: dict[str, tuple[_Rule, list[str]]] = {}
         for name in own:
             if why := spared(name) or _why(self.cross_family.fresh, name):
                 dropped.append(Entry("new", name, (), why))
                 continue
-            makes = self._made_from(self.cross_family.copy_source(name)[0])
-            if makes is None:
+            origin = self._sources_of(self.cross_family.copy_source(name)[0])
+            if origin is None:
                 faults.append(f"no rule fills {name}{near(name, self._own_patterns())}")
                 continue
-            if name.endswith(COUNT) and source.keys().isdisjoint(makes[1]):
+            if name.endswith(COUNT) and source.keys().isdisjoint(origin[1]):
                 dropped.append(Entry("new", name, (), "frozen norms and old files do not count"))
                 continue
-            made[name] = makes
-            for other in makes[1]:
-                if self.cross_family.copy_source(name)[1] and other in source:
+            filled[name] = origin
+            for source_name in origin[1]:
+                if self.cross_family.copy_source(name)[1] and source_name in source:
                     continue  # it goes to the one that is copied
-                if (other, name) in goes:
-                    del goes[other, name]
+                if (source_name, name) in pending:
+                    del pending[source_name, name]
                 else:
-                    why = f"{other} goes elsewhere" if other in source else f"the source has no {other}"
+                    why = (
+                        f"{source_name} goes elsewhere" if source_name in source else f"the source has no {source_name}"
+                    )
                     faults.append(f"{name} is not filled: {why}")
-        faults += [f"{name} fills {to}, which is made from {', '.join(made[to][1])}" for name, to in goes]
-        return Plan(made, tuple(dropped), tuple(faults))
+        faults += [f"{name} fills {to}, which is made from {', '.join(filled[to][1])}" for name, to in pending]
+        return Plan(filled, tuple(dropped), tuple(faults))
 
     def dump(self, own: Mapping[str, Tensor], *, sizes: SizesOf | None = None) -> dict[str, Tensor]:
         """Write the model's tensors in the published layout; `load` of it gives the same bits. Dropped ones stay away.
@@ -304,31 +304,31 @@ class Rules:
         """
         written: dict[str, Tensor] = {}
         for name, tensor in own.items():
-            made = self._made_from(name)
-            if made is None:
+            origin = self._sources_of(name)
+            if origin is None:
                 raise ModelFileError(f"no rule for {name}{_near(name, self._own_patterns())}")
-            rule, names = made
-            places = rule.parts(name)
-            if missing := [place for place in places if place not in own]:
+            rule, names = origin
+            parts = rule.parts(name)
+            if missing := [part for part in parts if part not in own]:
                 raise ModelFileError(f"{name} is a part of {names[0]} as is {missing[0]}, which the model has not")
-            if places[0] != name:
+            if parts[0] != name:
                 continue  # written with the first part
             try:
-                tensors = rule.unmake(tuple(own[place] for place in places), _of(sizes, name))
+                tensors = rule.unmake(tuple(own[part] for part in parts), _of(sizes, name))
             except (RuntimeError, IndexError, ValueError) as fault:
-                said = f"{name} {tuple(tensor.shape)}"
-                raise ModelFileError(f"{said} cannot be written as {', '.join(names)}: {fault}") from fault
-            for other, part in zip(names, tensors, strict=True):
-                if other in written:
-                    raise ModelFileError(f"{name} would be written as {other}, which is there already")
-                written[other] = part
+                what = f"{name} {tuple(tensor.shape)} cannot be written as {', '.join(names)}: {fault}"
+                raise ModelFileError(what) from fault
+            for source_name, part in zip(names, tensors, strict=True):
+                if source_name in written:
+                    raise ModelFileError(f"{name} would be written as {source_name}, which is there already")
+                written[source_name] = part
         return written
 
-    def _goes_to(self, source: str) -> list[str] | Drop | None:
+    def _targets_of(self, source: str) -> list[str] | Drop | None:
         """The own names of a source tensor by the first rule that fits."""
         return next((own for rule in self._rules if (own := rule.own_names(source)) is not None), None)
 
-    def _made_from(self, own: str) -> tuple[_Rule, list[str]] | None:
+    def _sources_of(self, own: str) -> tuple[_Rule, list[str]] | None:
         """The first rule that fits an own tensor and the source names that it is made from."""
         return next(((rule, names) for rule in self._rules if (names := rule.source_names(own)) is not None), None)
 
@@ -344,8 +344,8 @@ def prefix(rules: Rules, source_prefix: str, own_prefix: str) -> Rules:
     deeper: list[Rule] = []
     for rule in rules:
         sources = _deeper(source_prefix, rule[0])
-        place = rule[1] if isinstance(rule[1], Drop) else _deeper(own_prefix, rule[1])
-        deeper.append((sources, place, rule[2]) if len(rule) == 3 else (sources, place))
+        own = rule[1] if isinstance(rule[1], Drop) else _deeper(own_prefix, rule[1])
+        deeper.append((sources, own, rule[2]) if len(rule) == 3 else (sources, own))
     return Rules(*deeper, corners=rules.corners, cross_family=rules.cross_family.below(own_prefix))
 
 
@@ -373,8 +373,8 @@ def recognise(
     """
     plans = {name: rules.plan(source, own, may_miss or {}) for name, rules in layouts.items()}
     fitting = [name for name, plan in plans.items() if not plan.faults]
-    ways = {tuple((own_name, *names) for own_name, (_, names) in plans[name].made.items()) for name in fitting}
-    if len(ways) == 1 and source:
+    mappings = {tuple((own_name, *names) for own_name, (_, names) in plans[name].filled.items()) for name in fitting}
+    if len(mappings) == 1 and source:
         return fitting[0]
     if fitting and source:
         raise ModelFileError(f"the weights could be of several layouts: {', '.join(fitting)}", remedy="name the layout")
@@ -389,10 +389,10 @@ def recognise(
     )
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _near(name: str, candidates: Iterable[str]) -> str:
     """The nearest of the names, as a remark, if one is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (nearest: {near[0]})" if near else ""
+    nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return f" (nearest: {nearest[0]})" if nearest else ""
 
 
 def _why(reasons: Mapping[str, str], own: str) -> str:
@@ -406,22 +406,22 @@ def _of(sizes: SizesOf | None, name: str) -> Sizes:
 
 
 def _convert(
-    rule: _Rule, tensors: Mapping[str, Tensor], own: str, place: Tensor, sizes: Sizes, adapt: Adapt | None
+    rule: _Rule, tensors: Mapping[str, Tensor], own: str, target: Tensor, sizes: Sizes, adapt: Adapt | None
 ) -> tuple[Tensor, str]:
     """Run the operation of a rule, resize the result if it must be and may be, and check that it suits its place."""
-    said = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    described = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     note = ""
     try:
-        tensor = rule.make(own, tuple(tensors.values()), place.shape, sizes)
+        tensor = rule.make(own, tuple(tensors.values()), target.shape, sizes)
     except (RuntimeError, IndexError, ValueError) as fault:
-        raise ModelFileError(f"{said} cannot become {own} {tuple(place.shape)}: {fault}") from fault
-    if tensor.is_floating_point() != place.is_floating_point():
-        raise ModelFileError(f"{said} is {tensor.dtype}, and {own} is {place.dtype}")
+        raise ModelFileError(f"{described} cannot become {own} {tuple(target.shape)}: {fault}") from fault
+    if tensor.is_floating_point() != target.is_floating_point():
+        raise ModelFileError(f"{described} is {tensor.dtype}, and {own} is {target.dtype}")
     if adapt is not None:
         try:
             tensor, note = adapt(own, tensor)
         except ValueError as why:
-            raise ModelFileError(f"{said} does not suit {own} of shape {tuple(place.shape)}: {why}") from why
-    if tensor.shape != place.shape:
-        raise ModelFileError(f"{said} does not suit {own} of shape {tuple(place.shape)}")
+            raise ModelFileError(f"{described} does not suit {own} of shape {tuple(target.shape)}: {why}") from why
+    if tensor.shape != target.shape:
+        raise ModelFileError(f"{described} does not suit {own} of shape {tuple(target.shape)}")
     return tensor, note

@@ -85,22 +85,19 @@ def check(tensors: Mapping[str, Tensor], where: Path) -> None:
     faults = []
     for name, tensor in tensors.items():
         try:
-            odd = int((~torch.isfinite(tensor)).sum())
+            count = int((~torch.isfinite(tensor)).sum())
         except RuntimeError as error:  # four bits, two numbers to a byte
             raise ModelFileError(f"{name} is {tensor.dtype}, which is not read", where=where) from error
-        if odd:
-            faults.append(f"{name} ({odd} of {tensor.numel()} numbers)")
+        if count:
+            faults.append(f"{name} ({count} of {tensor.numel()} numbers)")
     if faults:
-        raise ModelFileError(
-            f"{len(faults)} of {len(tensors)} tensors hold NaN or infinity: {shorten(faults)}",
-            where=where,
-            remedy="use weights from before the training diverged",
-        )
+        what = f"{len(faults)} of {len(tensors)} tensors hold NaN or infinity: {shorten(faults)}"
+        raise ModelFileError(what, where=where, remedy="use weights from before the training diverged")
 
 
 def _check_names(names: Iterable[str], where: Path) -> None:
-    if odd := [name for name in names if not name.isprintable()]:
-        raise ModelFileError(f"a tensor's name cannot be printed: {odd[0]!a}", where=where)
+    if unprintable := [name for name in names if not name.isprintable()]:
+        raise ModelFileError(f"a tensor's name cannot be printed: {unprintable[0]!a}", where=where)
 
 
 # ------------------------------------------------------------------------------------------------- what it could be
@@ -150,11 +147,8 @@ def is_pickle(start: bytes) -> bool:
 
 def pickled(path: Path) -> ModelFileError:
     """The error for a pickle in a place where none is opened."""
-    return ModelFileError(
-        "a pickle, which can hold code, is not opened here",
-        where=path,
-        remedy=f"convert it first: patchform weights convert {shlex.quote(str(path))}",
-    )
+    remedy = f"convert it first: patchform weights convert {shlex.quote(str(path))}"
+    return ModelFileError("a pickle, which can hold code, is not opened here", where=path, remedy=remedy)
 
 
 def _folder(folder: Path) -> Source:
@@ -169,11 +163,11 @@ def _folder(folder: Path) -> Source:
     except OSError as error:
         raise ModelFileError(f"cannot be read ({error.strerror})", where=folder) from error
     shard = re.compile(r".*-\d+-of-\d+\.safetensors")
-    found = [name for name in names if name.endswith((INDEX, ".safetensors")) and not shard.fullmatch(name)]
-    if len(found) == 1:
-        return _file(folder / found[0])
-    if found:
-        raise ModelFileError(f"several weights: {shorten(found)!a}", where=folder, remedy="name one of the files")
+    candidates = [name for name in names if name.endswith((INDEX, ".safetensors")) and not shard.fullmatch(name)]
+    if len(candidates) == 1:
+        return _file(folder / candidates[0])
+    if candidates:
+        raise ModelFileError(f"several weights: {shorten(candidates)!a}", where=folder, remedy="name one of the files")
     if any(map(shard.fullmatch, names)):
         raise ModelFileError(f"shards without their index (*{INDEX})", where=folder, remedy="fetch the index too")
     if pickles := [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]:
@@ -213,30 +207,30 @@ def read_description(folder: Path) -> dict[str, Any]:
 def _shards(index: Path) -> Source:
     """Tensors of the files beside an index, which says for each in which file it is."""
     content = files.read_json(index)
-    places, notes = content.get("weight_map"), content.get("metadata") or {}
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    shard_of, notes = content.get("weight_map"), content.get("metadata") or {}
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
         raise ModelFileError("no index of shards: weight_map is missing", where=index, remedy=_KNOWN)
     if not isinstance(notes, dict):
         raise ModelFileError("metadata of the index is not an object", where=index)
-    _check_names(places, index)
+    _check_names(shard_of, index)
     names: dict[str, set[str]] = {}  # of tensors, by shard
-    for name, shard in places.items():
+    for name, shard in shard_of.items():
         names.setdefault(shard, set()).add(name)
     for shard in names:  # all of them before the first is read
         _check_shard(shard, index)
     tensors: dict[str, Tensor] = {}
     for shard, due in names.items():
-        found = files.read_tensors(index.parent / shard)
-        _check_names(found, index.parent / shard)
-        if odd := sorted(due ^ set(found)):
-            what = f"{len(odd)} tensors are in another shard than the index says, or in none: {shorten(odd)}"
+        loaded = files.read_tensors(index.parent / shard)
+        _check_names(loaded, index.parent / shard)
+        if bad := sorted(due ^ set(loaded)):
+            what = f"{len(bad)} tensors are in another shard than the index says, or in none: {shorten(bad)}"
             raise ModelFileError(what, where=index.parent / shard, remedy="fetch shards and index of one version")
-        tensors |= found
+        tensors |= loaded
     size = sum(tensor.nbytes for tensor in tensors.values())
     if notes.get("total_size", size) != size:
         raise ModelFileError(f"{size} bytes of tensors are not the {notes['total_size']!a} of total_size", where=index)
     texts = {name: note if isinstance(note, str) else json.dumps(note) for name, note in notes.items()}
-    return Source({name: tensors[name] for name in places}, metadata=texts)
+    return Source({name: tensors[name] for name in shard_of}, metadata=texts)
 
 
 def _check_shard(shard: str, index: Path) -> None:
@@ -281,8 +275,8 @@ def archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]
                 raise ModelFileError(f"{len(names)} entries are more than {MOST_ENTRIES}", where=path)
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise ModelFileError(f"an archive in which names occur twice: {shorten(twice)!a}", where=path)
-            if odd := [name for name in names if name.startswith("/") or ".." in re.split(r"[/\\]", name)]:
-                raise ModelFileError(f"an archive with names that lead elsewhere: {shorten(odd)!a}", where=path)
+            if bad := [name for name in names if name.startswith("/") or ".." in re.split(r"[/\\]", name)]:
+                raise ModelFileError(f"an archive with names that lead elsewhere: {shorten(bad)!a}", where=path)
             if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
                 raise ModelFileError("an archive with a compression that no writer of weights uses", where=path)
             size, most = sum(entry.file_size for entry in entries), most_unpacked(path.stat().st_size)
@@ -290,7 +284,7 @@ def archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]
                 raise ModelFileError(f"it would unpack to {size} bytes; up to {most} are believed", where=path)
             yield opened, entries
     except _ZIP_FAULTS as error:
-        raise ModelFileError(f"a damaged archive ({files.said(str(error))})", where=path) from error
+        raise ModelFileError(f"a damaged archive ({files.one_line(str(error))})", where=path) from error
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
@@ -299,8 +293,8 @@ def _arrays(path: Path) -> dict[str, Tensor]:
         names = [entry.filename for entry in entries]
         if any(name.endswith(".pkl") for name in names):
             raise pickled(path)
-        if odd := [name for name in names if not name.endswith(".npy")]:
-            raise ModelFileError(f"an archive of other things than arrays: {shorten(odd)!a}", where=path, remedy=_KNOWN)
+        if bad := [name for name in names if not name.endswith(".npy")]:
+            raise ModelFileError(f"an archive of other things than arrays: {shorten(bad)!a}", where=path, remedy=_KNOWN)
         tensors = {}
         for entry in entries:
             name = entry.filename.removesuffix(".npy")
@@ -309,9 +303,8 @@ def _arrays(path: Path) -> dict[str, Tensor]:
             try:
                 tensors[name] = _tensor(data)
             except (ValueError, TypeError, OverflowError, EOFError) as error:
-                raise ModelFileError(
-                    f"{name!a} is no array of numbers ({files.said(str(error))})", where=path
-                ) from error
+                what = f"{name!a} is no array of numbers ({files.one_line(str(error))})"
+                raise ModelFileError(what, where=path) from error
         return tensors
 
 

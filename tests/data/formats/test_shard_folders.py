@@ -18,6 +18,7 @@ from patchform.data.formats.unlabelled import UnlabelledFolder
 from patchform.data.formats.unlabelled_shards import UnlabelledShards
 from patchform.data.listing import Item
 from patchform.data.loader import TrainingBatches, training_loader
+from patchform.device import RunOptions
 from patchform.doctor import diagnose, task_of
 from patchform.errors import DataError
 from patchform.model import build_model
@@ -289,12 +290,12 @@ def test_a_diagnosis_of_shards(folder):
     assert (found.fatal, found.parts[0].numbers) == (0, (6, 6))
     tar(folder / "train-002.tar", samples(0, 1) | {"b/099.png": picture(99)[:-30], "b/099.cls": b"ant"})
     found = diagnose(DataSettings(path=str(folder)))
-    assert [(kind, number, first[0][1].where) for kind, number, first in found.found()] == [
+    assert [(kind, number, first[0][1].where) for kind, number, first in found.by_kind()] == [
         ("picture-bad", 1, "train-002.tar/b/099.png"),
         ("picture-repeated", 1, "train-002.tar/a/000.png"),
     ]
     (folder / "train-003.tar").write_bytes(before[folder / "train-000.tar"][:1500])
-    (fault,) = diagnose(DataSettings(path=str(folder))).found()
+    (fault,) = diagnose(DataSettings(path=str(folder))).by_kind()
     assert "ends at byte 1500" in json.dumps(fault)
     assert all(file.read_bytes() == data for file, data in before.items())
 
@@ -323,9 +324,8 @@ def test_features_are_kept_until_the_shard_changes(folder, tmp_path, model):
 
     def run():
         listing = listed(folder / "train-000.tar")
-        return features(
-            model, listing, device="cpu", cache=tmp_path / "cache", progress=lambda *done: said.append(done)
-        )
+        cpu = RunOptions(device="cpu")
+        return features(model, listing, options=cpu, cache=tmp_path / "cache", progress=lambda *done: said.append(done))
 
     first = run()
     assert said

@@ -132,4 +132,4 @@ def test_a_diagnosis_finds_all_faults(tmp_path):
     (tmp_path / "train" / "a" / "bad.mp4").write_bytes(b"<html>")
     shutil.copyfile(tmp_path / "train" / "a" / "000.mp4", tmp_path / "val" / "b" / "twin.mp4")
     found = diagnose(DataSettings(path=str(tmp_path)))
-    assert [(kind, number) for kind, number, _ in found.found()] == [("video-bad", 1), ("picture-shared", 1)]
+    assert [(kind, number) for kind, number, _ in found.by_kind()] == [("video-bad", 1), ("picture-shared", 1)]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from patchform.data.faults import Faults
 from patchform.data.listing import Listing
-from patchform.data.writing import Pictures
+from patchform.data.writing import Copies
 from patchform.settings import DataSettings
 
 Parts = tuple[Path, Path | None]
@@ -73,7 +73,7 @@ class WritableFormat(Format):
 
     @abstractmethod
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write one part of a data set, never into the one that it comes from.
 

@@ -38,7 +38,7 @@ from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.json_lists import elements
 from patchform.data.listing import RLE, TRAIN, VALIDATION, Listing, Objects, Segmentation, is_hidden, quoted
-from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
@@ -79,19 +79,19 @@ class Coco(WritableFormat):
             DataError: no JSON, no such lists in it, or unknown classes.
             UsageError: a class in `settings.classes` that is not there.
         """
-        file = faults.file = path if path.is_file() else _one(_lists(path), path)
+        file = faults.file = path if path.is_file() else _only(_lists(path), path)
         lists = _Lists(file, faults)
         order, table, notes = class_table(tuple(lists.categories), settings, classes, file)
         folder = _folder(file, [name for name, _, _ in lists.images])
         pictures = present(lists.pictures(folder), settings, faults)
         items = annotate(pictures, lists.rows(table), faults)
-        free = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
-        ids = tuple(lists.categories[name] if name in lists.categories else next(free) for name in order)
+        new_ids = count(1 + max([id_ for id_ in lists.categories.values() if isinstance(id_, int)], default=0))
+        ids = tuple(lists.categories[name] if name in lists.categories else next(new_ids) for name in order)
         notes += notes_on(items, "crowd regions")
         return Listing(classes=order, items=items, root=folder, notes=notes, ids=ids)
 
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write annotations/instances_<part>.json, and pictures into <part>/.
 
@@ -118,9 +118,9 @@ def _is_list(file: Path) -> bool:
 
 def _lists(folder: Path) -> list[Path]:
     """Lists of objects in a folder or in its annotations/, by name."""
-    for place in (folder, folder / "annotations"):
-        if place.is_dir():
-            files = [file for file in sorted(place.iterdir()) if not is_hidden(file.name) and _is_list(file)]
+    for directory in (folder, folder / "annotations"):
+        if directory.is_dir():
+            files = [file for file in sorted(directory.iterdir()) if not is_hidden(file.name) and _is_list(file)]
             files = [file for file in files if not file.name.lower().startswith(_OTHER)]
             instances = [file for file in files if "instances" in file.name.lower()]
             if files:
@@ -131,13 +131,13 @@ def _lists(folder: Path) -> list[Path]:
 def _named(files: Sequence[Path], names: Sequence[str]) -> Path | None:
     """The file with the first of these words in its name."""
     for name in names:
-        found = [file for file in files if name in re.split("[^a-z]+", file.stem.lower())]
-        if found:
-            return _one(found, found[0].parent)
+        matches = [file for file in files if name in re.split("[^a-z]+", file.stem.lower())]
+        if matches:
+            return _only(matches, matches[0].parent)
     return None
 
 
-def _one(files: Sequence[Path], where: Path) -> Path:
+def _only(files: Sequence[Path], where: Path) -> Path:
     if len(files) != 1:
         names = quoted([file.name for file in files])
         what = f"{len(files)} lists of annotations: {names}" if files else "no list of annotations"
@@ -150,15 +150,15 @@ def _folder(file: Path, names: Sequence[str]) -> Path:
     home = file.parent.parent if file.parent.name.lower().startswith("annotations") else file.parent
     part = re.sub(r"^_?(instances|annotations)[_.-]?|[_.-]?(annotations|coco)$", "", file.stem)
     words = [word for word in dict.fromkeys((part, part.rstrip("0123456789"))) if word and is_inside(word)]
-    places = [file.parent, home]
+    candidates = [file.parent, home]
     for word in words:
-        places += [home / word, home / word / "images", *(home / kind / word for kind in _PICTURES)]
-    places += [home / kind for kind in _PICTURES]
-    some = [name for name in names[:: max(1, len(names) // 20)] if is_inside(name)]
-    best = max(places, key=lambda place: sum((place / name).is_file() for name in some))
-    if any((best / name).is_file() for name in some):
+        candidates += [home / word, home / word / "images", *(home / kind / word for kind in _PICTURES)]
+    candidates += [home / kind for kind in _PICTURES]
+    sample = [name for name in names[:: max(1, len(names) // 20)] if is_inside(name)]
+    best = max(candidates, key=lambda candidate: sum((candidate / name).is_file() for name in sample))
+    if any((best / name).is_file() for name in sample):
         return best
-    return next((place for place in places[2:] if place.is_dir()), home)
+    return next((candidate for candidate in candidates[2:] if candidate.is_dir()), home)
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
@@ -206,11 +206,11 @@ class _Lists:
                 raise DataError(f'no list "{key}"', where=file, remedy="is it COCO's json of objects?")
         if not self.categories:
             raise DataError("no categories", where=file)
-        known: set[int | str] = set()
+        ids: set[int | str] = set()
         for index, id_ in enumerate(self._ids):
-            if id_ in known:
-                faults.add("id-twice", self._place(index), "annotation id")
-            known.add(id_)
+            if id_ in ids:
+                faults.add("id-twice", self._location(index), "annotation id")
+            ids.add(id_)
 
     def _image(self, record: Mapping[str, Any]) -> None:
         id_, name = _id(record["id"]), record["file_name"]
@@ -251,11 +251,10 @@ class _Lists:
         if crowd not in (0, 1):
             raise ValueError("iscrowd is not 0 or 1")
         outline = _outline(record.get("segmentation"))
-        area = record.get("area")
         box = array("d", (x, y, x + width, y + height))  # refuses what is no number
-        area_ = float("nan") if area is None else float(area)
+        area = float("nan") if record.get("area") is None else float(record["area"])
         self._boxes.extend(box)
-        self._areas.append(area_)
+        self._areas.append(area)
         self._crowd.append(int(crowd))
         self._of_image.append(image)
         self._of_category.append(category)
@@ -263,7 +262,7 @@ class _Lists:
         self._any_outline |= outline is not None
         self._ids.append(id_)
 
-    def _place(self, index: int) -> str:
+    def _location(self, index: int) -> str:
         image = self._image_ids.get(self._of_image[index])
         name = self.images[image][0] if image is not None else f"image {self._of_image[index]}"
         return f"{name}, annotation {self._ids[index]}"
@@ -279,10 +278,10 @@ class _Lists:
         indices = {id_: table[name] for id_, name in self._category_ids.items()}
         classes = np.array([indices.get(id_, -1) for id_ in self._of_category], np.int64)
         for index in np.flatnonzero(pictures < 0).tolist():
-            self.faults.add("picture-unknown", self._place(index), f"image_id {self._of_image[index]!r}")
+            self.faults.add("picture-unknown", self._location(index), f"image_id {self._of_image[index]!r}")
         for index in np.flatnonzero(classes < 0).tolist():
             if category(self._of_category[index]) is None:
-                self.faults.add("class-unknown", self._place(index), f"category_id {self._of_category[index]!r}")
+                self.faults.add("class-unknown", self._location(index), f"category_id {self._of_category[index]!r}")
         classes[pictures < 0] = -1
         boxes = np.array(self._boxes, np.float64).reshape(-1, 4)
         if not self.images:
@@ -291,12 +290,12 @@ class _Lists:
             boxes=boxes,
             classes=classes,
             pictures=pictures.clip(min=0),
-            place=self._place,
+            location=self._location,
             crowd=np.frombuffer(bytes(self._crowd), np.uint8)[: len(boxes)].astype(bool),
             areas=np.array(self._areas, np.float64)[: len(boxes)],
             segmentations=self._outlines[: len(boxes)] if self._any_outline else None,
-            otherwise=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
-            mistake="x1, y1, x2, y2",
+            alternative=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
+            notation="x1, y1, x2, y2",
         )
 
 
@@ -334,18 +333,18 @@ def _outline(value: Any) -> Segmentation | None:
 
 def _document(listing: Listing) -> Iterator[str]:
     ids = listing.ids or tuple(range(1, len(listing.classes) + 1))
-    own = [item.objects.id if item.objects else None for item in listing.items]
-    if None in own or len(set(own)) < len(own):
-        own = list(range(1, len(own) + 1))
+    image_ids = [item.objects.id if item.objects else None for item in listing.items]
+    if None in image_ids or len(set(image_ids)) < len(image_ids):
+        image_ids = list(range(1, len(image_ids) + 1))
     yield '{"images": ['
     for index, item in enumerate(listing.items):
         assert item.objects is not None
         height, width = item.objects.size
         yield "," * (index > 0) + "\n"
-        yield json.dumps({"id": own[index], "file_name": listing.name(index), "width": width, "height": height})
+        yield json.dumps({"id": image_ids[index], "file_name": listing.name(index), "width": width, "height": height})
     yield '],\n"annotations": ['
     number = 0
-    for id_, item in zip(own, listing.items, strict=True):
+    for id_, item in zip(image_ids, listing.items, strict=True):
         assert item.objects is not None
         for record in _records(item.objects, ids):
             number += 1

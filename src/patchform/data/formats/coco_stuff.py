@@ -42,7 +42,7 @@ class CocoStuff(Format):
     def parts(self, path: Path) -> Parts | None:
         """The lists of a folder whose names say that they are for training and for validation."""
         files = _lists(path)
-        train, validation = (_of(files, names) for names in (TRAIN, VALIDATION))
+        train, validation = (_named(files, names) for names in (TRAIN, VALIDATION))
         return (train, validation) if train else None
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
@@ -74,11 +74,11 @@ class CocoStuff(Format):
                 elif key == "categories":
                     categories[record["id"]] = str(record["name"])
                 else:
-                    found = _outline(record["segmentation"])
-                    regions.setdefault(record["image_id"], []).append((record["category_id"], found))
+                    outline = _outline(record["segmentation"])
+                    regions.setdefault(record["image_id"], []).append((record["category_id"], outline))
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"not what the format says: {_said(record)} ({error})", where=f"{file}, {key}"
+                    f"not what the format says: {str(record)[:80]} ({error})", where=f"{file}, {key}"
                 ) from None
         if not categories or not pictures:
             raise DataError("no categories or no images", where=file, remedy="see cocodataset.org/#format-data")
@@ -93,14 +93,13 @@ class CocoStuff(Format):
             name = str(record.get("file_name", ""))
             if not is_inside(name) or not (folder / name).is_file():
                 raise DataError(f"no picture {name or id_}", where=folder, remedy="put the pictures there")
-            known = regions.get(id_, [])
-            if odd := [category for category, _ in known if category not in indices]:
-                raise DataError(f"regions of an unknown category: {quoted(odd)}", where=f"{file}, picture {name}")
+            segments = regions.get(id_, [])
+            if unlisted := [category for category, _ in segments if category not in indices]:
+                raise DataError(f"regions of an unknown category: {quoted(unlisted)}", where=f"{file}, picture {name}")
             size = (int(record["height"]), int(record["width"]))
-            drawn = PolygonMask(
-                tuple(each for _, each in known), tuple(indices[category] for category, _ in known), size
-            )
-            items.append(Item(folder / name, (), drawn))
+            numbers = tuple(indices[category] for category, _ in segments)
+            mask = PolygonMask(tuple(outline for _, outline in segments), numbers, size)
+            items.append(Item(folder / name, (), mask))
         notes += ("pixels of no region are ignored",)
         return Listing(classes=order, items=tuple(items), root=folder, notes=notes, mask_codes=MaskCodes())
 
@@ -114,10 +113,10 @@ def _lists(path: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir()) if _is_list(file)] if folder.is_dir() else []
 
 
-def _of(files: list[Path], names: tuple[str, ...]) -> Path | None:
+def _named(files: list[Path], names: tuple[str, ...]) -> Path | None:
     """The file with the first of these words in its name."""
-    found = (file for name in names for file in files if name in re.split("[^a-z]+", file.stem.lower()))
-    return next(found, None)
+    matches = (file for name in names for file in files if name in re.split("[^a-z]+", file.stem.lower()))
+    return next(matches, None)
 
 
 def _folder(file: Path) -> Path:
@@ -132,14 +131,10 @@ def _folder(file: Path) -> Path:
 def _outline(segmentation: Any) -> Segmentation:
     """Raises KeyError, TypeError or ValueError when it is none."""
     if isinstance(segmentation, list):
-        polygons = tuple(np.array(each, np.float32).reshape(-1, 2) for each in segmentation)
-        if not polygons or any(len(each) < 3 or not np.isfinite(each).all() for each in polygons):
+        polygons = tuple(np.array(polygon, np.float32).reshape(-1, 2) for polygon in segmentation)
+        if not polygons or any(len(polygon) < 3 or not np.isfinite(polygon).all() for polygon in polygons):
             raise ValueError("polygons of fewer than 3 points")
         return polygons
     counts, (height, width) = segmentation["counts"], segmentation["size"]
-    lengths = counts.encode("ascii") if isinstance(counts, str) else tuple(int(each) for each in counts)
+    lengths = counts.encode("ascii") if isinstance(counts, str) else tuple(int(count) for count in counts)
     return RLE(lengths, (int(height), int(width)))
-
-
-def _said(record: Any) -> str:
-    return str(record)[:80]

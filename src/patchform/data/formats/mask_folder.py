@@ -28,6 +28,7 @@ from patchform.data.listing import (
     MaskCodes,
     by_name,
     check_names,
+    chosen_names,
     first_suffix,
     quoted,
     read_names,
@@ -112,33 +113,31 @@ class MaskFolders(Format):
         if settings.balanced:
             raise UsageError("data.balanced needs a class for each picture", remedy="set it to false for masks")
         pairs, train_ids = _pairs(folders)
-        own, notes = _names(path, folders, settings)
+        names, notes = _names(path, folders, settings)
         colors = _colors(Path(settings.colors).expanduser()) if settings.colors else ()
-        if not own and colors:
-            own = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
+        if not names and colors:
+            names = tuple(dict.fromkeys(name for name, _ in colors if classes is None or name in classes))
             notes = (f"classes in the order of their colours in {Path(settings.colors or '').name}",)
-        if not own and classes is not None:
-            own, notes = (
-                classes,
-                ("the masks have no names of classes: their numbers are taken for those known already",),
-            )
-        if not own:
+        if not names and classes is not None:
+            names = classes
+            notes = ("the masks have no names of classes: their numbers are taken for those known already",)
+        if not names:
             raise DataError(
                 "no names of classes",
                 where=folders.home,
                 remedy="write classes.txt, a name a line in the order of the numbers, or set data.classes",
             )
-        if len(own) > IGNORED:
-            raise DataError(f"{len(own)} classes, masks can have {IGNORED}", where=folders.home)
-        check_names(own, folders.home)
-        order = own if classes is None else classes
-        known = by_name(own, order, folders.home)
-        places = {name: known[name] for name in own}
+        if len(names) > IGNORED:
+            raise DataError(f"{len(names)} classes, masks can have {IGNORED}", where=folders.home)
+        check_names(names, folders.home)
+        order = names if classes is None else classes
+        indices = by_name(names, order, folders.home)
+        class_of = {name: indices[name] for name in names}
         if colors:
-            coding, more = _by_color(colors, places, settings)
+            coding, more = _by_color(colors, class_of, settings)
         else:
             table = tuple(CITYSCAPES.values()) if folders.city and not train_ids else None
-            coding, more = _by_id(places, settings, table, fixed=folders.city)
+            coding, more = _by_id(class_of, settings, table, fixed=folders.city)
         if folders.unused:
             others = quoted([folder.name for folder in folders.unused])
             more += (f"masks are those of {folders.masks.name}/, not of {others}",)
@@ -151,15 +150,15 @@ class MaskFolders(Format):
 
 def _folders(path: Path) -> _Folders | None:
     """Both folders inside `path`, else those of the nearest folder above that is called like one of pictures."""
-    place = path.absolute()
-    for home in (place, *place.parents):
+    start = path.absolute()
+    for home in (start, *start.parents):
         for pictures, kinds in _KINDS:
-            inside = place == home
-            if not (inside or (home / pictures) in (place, *place.parents)):
+            inside = start == home
+            if not (inside or (home / pictures) in (start, *start.parents)):
                 continue
             masks = [home / kind for kind in kinds if (home / kind).is_dir()]
             if masks and (home / pictures).is_dir():
-                below = "" if inside else place.relative_to(home / pictures)
+                below = "" if inside else start.relative_to(home / pictures)
                 return _Folders(home / pictures / below, masks[0] / below, home, tuple(masks[1:]))
     return None
 
@@ -174,10 +173,10 @@ def _pairs(folders: _Folders) -> tuple[list[tuple[Path, Path]], bool]:
     masks, train_ids = _by_stem(folders.masks, _TRAIN_IDS if folders.city else ""), folders.city
     if folders.city and set(pictures) - set(masks):
         masks, train_ids = _by_stem(folders.masks, _LABEL_IDS), False
-    for one, other, kind, lacks in ((pictures, masks, "pictures", "mask"), (masks, pictures, "masks", "picture")):
-        if alone := [name for name in one if name not in other]:
+    for files, others, kind, lacks in ((pictures, masks, "pictures", "mask"), (masks, pictures, "masks", "picture")):
+        if alone := [name for name in files if name not in others]:
             raise DataError(
-                f"{len(alone)} of {len(one)} {kind} have no {lacks}: {quoted(alone)}",
+                f"{len(alone)} of {len(files)} {kind} have no {lacks}: {quoted(alone)}",
                 where=folders.pictures if kind == "pictures" else folders.masks,
                 remedy=f"a picture and its mask, a picture too, have one name; looked in {folders.masks}",
             )
@@ -186,16 +185,16 @@ def _pairs(folders: _Folders) -> tuple[list[tuple[Path, Path]], bool]:
 
 def _by_stem(folder: Path, ending: str) -> dict[str, Path]:
     """Pictures below a folder by their path in it without the ending, or without the suffix if none is given."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for file in walk(folder):
         if not file.name.endswith(ending) or file.suffix.lower() not in SUFFIXES:
             continue
         inside = file.relative_to(folder)
         name = (inside.parent / (file.name.removesuffix(ending) if ending else file.stem)).as_posix()
-        if name in found:
-            raise DataError(f'"{found[name].name}" and "{file.name}" have one name', where=file.parent)
-        found[name] = file
-    return found
+        if name in files:
+            raise DataError(f'"{files[name].name}" and "{file.name}" have one name', where=file.parent)
+        files[name] = file
+    return files
 
 
 # ------------------------------------------------------------------------------------------------- names and numbers
@@ -203,17 +202,15 @@ def _by_stem(folder: Path, ending: str) -> dict[str, Path]:
 
 def _names(path: Path, folders: _Folders, settings: DataSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the classes in the order of their numbers, if there are any, and where they come from."""
-    if isinstance(settings.classes, tuple | list):
-        return tuple(settings.classes), ()
     if settings.classes is not None:
-        return read_names(Path(settings.classes).expanduser()), ()
+        return chosen_names(settings.classes), ()
     part_of_a_set = folders.home.name.lower() in TRAIN + VALIDATION
-    for place in (path, folders.home, *((folders.home.parent,) if part_of_a_set else ())):
+    for folder in (path, folders.home, *((folders.home.parent,) if part_of_a_set else ())):
         for name in _LISTS:
-            if (place / name).is_file():
-                return read_names(place / name), (f"names of classes from {name}",)
-        if (place / _TABLE).is_file():
-            return _table_names(place / _TABLE), (f"names of classes from {_TABLE}, the first of synonyms",)
+            if (folder / name).is_file():
+                return read_names(folder / name), (f"names of classes from {name}",)
+        if (folder / _TABLE).is_file():
+            return _table_names(folder / _TABLE), (f"names of classes from {_TABLE}, the first of synonyms",)
     return (tuple(CITYSCAPES), ()) if folders.city else ((), ())
 
 
@@ -229,17 +226,17 @@ def _table_names(file: Path) -> tuple[str, ...]:
 
 
 def _by_id(
-    places: dict[str, int], settings: DataSettings, table: Sequence[int] | None, *, fixed: bool
+    class_of: dict[str, int], settings: DataSettings, table: Sequence[int] | None, *, fixed: bool
 ) -> tuple[MaskCodes, tuple[str, ...]]:
     """What the numbers mean, and a note on it.
 
     Args:
-        places: class of each name, in the order of the numbers.
+        class_of: class of each name, in the order of the numbers.
         settings: `zero` and `ignore`.
         table: the numbers, when they are not consecutive: those of Cityscapes' labelIds.
         fixed: `zero` is known.
     """
-    names, ignore = tuple(places), settings.ignore
+    names, ignore = tuple(class_of), settings.ignore
     if fixed and settings.zero == "ignore":
         raise UsageError("data.zero ignore does not fit Cityscapes, whose 0 is known", remedy="leave it at class")
     if not 0 <= ignore <= 65535:
@@ -260,29 +257,29 @@ def _by_id(
         others = [0] * first
         begin = "0 is unlabelled and ignored, 1" if first else "0"
         note = f'in masks {begin} is class "{names[0]}"; {ignore} is'
-    ids = dict(zip(numbers, places.values())) | dict.fromkeys((*others, ignore), IGNORED)
+    ids = dict(zip(numbers, class_of.values())) | dict.fromkeys((*others, ignore), IGNORED)
     return MaskCodes(ids=tuple(ids.items())), (f"{note} ignored",)
 
 
 Colors = tuple[tuple[str, tuple[int, int, int]], ...]
 
 
-def _by_color(colors: Colors, places: dict[str, int], settings: DataSettings) -> tuple[MaskCodes, tuple[str, ...]]:
+def _by_color(colors: Colors, class_of: dict[str, int], settings: DataSettings) -> tuple[MaskCodes, tuple[str, ...]]:
     """What the colours mean, and notes on it. Colours of other names than the classes' are ignored."""
     if settings.zero == "ignore":
         raise UsageError("data.zero is about numbers, and data.colors is given", remedy="leave out one of them")
-    others = list(dict.fromkeys(name for name, _ in colors if name not in places))
-    bare = [name for name in places if name not in dict(colors)]
+    others = list(dict.fromkeys(name for name, _ in colors if name not in class_of))
+    bare = [name for name in class_of if name not in dict(colors)]
     if bare:
         raise DataError(f"classes without a colour: {quoted(bare)}", where=settings.colors, remedy="add them")
-    coding = MaskCodes(colors=tuple((color, places.get(name, IGNORED)) for name, color in colors))
+    coding = MaskCodes(colors=tuple((color, class_of.get(name, IGNORED)) for name, color in colors))
     ignored = (f"colours of no class are ignored: {quoted(others)}",) if others else ()
     return coding, (f"masks are read by colour, {len(colors)} of them", *ignored)
 
 
 def _colors(file: Path) -> Colors:
     """Lines "name r g b", or "r g b name", separated by spaces, tabs or commas."""
-    found: dict[tuple[int, int, int], str] = {}
+    names: dict[tuple[int, int, int], str] = {}
     for number, line in enumerate(read_text(file).splitlines(), 1):
         words = line.replace(",", " ").split()
         if not words:
@@ -293,9 +290,9 @@ def _colors(file: Path) -> Colors:
                 break
         else:
             raise DataError(f'not a name and a colour: "{line[:60]}"', where=f"{file}, line {number}")
-        if (red, green, blue) in found:
+        if (red, green, blue) in names:
             raise DataError(f"the colour {red} {green} {blue} a second time", where=f"{file}, line {number}")
-        found[red, green, blue] = " ".join(name)
-    if not found:
+        names[red, green, blue] = " ".join(name)
+    if not names:
         raise DataError("no colours", where=file, remedy="write lines of a name and three numbers")
-    return tuple((name, color) for color, name in found.items())
+    return tuple((name, color) for color, name in names.items())

@@ -37,11 +37,11 @@ class ClassShards(Format):
                 where=path,
                 remedy='put it as text into a member "a/1.cls" beside "a/1.jpg"; others, as .json, are not looked at',
             )
-        found = content.classes()
-        names = ordered(found)
+        labels = content.classes()
+        names = ordered(labels)
         check_names(names, path)
         order = names if classes is None else classes
         indices = by_name(names, order, path)
-        items = tuple(Item(picture.path, (indices[name],)) for picture, name in zip(content.pictures, found))
+        items = tuple(Item(picture.path, (indices[name],)) for picture, name in zip(content.pictures, labels))
         notes = content.notes + (mapping_note(order) if classes is None else ())
         return Listing(classes=order, items=items, root=content.root, notes=notes)

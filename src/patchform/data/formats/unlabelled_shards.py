@@ -34,8 +34,8 @@ class UnlabelledShards(Format):
         content = content_of(path, classes=False)
         pictures, notes = content.pictures, content.notes
         lacking = len(content.without_class())
-        found = () if classes is None or lacking else content.classes()
-        names = ordered(found)
+        labels = () if classes is None or lacking else content.classes()
+        names = ordered(labels)
         if len(names) < 2:
             if classes is not None and 0 < lacking < len(pictures):
                 notes += (
@@ -44,6 +44,6 @@ class UnlabelledShards(Format):
             items = tuple(Item(picture.path, ()) for picture in pictures)
             return Listing(classes=(), items=items, root=content.root, notes=notes)
         index = {name: number for number, name in enumerate(names)}
-        items = tuple(Item(picture.path, (index[name],)) for picture, name in zip(pictures, found))
+        items = tuple(Item(picture.path, (index[name],)) for picture, name in zip(pictures, labels))
         notes += (f"judged by their {len(names)} classes",)
         return Listing(classes=names, items=items, root=content.root, notes=notes)

@@ -36,7 +36,7 @@ from patchform.data.listing import (
     read_text,
     walk,
 )
-from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
@@ -83,7 +83,7 @@ class Voc(WritableFormat):
         if folders is None:
             raise DataError("no Pascal VOC data", where=path, remedy=f"looked for {self.layout}")
         pictures: list[Picture] = []
-        names, boxes, of_picture, difficult, places = [], [], [], bytearray(), []
+        names, boxes, of_picture, difficult, locations = [], [], [], bytearray(), []
         files = {
             file.relative_to(folders.pictures).with_suffix("").as_posix(): file
             for file in walk(folders.pictures)
@@ -106,16 +106,16 @@ class Voc(WritableFormat):
                 names.append(class_)
                 boxes.append(box)
                 difficult.append(hard)
-                places.append(f"{shown}, object {number}")
+                locations.append(f"{shown}, object {number}")
         if not listed:
             raise DataError("no picture is listed", where=path)
-        own = ordered(names)
-        order, table, notes = class_table(own, settings, classes, folders.labels)
+        occurring = ordered(names)
+        order, table, notes = class_table(occurring, settings, classes, folders.labels)
         rows = Annotations(
             boxes=np.array(boxes, np.float64).reshape(-1, 4) - (1, 1, 0, 0),
             classes=np.array([table[name] for name in names], np.int64),
             pictures=np.array(of_picture, np.int64),
-            place=places.__getitem__,
+            location=locations.__getitem__,
             crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
         )
         items = annotate(present(pictures, settings, faults), rows, faults)
@@ -125,7 +125,7 @@ class Voc(WritableFormat):
         return Listing(classes=order, items=items, root=folders.pictures, notes=notes)
 
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write Annotations/, ImageSets/Main/<part>.txt, and pictures into JPEGImages/.
 
@@ -153,12 +153,12 @@ def _folders(path: Path) -> _Folders | None:
     if path.is_file():
         if path.suffix.lower() != ".txt" or path.parent.parts[-2:] != _SETS.parts:
             return None
-        found = _folders(path.parent.parent.parent)
-        return found and found._replace(names=path)
+        folders = _folders(path.parent.parent.parent)
+        return folders and folders._replace(names=path)
     for labels in (path / name for name in _LABELS):
         if labels.is_dir() and any(file.suffix.lower() == ".xml" for file in walk(labels)):
             inside = (path / kind for kind in _PICTURES)
-            return _Folders(labels, next((place for place in inside if place.is_dir()), path), None)
+            return _Folders(labels, next((folder for folder in inside if folder.is_dir()), path), None)
     beside = path.is_dir() and any(
         entry.suffix.lower() == ".xml" and not is_hidden(entry.name) for entry in path.iterdir()
     )

@@ -30,15 +30,17 @@ from patchform.data.listing import (
     Listing,
     Objects,
     Segmentation,
+    chosen_names,
     first_suffix,
     is_hidden,
     quoted,
     read_names,
     read_text,
+    relative_name,
     walk,
 )
 from patchform.data.results import box_shares
-from patchform.data.writing import Pictures, check_target, place_pictures, write_new
+from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError, FolderError, ResourceError
 from patchform.settings import DataSettings
 
@@ -71,19 +73,19 @@ class Yolo(WritableFormat):
         Raises:
             DataError: it names what is not there, lies outside of its folder, or is several places.
         """
-        places = [path] if path.suffix.lower() in (".yaml", ".yml") else [path / name for name in _YAML]
-        file = next((place for place in places if place.is_file()), None)
+        candidates = [path] if path.suffix.lower() in (".yaml", ".yml") else [path / name for name in _YAML]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
             return None
         content = _content(file)
-        train = _place(file, content, "train")
-        validation = _place(file, content, "val") or _place(file, content, "test")
+        train = _part_path(file, content, "train")
+        validation = _part_path(file, content, "val") or _part_path(file, content, "test")
         return (train, validation) if train else None
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the pictures with their objects. Of the pictures the headers are read.
 
-        `settings.classes` (names, or those that are wanted) and `skip_bad` are used.
+        `settings.classes` (names, or a choice of them) and `skip_bad` are used.
 
         Raises:
             DataError: no picture, no names, or unknown classes.
@@ -92,10 +94,10 @@ class Yolo(WritableFormat):
         root, pictures, labels = _pictures(path, faults)
         if not pictures:
             raise DataError("no picture", where=path, remedy=f"known file names end in {', '.join(SUFFIXES)}")
-        own, notes = _names(root, settings, classes)
-        order, table, more = class_table(own, settings, classes, root)
-        sized = present([Picture(file, _short(file, root), None) for file in pictures], settings, faults)
-        lines = _Lines(own, faults)
+        names, notes = _names(root, settings, classes)
+        order, table, more = class_table(names, settings, classes, root)
+        sized = present([Picture(file, relative_name(file, root), None) for file in pictures], settings, faults)
+        lines = _Lines(names, faults)
         unlabelled = 0
         for index, (picture, file) in enumerate(zip(sized, labels, strict=True)):
             if not file.is_file():
@@ -104,13 +106,13 @@ class Yolo(WritableFormat):
                 lines.read(file, index, picture.name, picture.size)
         if classes is None:  # a part to validate on may lack any class
             lines.hint_at_numbers()
-        items = annotate(sized, lines.rows([table[name] for name in own]), faults)
+        items = annotate(sized, lines.rows([table[name] for name in names]), faults)
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
         notes += notes_on(items, "regions")
         return Listing(classes=order, items=items, root=root, notes=notes)
 
     def write(
-        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Pictures = "none"
+        self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
     ) -> tuple[str, ...]:
         """Write labels/<part>/, pictures into images/<part>/, and data.yaml.
 
@@ -126,17 +128,17 @@ class Yolo(WritableFormat):
         names = [Path(listing.name(index)).with_suffix(".txt") for index in range(len(listing))]
         if len(set(names)) < len(names):
             raise DataError("two pictures have one name but for the suffix", where=listing.root)
-        every = [item.objects for item in listing.items if item.objects is not None]
-        crowds = sum(int(objects.crowd.sum()) for objects in every if objects.crowd is not None)
-        runs = sum(isinstance(outline, RLE) for objects in every for outline in _counted(objects))
+        annotated = [item.objects for item in listing.items if item.objects is not None]
+        crowds = sum(int(objects.crowd.sum()) for objects in annotated if objects.crowd is not None)
+        runs = sum(isinstance(outline, RLE) for objects in annotated for outline in _counted(objects))
         if runs:
             what = f"{runs} outlines are run lengths, for which YOLO's text has no place"
             raise DataError(what, where=listing.root, remedy="write COCO's json")
         _write_yaml(listing.classes, folder, part)
-        for name, objects in zip(names, every, strict=True):
+        for name, objects in zip(names, annotated, strict=True):
             write_new(folder / "labels" / part / name, _lines(objects))
         place_pictures(listing, folder / "images" / part, pictures)
-        joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in every for o in _counted(objects))
+        joined = sum(not isinstance(o, RLE | None) and len(o) > 1 for objects in annotated for o in _counted(objects))
         notes = (f"{crowds} crowd regions, for which YOLO's text has no place",) if crowds else ()
         return notes + ((f"{joined} outlines of several polygons became one, with lines between",) if joined else ())
 
@@ -161,10 +163,10 @@ def _folders(path: Path) -> _Folders | None:
 
 def _labels_of(folder: Path) -> Path:
     """The folder with its last part "images" called "labels" if there is such a one, else the same."""
-    places = [index for index, part in enumerate(folder.parts) if part == "images"]
-    if not places:
+    positions = [index for index, part in enumerate(folder.parts) if part == "images"]
+    if not positions:
         return folder
-    labels = Path(*folder.parts[: places[-1]], "labels", *folder.parts[places[-1] + 1 :])
+    labels = Path(*folder.parts[: positions[-1]], "labels", *folder.parts[positions[-1] + 1 :])
     return labels if labels.is_dir() else folder
 
 
@@ -186,15 +188,15 @@ def _pictures(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]
     files = list(walk(folders.pictures))
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     labels = [folders.labels / file.relative_to(folders.pictures).with_suffix(".txt") for file in pictures]
-    _refuse_twins(labels, pictures, faults)
-    known = set(labels)
+    _refuse_shared_labels(labels, pictures, faults)
+    expected = set(labels)
     for file in walk(folders.labels):
-        if file.suffix.lower() == ".txt" and file not in known and file.name.lower() not in _NO_LABELS:
+        if file.suffix.lower() == ".txt" and file not in expected and file.name.lower() not in _NO_LABELS:
             faults.add("labels-alone", file.relative_to(folders.labels).as_posix())
     return folders.pictures, pictures, labels
 
 
-def _refuse_twins(labels: Sequence[Path], pictures: Sequence[Path], faults: Faults) -> None:
+def _refuse_shared_labels(labels: Sequence[Path], pictures: Sequence[Path], faults: Faults) -> None:
     seen: dict[Path, Path] = {}
     for label, picture in zip(labels, pictures, strict=True):
         if label in seen:
@@ -224,13 +226,9 @@ def _listed(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
     return home, list(pictures), [folders[file.parent] / f"{file.stem}.txt" for file in pictures]
 
 
-def _short(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
-
-
 def _yaml_above(path: Path) -> Path | None:
-    places = (path, *path.absolute().parents)[: _ABOVE + 1]
-    return next((place / name for place in places for name in _YAML if (place / name).is_file()), None)
+    folders = (path, *path.absolute().parents)[: _ABOVE + 1]
+    return next((folder / name for folder in folders for name in _YAML if (folder / name).is_file()), None)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -243,7 +241,7 @@ def _content(file: Path) -> dict[str, Any]:
     return content
 
 
-def _place(file: Path, content: dict[str, Any], key: str) -> Path | None:
+def _part_path(file: Path, content: dict[str, Any], key: str) -> Path | None:
     """Where a part lies: below `path` if that is inside the folder of data.yaml, else below that folder."""
     value = content.get(key)
     if isinstance(value, list) and len(value) == 1:
@@ -265,9 +263,9 @@ def _place(file: Path, content: dict[str, Any], key: str) -> Path | None:
             where=file,
             remedy="put data.yaml beside the pictures, with relative paths, or set data.path to the folder of pictures",
         )
-    for place in (home / name for home in homes for name in names):
-        if place.exists():
-            return place
+    for candidate in (home / name for home in homes for name in names):
+        if candidate.exists():
+            return candidate
     raise DataError(f'no such {key}: "{value[:80]}"', where=file, remedy=f"looked in {quoted(homes)}")
 
 
@@ -275,17 +273,16 @@ def _names(
     root: Path, settings: DataSettings, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the classes in the order of their numbers, and where they come from."""
-    places = (root, _labels_of(root), *root.absolute().parents[:_ABOVE])
-    for place in places:
+    folders = (root, _labels_of(root), *root.absolute().parents[:_ABOVE])
+    for folder in folders:
         for name in _YAML:
-            if (place / name).is_file() and (names := _content(place / name).get("names")):
-                return _in_order(names, place / name), (f"names of classes from {name}",)
+            if (folder / name).is_file() and (names := _content(folder / name).get("names")):
+                return _in_order(names, folder / name), (f"names of classes from {name}",)
         for name in _NAMES:
-            if (place / name).is_file():
-                return read_names(place / name), (f"names of classes from {name}",)
+            if (folder / name).is_file():
+                return read_names(folder / name), (f"names of classes from {name}",)
     if settings.classes is not None:
-        given = settings.classes
-        return (read_names(Path(given).expanduser()) if isinstance(given, str) else tuple(given)), ()
+        return chosen_names(settings.classes), ()
     if classes is not None:
         return classes, ("the labels have no names of classes: their numbers are taken for those known already",)
     raise DataError("no names of classes", where=root, remedy="write data.yaml or classes.txt, or set data.classes")
@@ -315,10 +312,10 @@ class _Lines:
     def __init__(self, names: Sequence[str], faults: Faults) -> None:
         self.names, self.faults = names, faults
         self._boxes: list[tuple[float, ...]] = []
-        self._otherwise: list[tuple[float, ...]] = []
+        self._alternative: list[tuple[float, ...]] = []
         self._classes: list[int] = []
         self._of_picture: list[int] = []
-        self._places: list[tuple[str, int]] = []
+        self._locations: list[tuple[str, int]] = []
         self._outlines: list[Segmentation | None] = []
 
     def read(self, file: Path, picture: int, name: str, size: tuple[int, int]) -> None:
@@ -348,21 +345,21 @@ class _Lines:
                 continue
             self._add(class_, values, size)
             self._of_picture.append(picture)
-            self._places.append((name, number))
+            self._locations.append((name, number))
 
     def _add(self, class_: int, values: Sequence[float], size: tuple[int, int]) -> None:
         height, width = size
         if len(values) == 4:
             x, y, w, h = values
             box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-            otherwise, outline = (x - w / 2, y - h / 2, x + w / 2, y + h / 2), None
+            alternative, outline = (x - w / 2, y - h / 2, x + w / 2, y + h / 2), None
         else:
             points = np.array(values).reshape(-1, 2)
             scaled = (points * (width, height)).astype(np.float32)
             box = (*scaled.min(0).tolist(), *scaled.max(0).tolist())
-            otherwise, outline = (*points.min(0).tolist(), *points.max(0).tolist()), (scaled,)
+            alternative, outline = (*points.min(0).tolist(), *points.max(0).tolist()), (scaled,)
         self._boxes.append(box)
-        self._otherwise.append(otherwise)
+        self._alternative.append(alternative)
         self._classes.append(class_)
         self._outlines.append(outline)
 
@@ -377,10 +374,10 @@ class _Lines:
             boxes=np.array(self._boxes, np.float64).reshape(-1, 4),
             classes=np.array([table[class_] for class_ in self._classes], np.int64),
             pictures=np.array(self._of_picture, np.int64),
-            place=lambda index: "{}, line {}".format(*self._places[index]),
+            location=lambda index: "{}, line {}".format(*self._locations[index]),
             segmentations=self._outlines if any(outline is not None for outline in self._outlines) else None,
-            otherwise=np.array(self._otherwise, np.float64).reshape(-1, 4),
-            mistake="pixels, where shares of width and height are expected",
+            alternative=np.array(self._alternative, np.float64).reshape(-1, 4),
+            notation="pixels, where shares of width and height are expected",
         )
 
 
