@@ -10,15 +10,15 @@ from PIL import Image
 from patchform.distributed import SINGLE
 from patchform.training.batches import Batches, open_training
 from patchform.training.progress import Reporter
-from patchform.training.run import Stop, Surroundings
+from patchform.training.run import RunContext, Stop
 
 
 def batches_of(folder, steps, **sections):
     """The classes, and the batches of so many steps."""
     recipe = tiny.recipe(folder, "", **sections)
-    around = Surroundings(folder, torch.device("cpu"), SINGLE, Reporter(shown=False), Stop())
-    data = open_training(recipe, around, resume=False)
-    batches = Batches(recipe, data, data.course(recipe), around, 0)
+    context = RunContext(folder, torch.device("cpu"), SINGLE, Reporter(shown=False), Stop())
+    data = open_training(recipe, context, resume=False)
+    batches = Batches(recipe, data, data.length(recipe), context, 0)
     return data.listing.classes, [batches.next(step) for step in range(steps)]
 
 

@@ -206,7 +206,7 @@ def test_a_learner_recomputes_where_the_recipe_says_so(checkpointing):
 )
 def test_a_learner_takes_a_batch_in_the_parts_that_the_recipe_allows(training, parts):
     model, calls = model_of().train(), []
-    own = learner.Learner(model, tiny.recipe("", "", training=training), Course(1, 1), SINGLE)
+    own = learner.Learner(model, tiny.recipe("", "", training=training), RunLength(1, 1), SINGLE)
     model.backbone.register_forward_hook(lambda *_: calls.append(1))
     own.take(0, batch_of(6), counted=True)
     assert len(calls) == parts
