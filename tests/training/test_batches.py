@@ -1,21 +1,24 @@
 """The batches of a run: what is drawn for them, and how it is changed."""
 
+import json
+
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from patchform.distributed import SINGLE
 from patchform.training.batches import Batches, open_training
 from patchform.training.progress import Reporter
-from patchform.training.run import Stop, Surroundings
+from patchform.training.run import RunContext, Stop
 
 
 def batches_of(folder, steps, **sections):
     """The classes, and the batches of so many steps."""
     recipe = tiny.recipe(folder, "", **sections)
-    around = Surroundings(folder, torch.device("cpu"), SINGLE, Reporter(shown=False), Stop())
-    data = open_training(recipe, around, resume=False)
-    batches = Batches(recipe, data, data.course(recipe), around, 0)
+    context = RunContext(folder, torch.device("cpu"), SINGLE, Reporter(shown=False), Stop())
+    data = open_training(recipe, context, resume=False)
+    batches = Batches(recipe, data, data.length(recipe), context, 0)
     return data.listing.classes, [batches.next(step) for step in range(steps)]
 
 
@@ -41,3 +44,22 @@ def test_pictures_change_as_the_recipe_says(tmp_path):
     assert torch.equal(mirrored.images, plain.images.flip(-1))
     assert not torch.equal(plain.images, mirrored.images)
     assert not torch.equal(plain.images, cropped.images)
+
+
+@pytest.mark.parametrize(("resize", "alike"), [("keep", True), ("squash", False)])
+def test_pictures_that_lie_alike_come_together_where_they_keep_their_shape(resize, alike, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for part, count in (("train", 32), ("val", 1)):
+        (tmp_path / part).mkdir()
+        document = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+        for number in range(count):
+            width, height = ((48, 32), (32, 48))[number % 2]
+            Image.new("RGB", (width, height)).save(tmp_path / part / f"{number}.png")
+            image = {"id": number, "file_name": f"{number}.png", "height": height, "width": width}
+            box = {"id": number + 1, "image_id": number, "category_id": 1, "bbox": [4, 4, 9, 9], "area": 81}
+            document["images"].append(image)
+            document["annotations"].append({**box, "iscrowd": 0})
+        (tmp_path / f"annotations/instances_{part}.json").write_text(json.dumps(document))
+    sections = {"task": "detection", "preprocessing": {"resize": resize}, "training": {"batch_size": 4}}
+    _, batches = batches_of(tmp_path, 8, **sections)
+    assert all(len({height > width for height, width in batch.sizes}) == 1 for batch in batches) == alike

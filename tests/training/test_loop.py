@@ -300,6 +300,12 @@ def test_a_compiled_model_trains_alike(pictures, tmp_path):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
 
 
+def test_it_validates_as_often_as_asked_and_at_the_end(few, tmp_path):
+    done = loop.train(tiny.recipe(few, tmp_path, training={"epochs": 5, "validate_every": 2}), progress=False)
+    rows = csv.DictReader((done.folder / "metrics.csv").read_text().splitlines())
+    assert [int(row["step"]) for row in rows if row["top1"]] == [2, 4, 5]
+
+
 def test_tensorboard_events_are_written(pictures, tmp_path):
     done = loop.train(tiny.recipe(pictures, tmp_path, training={"tensorboard": True, "epochs": 1}), progress=True)
     assert list((done.folder / "tensorboard").glob("events.*"))
@@ -383,6 +389,17 @@ def test_a_run_casts_to_bfloat16(few, beginning, tmp_path):
         for precision in ("float32", "bfloat16")
     )
     assert 1e-6 < abs(rough["loss"] - exact["loss"]) < 0.05 * exact["loss"]
+
+
+def test_a_run_validates_in_its_own_precision(few, beginning, tmp_path):
+    found = []
+    for precision in ("float32", "bfloat16"):
+        still = {"optimizer": {"lr": 1e-9}, "training": {"precision": precision}}
+        folder = one_step(few, beginning, tmp_path, precision, **still)[0].parents[1]
+        (row,) = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        found.append(float(row["log_loss"]))
+    exact, rough = found
+    assert 1e-5 < abs(rough - exact) < 0.05 * exact
 
 
 def test_a_run_averages_after_each_step(few, beginning, tmp_path):

@@ -1,14 +1,16 @@
-"""From a recipe to a model: what the loss is told."""
+"""From a recipe to a model: what backbone and loss are told, and how weights arrive."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from patchform.data.listing import Listing
 from patchform.errors import UsageError
+from patchform.model import save
 from patchform.records import Preprocessing
-from patchform.settings import DataSettings, LossSettings, ModelSettings, Recipe
+from patchform.settings import DataSettings, LossSettings, ModelSettings, Recipe, Transfer
 from patchform.training import loop
 from patchform.training.preparation import model_of
 
@@ -46,6 +48,30 @@ def test_what_is_told_to_a_dense_head_is_its_own():
     assert (model.head.pixel_stride, model.ids) == (3, (1, 2, 3, 9))
     with pytest.raises(UsageError, match="pixel_stride is for masks"):
         loop.train(replace(made, task="classification", model=ModelSettings(backbone="vit/nano")), progress=False)
+
+
+def classifier(**sections):
+    recipe = Recipe(**{"model": ModelSettings(backbone="vit/nano"), **sections})
+    listing = Listing(classes=CLASSES, items=(), root=Path())
+    return model_of(recipe, listing, Preprocessing(size=(32, 32)), counts=COUNTS, say=print)
+
+
+def test_what_is_told_to_a_classifier_and_its_backbone_is_their_own():
+    plain = classifier()
+    told = classifier(model=ModelSettings(backbone="vit/nano", drop_path=0.25), loss=LossSettings(smoothing=0.2))
+    assert [one.head.smoothing for one in (plain, told)] == [0.0, 0.2]
+    assert [one.backbone.layers()[-1].residual.rate for one in (plain, told)] == [0.0, 0.25]
+    assert classifier(data=DataSettings(labels="multi")).head.labels == "multi"
+
+
+@pytest.mark.parametrize(("head", "arrives"), [("auto", True), ("reinit", False)])
+def test_weights_arrive_as_the_transfer_says(head, arrives, tmp_path):
+    start = classifier()
+    save(start, tmp_path / "start")
+    source = {"init_from": str(tmp_path / "start"), "transfer": Transfer(head=head)}
+    model = classifier(model=ModelSettings(backbone="vit/nano", **source))
+    assert torch.equal(model.backbone.class_token, start.backbone.class_token)
+    assert torch.equal(model.head.classifier.weight, start.head.classifier.weight) == arrives
 
 
 CLASSES, COUNTS = ("sky", "road", "pole", "boat"), (900, 90, 10, 0)
