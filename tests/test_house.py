@@ -49,6 +49,9 @@ PAPERS_SAY_SO = {
 }
 NOT_ROOMS = {"utils", "util", "common", "core", "misc", "engine", "helpers"}
 LINES = 450
+FUNCTION_LINES = 60
+LONGER = {"training/loop:train": 65}  # a run from top to bottom; 24 lines say what it raises
+PARAMETERS = 8
 ARGUMENTS, FREE_ARGUMENTS = 12, {"self", "in_channels", "image_size"}
 FORBIDDEN_IMPORTS = {"pickle", "subprocess", "importlib", "marshal", "shelve", "dill", "joblib"}
 FORBIDDEN_CALLS = {
@@ -181,6 +184,31 @@ def constructors_are_small(package: Path) -> list[str]:
                 number = len([argument for argument in arguments if argument not in FREE_ARGUMENTS])
                 if number > ARGUMENTS:
                     faults.append(f"{name}:{node.lineno}: {number} arguments")
+    return faults
+
+
+def functions_are_short(package: Path) -> list[str]:
+    faults = []
+    for name, tree in parsed(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                lines = node.end_lineno - node.lineno + 1
+                if lines > LONGER.get(f"{name}:{node.name}", FUNCTION_LINES):
+                    faults.append(f"{name}:{node.lineno}: {node.name} has {lines} lines")
+    return faults
+
+
+def functions_take_few_arguments(package: Path) -> list[str]:
+    """Constructors have a limit of their own."""
+    faults = []
+    for name, tree in parsed(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                number = len([argument for argument in arguments if argument not in ("self", "cls")])
+                if number > PARAMETERS:
+                    faults.append(f"{name}:{node.lineno}: {node.name} takes {number} arguments")
     return faults
 
 
@@ -325,6 +353,8 @@ def tracked(root: Path) -> list[str]:
         rooms_are_named,
         files_are_short,
         constructors_are_small,
+        functions_are_short,
+        functions_take_few_arguments,
         nothing_runs_files,
         one_door_to_kernels,
         no_dispatch,
@@ -356,6 +386,8 @@ CONTROLS: list[tuple[Rule, dict[str, str]]] = [
     (rooms_are_named, {"layers/helpers/a.py": ""}),
     (files_are_short, {"heads/a.py": LONG}),
     (constructors_are_small, {"heads/a.py": MANY}),
+    (functions_are_short, {"heads/a.py": "def f():\n" + "    x = 1\n" * FUNCTION_LINES}),
+    (functions_take_few_arguments, {"heads/a.py": MANY.replace("__init__", "forward")}),
     (nothing_runs_files, {"data/a.py": "import pickle\n"}),
     (nothing_runs_files, {"data/a.py": "from importlib import import_module\n"}),
     (nothing_runs_files, {"data/a.py": "def f(p):\n    import torch\n    return torch.load(p, weights_only=True)\n"}),
@@ -388,6 +420,8 @@ FINE: list[tuple[Rule, dict[str, str]]] = [
     (siblings_apart, {"backbones/a.py": "from .base import c\n", "backbones/base.py": "c = 1\n"}),
     (siblings_apart, {"backbones/botnet.py": "from . import resnet\n", "backbones/resnet.py": ""}),
     (constructors_are_small, {"heads/a.py": MANY.replace("a0", "in_channels")}),
+    (functions_are_short, {"training/loop.py": "def train():\n" + "    x = 1\n" * FUNCTION_LINES}),
+    (functions_take_few_arguments, {"heads/a.py": MANY}),
     (nothing_runs_files, {"lookup.py": "import importlib\n", "data/a.py": "import re\nx = re.compile('a')\n"}),
     (nothing_runs_files, {"weights/pickles.py": "import torch\nx = torch.load('a', weights_only=True)\n"}),
     (no_dispatch, {"tasks/a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
