@@ -7,7 +7,7 @@ Nothing here names a class or an import path, so no file can. This module import
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from patchform import schema
 from patchform.descriptions import Preprocessing
@@ -82,7 +82,8 @@ class ModelSettings:
     head: str = "linear"
     """Name of the head."""
     options: Options = field(default_factory=dict)
-    """Arguments of the backbone that override its row. Those of a recipe go when its family is replaced."""
+    """Arguments of the backbone that override its row. Those of a recipe go when its family is replaced; when another
+    variant of the family is named, those that a variant is named for go (patch, width, depth, heads and their like)."""
     head_options: Options = field(default_factory=dict)
     """Arguments of the head. Those of a recipe go when its head is replaced."""
     drop_path: BelowOne | None = None
@@ -276,6 +277,15 @@ class Recipe:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+class Origin(NamedTuple):
+    """Where a recipe came from, for people."""
+
+    name: str = "settings given in Python"
+    """Packaged name, or file."""
+    notes: tuple[str, ...] = ()
+    """A sentence on each thing that became otherwise than the recipe alone has it."""
 
 
 MOVED = {

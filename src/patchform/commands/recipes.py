@@ -19,13 +19,15 @@ import yaml
 from patchform import lookup, schema
 from patchform.errors import UsageError
 from patchform.schema import DEEPEST
-from patchform.settings import MOVED, MOVED_VALUES, Recipe, check
+from patchform.settings import MOVED, MOVED_VALUES, ModelSettings, Origin, Recipe, check
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
 DEFAULT = "small"
 """The recipe of a task that is only named."""
 LARGEST_FILE = 100_000
 """Bytes of a recipe file."""
+SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp_ratio", "mlp_ratios"}
+"""Options that tell the variants of a family apart even where their rows leave them to the default of the class."""
 
 
 def packaged() -> list[str]:
@@ -44,25 +46,34 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
     Args:
         recipe: a YAML file, a run folder, a packaged name ("classification/small"), a task (its default recipe), or
             settings that are resolved already.
-        settings: what goes over it, nested as in the file. Strings are read as the file would read them.
+        settings: what goes over it, nested as in the file. Strings are read as the file would read them. Of a
+            backbone or head that they replace, the recipe's options go: all of another family's or head's; of another
+            variant of the family those that a variant is named for (`SIZES`, and what the row of either one states).
 
     Raises:
         UsageError: no such recipe, a file that is not one, an unknown setting (the nearest is named), one by both its
             earlier name and that of now, or a value of another type than the setting's or out of its range.
     """
+    return traced(recipe, settings)[0]
+
+
+def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = None) -> tuple[Recipe, Origin]:
+    """A complete recipe, and where it came from; arguments and errors as of `resolve`."""
     above = _renamed(settings or {}, None)
     path = None if isinstance(recipe, Recipe) else find(recipe)
-    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else _renamed(read(find(recipe)), path)
-    values = _merged(_without_other_options(below, above), above)
+    below = dataclasses.asdict(recipe) if path is None else _renamed(read(path), path)
+    below, notes = _fitted(below, above)
     try:
-        resolved = schema.build(Recipe, _plain(values), parse=_parse)
+        resolved = schema.build(Recipe, _plain(_merged(below, above)), parse=_parse)
     except schema.Misfit as misfit:
         where = None if misfit.key in dict(_flat(above)) else path
         raise UsageError(misfit.what, where=where, remedy=misfit.remedy) from None
     check(resolved)
     if resolved.task not in lookup.names("tasks"):
         raise lookup.no_such("task", resolved.task, lookup.names("tasks"))
-    return resolved
+    if notes and (note := _input_note(resolved, above)):
+        notes.append(note)
+    return resolved, Origin(_called(path), tuple(notes))
 
 
 def nested(flags: Mapping[str, str]) -> dict[str, Any]:
@@ -93,6 +104,14 @@ def find(name: str | Path) -> Path:
     near = difflib.get_close_matches(str(name), recipes, n=1, cutoff=0.5)
     hint = f'did you mean "{near[0]}"?' if near else f"give a YAML file, or one of {', '.join(recipes)}"
     raise UsageError(f'no recipe "{name}"', remedy=hint)
+
+
+def _called(path: Path | None) -> str:
+    """What a recipe is called: a packaged one by its name, another one by its file."""
+    if path is None:
+        return Origin().name
+    packaged_file = path.is_relative_to(PACKAGED)
+    return path.relative_to(PACKAGED).with_suffix("").as_posix() if packaged_file else str(path)
 
 
 # ----------------------------------------------------------------------------------------------------------- the file
@@ -209,17 +228,67 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return {**below, **above, **{key: _merged(below[key], above[key]) for key in both}}
 
 
-def _without_other_options(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the options of a backbone whose family, or of a head whose name, is replaced: they are no one else's."""
-    before, after = below.get("model"), above.get("model")
+def _fitted(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe without the options of a backbone and a head that are replaced, and a sentence on each of these."""
+    before, after, notes = below.get("model", {}), above.get("model"), list[str]()
     if not isinstance(before, dict) or not isinstance(after, Mapping):
-        return below
+        return below, notes
     left = dict(before)
-    for part, options in (("backbone", "options"), ("head", "head_options")):
-        names = [str(model.get(part, "")).partition("/")[0] for model in (before, after)]
-        if part in after and part in before and names[0] != names[1]:
-            left.pop(options, None)
-    return {**below, "model": left}
+    for part, key, replaced in (("backbone", "options", _replaced_sizes), ("head", "head_options", _all_options)):
+        old, new = str(before.get(part, getattr(ModelSettings, part))), str(after.get(part))
+        if part not in after or old == new:
+            continue
+        options = before.get(key) if isinstance(before.get(key), dict) else {}
+        gone = replaced(old, new, options)
+        left[key] = {name: value for name, value in options.items() if name not in gone}
+        notes.append(f"{part} {new} in place of the recipe's {old}: " + _fate(options, gone))
+    return {**below, "model": left}, notes
+
+
+def _all_options(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
+    return set(options)
+
+
+def _replaced_sizes(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
+    """The options that go with a backbone: all with its family, with a variant those that make it one.
+
+    Raises:
+        UsageError: there is no such backbone.
+    """
+    _, row = lookup.backbone(new)
+    (family, _, size), rows = old.partition("/"), lookup.module("backbones", new.partition("/")[0]).VARIANTS
+    if family != new.partition("/")[0]:
+        return set(options)
+    stated = set(row.options) | (set(rows[size].options) if size in rows else set())
+    return set(options) & (SIZES | stated)
+
+
+def _fate(options: Mapping[str, Any], gone: set[str]) -> str:
+    """What became of the options of a recipe, in words."""
+    groups = ([name for name in options if (name in gone) == which] for which in (True, False))
+    dropped, kept = (", ".join(f"{name} {schema.shown(options[name])}" for name in names) for names in groups)
+    return "; ".join(
+        [f"the recipe's {dropped} go with it" if dropped else "there were no options to go with it"]
+        + [f"{kept} of the recipe stays"] * bool(kept)
+    )
+
+
+def _input_note(recipe: Recipe, above: Mapping[str, Any]) -> str | None:
+    """A sentence where a backbone that was asked for sees smaller pictures, or other clips, than it was published at."""
+    if "backbone" not in above.get("model", {}):
+        return None
+    _, row = lookup.backbone(recipe.model.backbone)
+    p, frames = recipe.preprocessing, row.options.get("frames", 0)
+    typed = above.get("preprocessing", {})
+    notes = []
+    if "size" not in typed and min(p.size) < row.image_size:
+        notes.append((f"{p.size[0]} x {p.size[1]} pixels", f"{row.image_size}: --preprocessing.size {row.image_size}"))
+    if "frames" not in typed and frames and p.frames != frames:
+        notes.append((f"{p.frames} frames", f"{frames}: --preprocessing.frames {frames}"))
+    if not notes:
+        return None
+    (stays, published) = (" and ".join(words) for words in zip(*notes))
+    return f"input stays at the recipe's {stays}; {recipe.model.backbone} was published at {published}"
 
 
 def _plain(value: Any) -> Any:
