@@ -16,7 +16,7 @@ from patchform.data.collate import split, to_device
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader
-from patchform.device import Precision, RunOptions, pick_device
+from patchform.device import Precision, RunOptions, autocast, pick_device
 from patchform.errors import ResourceError
 from patchform.inference import Inference, MultiView, preparation, views_of
 from patchform.metrics.base import Metric, Scores
@@ -52,7 +52,7 @@ def evaluate(
         task: what the targets mean.
         infer: how predictions are made (`patchform.inference`).
         metric: an empty one; default: the task's quick one.
-        precision: bfloat16 runs the model under autocast.
+        precision: bfloat16 and float16 run the model under autocast.
         pixels: that go through the model at once, padding included; 0: whole batches.
         progress: called with the number of images done, after each batch.
 
@@ -67,7 +67,7 @@ def evaluate(
         model.eval()
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            autocast(device, precision),
         ):
             for batch in loader:
                 for part in split(batch, 0, pixels):

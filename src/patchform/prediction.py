@@ -26,7 +26,7 @@ from patchform.data.results import Writer
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
-from patchform.device import Precision, pick_device
+from patchform.device import Precision, autocast, pick_device
 from patchform.drawing import PAPER, save, to_png_bytes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError
 from patchform.inference import Inference, preparation, views_of
@@ -93,7 +93,7 @@ class Predictor:
         self.device = pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.classes = model.to(self.device).eval(), model.classes
-        self._bfloat16 = precision == "bfloat16"
+        self.precision = precision
         self.infer = infer
         single = (SURE if threshold is None else threshold,) * len(self.classes)
         self.thresholds = model.thresholds if threshold is None and model.thresholds is not None else single
@@ -161,7 +161,7 @@ class Predictor:
     def along(self, path: str | Path, along: Along) -> list[Moment]:
         """Predictions along a video. Raises DataError, and UsageError as `check`."""
         self.check(along)
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             return list(moments(self.model, Path(path), along, device=self.device))
 
     def draw(self, prediction: Prediction) -> Image.Image:
@@ -214,7 +214,7 @@ class Predictor:
         if not images:
             return []
         samples = [Sample(self._transform(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with autocast(self.device, self.precision):
             answers = self.infer(self.model, to_device(collate(samples), self.device))
             return [self.task.confident(answer, self.thresholds) for answer in answers]
 

@@ -237,10 +237,13 @@ class TrainingSettings:
     padding."""
     seed: Annotated[int, Range(least=0, most=2**63 - 1)] = 0
     """Of weights, order, augmentation and dropout."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass; parameters stay float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Of the forward and backward pass; parameters stay float32. auto: what the machine is fast in, bfloat16 where it
+    has units for it, else float16 on GPUs, else float32; a run keeps what it began with. float16 scales the loss, and
+    skips steps whose gradient is beyond its range."""
     ema: BelowOne = 0.0
-    """Decay of the moving average of the weights; 0 keeps none. It is what is evaluated and saved."""
+    """Decay of the moving average of the weights, which is what is evaluated and saved; 0 keeps none. After t steps it
+    is at most (1 + t) / (10 + t), so that short runs do not end with what they began as."""
     validate_every: Annotated[int, Range(least=1, most=1_000_000)] = 1
     """Epochs between validations."""
     save_every: Annotated[int, Range(least=0, most=2**40)] = 0
@@ -282,10 +285,13 @@ class Recipe:
 class Origin(NamedTuple):
     """Where a recipe came from, for people."""
 
-    name: str = "settings given in Python"
+    name: str
     """Packaged name, or file."""
     notes: tuple[str, ...] = ()
     """A sentence on each thing that became otherwise than the recipe alone has it."""
+
+
+UNKNOWN = Origin("settings given in Python")
 
 
 MOVED = {

@@ -101,7 +101,7 @@ def test_options_go_with_the_backbone_and_the_head_that_they_were_made_for(tmp_p
     other = recipes.resolve(file, {"model": {"backbone": "swin/t"}}).model
     assert (other.options, other.head_options, other.drop_path) == ({}, {"dropout": 0.1}, 0.2)
     larger = recipes.resolve(file, {"model": {"backbone": "vit/b16", "options": {"depth": 3}}}).model
-    assert larger.options == {"patch": 8, "depth": 3}
+    assert larger.options == {"depth": 3}
     headed = recipes.resolve(
         recipes.resolve(file), {"model": {"head": "token_label", "head_options": {"dense": 1}}}
     ).model

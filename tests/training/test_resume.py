@@ -25,6 +25,7 @@ OPTIONS = {
     "clip": {"optimizer": {"clip": 0.5}},
     "balanced": {"data": {"balanced": True}},
     "bfloat16": {"training": {"precision": "bfloat16"}},
+    "float16": {"training": {"precision": "float16"}},
     "checkpointing": {"model": {"checkpointing": True, "drop_path": 0.3}},
     "lamb": {"optimizer": {"name": "lamb"}},
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.05}},

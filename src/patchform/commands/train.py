@@ -84,11 +84,11 @@ def train(
     if resume and isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file():
         folder = Path(recipe).resolve()  # it may have been moved since
         settings |= {"name": folder.name, "runs": str(folder.parent)}
-    resolved = recipes.resolve(recipe, settings)
+    resolved, origin = recipes.traced(recipe, settings)
 
     from patchform.training import loop
 
-    return loop.train(resolved, resume=resume, progress=progress)
+    return loop.train(resolved, resume=resume, progress=progress, origin=origin)
 
 
 def plan(
@@ -110,11 +110,12 @@ def plan(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.plan.plan` raises.
     """
-    resolved = recipes.resolve(recipe, _with_path(settings))
+    resolved, origin = recipes.traced(recipe, _with_path(settings))
 
     from patchform.training import plan as planning
 
-    return planning.plan(resolved, room=room, progress=progress)
+    planned = planning.plan(resolved, room=room, progress=progress)
+    return planned._replace(notes=(*origin.notes, *planned.notes))
 
 
 def _with_path(settings: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from patchform.data.loader import evaluation_loader
 from patchform.data.pictures import LabelledPictures
 from patchform.data.shards import status
 from patchform.data.transforms import evaluation_transform
-from patchform.device import RunOptions, pick_device
+from patchform.device import RunOptions, autocast, pick_device
 from patchform.errors import DataError, DivergedError, ModelFileError, ResourceError, UsageError
 from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.base import Scores
@@ -140,7 +140,7 @@ def _compute(
     pictures = LabelledPictures(listing, evaluation_transform(single), single)
     model.to(device).eval()
     rows, done = torch.empty(0), 0
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+    with torch.inference_mode(), autocast(device, options.precision):
         for batch in evaluation_loader(pictures, options.batch_size, options.workers):
             batch_rows = _select(model.features(to_device(batch._replace(targets=()), device)), output)
             if not batch_rows.isfinite().all():

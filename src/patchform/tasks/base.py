@@ -181,6 +181,10 @@ class Task(ABC):
         """Note what is unusual in a training set. `numbers`: of each class, the pictures, objects or pixels."""
         warnings.on_classes(listing, numbers, faults)
 
+    def remarks(self, listing: Listing) -> tuple[str, ...]:
+        """What a run says of a training set before its first epoch: sentences."""
+        return ()
+
     def refuse(self, *listings: Listing) -> None:
         """Raise DataError for the first listing with `faults`."""
         for listing in listings:

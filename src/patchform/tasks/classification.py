@@ -65,6 +65,13 @@ class Classification(Task):
         """Pictures with labels."""
         return LabelledPictures(listing, evaluation_transform(preprocessing), preprocessing, seed)
 
+    def remarks(self, listing: Listing) -> tuple[str, ...]:
+        """Where one label each is all that there is to tell, that there is but one."""
+        present = [name for name, count in zip(listing.classes, listing.counts()) if count]
+        if self.labels == "multi" or len(present) > 1:
+            return ()
+        return (f"every {listing.thing} is of one class, {', '.join(present)}: there is nothing to tell apart",)
+
     def mixing(self, augmentation: AugmentationSettings, classes: int) -> Mix:
         """Mixup and CutMix."""
         return Mixing(augmentation, classes)

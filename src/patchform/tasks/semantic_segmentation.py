@@ -65,6 +65,12 @@ class SemanticSegmentation(Task):
     def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
         """None: of pixels, some classes always have few."""
 
+    def remarks(self, listing: Listing) -> tuple[str, ...]:
+        """That there is but one class, where that is so."""
+        if len(listing.classes) > 1:
+            return ()
+        return (f"every pixel is of one class, {', '.join(listing.classes)}: there is nothing to tell apart",)
+
     def metric(self, classes: Sequence[str]) -> Metric:
         """Intersection over union, from pixel counts over the whole data set."""
         return Intersection(classes)

@@ -26,10 +26,13 @@ from patchform import distributed, schema
 from patchform.errors import ModelFileError
 from patchform.model import Model
 from patchform.schema import Range
+from patchform.training.scaling import OFF, LossScaling
 from patchform.weights import files
 
 FORMAT = 1
 STATE = "state.json"
+SCALER = "scaler.safetensors"
+"""Of runs in float16 alone."""
 
 
 Count = Annotated[int, Range(least=0, most=2**53)]
@@ -84,6 +87,7 @@ class Parts:
     average: Model | None
     optimizer: Optimizer
     counters: Counters
+    scaler: LossScaling = OFF
 
 
 # ------------------------------------------------------------------------------------------------------------- save
@@ -109,6 +113,8 @@ def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> 
             files.write_tensors(unfinished / "average.safetensors", parts.average.state_dict())
         files.write_tensors(unfinished / "optimizer.safetensors", _optimizer_state(parts))
         files.write_tensors(unfinished / "random.safetensors", generators)
+        if scaling := parts.scaler.tensors():
+            files.write_tensors(unfinished / SCALER, scaling)
         state = State(
             format=FORMAT, counters=parts.counters, random=numbers, identity=identity, machine=machine(parts.model)
         )
@@ -198,6 +204,8 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
         if parts.average is not None:
             _load(parts.average, path / "average.safetensors")
         _load_optimizer(parts, path / "optimizer.safetensors")
+        if (path / SCALER).exists():
+            parts.scaler.load_tensors(files.read_tensors(path / SCALER))
         parts.counters.load_json(state.counters.to_json())
         _set_random_state(state.random, files.read_tensors(path / "random.safetensors"))
     except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:

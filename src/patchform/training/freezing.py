@@ -83,6 +83,11 @@ class Freezing:
         if to_the_end:
             self.at(0)
 
+    @property
+    def now(self) -> bool:
+        """Whether something is frozen at the step of the last `at`."""
+        return self._frozen is True and bool(self._modules)
+
     def at(self, step: int) -> None:
         """Be as the model is to be at a step: before it, with the model in training mode."""
         frozen = step < self.until

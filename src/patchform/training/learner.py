@@ -16,6 +16,7 @@ from patchform.model import Model
 from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.training import ema, freezing, optimizer, schedule
+from patchform.training.scaling import LossScaling
 from patchform.training.schedule import RunLength
 from patchform.training.step import StepResult, step
 
@@ -41,18 +42,25 @@ class Learner:
             freezing.synchronise(model)
         self.frozen = freezing.Freezing(model, recipe, length.steps_per_epoch)
         self.optimizer = optimizer.build(model, recipe.optimizer)
+        self.scaler = LossScaling(model.mean.device.type, recipe.training.precision)
 
     @property
     def evaluated(self) -> Model:
         """The model that is evaluated and kept: the average, or the model itself without one."""
         return self.average or self.model
 
+    def begin(self, step: int) -> None:
+        """Be as before a step, from which the run goes on."""
+        self.model.begin(step=step, steps=self.length.steps, epoch=self.length.steps_per_epoch)
+        self.model.train()
+        self.frozen.at(step)
+
     def rate(self, number: int) -> float:
         """The learning rate of a step."""
         return self.recipe.optimizer.lr * schedule.multiplier(self.recipe.schedule, number, self.length)
 
     def take(self, number: int, batch: Batch, *, counted: bool) -> StepResult:
-        """Take an optimizer step; where its result is not finite, nothing moves.
+        """Take an optimizer step; where its result is not finite, nothing moves. `training.precision` is not auto.
 
         Args:
             number: of the step, from 0.
@@ -70,13 +78,14 @@ class Learner:
             optimizer=self.optimizer,
             reduce=distributed.all_reduce_sum,
             precision=settings.precision,
+            scaler=self.scaler,
             clip=self.recipe.optimizer.clip,
             counted=counted,
         )
         if result.finite:
             distributed.all_reduce_mean(freezing.running_statistics(self.model))
             if self.average is not None:
-                ema.update(self.average, self.model, settings.ema)
+                ema.update(self.average, self.model, ema.decay_at(number, settings.ema))
             self.model.after_step(number)
         return result
 

@@ -12,9 +12,10 @@ from patchform import distributed
 from patchform.device import pick_device
 from patchform.errors import DivergedError
 from patchform.model import Model, load, save
-from patchform.settings import Recipe, TrainingSettings
-from patchform.training import run
-from patchform.training.batches import Batches, TrainingData, open_training
+from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
+from patchform.tasks.base import find_task
+from patchform.training import resuming, run, summary
+from patchform.training.batches import Batches, open_training
 from patchform.training.freezing import statistics_note
 from patchform.training.learner import Learner
 from patchform.training.memory import keep_freed_memory, memory_errors
@@ -24,6 +25,7 @@ from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
 from patchform.training.saving import Saver
 from patchform.training.step import StepResult
+from patchform.training.summary import Start
 from patchform.training.validation import Validation
 from patchform.weights.files import failpoint, replace_text
 
@@ -41,17 +43,17 @@ class Run(NamedTuple):
     best_step: int
 
 
-def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run:
+def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin: Origin = UNKNOWN) -> Run:
     """Train a model, or go on with a run that was stopped, to the same bits as if it had not been.
 
     The run folder `recipe.runs`/`recipe.name` gets what `patchform.model`, `training.checkpoint` and
-    `training.metrics_log` describe. Of several processes each looks at its share of every batch; gradients are added
-    up, so all take one step, that of the whole batch. The first one validates and writes.
+    `training.metrics_log` describe. Of several processes each has its share of every batch; the first one writes.
 
     Args:
         recipe: all settings; complete in itself.
         resume: go on from the newest whole checkpoint of the folder.
         progress: show how it goes, on stderr.
+        origin: where the recipe came from, to be said.
 
     Raises:
         UsageError: a setting out of range, an unknown name.
@@ -60,8 +62,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         FolderError: the run exists already, is in use, or is not there to resume.
         DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
         ResourceError: out of memory, a full disk.
-        Interrupted: SIGTERM or Ctrl-C; the run was saved.
-        PeerError: of several processes another one failed; the run was saved.
+        Interrupted, PeerError: SIGTERM or Ctrl-C, or another process failed; the run was saved.
     """
     refuse_nonsense(recipe)
     settings, stem = recipe.training, f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
@@ -72,6 +73,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         run.opened(Path(recipe.runs), recipe.name, stem=stem, resume=resume) as folder,
     ):
         context = RunContext(folder, _device(settings), rank, reporter, stop)
+        settled = resuming.settle(recipe, origin, context, resume=resume)
+        recipe = settled.recipe
 
         # ------------------------------------------------------------------------------------------------- data
         data = open_training(recipe, context, resume=resume)
@@ -87,7 +90,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         if resume:
             saver.resume()
         counters = saver.counters
-        model.begin(step=counters.step, steps=length.steps, epoch=length.steps_per_epoch)
+        learner.begin(counters.step)
+        resuming.keep_earlier(settled, context)
         saver.write_recipe()
         distributed.broadcast(list(model.state_dict().values()))  # one seed gives other bits on another processor
 
@@ -95,9 +99,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True) -> Run
         at_once = min(settings.micro_batch or settings.batch_size, settings.batch_size)
         batches = Batches(recipe, data, length, context, counters.step)
         validation = Validation(learner, data, context, at_once)
-        model.train()
-        learner.frozen.at(counters.step)
-        _announce(learner, data, context, at_once)
+        _announce(summary.Start(learner, data, settled, counters.step, at_once), context)
         reporter.begin(counters.step, length.steps)
         with memory_errors(at_once, data.preprocessing), saver.log() as log, saver.saved_on_error():
             _take_steps(learner, batches, validation, saver, log)
@@ -125,8 +127,11 @@ def _take_steps(
         if last:
             return
         batch = batches.next(step)
+        skipped = learner.scaler.skipped
         result = learner.take(step, batch, counted=batches.own(step))
-        if not result.finite:
+        if learner.scaler.skipped > skipped:
+            saver.context.reporter.note(_skipped(learner, step + 1))
+        elif not result.finite:
             raise _diverged(saver.context, learner.rate(step), step + 1, batches.names(step), result)
         counters.step, counters.epoch_loss = step + 1, counters.epoch_loss + result.loss
         failpoint("before-log")
@@ -147,16 +152,29 @@ def _device(settings: TrainingSettings) -> torch.device:
     return device
 
 
-def _announce(learner: Learner, data: TrainingData, context: RunContext, at_once: int) -> None:
-    """Say how much there is to learn from, how it goes through the model, and where that is not exact."""
-    listing, length, settings = data.listing, learner.length, learner.recipe.training
-    context.reporter.note(
-        f"{len(listing)} {listing.thing}s to learn from, {len(data.splits.validation)} to validate on; batches of"
-        f" {min(settings.batch_size, len(listing))}, {at_once} at once; {length.steps_per_epoch} steps an epoch,"
-        f" {length.steps} in all"
+def _announce(start: Start, context: RunContext) -> None:
+    """Say what is trained, and what of it is otherwise than one may think."""
+    learner, say = start.learner, context.reporter.note
+    for note in start.settled.origin.notes:
+        say(note)
+    summary.announce(start, context)
+    for note in (
+        *find_task(learner.recipe.task).of(learner.model.head).remarks(start.data.listing),
+        statistics_note(learner.model, learner.recipe, context.rank),
+        resuming.rate_note(start.settled, start.step, learner.length),
+        "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,
+    ):
+        if note:
+            say(note)
+
+
+def _skipped(learner: Learner, step: int) -> str:
+    """What to say of a step whose gradient was beyond float16."""
+    scaler = learner.scaler
+    return (
+        f"step {step} was skipped, its gradient is beyond float16 ({scaler.skipped} so far); losses are scaled by"
+        f" {scaler.get_scale():g} from here on"
     )
-    if note := statistics_note(learner.model, learner.recipe, context.rank):
-        context.reporter.note(note)
 
 
 def _diverged(context: RunContext, rate: float, step: int, names: list[str], result: StepResult) -> DivergedError:

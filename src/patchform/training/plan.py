@@ -27,7 +27,7 @@ from patchform.data.loader import TrainingBatches, aspects, balance
 from patchform.data.samples import CACHE_BYTES
 from patchform.data.transforms import whole_size
 from patchform.descriptions import Preprocessing
-from patchform.device import pick_device
+from patchform.device import fast_precision, pick_device
 from patchform.errors import ResourceError
 from patchform.geometry import grids
 from patchform.settings import ModelSettings, Recipe
@@ -102,6 +102,9 @@ def plan(recipe: Recipe, *, room: int | None = None, progress: Progress = lambda
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     device, notes = pick_device(recipe.training.device), list[str]()
+    if recipe.training.precision == "auto":
+        settings = dataclasses.replace(recipe.training, precision=fast_precision(device).precision)
+        recipe = dataclasses.replace(recipe, training=settings)
     if device.type not in ("cpu", "cuda"):
         notes.append(f"measured on the CPU: {device.type} does not say how much memory a step takes")
         device = torch.device("cpu")

@@ -39,7 +39,11 @@ class Saver:
         self.folder = context.folder / run.CHECKPOINTS
         self.folder.mkdir(exist_ok=True)
         self._parts = checkpoint.Parts(
-            model=learner.model, average=learner.average, optimizer=learner.optimizer, counters=self.counters
+            model=learner.model,
+            average=learner.average,
+            optimizer=learner.optimizer,
+            counters=self.counters,
+            scaler=learner.scaler,
         )
         self._saved = 0
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from patchform.device import autocast
 from patchform.model import Model
 from patchform.records import LEAST, Batch, Target
+from patchform.training.scaling import LEAST_SCALE, OFF, LossScaling
 
 Reduce = Callable[[Sequence[Tensor]], None]
 """Puts into each tensor its sum over all processes that share the batch."""
@@ -48,51 +50,66 @@ def step(
     optimizer: Optimizer,
     reduce: Reduce = alone,
     precision: str = "float32",
+    scaler: LossScaling = OFF,
     clip: float = 0.0,
     counted: bool = True,
 ) -> StepResult:
     """Take one optimizer step; where the loss or the gradient is not finite, nothing moves.
+
+    Where that is because the gradient is beyond float16, `scaler` counts the step as skipped and scales less.
 
     Args:
         model: in training mode, without gradients.
         parts: of the batch, or of this process's share of it, on the model's device; see `data.collate.split`.
         optimizer: of the model's parameters, its learning rates set.
         reduce: adds up over processes.
-        precision: "float32", or "bfloat16" for autocast in the forward and backward pass.
+        precision: "float32", or "bfloat16" or "float16" for autocast in the forward and backward pass.
+        scaler: of float16; the same in all processes.
         clip: highest norm of the gradient; 0 does not clip.
         counted: False where the parts are another process's too, so that they must not count here.
     """
-    result = gradients(model, parts, reduce=reduce, precision=precision, counted=counted)
-    if result.finite:
-        move(model, result.norm, optimizer=optimizer, clip=clip)
+    result = gradients(model, parts, reduce=reduce, precision=precision, scaler=scaler, counted=counted)
+    skipped = scaler.is_enabled() and math.isfinite(result.loss) and not result.finite
+    if result.finite or (skipped and scaler.get_scale() > LEAST_SCALE):
+        scaler.unscale_(optimizer)
+        move(model, result.norm, optimizer=optimizer, scaler=scaler, clip=clip if result.finite else 0.0)
+        scaler.update()
+        scaler.skipped += skipped
         optimizer.zero_grad(set_to_none=True)
     return result
 
 
-def move(model: Model, norm: float, *, optimizer: Optimizer, clip: float = 0.0) -> None:
+def move(model: Model, norm: float, *, optimizer: Optimizer, scaler: LossScaling = OFF, clip: float = 0.0) -> None:
     """Move by the gradient, whose norm is given; shortened to `clip` if it is longer and that is above 0."""
     if clip:
         clip_grads_with_norm_(moving(model), clip, torch.tensor(norm))
-    optimizer.step()
+    scaler.step(optimizer)
 
 
 def gradients(
-    model: Model, parts: Sequence[Batch], *, reduce: Reduce = alone, precision: str = "float32", counted: bool = True
+    model: Model,
+    parts: Sequence[Batch],
+    *,
+    reduce: Reduce = alone,
+    precision: str = "float32",
+    scaler: LossScaling = OFF,
+    counted: bool = True,
 ) -> StepResult:
-    """Add to the model's gradients those of the batch's loss; arguments as of `step`."""
+    """Add to the model's gradients those of the batch's loss, times the scaler's factor; arguments as of `step`."""
     share = float(counted)
     counts = batch_counts(model, [target for part in parts for target in part.targets], share, reduce)
     losses = []
     for part in parts:
-        with torch.autocast(part.images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(part.images.device, precision):
             sums = {name: loss.sum for name, loss in model(part).items()}
         loss = torch.stack([share * total / counts[name] for name, total in sums.items()]).sum()
-        loss.backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     total = torch.stack(losses).sum()
     _add_up(model, total, reduce)
     norm = get_total_norm([parameter.grad for parameter in moving(model) if parameter.grad is not None])
-    return StepResult(*torch.stack([total, norm.to(total)]).tolist())  # one wait for the device a step
+    loss_value, scaled = torch.stack([total, norm.to(total)]).tolist()  # one wait for the device a step
+    return StepResult(loss_value, scaled / scaler.get_scale())
 
 
 def batch_counts(model: Model, targets: Sequence[Target], share: float, reduce: Reduce) -> dict[str, Tensor]:

@@ -1,0 +1,151 @@
+"""What a run says of itself before its first step, in one place: what is trained, from where, on what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from patchform import distributed, schema
+from patchform.errors import ResourceError
+from patchform.settings import Recipe
+from patchform.training.batches import TrainingData
+from patchform.training.freezing import batch_norms
+from patchform.training.learner import Learner
+from patchform.training.resuming import Settled
+from patchform.training.run import RunContext
+from patchform.weights.files import replace_text
+
+SUMMARY = "summary.txt"
+"""In a run folder: what each start of the run said of itself."""
+
+
+class Entry(NamedTuple):
+    """A line of the summary."""
+
+    name: str
+    text: str
+
+
+class Start(NamedTuple):
+    """What a run begins with, or goes on with."""
+
+    learner: Learner
+    data: TrainingData
+    settled: Settled
+    step: int
+    """Steps taken before."""
+    at_once: int
+    """Samples that go through the model together."""
+
+
+def announce(start: Start, context: RunContext) -> None:
+    """Say what is about to be trained, and keep it in the run folder; a run that goes on adds to what is there.
+
+    Raises:
+        ResourceError: the disk is full or the folder is not writable.
+    """
+    entries = list(summary(start, context))
+    wide = max(len(entry.name) for entry in entries)
+    lines = [f"{entry.name:{wide}}  {entry.text}" for entry in entries]
+    for line in lines:
+        context.reporter.note(line)
+    if context.rank.is_main:
+        path = context.folder / SUMMARY
+        replace_text(path, "\n".join([*_kept(path), *lines, ""]))
+
+
+def summary(start: Start, context: RunContext) -> Iterable[Entry]:
+    """The lines, with the model as it is at its first step."""
+    learner, recipe, origin = start.learner, start.learner.recipe, start.settled.origin
+    model, settings = learner.model, recipe.training
+    listing, length = start.data.listing, learner.length
+    parts = learner.model.trained, model.head
+    backbone, head = (f"{_count(part.parameters()):,} parameters" for part in parts)
+    yield Entry("recipe", f"{origin.name}: {recipe.task.replace('_', ' ')}, {_several(settings.epochs, 'epoch')}")
+    yield Entry("backbone", f"{recipe.model.backbone}, {backbone}{_with(_backbone_options(recipe))}")
+    yield Entry("head", f"{recipe.model.head}, {head}{_with(recipe.model.head_options)}")
+    yield Entry("parameters", _trained(model))
+    yield Entry("frozen", _frozen(learner))
+    yield Entry("weights", _source(start))
+    yield Entry("input", _input(recipe))
+    yield Entry(
+        "data",
+        f"{len(listing)} {listing.thing}s to learn from, {len(start.data.splits.validation)} to validate on; batches of"
+        f" {min(settings.batch_size, len(listing))}, {start.at_once} at once; {length.steps_per_epoch} steps an epoch,"
+        f" {length.steps} in all",
+    )
+    yield Entry("device", _device(context))
+    yield Entry("precision", start.settled.precision)
+    yield Entry("run folder", str(context.folder))
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _with(options: Mapping[str, Any]) -> str:
+    return f"; with {', '.join(f'{name} {schema.shown(value)}' for name, value in options.items())}" if options else ""
+
+
+def _backbone_options(recipe: Recipe) -> dict[str, Any]:
+    drop_path = recipe.model.drop_path
+    return {**recipe.model.options, **({} if drop_path is None else {"drop_path": drop_path})}
+
+
+def _trained(model: nn.Module) -> str:
+    every, trained = _count(model.parameters()), _count(p for p in model.parameters() if p.requires_grad)
+    return f"{every:,}, all of them train" if every == trained else f"{trained:,} of {every:,} train"
+
+
+def _frozen(learner: Learner) -> str:
+    """What does not move at the first step, and until when."""
+    settings, layers = learner.recipe.model, len(learner.model.trained.layers())
+    frozen = settings.frozen if learner.recipe.optimizer.backbone_rate else "all"
+    parts = []
+    if frozen and learner.frozen.now:
+        until = learner.frozen.until
+        words = "the backbone" if frozen == "all" else f"the stem and {frozen} of {layers} layers of the backbone"
+        parts.append(words + (f" for {_several(settings.frozen_epochs, 'epoch')}" if until < float("inf") else ""))
+    if settings.norms == "frozen":
+        parts.append(f"{len(batch_norms(learner.model.trained))} batch normalisations")
+    return " and ".join(parts) or "nothing"
+
+
+def _source(start: Start) -> str:
+    """Where the weights come from."""
+    recipe = start.learner.recipe
+    if start.step:
+        return f"this run's own after step {start.step} of {start.learner.length.steps}"
+    if recipe.model.init_from is not None:
+        return recipe.model.init_from
+    return f"from nothing (seed {recipe.training.seed})"
+
+
+def _input(recipe: Recipe) -> str:
+    p = recipe.preprocessing
+    (height, width), frames = p.size, f"{p.frames} frames of " * bool(p.frames)
+    return f"{frames}{height} x {width} pixels ({p.resize}), {_several(p.channels, 'channel')}"
+
+
+def _device(context: RunContext) -> str:
+    kind, count = context.device.type, distributed.rank_and_world().world_size
+    name = torch.cuda.get_device_name(context.device) if kind == "cuda" else _several(torch.get_num_threads(), "thread")
+    return f"{kind}, {name}" + f", {count} processes" * (count > 1)
+
+
+def _kept(path: Path) -> list[str]:
+    """What earlier starts said, and an empty line."""
+    try:
+        return [*path.read_text().splitlines(), ""] if path.exists() else []
+    except ValueError:  # damaged: it is for people alone
+        return []
+    except OSError as error:
+        raise ResourceError(f"cannot be read ({error.strerror})", where=path) from error
