@@ -2,12 +2,14 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 import yaml
 
 from patchform import cli, lookup, schema
 from patchform.commands import recipes
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
+from patchform.model import build_backbone
 from patchform.settings import MOVED, Recipe
 
 
@@ -154,3 +156,118 @@ def test_a_recipe_that_is_written_is_read_again(tmp_path):
     made = recipes.resolve("detection/detr_r50_coco", {"name": "012", "model": {"options": {"dilated": 1}}})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(made)))))
     assert recipes.resolve(tmp_path) == made
+
+
+# ------------------------------------------------------------------------------- the backbone that is named is built
+
+
+def sized():
+    """(recipe, variant) of every packaged recipe with options of its own, and some other variants of the family."""
+    for name in recipes.packaged():
+        model = recipes.resolve(name).model
+        family, _, size = model.backbone.partition("/")
+        if model.options:
+            others = [row for row in lookup.module("backbones", family).VARIANTS if row != size]
+            yield from ((name, f"{family}/{row}") for row in {others[0], others[len(others) // 2], others[-1]})
+
+
+def test_no_recipe_keeps_an_option_that_another_variant_states_itself():
+    cases = list(sized())
+    assert len({name for name, _ in cases}) > 15
+    for name, backbone in cases:
+        recipe, origin = recipes.traced(name, {"model": {"backbone": backbone}})
+        before, left = recipes.resolve(name).model.options, set(recipe.model.options)
+        assert not left & set(lookup.backbone(backbone)[1].options), (name, backbone)
+        assert left <= {"position", "maps_from", "image_size"}, (name, backbone)
+        for option, value in before.items():  # each is said, whatever became of it
+            words = f"{option} {schema.shown(value)}"
+            assert sum(words in note and ("go with it" in note or "stays" in note) for note in origin.notes) == 1
+
+
+NAMED = [
+    ("classification", "vit/b16", 85.8),
+    ("classification/digits", "vit/s16", 21.7),
+    ("detection", "pvt/v2_b0", 3.4),
+    ("detection/digits", "pvt/v1_ti", 12.7),
+    ("instance_segmentation", "swin/t", 27.5),
+    ("semantic_segmentation", "pvt/v2_b1", 13.5),
+    ("semantic_segmentation/digits", "twins/svt_s", 23.5),
+    ("pretraining", "vit/b16", 85.8),
+    ("pretraining/small_dino", "vit/s16", 21.7),
+    ("video_classification", "vivit/b16x2", 88.6),
+    ("video_classification/digits", "vivit/b16x2_fe", 114.3),
+]
+
+
+@pytest.mark.parametrize(("name", "backbone", "millions"), NAMED)
+def test_what_is_named_is_built(name, backbone, millions):
+    options = recipes.resolve(name, {"model": {"backbone": backbone}}).model.options
+    with torch.device("meta"):
+        built, named = (build_backbone(backbone, **more) for more in (options, {}))
+    size, wanted = (sum(parameter.numel() for parameter in each.parameters()) for each in (built, named))
+    assert size == wanted
+    assert size / 1e6 == pytest.approx(millions, abs=0.5)
+
+
+OWN = "model: {backbone: vit/s16, options: {patch: 8, mlp_ratio: 2.0, position: sincos_2d}, head: linear}\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ({"backbone": "vit/b16"}, {"position": "sincos_2d"}),
+        ({"backbone": "vit/s16"}, {"patch": 8, "mlp_ratio": 2.0, "position": "sincos_2d"}),  # it is the recipe's own
+        ({"backbone": "vit/b16", "options": {"patch": 8}}, {"position": "sincos_2d", "patch": 8}),  # typed with it
+        ({"backbone": "vit/b16", "options": '{"depth": 3}'}, {"depth": 3}),  # as a whole, on a command line
+        ({"options": {"depth": 3}}, {"patch": 8, "mlp_ratio": 2.0, "position": "sincos_2d", "depth": 3}),
+        ({"backbone": "vit_det/b"}, {}),
+        ({"backbone": "swin/t", "options": {"window": 8}}, {"window": 8}),
+        ({"drop_path": 0.3}, {"patch": 8, "mlp_ratio": 2.0, "position": "sincos_2d"}),
+    ],
+)
+def test_what_was_typed_stays_and_what_is_the_variants_own_goes(model, options, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN)
+    assert recipes.resolve(file, {"model": model}).model.options == options
+    assert recipes.resolve(recipes.resolve(file), {"model": model}).model.options == options
+    (tmp_path / "recipe.yaml").write_text(OWN)  # a run folder
+    assert recipes.resolve(tmp_path, {"model": model}).model.options == options
+
+
+def test_a_recipe_that_names_no_backbone_has_the_default_one(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("model: {options: {patch: 8}}\n")
+    assert recipes.resolve(file).model.options == {"patch": 8}
+    assert recipes.resolve(file, {"model": {"backbone": "vit/b16"}}).model.options == {}
+    assert recipes.resolve(file, {"model": {"head": "token_label"}}).model.options == {"patch": 8}
+
+
+def test_a_variant_that_is_none_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match=r'no backbone "vit/b17".*did you mean "vit/b'):
+        recipes.resolve("classification", {"model": {"backbone": "vit/b17"}})
+
+
+def test_what_became_otherwise_is_said():
+    def notes(name, **sections):
+        return recipes.traced(name, sections)[1].notes
+
+    assert notes("classification") == ()
+    assert notes("classification", training={"epochs": 3}) == ()
+    small = notes("classification", model={"backbone": "vit/b16"})
+    assert small[0].endswith("its patch 4, width 128, depth 6, heads 4 go with it")
+    assert small[1].endswith("32 x 32 pixels; vit/b16 was published at 224 x 224 (--preprocessing.size 224)")
+    assert len(notes("classification", model={"backbone": "vit/b16"}, preprocessing={"size": 48})) == 1
+    clips = notes("video_classification", model={"backbone": "timesformer/b"})
+    assert "16 frames of 64 x 64 pixels; timesformer/b was published at 8 frames of 224 x 224" in clips[1]
+    (kept,) = notes("pretraining/mae_b16_in1k", model={"backbone": "vit/l16"})
+    assert kept == "backbone vit/l16 in place of the recipe's vit/b16; its position sincos_2d stays"
+    (headed,) = notes("semantic_segmentation", model={"head": "setr"})
+    assert headed.startswith("head setr in place of the recipe's semantic_fpn; its channels_pyramid 64")
+    assert all("\n" not in note for note in (*small, *clips, kept, headed))
+
+
+def test_a_recipe_is_called_by_its_name_or_its_file(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(OWN)
+    assert recipes.traced("detection")[1].name == "detection/small"
+    assert recipes.traced(tmp_path)[1].name == str(tmp_path / "recipe.yaml")
+    assert recipes.traced(Recipe())[1].name == "settings given in Python"

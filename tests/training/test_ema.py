@@ -7,6 +7,26 @@ from patchform.records import Preprocessing
 from patchform.training import ema
 
 
+def test_the_memory_begins_short_and_ends_as_it_is_set():
+    decays = [ema.decay_at(step, 0.99) for step in range(2000)]
+    assert decays[:3] == [1 / 10, 2 / 11, 3 / 12]
+    assert decays == sorted(decays)
+    assert decays[889] == 890 / 899 < 0.99 == decays[890] == decays[-1]
+    assert [ema.decay_at(step, 0.15) for step in range(3)] == [0.1, 0.15, 0.15]
+    assert ema.decay_at(5, 0.0) == 0.0
+
+
+def test_a_short_run_ends_with_what_it_learnt_and_not_with_what_it_began_as():
+    """Weights that go from 0 to 1 in 30 steps: of the beginning nothing is left, of the way the last part."""
+    warmed = plain = 0.0
+    for step in range(30):
+        weight = (step + 1) / 30
+        decay = ema.decay_at(step, 0.99)
+        warmed, plain = decay * warmed + (1 - decay) * weight, 0.99 * plain + 0.01 * weight
+    assert plain < 0.2
+    assert 0.85 < warmed < 1
+
+
 def test_the_average_is_the_sum_of_its_definition_and_leaves_the_model_alone():
     torch.manual_seed(0)
     size = Preprocessing(size=(32, 32))

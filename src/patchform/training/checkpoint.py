@@ -259,6 +259,8 @@ def _load_optimizer(parts: Parts, path: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for full, tensor in files.read_tensors(path).items():
         name, _, key = full.rpartition("/")
+        if name not in index and name in names.values():
+            continue  # it moved before, and is frozen now
         like = ordered[index[name]]
         if tensor.shape == like.shape:  # fused kernels need the parameter's memory format
             tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

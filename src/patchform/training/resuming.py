@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from patchform import schema
+from patchform import distributed, schema
 from patchform.device import fast_precision, slow_precision
 from patchform.errors import UsageError
 from patchform.settings import Origin, Recipe
@@ -82,10 +82,13 @@ def settle(recipe: Recipe, origin: Origin, context: RunContext, *, resume: bool)
     A run keeps the precision that it began with, wherever it goes on, unless another one is asked for by name.
     """
     earlier, asked = _earlier(context) if resume else None, recipe.training.precision
-    fast = fast_precision(context.device)
-    precision, why = (fast.precision, f" (auto: {fast.reason})") if asked == "auto" else (asked, "")
-    if asked == "auto" and earlier is not None and earlier.training.precision != "auto":
-        precision, why = earlier.training.precision, " (auto: what the run began with)"
+    fast, why = fast_precision(context.device), ""
+    precision: str = asked
+    if asked == "auto":
+        precision, why = fast.precision, f" (auto: {fast.reason})"
+        if earlier is not None and earlier.training.precision != "auto":
+            precision, why = earlier.training.precision, " (auto: what the run began with)"
+        precision = distributed.broadcast_text(lambda: precision)  # processes may be on unlike machines
     if slow := slow_precision(context.device, precision):
         why += f"; {slow}"
     settled = Settled(
