@@ -151,5 +151,7 @@ class Published:
     """`SCORES`."""
     weights: tuple[WeightsFile, ...] = ()
     """`WEIGHTS`."""
+    computes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """`COMPUTES`: by layout, options of the backbone with which the code computes whose names it has."""
     init_layouts: dict[str, Any] = field(default_factory=dict)
     """`INIT_LAYOUTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from patchform.layers.fitting import Fitted, Resizable, TransferContext
 from patchform.layers.patches import Patches, Tubelets
 from patchform.model import Model, build_model, load
 from patchform.settings import Transfer
-from patchform.weights import sources
+from patchform.weights import files, sources
 from patchform.weights.hub import locate
 from patchform.weights.load_report import Entry, Report, shorten
 from patchform.weights.operations import Operation, Sizes, reshape
@@ -87,7 +87,8 @@ def load_weights(
     target.load_state_dict({key.removeprefix(level): tensor for key, tensor in {**own, **filled}.items()})
     unread = (name for name in weights.tensors if not name.startswith(used_prefix))
     dropped = tuple(Entry("dropped", name, (name,), f'does not begin with "{prefix}"') for name in unread)
-    return report._replace(entries=report.entries + dropped, layout=layout_name, prefix=used_prefix)
+    computes = _computes(backbone, layout_name, source)
+    return report._replace(entries=report.entries + dropped, layout=layout_name, prefix=used_prefix, computes=computes)
 
 
 def pretrained(
@@ -120,7 +121,7 @@ def pretrained(
         head=row.head,
         classes=classes or names,
         preprocessing=row.preprocessing,
-        backbone_options=dict(row.backbone_options),
+        backbone_options=computing_options(name.partition(".")[0], row.layout) | row.backbone_options,
         head_options=dict(row.head_options),
     )
     report = load_weights(model, locate(source or name, say=say), transfer=Transfer(classes=names))
@@ -140,6 +141,12 @@ def class_names(labels: str) -> tuple[str, ...]:
     return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
+def computing_options(name: str, layout: str) -> dict[str, Any]:
+    """Options of a backbone, family/size, that make it compute as the code does whose names a layout has."""
+    _, variant = lookup.backbone(name)
+    return lookup.layout_options(variant.build, name.partition("/")[0], layout)
+
+
 def layouts_of(backbone: Backbone) -> dict[str, Rules]:
     """Every layout that weights of a backbone's family are known to come in, ours last."""
     return {**lookup.published(_family(backbone)).layouts, OWN: _OWN}
@@ -147,6 +154,24 @@ def layouts_of(backbone: Backbone) -> dict[str, Rules]:
 
 def _family(backbone: Backbone) -> str:
     return type(backbone).__module__.rpartition(".")[2]
+
+
+def _computes(backbone: Backbone, layout: str, source: Any) -> str:
+    """What a report says of options with which the source computes and the backbone does not; mostly nothing."""
+    family, subject = _family(backbone), f"layout {layout}"
+    options = lookup.layout_options(type(backbone), family, layout)
+    if layout == OWN and isinstance(source, str | Path) and (Path(source) / sources.DESCRIPTION).exists():
+        names, subject = files.read_json(Path(source) / sources.DESCRIPTION)["architecture"], str(source)
+        _, variant = lookup.backbone(names["backbone"])
+        known = {option for row in lookup.published(family).computes.values() for option in row}
+        said = {**lookup.defaults(variant.build), **variant.options, **names["backbone_options"]}
+        options = {option: value for option, value in said.items() if option in known and hasattr(backbone, option)}
+    other = {option: value for option, value in options.items() if getattr(backbone, option) != value}
+    if not other:
+        return ""
+    theirs = ", ".join(f"{option}: {value}" for option, value in other.items())
+    ours = ", ".join(f"{option}: {getattr(backbone, option)}" for option in other)
+    return f"{subject} computes with {theirs}, and this model with {ours}: other numbers at some sizes (model.options)"
 
 
 def _layouts_for(backbone: Backbone, weights: sources.Source, named: str | None) -> dict[str, Rules]:

@@ -142,8 +142,16 @@ def published(family: str) -> Published:
         layouts=getattr(entry, "LAYOUTS", {}),
         scores=getattr(entry, "SCORES", ()),
         weights=getattr(entry, "WEIGHTS", ()),
+        computes=getattr(entry, "COMPUTES", {}),
         init_layouts=getattr(entry, "INIT_LAYOUTS", {}),
     )
+
+
+def layout_options(build: Any, family: str, layout: str) -> dict[str, Any]:
+    """Options with which the code computes whose names a layout has, as far as a class of the family takes them."""
+    accepted = _options(build)
+    options: Mapping[str, Any] = published(family).computes.get(layout, {})
+    return {option: value for option, value in options.items() if option in accepted}
 
 
 def weights_files(pattern: str = "*") -> dict[str, WeightsFile]:
@@ -194,6 +202,11 @@ def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Map
         except schema.Misfit as misfit:
             what = schema.Misfit(misfit.value, misfit.needed, key=f"option {option} of {of}", outside=misfit.outside)
             raise UsageError(what.what, remedy=what.remedy) from None
+
+
+def defaults(build: Any) -> dict[str, Any]:
+    """Of a constructor's options, those that have one."""
+    return {name: default for name, (_, default) in _options(build).items() if default is not inspect.Parameter.empty}
 
 
 def _options(build: Any) -> dict[str, tuple[Any, Any]]:

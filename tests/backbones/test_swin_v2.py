@@ -217,8 +217,8 @@ def test_multiplications_equal_the_published_counts():
 
 @torch.no_grad()
 def test_the_bias_is_worked_out_once_and_never_stale():
-    position = randomise(ContinuousBias(2, (4, 4), 4)).eval()
-    other = randomise(ContinuousBias(2, (4, 4), 4), seed=1)
+    position = randomise(ContinuousBias(2, (4, 4), (4, 4))).eval()
+    other = randomise(ContinuousBias(2, (4, 4), (4, 4)), seed=1)
     calls, bias = [], partial(position.bias, torch.float)
     position.fc1.register_forward_hook(lambda *_: calls.append(1))
     assert bias() is bias()
@@ -248,7 +248,7 @@ def test_the_bias_is_worked_out_once_and_never_stale():
     with torch.enable_grad():
         assert bias().requires_grad
     with torch.inference_mode():
-        assert ContinuousBias(2, (4, 4), 4).bias(torch.float).shape == (2, 16, 16)  # its parameters have no versions
+        assert ContinuousBias(2, (4, 4), (4, 4)).bias(torch.float).shape == (2, 16, 16)  # its parameters have no versions
         position.train().eval()
         bias()
     with torch.enable_grad():  # what inference mode left behind does not reach training
@@ -256,7 +256,7 @@ def test_the_bias_is_worked_out_once_and_never_stale():
 
 
 def test_tokens_of_zeros_have_finite_gradients():
-    position = ContinuousBias(2, (2, 2), 2)
+    position = ContinuousBias(2, (2, 2), (2, 2))
     q, k = (torch.zeros(1, 1, 2, 4, 3, requires_grad=True) for _ in range(2))
     found = position(q, k, None)
     assert found[0].abs().max() == found[1].abs().max() == 0

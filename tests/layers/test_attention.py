@@ -8,7 +8,7 @@ from torch import nn
 
 from patchform.layers.attention import Attention, CrossAttention, attend, recording
 from patchform.layers.blocks import MLP, Block
-from patchform.layers.patterns import Blocks, Columns, Global, Neighborhood, Rows, Windows, _tables
+from patchform.layers.patterns import Blocks, Columns, Global, Neighborhood, Rows, Windows, tables_of
 from patchform.layers.positions import RelativeBias, Rope2D
 
 PATTERNS = [
@@ -171,7 +171,7 @@ def test_no_mask_exactly_where_all_see_all(pattern, grid):
     keys = pattern.key_index(grid)
     if keys is not None:
         assert all(len(row[row >= 0].unique()) == int((row >= 0).sum()) for row in keys)
-    allowed = _tables(pattern, grid, torch.device("cpu")).allowed
+    allowed = tables_of(pattern, grid, torch.device("cpu")).masks
     if pattern.all_see_all(grid):
         picture = pattern.picture(grid)
         assert all(picture[row][:, row].all() for row in queries)
@@ -179,8 +179,8 @@ def test_no_mask_exactly_where_all_see_all(pattern, grid):
 
 
 def test_memory_of_a_neighborhood_grows_with_the_cells():
-    small, large = (_tables(Neighborhood(2), (side, side), torch.device("cpu")).allowed.numel() for side in (32, 64))
-    assert large == 4 * small
+    small, large = (tables_of(Neighborhood(2), (side, side), torch.device("cpu")) for side in (32, 64))
+    assert large.key_exists.numel() == 4 * small.key_exists.numel() and large.masks.numel() == small.masks.numel()
 
 
 def test_relative_bias_against_a_loop():

@@ -11,13 +11,16 @@ neighbours are in one window in every second block. Maps are the stages' outputs
 
     v1:  x + attention(norm(x))   scores q k / sqrt(d) + table of offsets       merge: norm, reduction
     v2:  x + norm(attention(x))   scores s cos(q, k) + network(log of offsets)  merge: reduction, norm
+
+What happens where windows do not divide a map, or one covers an axis of it, the paper does not say, and no two published
+programs do the same: `windows` has the rule of each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +34,51 @@ from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.linear import Linear
 from patchform.layers.patches import Patches
-from patchform.layers.patterns import Windows
+from patchform.layers.patterns import FilledWindows, RolledWindows, Windows
 from patchform.layers.positions import Grid, RelativeBias, RelativePosition
 from patchform.records import Features
+
+
+WindowRule: TypeAlias = Literal["masked", "zeros", "zeros_axis", "zeros_map", "zeros_native", "zeros_rolled"]
+"""What windows do that a map does not fill, and which of every second block's are displaced.
+
+masked: empty places are nobody's keys; an axis that one window covers is not displaced.
+zeros: zeros fill them, whose keys and values, the projection's bias, are seen; all are displaced. Detectors and
+segmenters of OpenMMLab and of Swin's authors, transformers' SwinBackbone.
+zeros_axis: so, but an axis that one window covers is not displaced. torchvision.
+zeros_map: so, but a map one of whose axes is covered so is not displaced. Classifiers of the authors (whose maps have to
+be whole windows), of transformers and of mmpretrain.
+zeros_native: so, but what is displaced, and the largest window, is decided by the rows of the maps of `image_size`.
+transformers' version 2.
+zeros_rolled: so, but decided for each axis by the maps of `image_size`; and zeros fill a map that is displaced already.
+timm.
+Where windows divide every map and cover no axis, all of them are one function.
+"""
+
+
+def _tilings(rule: WindowRule, window: int, native: Grid) -> tuple[Windows, Windows]:
+    """The windows of a stage's blocks, in turn, for its map of `image_size`."""
+    rows, columns = native
+    smallest = min(window, rows, columns)
+    sides = {
+        "masked": (smallest, smallest),
+        "zeros_map": (smallest, smallest),
+        "zeros_native": (min(window, rows), min(window, rows)),
+        "zeros_rolled": (min(window, rows), min(window, columns)),
+    }
+    size = sides.get(rule, (window, window))
+    shift = size[0] // 2, size[1] // 2
+    if rule == "zeros_native":
+        shift = shift if rows > window else (0, 0)
+    elif rule == "zeros_rolled":
+        shift = shift[0] * (rows > window), shift[1] * (columns > window)
+    displaced = {
+        "masked": Windows(size, shift),
+        "zeros_axis": FilledWindows(size, shift),
+        "zeros_map": FilledWindows(size, shift, "map"),
+        "zeros_rolled": RolledWindows(size, shift),
+    }.get(rule, FilledWindows(size, shift, "nothing"))
+    return type(displaced)(size), displaced
 
 
 class Stages(Backbone):
@@ -42,7 +87,7 @@ class Stages(Backbone):
     Args:
         block: (stage, pattern, drop path) -> a block of that stage.
         merge: (width) -> what joins 2x2 cells and doubles the width.
-        in_channels, image_size, patch, width, depths, window, drop_path: see `Swin`.
+        in_channels, image_size, patch, width, depths, window, windows, drop_path: see `Swin`.
     """
 
     def __init__(
@@ -55,9 +100,11 @@ class Stages(Backbone):
         width: int,
         depths: tuple[int, ...],
         window: int,
+        windows: WindowRule,
         drop_path: float,
     ) -> None:
         super().__init__()
+        self.windows = windows
         self.channels = tuple(width << stage for stage in range(len(depths)))
         self.strides = tuple(patch << stage for stage in range(len(depths)))
         self.width = self.channels[-1]
@@ -69,8 +116,7 @@ class Stages(Backbone):
         for stage, (channels, stride, depth) in enumerate(zip(self.channels, self.strides, depths)):
             if stage:
                 self.merges.append(merge(channels // 2))
-            side = min(window, *grids.cells(image_size, stride))
-            tilings = Windows((side, side)), Windows((side, side), (side // 2, side // 2))
+            tilings = _tilings(windows, window, grids.cells(image_size, stride))
             self.stages.append(nn.ModuleList(block(stage, tilings[number % 2], next(rates)) for number in range(depth)))
         self.norm = nn.LayerNorm(self.width)
         blocks.init_weights(self.stages)
@@ -108,7 +154,9 @@ class Swin(Stages):
         depths: blocks of each stage.
         heads: attention heads of each stage.
         window: side of a window, cells.
+        windows: what those do that a map does not fill, and which are displaced: a `WindowRule`.
         mlp_ratio: hidden width of the perceptrons over the stage's.
+        qkv_bias: biases of queries, keys, values.
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
@@ -122,7 +170,9 @@ class Swin(Stages):
         depths: tuple[int, ...] = (2, 2, 6, 2),
         heads: tuple[int, ...] = (3, 6, 12, 24),
         window: int = 7,
+        windows: WindowRule = "masked",
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         drop_path: float = 0.0,
     ) -> None:
         def block(stage: int, pattern: Windows, rate: float) -> Block:
@@ -132,11 +182,12 @@ class Swin(Stages):
                 pattern=pattern,
                 position=RelativeBias(heads[stage], pattern.size),
                 mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
                 eps=1e-5,
                 drop_path=rate,
             )
 
-        super().__init__(block, PatchMerging, in_channels, image_size, patch, width, depths, window, drop_path)
+        super().__init__(block, PatchMerging, in_channels, image_size, patch, width, depths, window, windows, drop_path)
 
 
 class PatchMerging(nn.Module):
@@ -163,10 +214,11 @@ class SwinV2(Stages):
     rounding until a learned scale s (below 100) comes near that.
 
     Args:
-        in_channels, image_size, patch, width, depths, heads, mlp_ratio, drop_path: see `Swin`.
+        in_channels, image_size, patch, width, depths, heads, windows, mlp_ratio, drop_path: see `Swin`.
         window: side of a window, cells.
         pretrained_windows: for each stage, side of the window of the weights that training starts from: offsets are
             measured in it. Default: the own window.
+        qkv_bias: biases of queries and values; keys have none.
     """
 
     def __init__(
@@ -179,18 +231,27 @@ class SwinV2(Stages):
         depths: tuple[int, ...] = (2, 2, 6, 2),
         heads: tuple[int, ...] = (3, 6, 12, 24),
         window: int = 8,
+        windows: WindowRule = "masked",
         pretrained_windows: tuple[int, ...] | None = None,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         drop_path: float = 0.0,
     ) -> None:
         def block(stage: int, pattern: Windows, rate: float) -> Block:
-            native = pretrained_windows[stage] if pretrained_windows else pattern.size[0]
-            position = ContinuousBias(heads[stage], pattern.size, native)
+            native = (pretrained_windows[stage],) * 2 if pretrained_windows else pattern.size
             return PostNormBlock(
-                width << stage, heads[stage], pattern=pattern, position=position, mlp_ratio=mlp_ratio, drop_path=rate
+                width << stage,
+                heads[stage],
+                pattern=pattern,
+                position=ContinuousBias(heads[stage], pattern.size, native),
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_path=rate,
             )
 
-        super().__init__(block, PatchMergingV2, in_channels, image_size, patch, width, depths, window, drop_path)
+        super().__init__(
+            block, PatchMergingV2, in_channels, image_size, patch, width, depths, window, windows, drop_path
+        )
 
 
 class PostNormBlock(Block):
@@ -198,6 +259,7 @@ class PostNormBlock(Block):
 
     Args:
         width, heads, pattern, position, mlp_ratio, drop_path: see `Block`.
+        qkv_bias: biases of queries and values.
     """
 
     def __init__(
@@ -208,12 +270,21 @@ class PostNormBlock(Block):
         pattern: Windows,
         position: RelativePosition,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__(
-            width, heads, pattern=pattern, position=position, mlp_ratio=mlp_ratio, eps=1e-5, drop_path=drop_path
+            width,
+            heads,
+            pattern=pattern,
+            position=position,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=False,
+            eps=1e-5,
+            drop_path=drop_path,
         )
-        self.attention.qkv = QKV(width)
+        if qkv_bias:
+            self.attention.qkv = QKV(width)
         for norm in (self.norm1, self.norm2):  # at the start a block changes nothing (the authors' code)
             nn.init.zeros_(norm.weight)
 
@@ -242,7 +313,7 @@ class ContinuousBias(RelativePosition):
     Args:
         heads: h.
         grid: rows and columns of a window.
-        native: side of the window that offsets are measured in: its largest becomes 8 before the logarithm.
+        native: sides of the window that offsets are measured in: its largest becomes 8 before the logarithm.
     """
 
     index: Tensor
@@ -251,13 +322,13 @@ class ContinuousBias(RelativePosition):
     HIGHEST = 100.0  # of the learned scales
     STRONGEST = 16.0  # bias
 
-    def __init__(self, heads: int, grid: Grid, native: int) -> None:
+    def __init__(self, heads: int, grid: Grid, native: Grid) -> None:
         super().__init__()
         self.cached: tuple[object, Tensor] | None = None
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.fc1 = nn.Linear(2, self.HIDDEN)
         self.fc2 = nn.Linear(self.HIDDEN, heads, bias=False)
-        dy, dx = (8 * torch.arange(1.0 - side, side) / max(native - 1, 1) for side in grid)
+        dy, dx = (8 * torch.arange(1.0 - side, side) / max(of - 1, 1) for side, of in zip(grid, native))
         offset = torch.stack(torch.meshgrid(dy, dx, indexing="ij"), -1).flatten(0, 1)
         self.register_buffer("offsets", offset.sign() * (offset.abs() + 1).log2() / 3, persistent=False)
         self.register_buffer("index", RelativeBias.offsets(grid), persistent=False)
@@ -275,9 +346,10 @@ class ContinuousBias(RelativePosition):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             return self.compute().to(dtype)
         state = (dtype, *((p.data_ptr(), p._version) for p in parameters))
-        if self.cached is None or self.cached[0] != state:
-            self.cached = state, self.compute().to(dtype)
-        return self.cached[1]
+        cached = self.cached  # another thread may replace it meanwhile
+        if cached is None or cached[0] != state:
+            self.cached = cached = state, self.compute().to(dtype)
+        return cached[1]
 
     def compute(self) -> Tensor:
         """The bias, not from the cache."""

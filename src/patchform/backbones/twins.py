@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
-from patchform.layers.patterns import Windows
+from patchform.layers.patterns import FilledWindows, HalfFilledWindows, Windows
 from patchform.layers.reduction import PatchProjection, patch_projection_block, zero_padding
 from patchform.records import Features
 
@@ -118,12 +119,27 @@ class PCPVT(Twins):
         super().__init__(in_channels, widths, stages, norm_maps)
 
 
+WindowRule: TypeAlias = Literal["masked", "zeros", "zeros_half"]
+"""What windows do that a map does not fill.
+
+masked: empty places are nobody's keys. zeros: zeros fill them, whose keys and values, the projection's bias, are seen:
+timm, and the authors' detectors. zeros_half: zeros where windows divide one side of the map, masked where they divide
+neither: the authors' segmenters and OpenMMLab, by a slip of an index that their weights have seen.
+"""
+_WINDOWS: dict[WindowRule, type[Windows]] = {
+    "masked": Windows,
+    "zeros": FilledWindows,
+    "zeros_half": HalfFilledWindows,
+}
+
+
 class SVT(Twins):
     """Pyramid of blocks of local and global attention in turn (section 3.2).
 
     Args:
         in_channels, widths, depths, heads, mlp_ratios, reductions, drop_path, norm_maps: see `PCPVT`.
-        window: side of a window, cells; those at the border of a map that it does not divide hold fewer.
+        window: side of a window, cells.
+        windows: what those do that a map does not fill: a `WindowRule`.
     """
 
     def __init__(
@@ -135,23 +151,25 @@ class SVT(Twins):
         heads: Sequence[int] = (2, 4, 8, 16),
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
         window: int = 7,
+        windows: WindowRule = "masked",
         reductions: Sequence[int] = (8, 4, 2, 1),
         norm_maps: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         rates = iter(linear_rates(drop_path, sum(depths)))
         sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
-        windows = Windows((window, window))
+        pattern = _WINDOWS[windows]((window, window))
         stages = [
             [
                 patch_projection_block(width, stage_heads, ratio, side, drop_path=rate)
                 if index % 2
-                else Block(width, stage_heads, pattern=windows, mlp_ratio=ratio, drop_path=rate)
+                else Block(width, stage_heads, pattern=pattern, mlp_ratio=ratio, drop_path=rate)
                 for index, rate in zip(range(depth), rates)
             ]
             for width, depth, stage_heads, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
+        self.windows = windows
 
 
 class PositionGenerator(nn.Module):

@@ -15,7 +15,7 @@ from patchform import lookup
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.loading import OWN, class_names, export_weights, layouts_of, load_weights, prefixes_of
+from patchform.loading import OWN, class_names, computing_options, export_weights, layouts_of, load_weights, prefixes_of
 from patchform.model import Model, build_model, load, save
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
@@ -367,6 +367,8 @@ def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, R
     if fitted.classes and len(names) != fitted.classes:
         raise UsageError(f"{len(names)} names for {fitted.classes} classes", where=path)
     architecture = fitted.architecture
+    computing = computing_options(candidate.backbone, fitted.report.layout)
+    candidate = replace(candidate, options={**computing, **candidate.options})
     model = _build(replace(candidate, head=architecture.head, head_options=architecture.head_options), names)
     report = load_weights(model, tensors, layout=fitted.report.layout, prefix=fitted.report.prefix)
     if to == OWN and not candidate.classes:

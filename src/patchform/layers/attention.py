@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,13 +35,26 @@ def recording() -> Iterator[list[Tensor]]:
         _recorded = outer
 
 
+class GroupMasks(NamedTuple):
+    """A mask that many groups share, kept once."""
+
+    masks: Tensor
+    """(M, 1, N, K) bool."""
+    of_group: Tensor
+    """(G,) int32, which of them a group has."""
+
+    def of_all(self) -> Tensor:
+        """(G, 1, N, K) bool."""
+        return self.masks.index_select(0, self.of_group)
+
+
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
     bias: Tensor | None = None,
-    allowed: Tensor | None = None,
+    allowed: Tensor | GroupMasks | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """softmax(scale * q k^T + bias) v over the allowed keys: the only call of an attention kernel in the project.
@@ -58,15 +72,21 @@ def attend(
         (B, G, h, N, e). The fused and the explicit route agree to rounding.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if allowed is None:
-        mask = None if bias is None else bias.to(q.dtype)
-    elif bias is None:
-        mask = allowed
-    else:
-        mask = torch.where(allowed, bias.to(q.dtype), _masked_score(q))
+    mask = _joined(None if bias is None else bias.to(q.dtype), allowed)
     if _recorded is not None or _explicit_is_faster(q, k, mask):
         return _explicit(q, k, v, mask, scale)
     return _fused(q, k, v, mask, scale)
+
+
+def _joined(bias: Tensor | None, allowed: Tensor | GroupMasks | None) -> Tensor | None:
+    """A mask as kernels take it: the bias, and a score that leaves no weight where a key is not allowed."""
+    if isinstance(allowed, GroupMasks):
+        if bias is not None and bias.dim() <= 3 and not bias.requires_grad:  # of one group: joined once for each mask
+            return torch.where(allowed.masks, bias, _masked_score(bias)).index_select(0, allowed.of_group)
+        allowed = allowed.of_all()
+    if allowed is None or bias is None:
+        return bias if allowed is None else allowed
+    return torch.where(allowed, bias, _masked_score(bias))
 
 
 def real_keys(padding: Tensor | None) -> Tensor | None:
@@ -144,7 +164,7 @@ class Attention(nn.Module):
         tokens: Tensor,
         *,
         grid: tuple[int, int] | None = None,
-        allowed: Tensor | None = None,
+        allowed: Tensor | GroupMasks | None = None,
         gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Attend within each group.

@@ -13,18 +13,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchform.geometry import grids
-from patchform.layers.attention import never_empty, real_keys
-
-Grid: TypeAlias = tuple[int, int]
-Cell: TypeAlias = tuple[Tensor, Tensor]
-"""(row, column), int64, broadcasting."""
+from patchform.layers.attention import GroupMasks, never_empty, real_keys
+from patchform.layers.pattern_tables import CACHE, Cell, Cells, Grid, Tables, build_tables, by_distance_to_the_ends
 
 
 class Groups(NamedTuple):
@@ -34,26 +32,10 @@ class Groups(NamedTuple):
     """(B, G, N, D)."""
     grid: Grid | None
     """Rows and columns of the queries of a group, for positions inside attention; None: in the order of the caller."""
-    allowed: Tensor | None = None
+    allowed: Tensor | GroupMasks | None = None
     """bool, broadcasts to (B, G, h, N, K); None: every query sees every key."""
     gather_keys: Callable[[Tensor], Tensor] | None = None
     """(B, G, h, N, d) -> (B, G, h, K, d), where keys are not the queries of the group."""
-
-
-class Tables(NamedTuple):
-    """The fast route of a pattern on one grid."""
-
-    query_index: Tensor
-    """(G * N,) cell of each query; 0 where there is none."""
-    token_index: Tensor
-    """(H * W,) query of each cell."""
-    gather_index: Tensor | None
-    """(G * K,) query that is the same cell as each key; None: keys are the queries of the group."""
-    key_exists: Tensor
-    """(G, 1, 1, K) bool: the key is a cell."""
-    allowed: Tensor | None
-    """(G, 1, N, K) bool; None: every query sees every key."""
-    groups: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +58,10 @@ class Pattern:
         """Whether every query is a cell and sees all keys of its group, so that no mask is needed."""
         return False
 
+    def alike(self, grid: Grid) -> Tensor | None:
+        """(G,) int64: groups of one number have one mask, which is then made and kept once; None: each has its own."""
+        return None
+
     def group_grid(self, grid: Grid) -> Grid | None:
         """Rows and columns of the queries of one group."""
         return None
@@ -84,10 +70,13 @@ class Pattern:
         """(B, H, W, D) and padding (B, H, W) -> groups. One copy; padding is no query's key."""
         batch, height, width, _ = x.shape
         grid = (height, width)
-        table = _tables(self, grid, x.device)
+        table = tables_of(self, grid, x.device)
         tokens = x.flatten(1, 2).index_select(1, table.query_index).unflatten(1, (table.groups, -1))
-        allowed = table.allowed
+        allowed: Tensor | GroupMasks | None = table.masks
+        if table.masks is not None and table.mask_of_group is not None:
+            allowed = GroupMasks(table.masks, table.mask_of_group)
         if padding is not None:
+            allowed = allowed.of_all() if isinstance(allowed, GroupMasks) else allowed
             key_padding = padding.flatten(1).index_select(1, table.query_index)  # (B, G*N)
             if table.gather_index is not None:
                 key_padding = key_padding.index_select(1, table.gather_index)  # (B, G*K)
@@ -98,7 +87,7 @@ class Pattern:
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D), the inverse of `gather`."""
-        table = _tables(self, (grid[0], grid[1]), groups.device)
+        table = tables_of(self, (grid[0], grid[1]), groups.device)
         return groups.flatten(1, 2).index_select(1, table.token_index).unflatten(1, grid)
 
     def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
@@ -113,39 +102,20 @@ def _gather_keys(x: Tensor, *, table: Tables) -> Tensor:
     return tokens.index_select(1, table.gather_index).unflatten(1, (table.groups, -1)).transpose(2, 3)
 
 
-def _tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    if torch.compiler.is_compiling():  # sizes may be symbols, and the compiler folds what is constant
-        return _build_tables(pattern, grid, device)
-    return _cached_tables(pattern, grid, device)
+def tables_of(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
+    """The fast route of a pattern on a grid, kept as long as `pattern_tables.CACHE` has room for it."""
 
+    def cells(alike: Tensor | None) -> Cells:
+        sees = None if pattern.all_see_all(grid) else pattern.sees
+        return Cells(pattern.query_index(grid), pattern.key_index(grid), sees, alike)
 
-def _build_tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    queries = pattern.query_index(grid)
-    count = grid[0] * grid[1]
-    empty = queries < 0
-    token_index = torch.empty(count + 1, dtype=torch.long)
-    token_index = token_index.scatter(0, queries.masked_fill(empty, count).flatten(), torch.arange(queries.numel()))
-    key_index = pattern.key_index(grid)
-    keys = queries if key_index is None else key_index
-    allowed = None
-    if not pattern.all_see_all(grid):
-        query, key = queries.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
-        sees = pattern.sees((query // grid[1], query % grid[1]), (key // grid[1], key % grid[1]), grid)
-        allowed = ((sees | empty[:, :, None]) & (keys >= 0)[:, None])[:, None].to(device)
-    return Tables(
-        query_index=queries.clamp(min=0).flatten().to(device),
-        token_index=token_index[:count].to(device),
-        gather_index=None if key_index is None else token_index[keys.clamp(min=0).flatten()].to(device),
-        key_exists=(keys >= 0)[:, None, None].to(device),
-        allowed=allowed,
-        groups=queries.shape[0],
-    )
+    def build() -> Tables:
+        with torch.inference_mode(False), torch.no_grad():  # they must serve training too
+            return build_tables(cells(pattern.alike(grid)), grid, device)
 
-
-@cache
-def _cached_tables(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
-    with torch.inference_mode(False), torch.no_grad():  # they must serve training too
-        return _build_tables(pattern, grid, device)
+    if torch.compiler.is_compiling():  # sizes may be symbols, of which no number of masks follows
+        return build_tables(cells(None), grid, device)
+    return CACHE.get((pattern, grid, device), build)
 
 
 @dataclass(frozen=True)
@@ -212,21 +182,26 @@ class Columns(Pattern):
         return grid[0], 1
 
 
+Still: TypeAlias = Literal["axis", "map", "nothing"]
+
+
 @dataclass(frozen=True)
 class Windows(Pattern):
     """A query sees its own tile of a tiling that is displaced by `shift` cells (Liu et al. 2021, Swin, section 3.2).
 
     The fast route rolls the grid so that displaced tiles line up; the tiles that are cut by the border share a window
     and the mask, which is the definition, keeps them apart. On a grid that is no multiple of the window some are not
-    full. An axis that one window covers is not shifted (the authors' code does so too).
+    full: their empty places are nobody's keys.
 
     Args:
         size: rows and columns of a tile.
         shift: displacement of the tiling, 0 <= shift < size.
+        still: what is not displaced: an axis that one window covers, a map one of whose axes is covered so, or nothing.
     """
 
     size: Grid
     shift: Grid = (0, 0)
+    still: Still = "axis"
 
     def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
         """Same tile."""
@@ -235,7 +210,9 @@ class Windows(Pattern):
 
     def shift_on(self, grid: Grid) -> Grid:
         """The displacement that a grid gets."""
-        down, across = (s if side > n else 0 for s, side, n in zip(self.shift, grid, self.size))
+        covered = [side <= n for side, n in zip(grid, self.size)]
+        covered = {"axis": covered, "map": [any(covered)] * 2, "nothing": [False] * 2}[self.still]
+        down, across = (0 if still else shift for still, shift in zip(covered, self.shift))
         return down, across
 
     def query_index(self, grid: Grid) -> Tensor:
@@ -255,9 +232,104 @@ class Windows(Pattern):
         whole = grid[0] % self.size[0] == 0 and grid[1] % self.size[1] == 0
         return whole and self.shift_on(grid) == (0, 0)
 
+    def alike(self, grid: Grid) -> Tensor:
+        """All windows but those of the last two rows and columns: what is cut or not full lies there."""
+        down, across = (by_distance_to_the_ends(-(-side // n), 0, 2) for side, n in zip(grid, self.size))
+        return (3 * down[:, None] + across).flatten()
+
     def group_grid(self, grid: Grid) -> Grid:
         """The window."""
         return self.size
+
+
+@dataclass(frozen=True)
+class FilledWindows(Windows):
+    """Windows of a grid that zeros fill up to whole windows, at the bottom and the right; the zeros are keys as well.
+
+    Published dense code does this, after the norm: a real query also sees keys and values that are the bias of their
+    projection. The definition is that of `Windows` on the filled grid. Padding is zeros there, so that a picture sees
+    in a batch what it sees alone: what fills its own windows, and nothing beyond.
+    """
+
+    def filled(self, grid: Grid) -> Grid:
+        """Rows and columns of whole windows."""
+        down, across = (-(-side // n) * n for side, n in zip(grid, self.size))
+        return down, across
+
+    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
+        """(B, H, W, D) and padding (B, H, W) -> groups of the filled grid."""
+        if padding is not None:
+            x, padding = x.masked_fill(padding[..., None], 0), self._beyond(padding)
+        return super().gather(self._fill(x), padding)
+
+    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """(B, G, N, D) -> (B, H, W, D), without the zeros."""
+        filled = super().scatter(groups, self.filled((grid[0], grid[1])))
+        return filled[:, : grid[0], : grid[1]]
+
+    def _fill(self, x: Tensor) -> Tensor:
+        (height, width), (down, across) = x.shape[1:3], self.filled((x.shape[1], x.shape[2]))
+        return F.pad(x, (0, 0, 0, across - width, 0, down - height)) if (down, across) != (height, width) else x
+
+    def _beyond(self, padding: Tensor) -> Tensor:
+        """(B, H, W) -> of the filled grid: padding but for what fills windows of the picture that are not displaced."""
+        real = self._fill(~padding[..., None])[..., 0]
+        for dim, n in zip((1, 2), self.size):
+            real = real.unflatten(dim, (-1, n)).any(dim + 1).repeat_interleave(n, dim)
+        return ~real
+
+
+@dataclass(frozen=True)
+class HalfFilledWindows(Windows):
+    """Windows that are filled where they divide one axis of the grid, and masked where they divide neither.
+
+    So computes code that marks the filled cells by `mask[-missing:] = 1`, which with nothing missing marks them all.
+    """
+
+    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
+        """(B, H, W, D) and padding (B, H, W) -> groups."""
+        return self._as((x.shape[1], x.shape[2])).gather(x, padding)
+
+    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """(B, G, N, D) -> (B, H, W, D)."""
+        return self._as((grid[0], grid[1])).scatter(groups, grid)
+
+    def _as(self, grid: Grid) -> Windows:
+        neither = all(side % n for side, n in zip(grid, self.size))
+        return (Windows if neither else FilledWindows)(self.size, self.shift, self.still)
+
+
+@dataclass(frozen=True)
+class RolledWindows(FilledWindows):
+    """Filled windows whose grid is rolled before it is filled, as timm does it: the zeros lie behind the cells that
+    came around, and the last `shift` rows and columns of the filled grid, zeros or not, see themselves alone."""
+
+    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
+        """Same tile of the grid that was rolled and filled, on the same side of the cut."""
+        same = [
+            (q // n == k // n) & ((q < side - s) == (k < side - s))
+            for q, k, s, n, side in zip(query, key, self.shift, self.size, grid)
+        ]
+        return same[0] & same[1]
+
+    def query_index(self, grid: Grid) -> Tensor:
+        """The grid is rolled already."""
+        return Windows(self.size).query_index(grid)
+
+    def all_see_all(self, grid: Grid) -> bool:
+        """Where nothing is cut."""
+        return self.shift == (0, 0)
+
+    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
+        """(B, H, W, D) and padding (B, H, W) -> groups of the rolled, filled grid."""
+        down, across = self.shift
+        padding = padding if padding is None else padding.roll((-down, -across), (1, 2))
+        return super().gather(x.roll((-down, -across), (1, 2)) if down or across else x, padding)
+
+    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """(B, G, N, D) -> (B, H, W, D), rolled back."""
+        x = super().scatter(groups, grid)
+        return x.roll(self.shift, (1, 2)) if any(self.shift) else x
 
 
 @dataclass(frozen=True)
@@ -292,6 +364,12 @@ class Neighborhood(Pattern):
         inside = ((row >= 0) & (row < height))[:, None, :, None] & ((column >= 0) & (column < width))[None, :, None, :]
         cell = row[:, None, :, None] * width + column[None, :, None, :]
         return torch.where(inside, cell, -1).flatten(2).flatten(0, 1)
+
+    def alike(self, grid: Grid) -> Tensor:
+        """All tiles whose halo does not reach the border."""
+        tiles = -(-self.radius // self.tile)
+        down, across = (by_distance_to_the_ends(-(-side // self.tile), tiles, tiles + 1) for side in grid)
+        return (down[:, None] * (tiles + 1) * (tiles + 2) + across).flatten()
 
 
 @dataclass(frozen=True)
@@ -332,3 +410,7 @@ class Blocks(Pattern):
         blocks = torch.cat([band, marks], 1)
         cell = blocks[..., None] * self.size + torch.arange(self.size)
         return torch.where((blocks >= 0)[..., None] & (cell < count), cell, -1).flatten(1)
+
+    def alike(self, grid: Grid) -> Tensor:
+        """All blocks whose band is whole and holds no landmark."""
+        return by_distance_to_the_ends(-(-(grid[0] * grid[1]) // self.size), self.near + self.landmarks, self.near + 1)

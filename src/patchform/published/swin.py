@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from patchform.backbones.swin import (
@@ -200,6 +202,28 @@ mmsegmentation, and transformers_dense in the library's own segmenters (SwinBack
 refused).
 
 The names of microsoft_dense and of mm are from their sources, not run."""
+
+COMPUTES: dict[str, dict[str, Any]] = {
+    "microsoft": {"windows": "zeros_map"},
+    "microsoft_dense": {"windows": "zeros"},
+    "timm": {"windows": "zeros_rolled"},
+    "torchvision": {"windows": "zeros_axis"},
+    "torchvision_v2": {"windows": "zeros_axis"},
+    "transformers": {"windows": "zeros_map"},
+    "transformers_backbone": {"windows": "zeros_map"},
+    "transformers_5": {"windows": "zeros_map"},
+    "transformers_5_backbone": {"windows": "zeros_map"},
+    "transformers_v2": {"windows": "zeros_native"},
+    "transformers_v2_backbone": {"windows": "zeros_native"},
+    "transformers_dense": {"windows": "zeros"},
+    "mm": {"windows": "zeros_map"},
+    "mm_v2": {"windows": "zeros_map"},
+    "mm_backbone": {"windows": "zeros"},
+    "mm_v2_backbone": {"windows": "zeros_map"},
+}
+"""Those of microsoft ask for maps of whole windows; those of transformers and mm_v2 for maps no smaller than a window,
+and transformers' version 1, once one window covered a map, never displaces its blocks again. mm_backbone is that of
+detectors and segmenters; behind a classifier of mmpretrain it computes with zeros_map."""
 
 SCORES = tuple(
     Score(

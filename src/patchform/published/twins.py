@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from patchform.descriptions import Score
 from patchform.published.base import Origin, timm
 from patchform.weights.operations import join_shares, squares
@@ -70,6 +72,16 @@ LAYOUTS = {
 classifiers of open-mmlab/mmpretrain; _backbone: their backbone. mmseg_svt: what is behind prefix="backbone." in
 segmenters of open-mmlab/mmsegmentation (norm_maps=True); those with PCPVT have no norm of the tokens and are refused.
 The names of mm and mmseg_svt are from the sources, not run."""
+
+COMPUTES: dict[str, dict[str, Any]] = {
+    "meituan": {"windows": "zeros"},
+    "meituan_dense": {"windows": "zeros"},
+    "mm": {"windows": "zeros_half"},
+    "mm_backbone": {"windows": "zeros_half"},
+    "mmseg_svt": {"windows": "zeros_half"},
+}
+"""meituan is timm's; the authors' classifiers ask for maps of whole windows. meituan_dense is that of their detectors;
+their segmenters compute with zeros_half."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="Meituan-AutoML/Twins README")

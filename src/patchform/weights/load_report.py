@@ -30,6 +30,8 @@ class Report(NamedTuple):
     layout: str = ""
     prefix: str = ""
     """What all names of the source had in front."""
+    computes: str = ""
+    """With which options the source computes and the model does not: equal tensors, and other numbers at some sizes."""
 
     def of(self, fate: Fate) -> tuple[Entry, ...]:
         """The entries of one fate."""
@@ -48,7 +50,8 @@ class Report(NamedTuple):
         for entry in self.entries:
             if entry.note:
                 groups.setdefault((entry.fate, entry.note), []).append(entry.name)
-        return "\n".join([where + summary, *(f"  {fate}, {why}: {shorten(of)}" for (fate, why), of in groups.items())])
+        fates = (f"  {fate}, {why}: {shorten(of)}" for (fate, why), of in groups.items())
+        return "\n".join([where + summary, *fates, *([f"  {self.computes}"] if self.computes else [])])
 
     def table(self) -> str:
         """Every tensor, a line each: own name, fate, names in the source, note."""
