@@ -29,7 +29,8 @@ class RunOptions:
     """How a trained model is run over data; `evaluate`, `probe` and `features` take each field as a keyword."""
 
     batch_size: int = 32
-    """Images that go through the model at once; changes no number."""
+    """Images that are read together. Those of one size go through the model at once, so that this changes no answer but
+    by rounding."""
     workers: int = 0
     """Processes that decode."""
     device: torch.device | str = "auto"

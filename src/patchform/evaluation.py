@@ -15,7 +15,7 @@ from patchform.data.checks import without_bad
 from patchform.data.collate import split, to_device
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
-from patchform.data.loader import evaluation_loader
+from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.device import Precision, RunOptions, autocast, pick_device
 from patchform.errors import ResourceError
 from patchform.inference import Inference, MultiView, preparation, views_of
@@ -149,8 +149,10 @@ def _score(
     options: RunOptions,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    samples = task.evaluation_samples(listing, preparation(infer, model.preprocessing), views=views_of(infer))
-    loader = evaluation_loader(samples, options.batch_size, options.workers)
+    preprocessing = preparation(infer, model.preprocessing)
+    samples = task.evaluation_samples(listing, preprocessing, views=views_of(infer))
+    sizes = input_sizes(listing, preprocessing)
+    loader = evaluation_loader(samples, options.batch_size, options.workers, sizes=sizes)
     of_all = (lambda done: progress(done, len(listing))) if progress else None
     return evaluate(model, loader, task, infer=infer, metric=metric, precision=options.precision, progress=of_all)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchform.data.collate import collate, split, to_device
+from patchform.data.collate import by_size, collate, split, to_device
 from patchform.data.detection_transforms import join, take
 from patchform.data.transforms import evaluation_transform
 from patchform.descriptions import Preprocessing
@@ -43,7 +44,7 @@ class SlidingWindow:
     stride: tuple[int, int]
     """From one window to the next; at most the window."""
     at_once: int = 4
-    """Windows that go through the model together; changes no answer."""
+    """Windows that go through the model together; changes no answer but by rounding."""
     margin: int = 0
     """Pixels along the edges of a window, if not of the picture too, that do not count. A model that looks no further
     than this predicts the same window by window as of the whole, where windows begin with its cells."""
@@ -117,19 +118,16 @@ class MultiScale:
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
         """One `Regions` an image, with scores."""
+        return by_size(batch, partial(self._means, model))
+
+    def _means(self, model: Model, batch: Batch) -> list[Target]:
         pixels = batch.images if batch.images.is_floating_point() else batch.images.float() / 255
         total: list[Tensor] | None = None
         for scale in self.scales:
             size = tuple(max(1, round(scale * side)) for side in pixels.shape[-2:])
-            images, padding = _resized(pixels, size), batch.padding
-            if padding is not None:
-                padding = F.interpolate(padding[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
+            images = _resized(pixels, size)
             for mirror in (False, True)[: 1 + self.mirrored]:
-                if mirror and padding is not None:  # padding is at the right: mirror each image by itself
-                    images = _mirrored(images, padding)
-                elif mirror:
-                    images = images.flip(-1)
-                answers = model.predict(batch._replace(images=images, padding=padding))
+                answers = model.predict(batch._replace(images=images.flip(-1) if mirror else images))
                 scores = [scores_of(answer) for answer in answers]
                 scores = [score.flip(-1) for score in scores] if mirror else scores
                 total = scores if total is None else [a + b for a, b in zip(total, scores)]
@@ -159,7 +157,7 @@ class SlicedObjects:
     most: int = 1000
     """The surest answers of a picture that are looked at."""
     at_once: int = 4
-    """Windows that go through the model together."""
+    """Windows that are prepared together; changes no answer but by rounding."""
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
         """One `Instances` an image; the batch holds pictures in their own pixels (`preparation`).
@@ -230,7 +228,7 @@ class MultiView:
     crops: int = 3
     """1: the centre; more: spread evenly along the longer side."""
     at_once: int = 8
-    """Views that go through the model together; changes no answer."""
+    """Views that go through the model together; changes no answer but by rounding."""
 
     def __call__(self, model: Model, batch: Batch) -> list[Target]:
         """One `Label` a video, with scores; a video's views stand one after the other in time, (B, V * T, C, H, W).
@@ -305,12 +303,3 @@ def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-
-
-def _mirrored(images: Tensor, padding: Tensor) -> Tensor:
-    """Each image mirrored inside its own width, which begins at the left."""
-    mirrored = images.clone()
-    for image, hidden, out in zip(images, padding, mirrored):
-        width = int((~hidden).any(0).sum())
-        out[..., :width] = image[..., :width].flip(-1)
-    return mirrored

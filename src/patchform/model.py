@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchform import lookup, schema
 from patchform.backbones.base import Backbone, over_frames
+from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
@@ -72,7 +73,14 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Target]:
-        """Predictions, one an image, in pixels of the image before resizing. Does not touch the training mode."""
+        """Predictions, one an image, in pixels of the image before resizing. Does not touch the training mode.
+
+        Images of one size go through the model together and without padding (`data.collate.by_size`). In training, a
+        batch is padded to its largest image.
+        """
+        return by_size(batch, self._predict)
+
+    def _predict(self, batch: Batch) -> list[Target]:
         return self.head.decode(self.head(self.features(batch)), batch.sizes)
 
     def features(self, batch: Batch) -> Features:

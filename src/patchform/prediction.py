@@ -113,7 +113,8 @@ class Predictor:
                 image, a NumPy array (H, W) or (H, W, C), a tensor (C, H, W), or a list of such. Arrays hold RGB,
                 uint8 or floating point in 0..1. For a model of clips paths are those of videos or of folders of
                 frames, and arrays and tensors have the frames as their first axis.
-            batch_size: pictures that go through the model at once.
+            batch_size: pictures that are read together; those of one size go through the model at once, and no
+                prediction depends on the others but by rounding.
             keep_images: give the decoded pictures back, for drawing.
 
         Raises:

@@ -83,12 +83,15 @@ def one_step_one_prediction(form, backbone, size, padded):
     assert [loss.item() for loss in losses.values()] == [0.0] * len(losses)
     assert all(p.grad.abs().max() == 0 for p in model.head.parameters())
 
-    for region, wanted in zip(model.eval().predict(batch), batch.sizes, strict=True):
-        assert region.classes.shape == wanted
-        assert region.classes.dtype == torch.int64
-        assert region.scores.shape == (CLASSES, *wanted)
-        assert torch.equal(region.scores.argmax(0), region.classes)
-        torch.testing.assert_close(region.scores.sum(0), torch.ones(wanted))
+    with torch.no_grad():
+        together = model.eval().head.decode(model.head(model.features(batch)), batch.sizes)
+    for regions in (model.predict(batch), together):
+        for region, wanted in zip(regions, batch.sizes, strict=True):
+            assert region.classes.shape == wanted
+            assert region.classes.dtype == torch.int64
+            assert region.scores.shape == (CLASSES, *wanted)
+            assert torch.equal(region.scores.argmax(0), region.classes)
+            torch.testing.assert_close(region.scores.sum(0), torch.ones(wanted))
 
 
 @pytest.mark.parametrize("form", list(FORMS))

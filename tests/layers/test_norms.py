@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from reference import randomise
 from torch import nn
 
-from patchform.layers.norms import BatchNorm1d, BatchNorm2d, Norm, Projection, affine
+from patchform.layers.norms import BatchNorm1d, BatchNorm2d, GroupNorm, Norm, Projection, affine
 
 
 def cells():
@@ -85,3 +85,14 @@ def test_what_is_added_up_is_a_batch_norm_of_all():
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-5)
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(tensor, theirs.state_dict()[name])
+
+
+def test_group_norm_of_a_single_value_is_its_bias():
+    norm = randomise(GroupNorm(4, 4))
+    torch.testing.assert_close(norm(torch.randn(1, 4, 1, 1))[0, :, 0, 0], norm.bias, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="more than 1 value"):  # control: torch's own
+        torch.nn.GroupNorm(4, 4)(torch.randn(1, 4, 1, 1))
+    x, theirs = torch.randn(2, 4, 3, 5), torch.nn.GroupNorm(2, 4)
+    ours = GroupNorm(2, 4)
+    ours.load_state_dict(randomise(theirs).state_dict())
+    assert torch.equal(ours(x), theirs(x))

@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 
 from patchform.errors import DivergedError
 from patchform.metrics.calibration import (
+    BESIDE,
     SAMPLE,
     Calibration,
     PixelCalibration,
@@ -19,7 +20,7 @@ def by_definition(confidence, correct, bins=15):
     """Equation 3 of Guo et al., one image at a time."""
     members = [[] for _ in range(bins)]
     for value, right in zip(confidence, correct):
-        index = next(i for i in range(bins) if value <= (i + 1) / bins)
+        index = next(i for i in range(bins) if value <= (i + 1) / bins + BESIDE or i + 1 == bins)
         members[index].append((value, right))
     error = 0.0
     for bin_ in filter(None, members):
@@ -51,6 +52,17 @@ def test_values_on_the_edges_of_bins():
     correct = torch.tensor([0, 1, 0, 1, 0, 1, 1, 0], dtype=torch.bool)
     wanted = by_definition(confidence.tolist(), correct.tolist())
     assert expected_calibration_error(confidence, correct) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_rounding_around_an_edge_changes_nothing():
+    """A model of three classes that knows nothing: all confidences are a third, but for rounding."""
+    right, steady = torch.arange(300) % 3 == 0, torch.full((300,), 1 / 3)
+    moved = steady + torch.where(right, 1e-6, -1e-6)
+    assert expected_calibration_error(moved, right) == pytest.approx(
+        expected_calibration_error(steady, right), abs=1e-6
+    )
+    apart = steady + torch.where(right, 1e-4, -1e-4)
+    assert expected_calibration_error(apart, right) > 0.4  # control: in two bins
 
 
 def test_known_errors():

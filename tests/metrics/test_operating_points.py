@@ -1,13 +1,17 @@
 """Thresholds, calibration and confusion against plain definitions and hand-made pictures."""
 
+import json
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from patchform.metrics.objects import ObjectPrecision
-from patchform.metrics.operating_points import BACKGROUND, UNKNOWN, best_thresholds, confusion
+from patchform.metrics.operating_points import APART, BACKGROUND, UNKNOWN, best_thresholds, confusion
 from patchform.metrics.overlap import RIGHT, UNJUDGED, WRONG, judged, overlaps, pair
 from patchform.records import Instances
+from patchform.tasks.detection import Detection
 
 NAMES = ("cat", "dog", "owl")
 
@@ -42,17 +46,20 @@ def test_the_surest_answer_takes_the_object_and_crowds_judge_nobody():
 
 
 def best_by_trying(scores, right, objects):
-    """(threshold, F1): all scores tried, from above."""
-    found = (None, 0.0)
-    for threshold in sorted(set(scores.tolist()), reverse=True):
-        taken = right[scores >= threshold]
+    """The threshold: all middles tried, from above."""
+    best, best_f1 = None, 0.0
+    ladder = [*sorted(set(scores.tolist()), reverse=True), 0]
+    for score, lower in pairwise(ladder):
+        if lower and score - lower < APART:
+            continue
+        taken = right[scores >= score]
         f1 = 2 * taken.sum() / (len(taken) + objects)
-        found = (threshold, f1) if f1 > found[1] else found
-    return found[0]
+        best, best_f1 = ((score + lower) / 2, f1) if f1 > best_f1 else (best, best_f1)
+    return best
 
 
 @pytest.mark.parametrize("digits", [1, 6])
-def test_thresholds_are_the_scores_of_the_best_f1(digits):
+def test_thresholds_are_those_of_the_best_f1(digits):
     dice = np.random.default_rng(0)
     for _ in range(50):
         number = int(dice.integers(1, 40))
@@ -64,8 +71,57 @@ def test_thresholds_are_the_scores_of_the_best_f1(digits):
             own = classes == index
             one = best_by_trying(scores[own], right[own], objects_[index])
             wanted.append(one if one is not None else UNKNOWN if whole is None else whole)
-        assert best_thresholds(scores, classes, right, objects_) == wanted
+        assert best_thresholds(scores, classes, right, objects_) == np.float32(wanted).tolist()
     assert best_thresholds(np.zeros(0), np.zeros(0, int), np.zeros(0, bool), np.array([0, 1])) == [UNKNOWN] * 2
+
+
+def decisions(scores, classes, thresholds):
+    """As prediction decides, in float32."""
+    task = Detection()
+    given = torch.from_numpy(scores.astype(np.float32))
+    numbers = torch.arange(len(scores))
+    boxes = numbers[:, None].expand(-1, 4).float()
+    kept = task.confident(Instances(boxes, torch.from_numpy(classes), given), thresholds)
+    return kept.boxes[:, 0].long().tolist()
+
+
+def test_a_small_change_of_scores_changes_no_decision():
+    dice = np.random.default_rng(0)
+    changed_on_scores = 0
+    for _ in range(50):
+        number = int(dice.integers(2, 60))
+        scores = dice.random(number).round(int(dice.integers(1, 7)))  # many are equal, or nearly so
+        scores[::3] = np.clip(scores[0] + dice.normal(0, 3e-7, len(scores[::3])), 0, 1)
+        scores = scores.astype(np.float32).astype(np.float64)
+        classes, right = dice.integers(0, 3, number), dice.random(number) < scores
+        objects_ = np.bincount(classes, minlength=3) + 2
+        thresholds = best_thresholds(scores, classes, right, objects_)
+        near = np.clip(scores + dice.choice([-1e-6, 1e-6], number), 0, 1)
+        again = best_thresholds(near, classes, right, objects_)
+        assert np.allclose(thresholds, again, rtol=0, atol=2e-6)
+        wanted = decisions(scores, classes, thresholds)
+        assert decisions(near, classes, thresholds) == decisions(near, classes, again) == wanted
+        least = [scores[(classes == index) & (scores >= cut)].min(initial=1) for index, cut in enumerate(thresholds)]
+        assert wanted == np.flatnonzero(scores >= np.array(thresholds)[classes]).tolist()  # as evaluation decides
+        changed_on_scores += decisions(near, classes, least) != wanted
+    assert changed_on_scores > 25  # control: a threshold that is a score
+
+
+def test_thresholds_are_kept_as_they_are_compared():
+    scores = np.float32([0.9, 0.7, 0.4]).astype(np.float64)
+    (cut,) = best_thresholds(scores, np.zeros(3, int), np.array([True, True, False]), np.array([2]))
+    assert cut == json.loads(json.dumps(cut)) == float(torch.tensor(cut))
+    assert cut == pytest.approx(0.55)
+    (cut,) = best_thresholds(scores, np.zeros(3, int), np.array([True, True, True]), np.array([3]))
+    assert cut == pytest.approx(0.2)  # nothing is lower: half way to 0
+
+
+def test_scores_that_rounding_can_exchange_stay_together():
+    scores, classes = np.array([0.8, 0.8 - 1e-7, 0.3]), np.zeros(3, int)
+    for right in ([True, False, False], [False, True, False]):
+        assert best_thresholds(scores, classes, np.array(right), np.array([1])) == [pytest.approx(0.55)]
+    apart = best_thresholds(np.array([0.8, 0.79, 0.3]), classes, np.array([True, False, False]), np.array([1]))
+    assert apart == [pytest.approx(0.795)]  # control
 
 
 def test_f1_at_given_thresholds():
@@ -73,9 +129,9 @@ def test_f1_at_given_thresholds():
     answer = objects((0, 0, 0, 10, 10, 0.9), (0, 40, 40, 50, 50, 0.8), (0, 20, 0, 30, 10, 0.7), (1, 0, 20, 9, 30, 0.2))
     own = scores_of([answer], [truth])
     table = dict(zip(NAMES, own.tables["operating_points"].values))
-    assert table["cat"] == pytest.approx([0.7, 0.8, 2 / 3, 1.0])
-    assert table["dog"] == pytest.approx([0.2, 1.0, 1.0, 1.0])
-    assert table["owl"][0] == pytest.approx(0.2)  # that of all classes together: 6 of 7
+    assert table["cat"] == pytest.approx([0.35, 0.8, 2 / 3, 1.0])
+    assert table["dog"] == pytest.approx([0.1, 1.0, 1.0, 1.0])
+    assert table["owl"][0] == pytest.approx(0.1)  # that of all classes together: 6 of 7
     assert table["owl"][1:] == [None, None, None]
     assert own.numbers["f1"] == pytest.approx(0.9)
     given = scores_of([answer], [truth], thresholds=(0.85, 0.3, 0.5))

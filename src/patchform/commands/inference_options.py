@@ -22,7 +22,10 @@ SIDE, VIEWS = number(int, Range(least=1, most=16_384)), number(int, Range(least=
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """`--batch-size`, `--workers`, `--device`, `--skip-bad`: fields of `device.RunOptions`."""
-    at_once, bad = "images at once; changes no number", "unreadable pictures to put up with"
+    at_once, bad = (
+        "images at once, those of one size together; changes no number but by rounding",
+        "unreadable pictures to put up with",
+    )
     parser.add_argument("--batch-size", type=IMAGES, default=32, metavar="N", help=at_once)
     parser.add_argument("--workers", type=WORKERS, default=0, metavar="N", help="processes that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")

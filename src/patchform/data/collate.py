@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from patchform.errors import UsageError
 from patchform.records import Batch, Sample, Target
+
+T = TypeVar("T")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -74,6 +76,39 @@ def split(batch: Batch, size: int, pixels: int = 0) -> Iterator[Batch]:
             padding=padding,
             views=None if batch.views is None else batch.views[part],
         )
+
+
+def by_size(batch: Batch, answer: Callable[[Batch], Iterable[T]]) -> list[T]:
+    """What is answered to images of which each is shown as if it were alone.
+
+    Padding is seen: a convolution turns its zeros into something else, and a norm, a pool or a table of positions goes
+    over it. So the images of each size go together, without padding, and no answer depends on the others of its batch
+    by more than rounding.
+
+    Args:
+        batch: images of any sizes.
+        answer: gives one answer an image, for batches of images of one size.
+
+    Returns:
+        The answers in the order of the batch.
+    """
+    if batch.padding is None:
+        return list(answer(batch))
+    indices_of: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(_real_sizes(batch)):
+        indices_of.setdefault(size, []).append(index)
+    answers: dict[int, T] = {}
+    for (height, width), indices in indices_of.items():
+        part = Batch(
+            images=batch.images[indices][..., :height, :width],
+            targets=tuple(batch.targets[index] for index in indices) if batch.targets else (),
+            names=tuple(batch.names[index] for index in indices),
+            sizes=tuple(batch.sizes[index] for index in indices),
+            padding=None,
+            views=None if batch.views is None else batch.views[indices],
+        )
+        answers |= zip(indices, answer(part), strict=True)
+    return [answers[index] for index in range(len(batch.images))]
 
 
 def _real_sizes(batch: Batch) -> list[tuple[int, int]]:

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from patchform import lookup
 from patchform.data.collate import PackedTargets, collate
 from patchform.data.listing import Listing
+from patchform.data.transforms import whole_size
+from patchform.descriptions import Preprocessing
 from patchform.distributed import SINGLE, Rank
 from patchform.errors import PatchformError, ResourceError
 from patchform.records import Batch, Sample
@@ -78,6 +80,14 @@ def aspects(listing: Listing) -> Tensor | None:
     sizes = [item.objects.size for item in listing.items if item.objects is not None]
     upright = torch.tensor([height > width for height, width in sizes], dtype=torch.bool)
     return upright if 0 < int(upright.sum()) < len(upright) == len(listing) else None
+
+
+def input_sizes(listing: Listing, preprocessing: Preprocessing) -> list[tuple[int, int]] | None:
+    """(height, width) at which a model sees each picture as a whole; None where sizes are not known."""
+    sizes = [item.objects.size for item in listing.items if item.objects is not None]
+    if len(sizes) < len(listing) or preprocessing.resize == "crop":
+        return None
+    return [whole_size(preprocessing, height, width) for height, width in sizes]
 
 
 def grouped(indices: Sequence[int], groups: Sequence[bool], size: int) -> list[int]:
@@ -184,11 +194,31 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: Dataset[Sample], batch_size: int, workers: int = 0, *, pin: bool = False
+    dataset: Dataset[Sample],
+    batch_size: int,
+    workers: int = 0,
+    *,
+    pin: bool = False,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> DataLoader[Batch]:
-    """Batches of every sample once, in order, as of epoch 0. Arguments and errors as in `training_loader`."""
+    """Batches of every sample once, as of epoch 0. Arguments and errors as in `training_loader`.
+
+    Args:
+        dataset: as there.
+        batch_size: samples of a batch at most.
+        workers: as there.
+        pin: as there.
+        sizes: (height, width) of each sample: a batch then holds one size, and the largest come first. The order does
+            not depend on `batch_size`. None: in order.
+    """
     keys = [(0, index) for index in range(len(cast("Sized", dataset)))]
-    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    runs = [keys]
+    if sizes is not None:
+        of_size: dict[tuple[int, int], list[Key]] = {}
+        for key, size in zip(keys, sizes, strict=True):
+            of_size.setdefault(size, []).append(key)
+        runs = [of_size[size] for size in sorted(of_size, key=lambda size: (-size[0] * size[1], size))]
+    batches = [run[start : start + batch_size] for run in runs for start in range(0, len(run), batch_size)]
     return _Loader(dataset, batches, workers, pin=pin, persistent=True)
 
 

@@ -28,6 +28,7 @@ from patchform.geometry import masks
 from patchform.heads.base import Cells, map_norms
 from patchform.heads.detr import DETR, LOSSES, DETROptions, DETRRaw
 from patchform.layers.linear import Linear
+from patchform.layers.norms import GroupNorm
 from patchform.layers.pyramids import Levels, to_size
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
@@ -246,5 +247,5 @@ def _conv(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Conv2d:
     return conv
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+def _norm(channels: int) -> GroupNorm:
+    return GroupNorm(math.gcd(GROUPS, channels), channels)

@@ -24,6 +24,7 @@ from patchform.geometry import anchors as anchoring
 from patchform.geometry.boxes import decode, encode
 from patchform.geometry.detections import clip, nms, picture_sizes, to_pictures
 from patchform.heads.base import Head, map_norms, number_of
+from patchform.layers.norms import GroupNorm
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
@@ -251,7 +252,7 @@ class Tower(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1, bias=not grouped) for _ in range(options.convolutions)
         )
         self.norms = nn.ModuleList(
-            nn.GroupNorm(math.gcd(32, channels), channels) if grouped else nn.Identity() for _ in self.convolutions
+            GroupNorm(math.gcd(32, channels), channels) if grouped else nn.Identity() for _ in self.convolutions
         )
         self.output = nn.Conv2d(channels, anchors * outputs, 3, padding=1)
         for conv in (*self.convolutions, self.output):

@@ -27,6 +27,17 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018) that takes a single value of each group too: what is left of it is the bias.
+
+    torch refuses it, though it is what a head of few channels sees in the last level of one small picture.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> the same."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class _AnyBatch(_BatchNorm):
     """Batch normalisation (Ioffe and Szegedy 2015) of (B, C, ...), for a batch of any size and shared by any number.
 

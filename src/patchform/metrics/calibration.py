@@ -19,6 +19,9 @@ from patchform.records import IGNORED, Regions, Target
 
 BINS = 15
 """Equal widths over 0..1, as in the paper's tables."""
+BESIDE = 1e-5
+"""How far edges of bins lie above m / bins: a model that knows nothing gives each of three classes a third, which is
+such a number, and rounding would deal its images out to two bins."""
 COLDEST, HOTTEST = 0.05, 20.0
 """Temperatures that are looked at."""
 SAMPLE = 200
@@ -31,12 +34,12 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = BINS) -> tuple[
     Args:
         confidence: (N,) floating point in 0..1.
         correct: (N,) bool.
-        bins: number of equal widths; bin m holds (m / bins, (m + 1) / bins], the first one 0 too.
+        bins: number of equal widths; bin m holds (m / bins, (m + 1) / bins], `BESIDE` higher, the first one 0 too.
 
     Returns:
         Three (bins,) float64.
     """
-    edges = torch.arange(1, bins, dtype=torch.float64) / bins
+    edges = torch.arange(1, bins, dtype=torch.float64) / bins + BESIDE
     bin_of = torch.bucketize(confidence.double(), edges)
     rows = (torch.ones_like(confidence), correct, confidence)
     images, right, total = (torch.bincount(bin_of, weights=row.double(), minlength=bins) for row in rows)

@@ -1,6 +1,7 @@
 """What a detector is worth at a threshold on its scores, and whether they say how often it is right.
 
-The threshold of a class is the score with the best F1 on validation data. Calibration is that of Küppers et al.,
+The threshold of a class lies between the scores that give the best F1 on validation data and the next lower one.
+Calibration is that of Küppers et al.,
 "Multivariate confidence calibration for object detection" (2020), of scores alone: they are held against the precision.
 """
 
@@ -18,6 +19,9 @@ from patchform.metrics.overlap import ENOUGH, RIGHT, UNJUDGED, Kind, Pair, count
 
 UNKNOWN = 0.5
 """Threshold where nothing was found that could tell one."""
+APART = 1e-5
+"""Scores that are nearer than this may change places with the processor or the size of a batch: no threshold parts
+them."""
 FLOOR = 0.05
 """Scores below it are not in the calibration: some detectors give a hundred such answers to each picture."""
 BACKGROUND = "background"
@@ -73,9 +77,11 @@ def judge(
 
 
 def best_thresholds(scores: np.ndarray, classes: np.ndarray, right: np.ndarray, objects: np.ndarray) -> list[float]:
-    """The score of each class from which its answers have the best F1, the highest of equals.
+    """The threshold of each class at which its answers have the best F1, the highest of equals.
 
-    A class of which nothing was found takes that of all classes together, and where nothing at all was, `UNKNOWN`.
+    It lies in the middle between two neighbouring scores that are `APART`, so that no score lies on it, and below the
+    last one in the middle between that and 0. It is a float32, as scores are: it is kept and compared as it is. A class
+    of which nothing was found takes that of all classes together, and where nothing at all was, `UNKNOWN`.
 
     Args:
         scores: (N,) of all answers.
@@ -98,8 +104,10 @@ def _best(scores: np.ndarray, right: np.ndarray, objects: int) -> float | None:
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], right[order].cumsum()
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + objects)
-    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal scores are taken together or not at all
-    return float(ranked[f1.argmax()])
+    lower = np.append(ranked[1:], 0)
+    f1[:-1][ranked[:-1] - lower[:-1] < APART] = 0  # these are taken together or not at all
+    last = f1.argmax()
+    return float(np.float32((ranked[last] + lower[last]) / 2))
 
 
 def confusion(pairs: Sequence[Pair], ious: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from patchform import __version__
-from patchform.data.collate import to_device
+from patchform.data.collate import by_size, to_device
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader
 from patchform.data.pictures import LabelledPictures
@@ -29,10 +30,10 @@ from patchform.errors import DataError, DivergedError, ModelFileError, ResourceE
 from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.base import Scores
 from patchform.model import Model
-from patchform.records import Features, Label
+from patchform.records import Batch, Label
 from patchform.weights import files
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: a higher one leaves earlier files unread."""
 FEATURES, DESCRIPTION = "features-{:09}.safetensors", "features.json"
 """The files of kept features, in a folder that is named by their key: a part by the number of its first picture."""
@@ -142,7 +143,8 @@ def _compute(
     rows, done = torch.empty(0), 0
     with torch.inference_mode(), autocast(device, options.precision):
         for batch in evaluation_loader(pictures, options.batch_size, options.workers):
-            batch_rows = _select(model.features(to_device(batch._replace(targets=()), device)), output)
+            on_device = to_device(batch._replace(targets=()), device)
+            batch_rows = torch.stack(by_size(on_device, partial(_selected, model, output)))
             if not batch_rows.isfinite().all():
                 raise DivergedError("the backbone gives features that are not finite", where=batch.names[0])
             if not done:
@@ -181,8 +183,9 @@ def scored(
     return metric.compute()
 
 
-def _select(features: Features, output: Output) -> Tensor:
-    """(B, D)."""
+def _selected(model: Model, output: Output, batch: Batch) -> Tensor:
+    """(B, D) of pictures of one size."""
+    features = model.features(batch)
     rows = features.summary if output == "summary" else None if features.tokens is None else features.tokens.mean(1)
     if rows is None:
         raise UsageError(f"this backbone gives no {output}", remedy="probe another output")

@@ -100,7 +100,7 @@ class Detection(Task):
         return ObjectPrecision(classes, kinds=self.kinds, thresholds=thresholds)
 
     def thresholds(self, scores: Scores) -> tuple[float, ...] | None:
-        """The score of each class from which its predictions have the best F1."""
+        """Of each class that with the best F1, between two scores."""
         return tuple(float(row[0] or 0) for row in scores.tables["operating_points"].values)
 
     def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:

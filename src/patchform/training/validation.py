@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from patchform.data.loader import evaluation_loader
+from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.evaluation import evaluate
 from patchform.metrics.base import Scores
 from patchform.model import save
@@ -32,7 +32,8 @@ class Validation:
         self.learner, self.context, self.settings = learner, context, recipe.training
         self.task = find_task(recipe.task).of(learner.model.head)
         samples = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
-        self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=context.device.type == "cuda")
+        pin, sizes = context.device.type == "cuda", input_sizes(data.splits.validation, data.preprocessing)
+        self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=pin, sizes=sizes)
 
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.
