@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patchform import __version__
-from patchform.commands import data, demo, evaluate, features, models, predict, probe, train, weights
+from patchform.commands import data, demo, evaluate, features, models, predict, probe, terminal, train, weights
 from patchform.errors import PatchformError, UsageError
 
 VERBS = {
@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 a bug of patchform, 2 wrong command line or setting, 3 bad data, 4 bad model file, 5 folder in use,
     6 diverged, 7 disk, memory or permission, 8 some inputs failed, 130 and 143 interrupted.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with terminal.printable_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     debug, as_json = "--debug" in argv, "--json" in argv
     try:
         return _run(argv)
@@ -156,6 +160,6 @@ def _line(error: Exception) -> str:
 
 
 def _saved_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="patchform-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", prefix="patchform-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False) as file:
         traceback.print_exc(file=file)
     return file.name

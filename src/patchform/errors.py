@@ -84,16 +84,19 @@ class PeerError(PatchformError):
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Text of files and people as it may go to a terminal, a page or a line of a list.
+    r"""Text of files and people as it may go to a terminal, a page or a line of a list.
 
     What would steer a terminal, turn the direction of writing or not be seen, line ends included, is spelt as Python
-    does: `\\x1b`, `\\n`, `\\u202e`. So are bytes of file names that are not UTF-8: `\\udce9`.
+    does: `\x1b`, `\n`, `\u202e`. So are bytes of file names that are not UTF-8: `\udce9`.
 
     Args:
         text: anything.
         keep: letters that stay all the same.
     """
-    if text.isprintable():
+    plain = text
+    for letter in keep:
+        plain = plain.replace(letter, "")
+    if plain.isprintable():
         return text
     return "".join(
         letter

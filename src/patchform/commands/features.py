@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             weights=arguments.weights,
             output=arguments.output,
             progress=partial(progress, "pictures"),
-            say=console.print,
+            say=terminal.above(console),
             **inference_options.run_options(arguments),
         )
     pictures, width = described.features.shape
@@ -109,6 +109,6 @@ def features(
     rows = outputs(backbone, usable, output=output, options=run_options, progress=progress)
     described = Described(rows, tuple(map(usable.name, range(len(usable)))))
     if path is not None:
-        names = json.dumps(described.names, ensure_ascii=False)
+        names = json.dumps(described.names)
         files.replace_tensors(path, {"features": rows}, {"output": output, "names": names})
     return described

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         format=arguments.format,
         ids=arguments.ids,
-        say=terminal.stderr_console().print,
+        say=terminal.say,
     )
     if written.failed:
         print(f"{written.failed} of {written.images} pictures could not be used", file=sys.stderr)

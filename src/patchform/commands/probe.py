@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             neighbours=arguments.neighbours,
             progress=progress,
-            say=console.print,
+            say=terminal.above(console),
             **inference_options.run_options(arguments),
         )
     folder = None if probed.folder is None else str(probed.folder)
