@@ -104,7 +104,7 @@ def test_formats_of_other_tools(tmp_path):
     with pytest.raises(UsageError, match="needs a folder"):
         write(predictor, tmp_path / "b.png", format="yolo")
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "b.jpg")
-    with pytest.raises(UsageError, match="one file, labels/b.txt"):
+    with pytest.raises(UsageError, match=r"one file, labels/b\.txt"):
         write(predictor, [tmp_path / "b.png", tmp_path / "b.jpg"], out=tmp_path / "twins", format="yolo")
 
 

@@ -33,17 +33,14 @@ VERBS = {
 BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 
+@terminal.printable_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     0 done, 1 a bug of patchform, 2 wrong command line or setting, 3 bad data, 4 bad model file, 5 folder in use,
     6 diverged, 7 disk, memory or permission, 8 some inputs failed, 130 and 143 interrupted.
     """
-    with terminal.printable_streams():
-        return _main(list(sys.argv[1:] if argv is None else argv))
-
-
-def _main(argv: list[str]) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
     debug, as_json = "--debug" in argv, "--json" in argv
     try:
         return _run(argv)
@@ -160,6 +157,8 @@ def _line(error: Exception) -> str:
 
 
 def _saved_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="patchform-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="patchform-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+    ) as file:
         traceback.print_exc(file=file)
     return file.name

@@ -8,13 +8,9 @@ from typing import Literal
 
 import torch
 
-from patchform.errors import UsageError
+from patchform.errors import UsageError, unheard
 
 Precision = Literal["float32", "bfloat16"]
-
-
-def _unheard(sentence: str) -> None:
-    """Remarks that nobody wants to hear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +27,7 @@ class RunOptions:
     """bfloat16 runs the model under autocast."""
     skip_bad: float = 0.0
     """Highest share of unreadable pictures that are left out, in [0, 1). With 0 the first one stops."""
-    say: Callable[[str], None] = _unheard
+    say: Callable[[str], None] = unheard
     """Called with each remark on the data, a sentence."""
 
 

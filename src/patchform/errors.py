@@ -106,6 +106,10 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def unheard(sentence: str) -> None:
+    """Say nothing: where nobody asked to be told."""
+
+
 def expect(value: object, kind: type[T], what: str) -> T:
     """The value, which must be of a type: else UsageError with `what`."""
     if not isinstance(value, kind):

@@ -116,7 +116,8 @@ def evaluate_run(
         DataError: nothing to read, a class the model does not know, or more unreadable pictures than allowed.
         ResourceError: the files cannot be written.
     """
-    run_options, model, folder = RunOptions(**options), load(run), Path(run if out is None else out)
+    run_options, folder = RunOptions(**options), Path(run if out is None else out)
+    model = load(run, say=run_options.say)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -28,7 +28,7 @@ from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
 from patchform.device import Precision, pick_device
 from patchform.drawing import PAPER, to_png_bytes
-from patchform.errors import DataError, UsageError
+from patchform.errors import DataError, UsageError, unheard
 from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
 from patchform.records import Sample, Target, tensors_of
@@ -230,9 +230,13 @@ def load(
     precision: Precision = "float32",
     infer: Inference = Model.predict,
     threshold: float | None = None,
+    say: Callable[[str], None] = unheard,
 ) -> Predictor:
-    """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact."""
-    return Predictor(models.load(run), device=device, precision=precision, infer=infer, threshold=threshold)
+    """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact.
+
+    Of a run that has not ended it is the best so far, which `say` is told; other arguments are those of `Predictor`.
+    """
+    return Predictor(models.load(run, say=say), device=device, precision=precision, infer=infer, threshold=threshold)
 
 
 # ------------------------------------------------------------------------------------------------------------ output

@@ -102,7 +102,8 @@ def features(
     from patchform.probing.frozen import outputs
     from patchform.weights import files
 
-    run_options, backbone, listing = RunOptions(**options), open_backbone(model, weights), open_pictures(data)
+    run_options, listing = RunOptions(**options), open_pictures(data)
+    backbone = open_backbone(model, weights, run_options.say)
     usable, notes = without_bad(listing, backbone.preprocessing, run_options.skip_bad)
     for note in (*listing.notes, *notes):
         run_options.say(note)

@@ -49,8 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
     infer = inference_options.chosen(arguments)
+    predictor = load(
+        arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer, say=terminal.say
+    )
     written = write(
-        load(arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer),
+        predictor,
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,
@@ -71,7 +74,7 @@ def load(run: str | Path, **options: Any) -> Predictor:
 
     Args:
         run: run folder.
-        options: of `patchform.prediction.load`: device, precision, infer, threshold.
+        options: of `patchform.prediction.load`: device, precision, infer, threshold, say.
 
     Raises:
         ModelFileError: the folder holds no intact model.

@@ -123,7 +123,7 @@ def probe(
 
     run_options = RunOptions(**options)
     device = pick_device(run_options.device)
-    backbone = open_backbone(model, weights)
+    backbone = open_backbone(model, weights, run_options.say)
     train, test, classes = _features(backbone, data, cache, run_options, progress)
     if method == "knn":
         vote = partial(nearest.vote, train, classes=len(classes), k=neighbours, device=device)
@@ -171,15 +171,15 @@ def _features(
     return frozen[0], frozen[1], splits.train.classes
 
 
-def open_backbone(model: str | Path, weights: str | Path | None) -> Model:
-    """The model of a run folder, or a backbone under a head without meaning."""
+def open_backbone(model: str | Path, weights: str | Path | None, say: Callable[[str], None]) -> Model:
+    """The model of a run folder, or a backbone under a head without meaning; `say` as of `model.load`."""
     from patchform.loading import load_weights
     from patchform.model import build_model, load
 
     if Path(model).is_dir():
         if weights is not None:
             raise UsageError("a run folder has its own weights", where=model, remedy="give no other ones")
-        return load(model)
+        return load(model, say=say)
     built = build_model("classification", backbone=str(model), head="linear", classes=("?",))
     if weights is None:
         raise UsageError("a backbone without weights knows nothing", where=model, remedy="name a file: --weights FILE")

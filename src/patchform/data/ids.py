@@ -103,7 +103,8 @@ def choose_ids(
     Args:
         file: as named; None: none was.
         folders: in which one may lie.
-        names, paths: of the pictures.
+        names: of the pictures.
+        paths: of the same, None for what lies in memory.
 
     Raises:
         DataError: a file that was named and is none, or has none of the pictures.

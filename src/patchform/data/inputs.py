@@ -206,7 +206,7 @@ def _has_frames(folder: Path, files: Iterable[Path]) -> bool:
 
 
 def _counted(passed: Counter[str]) -> str:
-    """ "2 files passed over: 1 .heic, 1 .jfif"."""
+    """In words: 2 files passed over: 1 .heic, 1 .jfif."""
     kinds = [f"{number} {kind}" for kind, number in passed.most_common(_NAMED)]
     more = sum(number for _, number in passed.most_common()[_NAMED:])
     return f"{_files(passed.total())} passed over: {', '.join(kinds)}" + (f", {more} others" if more else "")

@@ -14,11 +14,7 @@ from patchform.data.listing import quoted
 from patchform.data.outputs import OutputFolder, distinct
 from patchform.data.results import Writer
 from patchform.data.writing import check_target
-from patchform.errors import UsageError
-
-
-def _unheard(sentence: str) -> None:
-    """Say nothing."""
+from patchform.errors import UsageError, unheard
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class OutputOptions:
     ids: str | Path | None = None
     """For "coco": an annotation file whose ids of pictures and classes the results have. None: the one that lies beside
     the pictures, or in annotations/ there; without one ids are made from names."""
-    say: Callable[[str], None] = _unheard
+    say: Callable[[str], None] = unheard
     """Called with what was passed over or chosen, a sentence each."""
 
 

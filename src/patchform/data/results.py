@@ -15,7 +15,6 @@ from patchform.errors import UsageError, printable
 from patchform.geometry.masks import to_runs
 from patchform.records import Instances, Target
 
-
 Save: TypeAlias = Callable[[bytes, Path], None]
 """Writes a file of this content, and the folders above it. Raises ResourceError."""
 

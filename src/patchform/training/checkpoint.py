@@ -27,9 +27,9 @@ from patchform.errors import ModelFileError
 from patchform.model import Model
 from patchform.schema import Range
 from patchform.weights import files
+from patchform.weights.stopped import STATE
 
 FORMAT = 1
-STATE = "state.json"
 
 
 Count = Annotated[int, Range(least=0, most=2**53)]
