@@ -86,7 +86,7 @@ def features(
 
     Raises:
         UsageError: neither a run folder nor a backbone with weights; a file name that does not end in .safetensors.
-        FolderError: `out` is there already.
+        FolderError: `out` is there already, or would lie among the pictures.
         PatchformError: whatever loading a model, opening data and `probing.frozen.outputs` raise.
     """
     path = None if out is None else Path(out)
@@ -98,11 +98,14 @@ def features(
     from patchform.commands.probe import open_backbone
     from patchform.data.checks import without_bad
     from patchform.data.dataset import open_pictures
+    from patchform.data.writing import check_apart
     from patchform.device import RunOptions
     from patchform.probing.frozen import outputs
     from patchform.weights import files
 
     run_options, listing = RunOptions(**options), open_pictures(data)
+    if path is not None:
+        check_apart(path, data, listing)
     backbone = open_backbone(model, weights, run_options.say)
     usable, notes = without_bad(listing, backbone.preprocessing, run_options.skip_bad)
     for note in (*listing.notes, *notes):

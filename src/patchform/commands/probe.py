@@ -109,11 +109,17 @@ def probe(
 
     Raises:
         UsageError: neither a run folder nor a backbone with weights; `out` with "knn".
-        FolderError: `out` is there already and not empty.
+        FolderError: `out` is there already and not empty, or it or the cache would lie in the data set.
         PatchformError: whatever loading a model, opening data, `features` and the probes raise.
     """
     folder = None if out is None else Path(out)
     _refuse(method, neighbours, folder)
+
+    from patchform.data.dataset import check_before
+
+    for written in (out, cache):
+        if written is not None:
+            check_before(Path(written), data, "classification")
 
     from patchform.device import RunOptions, pick_device
     from patchform.model import save
