@@ -74,7 +74,8 @@ def test_lines_and_pictures_of_objects(tmp_path):
     assert first["objects"][0]["box"] == [5, 5, 10, 10]
     assert set(first["objects"][0]) == {"name", "class_id", "score", "box", "segmentation"}
     assert second["objects"] == []
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png.png", "b.png.png", "predictions.jsonl"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"a.png.png", "b.png.png", "predictions.jsonl", ".written.jsonl"}
 
 
 def test_formats_of_other_tools(tmp_path):
@@ -103,7 +104,7 @@ def test_formats_of_other_tools(tmp_path):
     with pytest.raises(UsageError, match="needs a folder"):
         write(predictor, tmp_path / "b.png", format="yolo")
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "b.jpg")
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match=r"one file, labels/b\.txt"):
         write(predictor, [tmp_path / "b.png", tmp_path / "b.jpg"], out=tmp_path / "twins", format="yolo")
 
 

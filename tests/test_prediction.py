@@ -59,6 +59,12 @@ def photos(tmp_path):
     return folder
 
 
+def files_of(folder):
+    """Names of all files but the list of what was written, which it must hold."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return names - {".written.jsonl"}
+
+
 def scores(found):
     return torch.stack([prediction.target.scores for prediction in found])
 
@@ -254,8 +260,8 @@ def test_lines_and_pictures(predictor, photos, tmp_path):
     assert set(good) == {"file", "label", "score", "top"}
     assert good["top"][0] == {"label": good["label"], "score": good["score"]}
     assert set(lines[4]) == {"file", "error"}
-    names = {"1.jpg.png", "1.png.png", "1.png-2.png", "2.png.png", "10.png.png", "predictions.jsonl"}
-    assert {path.name for path in out.iterdir()} == names
+    names = {"1.jpg.png", "1.png.png", "deep/1.png.png", "2.png.png", "10.png.png", "predictions.jsonl"}
+    assert files_of(out) == names
     with Image.open(out / "1.png.png") as picture:
         assert picture.mode == "RGB"
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from patchform import __version__
-from patchform.commands import data, demo, evaluate, features, models, predict, probe, train, weights
+from patchform.commands import data, demo, evaluate, features, models, predict, probe, terminal, train, weights
 from patchform.errors import PatchformError, UsageError
 
 VERBS = {
@@ -33,6 +33,7 @@ VERBS = {
 BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
 
 
+@terminal.printable_streams()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
@@ -156,6 +157,8 @@ def _line(error: Exception) -> str:
 
 
 def _saved_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="patchform-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="patchform-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+    ) as file:
         traceback.print_exc(file=file)
     return file.name

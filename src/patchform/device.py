@@ -11,17 +11,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from patchform.errors import UsageError
+from patchform.errors import UsageError, unheard
 
 Precision = Literal["float32", "bfloat16", "float16"]
 AUTOCAST: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """What layers compute in, by precision; in float32 nothing is cast."""
 TENSOR_CORES = (7, 0)
 """Compute capability of the first GPUs that are faster in float16 (Volta)."""
-
-
-def _unheard(sentence: str) -> None:
-    """Remarks that nobody wants to hear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ class RunOptions:
     """bfloat16 and float16 run the model under autocast."""
     skip_bad: float = 0.0
     """Highest share of unreadable pictures that are left out, in [0, 1). With 0 the first one stops."""
-    say: Callable[[str], None] = _unheard
+    say: Callable[[str], None] = unheard
     """Called with each remark on the data, a sentence."""
 
 

@@ -1,5 +1,6 @@
 """What goes wrong, said in one line: what, where, and the remedy; with the exit code of its kind."""
 
+import unicodedata
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -80,6 +81,33 @@ class PeerError(PatchformError):
     def __init__(self, exit_code: int = 1) -> None:
         self.exit_code = exit_code
         super().__init__("another process of this run failed", remedy="see what it says")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Text of files and people as it may go to a terminal, a page or a line of a list.
+
+    What would steer a terminal, turn the direction of writing or not be seen, line ends included, is spelt as Python
+    does: `\x1b`, `\n`, `\u202e`. So are bytes of file names that are not UTF-8: `\udce9`.
+
+    Args:
+        text: anything.
+        keep: letters that stay all the same.
+    """
+    plain = text
+    for letter in keep:
+        plain = plain.replace(letter, "")
+    if plain.isprintable():
+        return text
+    return "".join(
+        letter
+        if letter.isprintable() or letter in keep or unicodedata.category(letter) == "Zs"
+        else ascii(letter)[1:-1]
+        for letter in text
+    )
+
+
+def unheard(sentence: str) -> None:
+    """Say nothing: where nobody asked to be told."""
 
 
 def expect(value: object, kind: type[T], what: str) -> T:

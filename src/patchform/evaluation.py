@@ -13,9 +13,10 @@ import torch
 from patchform import drawing
 from patchform.data.checks import without_bad
 from patchform.data.collate import split, to_device
-from patchform.data.dataset import open_evaluation
+from patchform.data.dataset import check_before, open_evaluation
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader, input_sizes
+from patchform.data.writing import check_apart
 from patchform.device import Precision, RunOptions, autocast, pick_device
 from patchform.errors import ResourceError
 from patchform.inference import Inference, MultiView, preparation, views_of
@@ -113,17 +114,24 @@ def evaluate_run(
 
     Raises:
         ModelFileError: the run folder holds no intact model.
-        DataError: nothing to read, a class the model does not know, or more unreadable pictures than allowed.
+        DataError: nothing to read, something of a class the model does not know, or more unreadable pictures than
+            allowed.
+        FolderError: `out` lies in the data set.
         ResourceError: the files cannot be written.
     """
-    run_options, model, folder = RunOptions(**options), load(run), Path(run if out is None else out)
+    run_options, folder = RunOptions(**options), Path(run if out is None else out)
+    model = load(run, say=run_options.say)
+    task = task_of(model.architecture, model.head)
+    if out is not None:
+        check_before(folder, data, task.name)
+    listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
+    task.refuse(listing)
+    if out is not None:
+        check_apart(folder, data, listing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
-    task = task_of(model.architecture, model.head)
-    listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
-    task.refuse(listing)
     usable, remarks = without_bad(listing, model.preprocessing, run_options.skip_bad)
     notes = [*listing.notes, *remarks]
     for note in notes:

@@ -16,13 +16,14 @@ from patchform import lookup, schema
 from patchform.backbones.base import Backbone, over_frames
 from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
-from patchform.errors import ModelFileError, UsageError
+from patchform.errors import ModelFileError, UsageError, unheard
 from patchform.heads.base import Head
 from patchform.records import Batch, Features, Loss, Target
 from patchform.schema import Misfit
 from patchform.tasks.base import find_task
 from patchform.weights import files
-from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS, read_description
+from patchform.weights.sources import DESCRIPTION, FORMAT, WEIGHTS
+from patchform.weights.stopped import find_model
 
 
 class Model(nn.Module):
@@ -297,26 +298,29 @@ def save(model: Model, folder: str | Path, *, thresholds: Sequence[float] | None
         files.write_json(unfinished / DESCRIPTION, description)
 
 
-def load(folder: str | Path, *, weights: bool = True) -> Model:
+def load(folder: str | Path, *, weights: bool = True, say: Callable[[str], None] = unheard) -> Model:
     """Build the model of a run folder, in evaluation mode on the CPU.
 
     Names in the file select entries of the registry and nothing else: opening a model runs no code of its author.
 
     Args:
-        folder: what `save` or a training run wrote.
+        folder: what `save` or a training run wrote. Of a run that has not ended, the best model so far is taken, or
+            that of its newest checkpoint.
         weights: False builds the architecture with fresh weights.
+        say: called with which model of such a run it is, a sentence.
 
     Raises:
         ModelFileError: a file is missing, damaged, of a newer format, or says something that is not understood; the
             weights are not those of this architecture or not finite.
     """
-    folder = Path(folder)
-    description = read_description(folder)
-    weights_file = folder / WEIGHTS
-    with _Bounded(2 * weights_file.stat().st_size + SCRATCH, CALLS * (files.count_tensors(weights_file) + 100)):
-        model = _build(description, folder / DESCRIPTION)
+    saved = find_model(Path(folder))
+    if saved.note:
+        say(saved.note)
+    size = saved.weights.stat().st_size
+    with _Bounded(2 * size + SCRATCH, CALLS * (files.count_tensors(saved.weights) + 100)):
+        model = _build(saved.description, saved.source)
     if weights:
-        _fill(model, files.read_tensors(weights_file), weights_file)
+        _fill(model, files.read_tensors(saved.weights), saved.weights)
     return model.eval()
 
 

@@ -6,12 +6,14 @@ import base64
 import html
 import io
 from collections.abc import Iterable
+from string import Template
 from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from patchform import drawing
+from patchform.errors import printable
 
 LARGEST = 256
 """Pixels of the longer side of a picture in a gallery."""
@@ -29,8 +31,8 @@ class Section(NamedTuple):
 
 
 def escape(text: str) -> str:
-    """Plain text as HTML."""
-    return html.escape(text)
+    """Plain text as HTML; what would not be seen, or turn the direction of writing, is spelt out."""
+    return html.escape(printable(text, keep="\n\t"))
 
 
 def table(rows: Iterable[tuple[str, Iterable[str]]], columns: Iterable[str] = ()) -> str:
@@ -76,7 +78,7 @@ def render(title: str, sections: Iterable[Section]) -> str:
         f"{f'<p>{escape(section.meaning)}</p>' if section.meaning else ''}{section.content}</section>"
         for section in sections
     )
-    return _FRAME.replace("TITLE", escape(title)).replace("SECTIONS", body)
+    return _FRAME.substitute(title=escape(title), sections=body)
 
 
 def _image(data: bytes, alt: str, *, kind: str) -> str:
@@ -89,12 +91,12 @@ def _image(data: bytes, alt: str, *, kind: str) -> str:
     )
 
 
-_FRAME = """<!doctype html>
+_FRAME = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
+<title>$title</title>
 <style>
 :root { color-scheme: light dark; --line: light-dark(#d8d8d8, #444); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
@@ -114,8 +116,8 @@ meter { width: 3rem; }
 </style>
 </head>
 <body>
-<h1>TITLE</h1>
-SECTIONS
+<h1>$title</h1>
+$sections
 </body>
 </html>
-"""
+""")

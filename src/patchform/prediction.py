@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -21,14 +21,14 @@ from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
 from patchform.data.encoded import write as write_film
 from patchform.data.images import decode, to_image
-from patchform.data.inputs import LARGEST_BYTES, WRITTEN, Source, expand, is_film
-from patchform.data.results import Writer
+from patchform.data.inputs import LARGEST_BYTES, Source, expand, find, is_film
+from patchform.data.output_plan import About, OutputOptions, Plan, each_once, plan_output
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
 from patchform.device import Precision, autocast, pick_device
-from patchform.drawing import PAPER, save, to_png_bytes
-from patchform.errors import DataError, FolderError, ResourceError, UsageError
+from patchform.drawing import PAPER, to_png_bytes
+from patchform.errors import DataError, UsageError, unheard
 from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
 from patchform.records import Sample, Target, tensors_of
@@ -231,9 +231,13 @@ def load(
     precision: Precision = "float32",
     infer: Inference = Model.predict,
     threshold: float | None = None,
+    say: Callable[[str], None] = unheard,
 ) -> Predictor:
-    """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact."""
-    return Predictor(models.load(run), device=device, precision=precision, infer=infer, threshold=threshold)
+    """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact.
+
+    Of a run that has not ended it is the best so far, which `say` is told; other arguments are those of `Predictor`.
+    """
+    return Predictor(models.load(run, say=say), device=device, precision=precision, infer=infer, threshold=threshold)
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -245,68 +249,73 @@ def write(
     *,
     stream: TextIO | None = None,
     out: str | Path | None = None,
-    overwrite: bool = False,
     batch_size: int = 16,
-    format: str | None = None,
     along: Along | None = None,
+    **options: Any,
 ) -> Written:
     """Predict and write a line of JSON for each picture, as soon as it is known, and annotated pictures.
 
     A model of pictures looks at films frame by frame: a line for each, with its number and the time in seconds, and an
-    annotated film. An interrupt leaves complete lines, and whole pictures for all of them.
+    annotated film. A picture that is given twice is looked at once. An interrupt leaves complete lines, and whole
+    pictures for all of them.
 
     Args:
         predictor: what to infer.
         sources: as in `Predictor.predict`.
         stream: where the lines go.
-        out: a folder, made if need be, for `predictions.jsonl`, a picture `a.jpg.png` of a.jpg, a film `a.mp4.mp4`.
-        overwrite: replace what an earlier prediction left there.
+        out: a folder, made if need be, for `predictions.jsonl`, a picture `x/a.jpg.png` of x/a.jpg, a film `a.mp4.mp4`;
+            folders below the one that was given are kept, and no two names are one.
         batch_size: as in `Predictor.predict`.
-        format: in `out` in another tool's format too, one of `Task.writers`: "coco" (results.json), "yolo" (labels/).
         along: of videos: predictions for their parts too, in the lines as `moments`, each with `start` and `end`
             in seconds, and in `out` as a video `a.mp4.mp4`.
+        options: fields of `OutputOptions`.
 
     Returns:
         How many pictures there were, and how many could not be used.
 
     Raises:
-        DataError: there is nothing to look at.
+        DataError: there is nothing to look at; a file of ids that is none, or has none of the pictures.
         UsageError: the sources lie in `out`; a format without `out`, or one that the task does not have.
-        FolderError: a file to be written exists; nothing is written then.
+        FolderError: a file to be written exists, or `out` lies inside a folder of folders of pictures; nothing is
+            written then.
         ResourceError: the disk is full or `out` is not writable.
     """
+    settings = OutputOptions(**options)
     if along is not None:
         predictor.check(along)
-    items, folder = expand(sources, videos=predictor.videos), None if out is None else Path(out)
-    writer = None if format is None else _writer(predictor, format, folder)
+    found = find(sources, videos=predictor.videos)
+    items = each_once(found.sources, settings.say)
+    for note in found.notes():
+        settings.say(note)
     films = [is_film(item) and not predictor.videos for item in items]
-    if format is not None and any(films):
-        raise UsageError(f"the format {format} is for pictures", where=items[films.index(True)].name)
-    paths = _paths(items, folder, overwrite, moving=[True] * len(items) if along else films)
-    if writer is not None:
-        _make_room(writer.files([path.stem for path in paths if path]), overwrite)
+    if settings.format is not None and any(films):
+        raise UsageError(f"the format {settings.format} is for pictures", where=items[films.index(True)].name)
+    about = About(predictor.task.name, predictor.task.writers(), predictor.classes, predictor.model.ids)
+    plan = plan_output(about, items, found.folders, None if out is None else Path(out), settings)
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]
-        if folder is not None:
-            streams.append(stack.enter_context(_open(folder / WRITTEN, overwrite)))
-        output = _Output(predictor, streams, writer, along)
-        pictures, keep = [item for item, film in zip(items, films) if not film], folder is not None
+        if plan.folder is not None:
+            plan.make_room([True] * len(items) if along else films, settings.say)
+            stack.enter_context(plan.folder)
+            streams.append(stack.enter_context(plan.folder.answers()))
+        output = _Output(predictor, streams, plan, along)
+        pictures, keep = [item for item, film in zip(items, films) if not film], plan.folder is not None
         predictions = predictor.predict(pictures, batch_size=batch_size, keep_images=keep) if pictures else iter(())
         usable = [
-            output.film(item, path, batch_size) if film else output.picture(item, path, next(predictions))
-            for item, film, path in zip(items, films, paths)
+            output.film(item, name, batch_size) if film else output.picture(item, name, next(predictions))
+            for item, film, name in zip(items, films, plan.names)
         ]
-    if writer is not None:
-        writer.finish()
+        if plan.writer is not None:
+            plan.writer.finish()
     return Written(len(items), usable.count(False))
 
 
 class _Output(NamedTuple):
-    """Where predictions go. Paths are those of annotated pictures; None writes lines alone."""
+    """Where predictions go."""
 
     predictor: Predictor
     streams: Sequence[TextIO]
-    writer: Writer | None
+    plan: Plan
     along: Along | None
 
     def line(self, record: dict[str, Any]) -> None:
@@ -316,43 +325,47 @@ class _Output(NamedTuple):
             stream.write(text)
             stream.flush()
 
-    def picture(self, source: Source, path: Path | None, prediction: Prediction) -> bool:
+    def picture(self, source: Source, name: str, prediction: Prediction) -> bool:
         """Write the prediction for a picture, or of a model of clips for a video; whether it could be used."""
         target, record = prediction.target, self.predictor.record(prediction)
-        if path is not None and target is not None:
-            save(to_png_bytes(self.predictor.draw(prediction)), path)
+        folder, writer = self.plan.folder, self.plan.writer
+        if folder is not None and target is not None:
+            folder.save(to_png_bytes(self.predictor.draw(prediction)), folder.file(name, ".png"))
             for ending, content in self.predictor.task.files(target).items():
-                save(content, path.with_suffix(ending))
-            if self.writer is not None and prediction.image is not None:
+                folder.save(content, folder.file(name, ending))
+            if writer is not None and prediction.image is not None:
                 height, width = prediction.image.shape[-2:]
-                self.writer.add(path.stem, target, (height, width))
+                writer.add(name, target, (height, width))
         if self.along is not None and isinstance(source.content, Path) and target is not None:
             try:
                 parts = self.predictor.along(source.content, self.along)
-                if path is not None:
-                    film = path.with_suffix(".mp4")
-                    annotated(source.content, parts, self.predictor.task, self.predictor.classes, film)
+                if folder is not None:
+                    task, classes = self.predictor.task, self.predictor.classes
+                    film = partial(annotated, source.content, parts, task, classes)
+                    folder.film(folder.file(name, ".mp4"), film)
                 record["moments"] = [self.predictor.moment(part) for part in parts]
             except DataError as error:  # beyond the frames that were looked at before
                 record["error"] = str(error)
         self.line(record)
         return "error" not in record
 
-    def film(self, source: Source, path: Path | None, batch_size: int) -> bool:
+    def film(self, source: Source, name: str, batch_size: int) -> bool:
         """Write predictions of a model of pictures for all frames; whether the film could be read to its end."""
+        folder = self.plan.folder
 
         def pages() -> Iterator[Image.Image]:
             for number, (time, prediction) in enumerate(self.predictor.frames(source.content, batch_size=batch_size)):
                 frame = {"file": source.name, "frame": number, "time": round(time, DIGITS)}
                 self.line(self.predictor.record(prediction) | frame)
-                if path is not None:
+                if folder is not None:
                     yield self.predictor.draw(prediction)
 
         try:
-            if path is None:
+            if folder is None:
                 deque(pages(), maxlen=0)
             else:
-                write_film(path.with_suffix(".mp4"), _of_one_size(pages()), open_video(source.content).rate)
+                rate = open_video(source.content).rate
+                folder.film(folder.file(name, ".mp4"), partial(write_film, frames=_of_one_size(pages()), rate=rate))
         except DataError as error:
             self.line({"file": source.name, "error": str(error)})
             return False
@@ -367,62 +380,3 @@ def _of_one_size(pages: Iterator[Image.Image]) -> Iterator[Image.Image]:
         sheet = paper.copy()
         sheet.paste(page)
         yield sheet
-
-
-def _writer(predictor: Predictor, format: str, folder: Path | None) -> Writer:
-    """What writes predictions in a format of the task. Raises UsageError."""
-    formats = predictor.task.writers()
-    if format not in formats:
-        remedy = f"it has {', '.join(formats)}" if formats else "leave it out"
-        raise UsageError(f"nothing to write in the format {format} for {predictor.task.name}", remedy=remedy)
-    if folder is None:
-        raise UsageError(f"nothing to write in the format {format}", remedy="it needs a folder")
-    return formats[format](folder, predictor.classes, predictor.model.ids)
-
-
-def _paths(
-    sources: Sequence[Source], folder: Path | None, overwrite: bool, *, moving: Sequence[bool]
-) -> Sequence[Path | None]:
-    """A distinct file for each source, on file systems that ignore case too; `moving`: a film is written as well."""
-    if folder is None:
-        return [None] * len(sources)
-    real = os.path.realpath(folder)
-    if any(isinstance(content, Path) and os.path.realpath(content.parent) == real for _, content in sources):
-        raise UsageError("the folder for the pictures holds the sources", where=folder, remedy="name another one")
-    names: set[str] = set()
-    paths = []
-    for source in sources:
-        name = "stdin" if source.name == "-" else Path(source.name).name
-        name = os.fsdecode(os.fsencode(name)[:200])  # file systems end at 255 bytes
-        stem, number = name, 2
-        while name.casefold() in names:
-            name, number = f"{stem}-{number}", number + 1
-        names.add(name.casefold())
-        paths.append(folder / f"{name}.png")
-    films = [path.with_suffix(".mp4") for path, film in zip(paths, moving) if film]
-    _refuse_existing([folder / WRITTEN, *paths, *films], overwrite)
-    return paths
-
-
-def _make_room(files: Sequence[Path], overwrite: bool) -> None:
-    """Make folders for files that are not there yet. Raises FolderError, ResourceError."""
-    _refuse_existing(files, overwrite)
-    for folder in dict.fromkeys(file.parent for file in files):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
-
-
-def _refuse_existing(files: Sequence[Path], overwrite: bool) -> None:
-    exists = [file for file in files if os.path.lexists(file)]
-    if exists and not overwrite:
-        raise FolderError("the file exists already", where=exists[0], remedy="name another folder, or overwrite")
-
-
-def _open(path: Path, overwrite: bool) -> TextIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "w" if overwrite else "x", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror})", where=path) from error

@@ -67,7 +67,7 @@ class Totals(Writer):
 
     def finish(self):
         """Write all."""
-        drawing.save(json.dumps(self.numbers).encode(), self.folder / "totals.json")
+        self.save(json.dumps(self.numbers).encode(), self.folder / "totals.json")
 
 
 class Counting(Task):

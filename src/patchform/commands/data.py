@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from patchform.commands import inference_options, recipes
-from patchform.errors import DataError, FolderError, ResourceError, UsageError
+from patchform.errors import DataError, FolderError, ResourceError, UsageError, printable
 from patchform.settings import DataSettings, Recipe
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps(diagnosis.as_json(), allow_nan=False))
     else:
         for line in _summary_lines(diagnosis):
-            print("".join(letter if letter.isprintable() else "?" for letter in line))
+            print(printable(line))
         if arguments.out:
             print(f"pictures of them are in {arguments.out}")
     return FAULTY if bad else 0

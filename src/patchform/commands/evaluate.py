@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         out=arguments.out,
         infer=inference_options.chosen(arguments),
-        say=terminal.stderr_console().print,
+        say=terminal.say,
         **inference_options.run_options(arguments),
     )
     if arguments.json:

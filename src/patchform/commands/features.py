@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             weights=arguments.weights,
             output=arguments.output,
             progress=partial(progress, "pictures"),
-            say=console.print,
+            say=terminal.above(console),
             **inference_options.run_options(arguments),
         )
     pictures, width = described.features.shape
@@ -86,7 +86,7 @@ def features(
 
     Raises:
         UsageError: neither a run folder nor a backbone with weights; a file name that does not end in .safetensors.
-        FolderError: `out` is there already.
+        FolderError: `out` is there already, or would lie among the pictures.
         PatchformError: whatever loading a model, opening data and `probing.frozen.outputs` raise.
     """
     path = None if out is None else Path(out)
@@ -98,17 +98,21 @@ def features(
     from patchform.commands.probe import open_backbone
     from patchform.data.checks import without_bad
     from patchform.data.dataset import open_pictures
+    from patchform.data.writing import check_apart
     from patchform.device import RunOptions
     from patchform.probing.frozen import outputs
     from patchform.weights import files
 
-    run_options, backbone, listing = RunOptions(**options), open_backbone(model, weights), open_pictures(data)
+    run_options, listing = RunOptions(**options), open_pictures(data)
+    if path is not None:
+        check_apart(path, data, listing)
+    backbone = open_backbone(model, weights, run_options.say)
     usable, notes = without_bad(listing, backbone.preprocessing, run_options.skip_bad)
     for note in (*listing.notes, *notes):
         run_options.say(note)
     rows = outputs(backbone, usable, output=output, options=run_options, progress=progress)
     described = Described(rows, tuple(map(usable.name, range(len(usable)))))
     if path is not None:
-        names = json.dumps(described.names, ensure_ascii=False)
+        names = json.dumps(described.names)
         files.replace_tensors(path, {"features": rows}, {"output": output, "names": names})
     return described

@@ -38,12 +38,16 @@ def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--window`, `--stride`, `--margin`, `--scales`, `--mirrored`, `--clips`, `--crops`."""
+    """`--window`, `--stride`, `--margin`, `--measure`, `--scales`, `--mirrored`, `--clips`, `--crops`."""
     window = "for large pictures: window by window of N x N pixels, averaged or merged where they overlap"
     parser.add_argument("--window", type=SIDE, metavar="N", help=window)
     parser.add_argument("--stride", type=SIDE, metavar="N", help="pixels between windows (default: 2/3 of one)")
     margin = "pixels along a window's edges that do not count, for masks (default: 0)"
     parser.add_argument("--margin", type=MARGIN, metavar="N", help=margin)
+    measure = (
+        "of windows for objects: what two boxes share is compared with the smaller or the union (default: smaller)"
+    )
+    parser.add_argument("--measure", choices=("smaller", "union"), help=measure)
     parser.add_argument("--scales", type=SCALE, nargs="+", metavar="X", help="average over sizes of the picture")
     parser.add_argument("--mirrored", action="store_true", help="average with the mirror image")
     parser.add_argument("--clips", type=VIEWS, metavar="N", help="of videos: average over N clips of each (default: 1)")
@@ -67,7 +71,7 @@ def chosen(arguments: argparse.Namespace) -> Inference:
         if arguments.window or arguments.scales or arguments.mirrored:
             raise UsageError("views of videos beside windows or scales", remedy="choose one of them")
         return MultiView(arguments.clips or 1, arguments.crops or 1)
-    for name in ("stride", "margin"):
+    for name in ("stride", "margin", "measure"):
         if getattr(arguments, name) is not None and arguments.window is None:
             raise UsageError(f"--{name} without --window")
     if arguments.window is None:
@@ -84,14 +88,16 @@ def chosen(arguments: argparse.Namespace) -> Inference:
         raise UsageError(f"windows of {arguments.window} pixels{margins}, {stride} apart, do not cover a picture")
     window, strides = (arguments.window,) * 2, (stride,) * 2
     if _windows_of(arguments.run) != "picture":
+        if arguments.measure is not None:
+            raise UsageError("--measure is for objects", remedy="leave it out where a model gives every pixel a class")
         return SlidingWindow(window, strides, margin=margin)
     if margin:
         raise UsageError("--margin is for masks", remedy="leave it out where a model finds objects")
-    return SlicedObjects(window, strides)
+    return SlicedObjects(window, strides, measure=arguments.measure or "smaller")
 
 
 def _windows_of(run: str) -> str:
     from patchform.tasks.base import find_task
-    from patchform.weights.sources import read_description
+    from patchform.weights.stopped import find_model
 
-    return find_task(str(read_description(Path(run))["architecture"].get("task"))).windows
+    return find_task(str(find_model(Path(run)).description["architecture"].get("task"))).windows

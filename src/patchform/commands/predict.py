@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import inference_options
+from patchform.commands import inference_options, terminal
 from patchform.commands.inference_options import IMAGES, SCORE, SECONDS
 from patchform.errors import UsageError
 
@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, video, folder, pattern, or - for stdin")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
     parser.add_argument("--format", metavar="FORMAT", help="of objects coco or yolo: in this format too, in --out")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    ids = "of coco: annotation file whose ids the results have (default: the one beside the pictures)"
+    parser.add_argument("--ids", metavar="FILE", help=ids)
+    over = "replace what an earlier prediction left in --out; other files stay"
+    parser.add_argument("--overwrite", action="store_true", help=over)
     counts, every = (
         "objects that count (default: as validation chose, by class)",
         "of videos: an answer each so many seconds",
@@ -46,15 +49,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
     infer = inference_options.chosen(arguments)
+    predictor = load(
+        arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer, say=terminal.say
+    )
     written = write(
-        load(arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer),
+        predictor,
         arguments.sources,
         stream=sys.stdout,
         out=arguments.out,
-        overwrite=arguments.overwrite,
         batch_size=arguments.batch_size,
-        format=arguments.format,
         along=along,
+        overwrite=arguments.overwrite,
+        format=arguments.format,
+        ids=arguments.ids,
+        say=terminal.say,
     )
     if written.failed:
         print(f"{written.failed} of {written.images} pictures could not be used", file=sys.stderr)
@@ -66,7 +74,7 @@ def load(run: str | Path, **options: Any) -> Predictor:
 
     Args:
         run: run folder.
-        options: of `patchform.prediction.load`: device, precision, infer, threshold.
+        options: of `patchform.prediction.load`: device, precision, infer, threshold, say.
 
     Raises:
         ModelFileError: the folder holds no intact model.

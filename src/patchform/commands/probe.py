@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             neighbours=arguments.neighbours,
             progress=progress,
-            say=console.print,
+            say=terminal.above(console),
             **inference_options.run_options(arguments),
         )
     folder = None if probed.folder is None else str(probed.folder)
@@ -109,11 +109,17 @@ def probe(
 
     Raises:
         UsageError: neither a run folder nor a backbone with weights; `out` with "knn".
-        FolderError: `out` is there already and not empty.
+        FolderError: `out` is there already and not empty, or it or the cache would lie in the data set.
         PatchformError: whatever loading a model, opening data, `features` and the probes raise.
     """
     folder = None if out is None else Path(out)
     _refuse(method, neighbours, folder)
+
+    from patchform.data.dataset import check_before
+
+    for written in (out, cache):
+        if written is not None:
+            check_before(Path(written), data, "classification")
 
     from patchform.device import RunOptions, pick_device
     from patchform.model import save
@@ -123,7 +129,7 @@ def probe(
 
     run_options = RunOptions(**options)
     device = pick_device(run_options.device)
-    backbone = open_backbone(model, weights)
+    backbone = open_backbone(model, weights, run_options.say)
     train, test, classes = _features(backbone, data, cache, run_options, progress)
     if method == "knn":
         vote = partial(nearest.vote, train, classes=len(classes), k=neighbours, device=device)
@@ -171,15 +177,15 @@ def _features(
     return frozen[0], frozen[1], splits.train.classes
 
 
-def open_backbone(model: str | Path, weights: str | Path | None) -> Model:
-    """The model of a run folder, or a backbone under a head without meaning."""
+def open_backbone(model: str | Path, weights: str | Path | None, say: Callable[[str], None]) -> Model:
+    """The model of a run folder, or a backbone under a head without meaning; `say` as of `model.load`."""
     from patchform.loading import load_weights
     from patchform.model import build_model, load
 
     if Path(model).is_dir():
         if weights is not None:
             raise UsageError("a run folder has its own weights", where=model, remedy="give no other ones")
-        return load(model)
+        return load(model, say=say)
     built = build_model("classification", backbone=str(model), head="linear", classes=("?",))
     if weights is None:
         raise UsageError("a backbone without weights knows nothing", where=model, remedy="name a file: --weights FILE")

@@ -1,15 +1,66 @@
-"""What commands say on stderr while they work."""
+"""The way of words to a terminal: nothing that a file or class is called steers it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from patchform.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+
+
+class Printable:
+    """A stream whose text is printable, but for line ends and tabs, and in letters that the stream has.
+
+    Args:
+        stream: where it goes. The colours and bars of rich go there past this (`rich_proxied_file` is its own word).
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write it as it may be shown."""
+        shown = printable(text, keep="\n\t")
+        encoding = getattr(self.rich_proxied_file, "encoding", None)
+        if encoding and not shown.isascii():
+            shown = shown.encode(encoding, "backslashreplace").decode(encoding)
+        self.rich_proxied_file.write(shown)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def printable_streams() -> Iterator[None]:
+    """What is printed meanwhile, on stdout and stderr, is printable."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and cast("TextIO", Printable(stream)) for stream in streams)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def say(sentence: str) -> None:
+    """One line on stderr."""
+    print(printable(sentence), file=sys.stderr)
+
+
+def above(console: Console) -> Callable[[str], None]:
+    """A function that says one line above the bars of a console."""
+    return lambda sentence: console.print(printable(sentence))
 
 
 def stderr_console() -> Console:

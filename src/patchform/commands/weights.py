@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform.commands import inference_options
+from patchform.commands import inference_options, terminal
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _with_options(name: str, options: dict[str, Any]) -> str:
 
 
 def _to_stderr(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+    terminal.say(sentence)
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from patchform.data.faults import Faults
 from patchform.data.images import upright_size
+from patchform.data.known_classes import with_unknown
 from patchform.data.listing import RLE, Item, Listing, Objects, Segmentation, by_name, check_names, chosen_names, quoted
 from patchform.errors import DataError, UsageError
 from patchform.geometry.masks import run_lengths
@@ -74,12 +75,12 @@ def class_table(
     Args:
         names: those of the data, in its order.
         settings: `classes` chooses some of them, in its order.
-        classes: names that give the indices (training's, or the model's).
+        classes: names that give the indices (training's, or the model's); others come after them.
         where: the data, for messages.
 
     Raises:
         UsageError: a chosen class that the data do not have.
-        DataError: names that differ by case or spaces only; one that is not among `classes`.
+        DataError: names that differ by case or spaces only.
     """
     check_names(names, where)
     chosen: Sequence[str] = names
@@ -91,8 +92,9 @@ def class_table(
                 what = f'data.classes: no class "{name}" in {where}'
                 raise UsageError(what, remedy=f'is it "{near[0]}"?' if near else f"there are {quoted(names)}")
     left_out = [name for name in names if name not in chosen]
-    indices = by_name([name for name in names if name in chosen], chosen if classes is None else classes, where)
-    order = tuple(chosen) if classes is None else classes
+    own = [name for name in names if name in chosen]
+    order = tuple(chosen) if classes is None else with_unknown(own, classes)
+    indices = by_name(own, order, where)
     notes = (f"classes left out, as data.classes says: {quoted(left_out)}",) if left_out else ()
     return order, {name: indices[name] if name in chosen else -1 for name in names}, notes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from patchform.data.known_classes import with_unknown
 from patchform.data.listing import (
     Item,
     Listing,
@@ -49,7 +50,7 @@ def read_folders(path: Path, settings: DataSettings, classes: tuple[str, ...] | 
     if len(empty) == len(names):
         raise DataError(f"no {noun}", where=path, remedy=f"known file names end in {', '.join(medium.suffixes)}")
 
-    order = names if classes is None else classes
+    order = names if classes is None else with_unknown(names, classes)
     indices = by_name(names, order, path)
     used = {item for items in chosen.values() for item in items}
     ignored = Counter(

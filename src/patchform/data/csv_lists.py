@@ -16,6 +16,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchform.data.known_classes import with_unknown
 from patchform.data.listing import (
     SUFFIXES,
     VIDEO_SUFFIXES,
@@ -84,7 +85,7 @@ def read_list(path: Path, settings: DataSettings, classes: tuple[str, ...] | Non
     if len(set(names)) < len(names):
         raise DataError("two columns of one name", where=path, remedy="rename one")
     check_names(names, path)
-    order = names if classes is None else classes
+    order = names if classes is None else with_unknown(names, classes)
     indices = by_name(names, order, path)
     files = _files(rows, image, path)
     items = tuple(Item(file, tuple(sorted(indices[name] for name in own))) for file, own in zip(files, labels))

@@ -13,6 +13,7 @@ from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
 from patchform.data.listing import TRAIN, VALIDATION, Listing, is_hidden, quoted
 from patchform.data.loader import derive
+from patchform.data.writing import check_target
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
 from patchform.settings import DataSettings
@@ -215,3 +216,13 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
 def _only(train: Path) -> bool:
     """Whether there is no other folder beside."""
     return not any(entry != train and entry.is_dir() and not is_hidden(entry.name) for entry in train.parent.iterdir())
+
+
+def check_before(folder: Path, data: str | Path, task: str) -> None:
+    """Raise FolderError for a folder inside a data set without parts of its own, before it is read or anything made.
+
+    What is made there would be taken for a class, or its pictures for pictures.
+    """
+    path = Path(data).expanduser()
+    if path.is_dir() and not has_validation(path, task):
+        check_target(folder, path)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -89,6 +89,9 @@ class MaskCodes:
     """(number in the file, class or `IGNORED`); any other number is a fault."""
     colors: tuple[tuple[tuple[int, int, int], int], ...] = ()
     """((red, green, blue), class or `IGNORED`). When given, colours count and numbers do not."""
+    unknown: tuple[tuple[int, str], ...] = field(default=(), repr=False)
+    """(number in the file, name) of classes of the data that are not known where they are read: faults, too. Not in the
+    digest of what is listed, which older runs have without."""
 
 
 def videos_among(folder: Path, files: Sequence[Path]) -> list[Path]:

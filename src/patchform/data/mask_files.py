@@ -144,6 +144,8 @@ def _by_id(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
 def _no_class(number: int, count: int, coding: MaskCodes) -> DataError:
     valid = [id_ for id_, class_ in coding.ids if class_ != IGNORED]
     ignored = [id_ for id_, class_ in coding.ids if class_ == IGNORED]
+    if name := dict(coding.unknown).get(number):
+        return DataError(f'number {number} in {count} pixels is "{name}", a class that is not known here')
     what = f"number {number} in {count} pixels is no class ({min(valid)}..{max(valid)} are, {_few(ignored)} ignored)"
     if min(valid) == 0 and number == max(valid) + 1:
         return DataError(what, remedy="if numbers begin at 1, set data.zero to ignore; else check the list of classes")

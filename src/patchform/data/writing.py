@@ -25,6 +25,19 @@ def check_target(folder: Path, *sources: Path) -> None:
             raise FolderError(f"inside the data set {source}", where=folder, remedy=remedy)
 
 
+def check_apart(folder: Path, data: str | Path, *listings: Listing) -> None:
+    """Raise FolderError for a folder in which the next who reads these data would find what is written.
+
+    Args:
+        folder: where something is to be written.
+        data: as they were given: a folder, or a list of files.
+        listings: what is read of them.
+    """
+    whole = Path(data).expanduser().is_dir()
+    for listing in listings:
+        check_target(folder, *({listing.root} if whole else {item.path.parent for item in listing.items}))
+
+
 def write_new(file: Path, pieces: Iterable[str]) -> None:
     """Write a file, and the folders above it. Raises FolderError when it exists, ResourceError when it cannot be."""
     with _new(file), file.open("x", encoding="utf-8", newline="\n") as stream:

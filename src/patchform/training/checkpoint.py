@@ -28,9 +28,9 @@ from patchform.model import Model
 from patchform.schema import Range
 from patchform.training.scaling import OFF, LossScaling
 from patchform.weights import files
+from patchform.weights.stopped import STATE
 
 FORMAT = 1
-STATE = "state.json"
 SCALER = "scaler.safetensors"
 """Of runs in float16 alone."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from patchform import distributed
+from patchform.data.dataset import check_before
 from patchform.device import pick_device
 from patchform.errors import DivergedError
 from patchform.model import Model, load, save
@@ -59,12 +60,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         UsageError: a setting out of range, an unknown name.
         DataError: data that cannot be used.
         ModelFileError: on resume, no whole checkpoint or one of another run.
-        FolderError: the run exists already, is in use, or is not there to resume.
+        FolderError: the run exists already, is in use, is not there to resume, or would lie in the data set.
         DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
         ResourceError: out of memory, a full disk.
         Interrupted, PeerError: SIGTERM or Ctrl-C, or another process failed; the run was saved.
     """
     refuse_nonsense(recipe)
+    if not resume and recipe.data.path is not None:
+        check_before(Path(recipe.runs), recipe.data.path, recipe.task)
     settings, stem = recipe.training, f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
     with (
         run.Stop() as stop,

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from patchform.errors import printable
+
 
 class Reporter:
     """Speaks on stderr.
@@ -45,7 +47,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Say one line, in any case."""
-        self._console.print(text)
+        self._console.print(printable(text))
 
     def step(self, step: int, *, epoch: int, loss: float, rate: float, images: int) -> None:
         """A step was taken on so many images."""

@@ -23,6 +23,8 @@ from patchform import distributed
 from patchform.errors import FolderError, Interrupted, ResourceError
 from patchform.training.progress import Reporter
 from patchform.weights import files
+from patchform.weights.sources import BEST as BEST
+from patchform.weights.sources import CHECKPOINTS as CHECKPOINTS
 
 
 class RunContext(NamedTuple):
@@ -35,7 +37,7 @@ class RunContext(NamedTuple):
     stop: Stop
 
 
-LOCK, RECIPE, CHECKPOINTS, BEST = "run.lock", "recipe.yaml", "checkpoints", "best"
+LOCK, RECIPE = "run.lock", "recipe.yaml"
 """Names in a run folder."""
 ATTEMPTS = 5
 """To lock a folder, in a tenth of a second."""

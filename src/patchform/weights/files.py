@@ -106,7 +106,8 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode(errors="backslashreplace"))  # of bytes that are no UTF-8: an escape of JSON's too
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def replace_text(path: Path, text: str) -> None:
     """
     try:
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise _refused(path, error, len(text)) from error
 

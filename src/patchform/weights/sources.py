@@ -38,6 +38,8 @@ FORMAT = 2
 """Version of model.json; a reader refuses all others."""
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """The files of a model in its folder."""
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""In a run folder: what it goes on from, and its best model so far."""
 MOST_CLASSES = 100_000
 INDEX = ".safetensors.index.json"
 MOST_ENTRIES = 1 << 16
@@ -172,6 +174,10 @@ def _folder(folder: Path) -> Source:
         raise ModelFileError(f"shards without their index (*{INDEX})", where=folder, remedy="fetch the index too")
     if pickles := [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]:
         raise pickled(folder / pickles[0])
+    if os.path.isdir(folder / CHECKPOINTS) or os.path.isdir(folder / BEST):
+        best = folder / BEST
+        remedy = f"name its best model: {shlex.quote(str(best))}" if best.is_dir() else "resume it to go on"
+        raise ModelFileError("a run that has not ended", where=folder, remedy=remedy)
     raise ModelFileError(f"neither {DESCRIPTION} nor safetensors", where=folder, remedy=_KNOWN)
 
 
@@ -186,8 +192,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     if faults := files.verify(folder, (DESCRIPTION, WEIGHTS)):
         raise ModelFileError(f"not an intact model ({faults[0]})", where=folder)
-    source = folder / DESCRIPTION
-    description = files.read_json(source)
+    description = files.read_json(folder / DESCRIPTION)
+    check_description(description, folder / DESCRIPTION)
+    return description
+
+
+def check_description(description: Mapping[str, Any], source: Path) -> None:
+    """Raise ModelFileError for a description of a model, from a file, that is not as `read_description` says."""
     version, classes = description.get("format"), description.get("classes")
     if type(version) is not int or version != FORMAT:
         remedy = "use the patchform that wrote it" if version == 1 else "use a newer patchform"
@@ -196,9 +207,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     made_of = description.get("architecture")
     if not isinstance(made_of, dict) or not isinstance(made_of.get("head"), str):
         raise ModelFileError("the architecture has no head", where=source)
-    if not named or len(description["classes"]) > MOST_CLASSES:
+    if not named or len(classes) > MOST_CLASSES:
         raise ModelFileError(f"classes are not 1..{MOST_CLASSES} names", where=source)
-    return description
 
 
 # ----------------------------------------------------------------------------------------------------------- shards

@@ -187,8 +187,12 @@ def test_known_classes_are_matched_by_name(tmp_path):
     listing = masks.open(tmp_path, PLAIN, ("tree", "sea", "sky", "road"))
     assert listing.classes == ("tree", "sea", "sky", "road")
     assert dict(listing.mask_codes.ids) == {0: 2, 1: 3, 2: 0, 255: 255}
-    with pytest.raises(DataError, match='unknown class: "tree"'):
-        masks.open(tmp_path, PLAIN, ("sky", "road"))
+    listing = masks.open(tmp_path, PLAIN, ("sky", "road"))
+    assert any('unknown classes, refused where a mask has one: "tree"' in note for note in listing.notes)
+    with pytest.raises(DataError, match=r'number 2 in .* pixels is "tree", a class that is not known here'):
+        decode_mask(listing.items[0].mask, listing.mask_codes)
+    with pytest.raises(DataError, match='unknown classes: "sky", "road", "tree"'):
+        masks.open(tmp_path, PLAIN, ("cloud",))
     (tmp_path / "classes.txt").unlink()
     listing = masks.open(tmp_path, PLAIN, ("u", "v", "w"))
     assert dict(listing.mask_codes.ids) == {0: 0, 1: 1, 2: 2, 255: 255}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from patchform.data.faults import Faults
+from patchform.data.known_classes import only_known
 from patchform.data.listing import Listing
 from patchform.data.writing import Copies
 from patchform.settings import DataSettings
@@ -56,13 +57,19 @@ class Format(ABC):
     def open(
         self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults | None = None
     ) -> Listing:
-        """What `read` gives. Without `faults`, fatal ones are raised all at once, and others are among the notes."""
+        """What `read` gives, without classes that are not among `classes` where these are given.
+
+        Without `faults`, fatal ones are raised all at once, and others are among the notes. Raises DataError also for
+        an unknown class that anything has.
+        """
+        collected = Faults() if faults is None else faults
+        listing = self.read(path, settings, classes, collected)
+        if classes:
+            listing = only_known(listing, classes, collected.file or path)
         if faults is not None:
-            return self.read(path, settings, classes, faults)
-        faults = Faults()
-        listing = self.read(path, settings, classes, faults)
-        faults.refuse(faults.file or path)
-        return replace(listing, notes=listing.notes + faults.notes())
+            return listing
+        collected.refuse(collected.file or path)
+        return replace(listing, notes=listing.notes + collected.notes())
 
 
 class WritableFormat(Format):

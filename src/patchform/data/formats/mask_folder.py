@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
+from patchform.data.known_classes import with_unknown
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
@@ -130,7 +131,7 @@ class MaskFolders(Format):
         if len(names) > IGNORED:
             raise DataError(f"{len(names)} classes, masks can have {IGNORED}", where=folders.home)
         check_names(names, folders.home)
-        order = names if classes is None else classes
+        order = names if classes is None else with_unknown(names, classes)
         indices = by_name(names, order, folders.home)
         class_of = {name: indices[name] for name in names}
         if colors:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
+from patchform.data.known_classes import with_unknown
 from patchform.data.listing import Item, Listing, by_name, check_names, mapping_note, ordered, quoted
 from patchform.data.shards import hold_data
 from patchform.data.webdataset import content_of
@@ -40,7 +41,7 @@ class ClassShards(Format):
         labels = content.classes()
         names = ordered(labels)
         check_names(names, path)
-        order = names if classes is None else classes
+        order = names if classes is None else with_unknown(names, classes)
         indices = by_name(names, order, path)
         items = tuple(Item(picture.path, (indices[name],)) for picture, name in zip(content.pictures, labels))
         notes = content.notes + (mapping_note(order) if classes is None else ())
