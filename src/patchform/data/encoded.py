@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchform.data.images import kind_of, to_image
+from patchform.data.file_kinds import kind_of
+from patchform.data.images import to_image
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, ResourceError, UsageError
 
@@ -234,7 +235,7 @@ def _demuxer(head: bytes) -> str:
         if head.startswith(magic, offset) and not still:
             return demuxer
     raise DataError(
-        f"not a video but {kind_of(head)}", remedy="MP4, MOV, MKV, WebM, AVI, GIF and folders of frames can be read"
+        f"not a video but {kind_of(head).what}", remedy="MP4, MOV, MKV, WebM, AVI, GIF and folders of frames can be read"
     )
 
 
