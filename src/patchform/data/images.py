@@ -225,12 +225,13 @@ def _pixels(data: bytes, max_pixels: int, thorough: bool) -> Tensor:
     with explained(data):
         if ";16" in layout and image.mode in ("RGB", "RGBA"):
             return upright(_deep_color(image, _open(data)[1], layout), orientation(image))
-        stream = image.fp
+        if format_ != "JPEG":
+            return _from_pil(image)
+        image.fp = stream = jpeg.Stream(data)
         pixels = _from_pil(image)
-        if format_ == "JPEG":
-            stream.finish()
-            if thorough and (again := jpeg.padded(data)) and not _from_pil(_open(again)[1]).equal(pixels):
-                raise DataError("the picture is cut short: its last scan is not whole")
+        stream.finish()
+        if thorough and (again := stream.padded()) and not _from_pil(_open(again)[1]).equal(pixels):
+            raise DataError("the picture is cut short: its last scan is not whole")
         return pixels
 
 
@@ -302,7 +303,7 @@ def _open(data: bytes) -> tuple[str, Any]:
             if format_ == "TIFF" and file_kinds.is_raw(data):
                 raise DataError("a camera's raw file, which is not read", remedy="export it as PNG or JPEG")
             with explained(data):
-                return format_, reader(jpeg.Stream(data) if format_ == "JPEG" else io.BytesIO(data))
+                return format_, reader(io.BytesIO(data))
     kind = file_kinds.kind_of(data)
     what = f"{kind.what}, which is not read" if kind.picture else f"not a picture but {kind.what}"
     raise DataError(what, remedy=kind.remedy or "JPEG, PNG, WebP, BMP, TIFF, GIF and PNM can be read")

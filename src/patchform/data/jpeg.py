@@ -7,7 +7,7 @@ What is noticed, at the cost of one search for markers:
 * data that are left over when the picture is complete: they were read as other codes than they were written as;
 * restart markers that are missing or out of order, and progressive files without their last scans.
 
-With a second decoding (`differs`): a file of several scans whose last one is cut. What is not noticed: codes that were
+With a second decoding (`Stream.padded`): a file of several scans whose last one is cut. What is not noticed: codes that were
 changed so that as many pixels come out of as many bytes, less than a block or two missing at the end, and pixels
 missing in front of a restart marker. (ISO/IEC 10918-1, annexes B, F and G.)
 """
@@ -163,17 +163,16 @@ class Stream(io.BytesIO):
         if self._tail and self.layout is not None and self.tell() <= self._tail > self.layout.scans[0].start:
             raise DataError("the picture is damaged: data are left over behind the last pixel")
 
+    def padded(self) -> bytes | None:
+        """A file of several scans with bytes of no code behind its last one, which change nothing where that is whole.
 
-def padded(data: bytes) -> bytes | None:
-    """A file of several scans with bytes of no code behind its last one, which change nothing where that is whole.
-
-    None for files of which that is not so: their pixels tell nothing.
-    """
-    found = layout(data)
-    if found is None or not found.ended or found.single or found.process not in (*_SEQUENTIAL, *_PROGRESSIVE):
-        return None
-    end = found.scans[-1].end
-    return data[:end] + _NO_CODE * 4 + data[end:]
+        None for files of which that is not so: their pixels tell nothing.
+        """
+        found = self.layout
+        if found is None or not found.ended or found.single or found.process not in (*_SEQUENTIAL, *_PROGRESSIVE):
+            return None
+        data, end = self.getvalue(), found.scans[-1].end
+        return data[:end] + _NO_CODE * 4 + data[end:]
 
 
 def unread_process(data: bytes) -> str | None:
