@@ -1,10 +1,9 @@
 """Encoded videos by way of PyAV: which frames a file has, some of them, all of them; and a small writer.
 
-* Containers are recognised by their first bytes and read by the demuxer of that kind and no other: MP4 and QuickTime,
-  Matroska and WebM, AVI. A playlist that names other files or addresses is none of them.
+* Containers are recognised by their first bytes and read by the demuxer of that kind and no other (`data.containers`).
 * A frame is found by the time at which it is shown. Times come from the packets, which are read without being decoded,
   so frames at varying distances and frames that are stored in another order are found as well. To get there the decoder
-  starts at the key frame before. AVI has no such times: its frames are counted from the first.
+  starts at the key frame before. AVI and MPEG-PS lack such times: their frames are counted from the first.
 * Quarter turns that the file asks for are made. Sound is left alone. Pixels that are not square stay as they are.
 * Decoding takes one thread. Nothing stays open between two calls, so processes may share what they know of a file.
 """
@@ -22,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchform.data.images import kind_of, to_image
+from patchform.data import containers
+from patchform.data.images import to_image
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, ResourceError, UsageError
 
@@ -34,16 +34,8 @@ RATE = 25.0
 LARGEST = 1 << 26
 """Pixels of a frame: twice those of 8K."""
 _HEAD = 4096
-_CONTAINERS: tuple[tuple[int, bytes, str], ...] = (
-    *((4, kind, "mov") for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
-    (0, b"\x1aE\xdf\xa3", "matroska"),
-    (8, b"AVI ", "avi"),
-)
-"""Where in the file, which bytes, and the demuxer."""
-_SEGMENT = b"\x18S\x80g"
-"""What frames and tables of Matroska lie in."""
-_STILL = (b"avif", b"avis", b"heic", b"heix", b"mif1")
-"""Brands of pictures in a container of videos."""
+_COUNTED = ("avi", "mpeg")
+"""Demuxers of files whose frames do not all say when they are shown: they are counted from the first."""
 
 
 class Table(NamedTuple):
@@ -86,8 +78,8 @@ def look(path: Path) -> Table:
         UsageError: PyAV is missing.
     """
     with _opened(path) as (container, stream):
-        counted = container.format.name == "avi"
-        cut, shown = _declared_length(path) > path.stat().st_size, list[tuple[int | None, bool]]()
+        counted = container.format.name in _COUNTED
+        cut, shown = containers.is_cut(path), list[tuple[int | None, bool]]()
         for packet in container.demux(stream):
             cut = cut or packet.is_corrupt
             if packet.size and not packet.is_discard:
@@ -106,10 +98,8 @@ def look(path: Path) -> Table:
             keys = {0, *(positions[time] for time, key in shown if key and time is not None)}
         unit = float(1 / (stream.average_rate or RATE) if counted else stream.time_base)
         rate = (len(pts) - 1) / ((pts[-1] - pts[0]) * unit) if len(pts) > 1 else float(stream.average_rate or RATE)
-    first = next(everything(path), None)
-    if first is None:
-        raise DataError("the video has no frame that can be decoded")
-    return Table(_short(pts), tuple(sorted(keys)), unit, rate, first[1].shape[:2])
+    _, first = next(everything(path))
+    return Table(_short(pts), tuple(sorted(keys)), unit, rate, first.shape[:2])
 
 
 def some(path: Path, table: Table, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -140,14 +130,22 @@ def some(path: Path, table: Table, indices: Sequence[int]) -> Iterator[np.ndarra
 
 
 def everything(path: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """All frames in order, one at a time: seconds since the first, and (H, W, 3) uint8 RGB, upright."""
+    """All frames in order, one at a time: seconds since the first, and (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        DataError: behind the last frame, of a video that is cut short; of one without a frame. Or what PyAV raises.
+    """
     with _opened(path) as (container, stream):
-        counted = container.format.name == "avi"
+        counted = container.format.name in _COUNTED
         unit = float(1 / (stream.average_rate or RATE) if counted else stream.time_base)
         start: int | None = None
         for time, frame in _timed_frames(container, stream):
             start = time if start is None else start
             yield (time - start) * unit, _upright(frame)
+        if containers.is_cut(path):
+            raise DataError("the video is cut short")
+        if start is None:
+            raise DataError("the video has no frame that can be decoded")
 
 
 def write(path: Path, frames: Iterable[Any], rate: float = RATE) -> None:
@@ -212,7 +210,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     with file:
         head = file.read(_HEAD)
         file.seek(0)
-        with av.open(file, format=_demuxer(head), metadata_errors="replace") as container:
+        with av.open(file, format=containers.demuxer(head), metadata_errors="replace") as container:
             stream = container.streams.best("video")
             if stream is None:
                 sound = len(container.streams) > 0
@@ -225,58 +223,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             yield container, stream
 
 
-def _demuxer(head: bytes) -> str:
-    """Its name. Raises DataError, which says what the bytes are, for no video."""
-    if not head:
-        raise DataError("the file is empty")
-    still = head[4:8] == b"ftyp" and head[8:12] in _STILL
-    for offset, magic, demuxer in _CONTAINERS:
-        if head.startswith(magic, offset) and not still:
-            return demuxer
-    raise DataError(
-        f"not a video but {kind_of(head)}", remedy="MP4, MOV, MKV, WebM, AVI, GIF and folders of frames can be read"
-    )
-
-
-def _declared_length(path: Path) -> int:
-    """Bytes that a video has at least, by its own account; 0 where it gives none.
-
-    Of an AVI the length of its RIFF chunk, of Matroska that of its segment (RFC 8794, section 4), of an MP4 the end of
-    its last box of frames or tables (ISO/IEC 14496-12, section 4.2).
-    """
-    size, position, end = path.stat().st_size, 0, 0
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-        if _demuxer(head) == "avi":
-            length = int.from_bytes(head[4:8], "little")
-            return length if length < 0xFFFFFFFF else 0
-        if _demuxer(head) == "matroska":
-            length, position = _matroska_length(head, 4)
-            if head[position + length : position + length + 4] != _SEGMENT:
-                return 0
-            length, position = _matroska_length(head, position + length + 4)
-            return position + length if length else 0
-        while position + 16 <= size:
-            file.seek(position)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            length = int.from_bytes(head[8:], "big") if length == 1 else length
-            if length < 8:  # 0: up to the end
-                break
-            position += length
-            if head[4:8] in (b"mdat", b"moov", b"moof"):
-                end = position
-    return end
-
-
-def _matroska_length(data: bytes, position: int) -> tuple[int, int]:
-    """A length that is written in one to eight bytes, 0 where it is left open, and the position behind it."""
-    bits = 7 * (9 - data[position].bit_length())
-    end = position + bits // 7
-    length = int.from_bytes(data[position:end], "big") & ((1 << bits) - 1)
-    return (0 if length == (1 << bits) - 1 else length), end
-
-
 def _short(pts: list[int]) -> Sequence[int]:
     """The same numbers; as a range where they are one."""
     same = range(pts[0], pts[-1] + 1, max(1, (pts[-1] - pts[0]) // max(1, len(pts) - 1)))
@@ -286,7 +232,7 @@ def _short(pts: list[int]) -> Sequence[int]:
 def _timed_frames(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
     """Frames as they are decoded, each with its time as in a `Table`."""
     for number, frame in enumerate(container.decode(stream)):
-        if container.format.name == "avi":
+        if container.format.name in _COUNTED:
             yield number, frame
         elif frame.pts is not None:
             yield frame.pts, frame

@@ -5,8 +5,9 @@ Rules, the same for all sources:
 * PIL decodes, also JPEG. The decoders of torchvision are 1.6 to 2.4 times as fast, but deprecated, and a damaged PNG
   ends the process in them.
 * The content decides on the format, not the name: JPEG, PNG, WebP, BMP, TIFF, GIF (the first frame of animated ones),
-  and arrays in `.npy` files, (H, W) or (H, W, C), uint8 or uint16: the way in for pictures of more than four bands.
-* A damaged or cut file is refused, never filled up.
+  PNM (PBM, PGM, PPM), and arrays in `.npy` files, (H, W) or (H, W, C), uint8 or uint16: the way in for pictures of more
+  than four bands. Whole pictures of other kinds are called by their names, with what to do (`data.file_kinds`).
+* A damaged or cut file is refused, never filled up; of JPEG, which the decoder does fill up, see `data.jpeg`.
 * The orientation tag (EXIF 274) is honoured; an invalid one is ignored.
 * Transparency is composed on the stated background unless the model sees alpha (4 channels).
 * 16-bit values are divided by 65535, never clipped to 8 bits. Grey is BT.601 luma, (299 R + 587 G + 114 B) / 1000.
@@ -25,10 +26,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
-from patchform.data import shards
+from patchform.data import file_kinds, jpeg, shards
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
 
@@ -48,39 +58,17 @@ _READERS: tuple[tuple[bytes, str, Any], ...] = (
     (b"II*\0", "TIFF", TiffImagePlugin.TiffImageFile),
     (b"MM\0*", "TIFF", TiffImagePlugin.TiffImageFile),
     (b"GIF8", "GIF", GifImagePlugin.GifImageFile),
+    *((b"P%d" % number, "PNM", PpmImagePlugin.PpmImageFile) for number in range(1, 7)),
 )
 _NUMPY = b"\x93NUMPY"
 _HEAD = 1 << 18
 """Bytes that hold the header of most JPEG files."""
 
-_FOREIGN: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"%PDF", "a PDF document"),
-    (0, b"%!PS", "a PostScript file"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-    (0, b"\x1f\x8b", "a gzip archive"),
-    (0, b"8BPS", "a Photoshop file"),
-    (0, b"\0\0\1\0", "an icon"),
-    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
-    (0, b"II+\0", "a BigTIFF picture"),
-    (0, b"MM\0+", "a BigTIFF picture"),
-    (4, b"ftypavi", "an AVIF picture"),
-    (4, b"ftyphei", "a HEIC picture"),
-    (4, b"ftypmif", "a HEIF picture"),
-    (4, b"ftyp", "an MP4 or QuickTime video"),
-    (0, b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (8, b"AVI ", "an AVI video"),
-    (8, b"WEBP", "a WebP picture"),
-    (0, b"\0\0\1\xba", "an MPEG video"),
-    (0, b"FLV", "a Flash video"),
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the file it stands for"),
-)
-
-
 class Facts(NamedTuple):
     """What a header says, for reports on a data set."""
 
     format: str
-    """JPEG, PNG, WebP, BMP, TIFF, GIF or NumPy."""
+    """JPEG, PNG, WebP, BMP, TIFF, GIF, PNM or NumPy."""
     animated: bool
     """There is more than one frame; the first is used."""
     deep: bool
@@ -88,7 +76,12 @@ class Facts(NamedTuple):
 
 
 def decode(
-    source: Path | bytes, preprocessing: Preprocessing, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    source: Path | bytes,
+    preprocessing: Preprocessing,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    thorough: bool = True,
 ) -> Tensor:
     """Decode a file, or the bytes of one, into what `preprocessing` asks for: channels, bits, background.
 
@@ -97,6 +90,7 @@ def decode(
         preprocessing: size and resizing are not applied here.
         name: what to call the source in errors; default: the path.
         max_pixels: pictures of more pixels are refused from their header.
+        thorough: progressive JPEG files are decoded twice, to see whether their last scan is whole (`data.jpeg`).
 
     Returns:
         (C, H, W) uint8 in 0..255 when bits is 8, float32 in 0..1 when bits is 16.
@@ -105,7 +99,7 @@ def decode(
         DataError: not a picture, damaged, too large, of other channels, or not a regular file. Nothing else.
     """
     with faults_of(name or (source if isinstance(source, Path) else "the bytes given")):
-        return _arrange(_pixels(read(source), max_pixels), preprocessing)
+        return _arrange(_pixels(read(source), max_pixels, thorough), preprocessing)
 
 
 @contextmanager
@@ -222,15 +216,36 @@ def read(source: Path | bytes) -> bytes:
 # ---------------------------------------------------------------- bytes -> pixels of the file's own kind
 
 
-def _pixels(data: bytes, max_pixels: int) -> Tensor:
+def _pixels(data: bytes, max_pixels: int, thorough: bool) -> Tensor:
     """(C, H, W): 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA, or bands; uint8, or float32 in 0..1 of 16-bit files."""
     if is_array(data):
         return _from_array(array_of(data, max_pixels))
-    image = opened(data, max_pixels)[1]
+    format_, image = opened(data, max_pixels)
     layout = raw_mode(image)
-    if ";16" in layout and image.mode in ("RGB", "RGBA"):
-        return upright(_deep_color(image, _open(data)[1], layout), orientation(image))
-    return _from_pil(image)
+    with explained(data):
+        if ";16" in layout and image.mode in ("RGB", "RGBA"):
+            return upright(_deep_color(image, _open(data)[1], layout), orientation(image))
+        if format_ != "JPEG":
+            return _from_pil(image)
+        image.fp = stream = jpeg.Stream(data)
+        pixels = _from_pil(image)
+        stream.finish()
+        if thorough and (again := stream.padded()) and not _from_pil(_open(again)[1]).equal(pixels):
+            raise DataError("the picture is cut short: its last scan is not whole")
+        return pixels
+
+
+@contextmanager
+def explained(data: bytes) -> Iterator[None]:
+    """What a decoder raises because it does not read such files becomes a DataError that says what the file is."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception:
+        if reason := file_kinds.unread(data):
+            raise DataError(f"{reason[0]}, which is not read", remedy=reason[1]) from None
+        raise
 
 
 def is_array(data: bytes) -> bool:
@@ -284,9 +299,14 @@ def _open(data: bytes) -> tuple[str, Any]:
         raise DataError("the file is empty")
     _silence_tag_warnings()
     for magic, format_, reader in _READERS:
-        if data.startswith(magic) and (format_ != "WebP" or data[8:12] == b"WEBP"):
-            return format_, reader(io.BytesIO(data))
-    raise DataError(f"not a picture but {kind_of(data)}", remedy="JPEG, PNG, WebP, BMP, TIFF and GIF can be read")
+        if data.startswith(magic) and not (format_ == "WebP" and data[8:12] != b"WEBP"):
+            if format_ == "TIFF" and file_kinds.is_raw(data):
+                raise DataError("a camera's raw file, which is not read", remedy="export it as PNG or JPEG")
+            with explained(data):
+                return format_, reader(io.BytesIO(data))
+    kind = file_kinds.kind_of(data)
+    what = f"{kind.what}, which is not read" if kind.picture else f"not a picture but {kind.what}"
+    raise DataError(what, remedy=kind.remedy or "JPEG, PNG, WebP, BMP, TIFF, GIF and PNM can be read")
 
 
 def _from_pil(image: Image.Image) -> Tensor:
@@ -418,26 +438,6 @@ def _silence_tag_warnings() -> None:
     first = warnings.filters[0] if warnings.filters else None
     if first is None or (first[0], first[2], getattr(first[3], "pattern", None)) != ("ignore", UserWarning, r"PIL\."):
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-def kind_of(data: bytes) -> str:
-    """What a file is that begins with these bytes, in words."""
-    picture = next((format_ for magic, format_, _ in _READERS if data.startswith(magic) and magic != b"RIFF"), None)
-    if picture:
-        return f"a {picture} picture"
-    for offset, magic, kind in _FOREIGN:
-        if data.startswith(magic, offset):
-            return kind
-    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page (a failed download?)"
-    if b"<svg" in head:
-        return "an SVG drawing"
-    if head.startswith(b"<?xml"):
-        return "an XML file"
-    if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in data[:512]):
-        return "text"
-    return "bytes of no known kind"
 
 
 def _first_line(error: Exception) -> str:

@@ -15,9 +15,22 @@ import numpy as np
 
 from patchform.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+PICTURE_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WebP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PNM": (".pnm", ".pbm", ".pgm", ".ppm"),
+    "NumPy": (".npy",),
+}
+SUFFIXES = tuple(suffix for suffixes in PICTURE_FORMATS.values() for suffix in suffixes)
 """Names that are taken for pictures in a folder; what they really are is decided by their content."""
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".gif")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+    ".gif",
+)
 """Names that are taken for videos where videos are looked for."""
 TRAIN, VALIDATION = ("train", "training"), ("val", "valid", "validation", "test")
 """Names of the parts of a data set."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from patchform.data.images import (
     MAX_PIXELS,
     array_of,
+    explained,
     faults_of,
     is_array,
     opened,
@@ -108,7 +109,10 @@ def _values(data: bytes, *, by_color: bool) -> np.ndarray:
         raise DataError(f"a mask in {format_}, which changes classes", remedy="save masks as PNG")
     if layout in _INVERTED:
         raise DataError("a mask whose zero is white", remedy="save masks as PNG")
-    image.load()
+    if format_ == "PNM" and (levels := _levels(image)) not in (255, 65535):
+        raise DataError(f"a PGM mask of {levels + 1} levels, which are stretched", remedy="save masks as PNG")
+    with explained(data):
+        image.load()
     if by_color:
         values = np.array(image.convert("RGB"))
     elif image.mode in ("1", "L", "P"):
@@ -124,6 +128,12 @@ def _values(data: bytes, *, by_color: bool) -> np.ndarray:
     flat = torch.from_numpy(values if values.ndim == 3 else values[:, :, None]).permute(2, 0, 1)
     values = upright(flat, turned).permute(1, 2, 0).contiguous().numpy()
     return values if by_color else values[:, :, 0]
+
+
+def _levels(image: Any) -> int:
+    """The highest grey level by the header of a PNM file."""
+    args = image.tile[0].args
+    return int(args[1]) if isinstance(args, tuple) and len(args) == 2 else 255
 
 
 # ------------------------------------------------------------------------------------------------- numbers to classes

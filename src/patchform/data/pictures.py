@@ -75,7 +75,7 @@ class Pictures(Samples[tuple[Tensor, T]], Generic[T, F]):
         if cached is not None:
             return cached
         item = self.listing.items[index]
-        pixels = decode(item.path, self.preprocessing)
+        pixels = decode(item.path, self.preprocessing, thorough=False)  # `data.checks` was
         truth = self.truth(item, (pixels.shape[-2], pixels.shape[-1]))
         if self._fits(sum(tensor.nbytes for tensor in (pixels, *tensors_of(truth)))):
             self._store(index, (pixels, truth))

@@ -179,7 +179,7 @@ class Folder(Video):
     def _decoded(self, indices: Sequence[int], preprocessing: Preprocessing) -> Iterator[Tensor]:
         for index in indices:
             try:
-                yield decode(self._files[index], preprocessing)
+                yield decode(self._files[index], preprocessing, thorough=False)
             except DataError as error:
                 raise DataError(f"{self._files[index].name}: {error.what}", remedy=error.remedy) from None
 
