@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from patchform import lookup
 from patchform.data.faults import Faults
+from patchform.data.foreign_formats import foreign, refuse_foreign
 from patchform.data.formats.base import Format
-from patchform.data.listing import TRAIN, VALIDATION, Listing, is_hidden, quoted
+from patchform.data.listing import (
+    SUFFIXES,
+    TRAIN,
+    VALIDATION,
+    VIDEO_SUFFIXES,
+    Listing,
+    first_suffix,
+    is_hidden,
+    quoted,
+)
 from patchform.data.loader import derive
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
 from patchform.settings import DataSettings
+
+_LAYOUT_FOLDERS = frozenset(
+    ("images", "labels", "masks", "annotations", "jpegimages", "imagesets", "leftimg8bit", "gtfine", "obj_train_data")
+)
+"""Names, in lower case, that folders of classes hardly have."""
+_LOOKED_AT = 20
+"""Folders inside that are looked into for what was meant."""
 
 
 class Splits(NamedTuple):
@@ -86,7 +104,10 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
     train, beside = _parts(path, task)
     validation = Path(settings.validation).expanduser() if settings.validation else beside
     root = train if train and (validation or train.is_file() or _only(train)) else path
-    return Training(_read(root, settings, None, task, faults), validation)
+    try:
+        return Training(_read(root, settings, None, task, faults), validation)
+    except _UnknownLayout:
+        raise unknown(path, task) from None
 
 
 def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
@@ -114,12 +135,22 @@ def open_evaluation(
     """
     path = Path(path).expanduser()
     _must_exist(path, task)
-    return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
+    given = path if settings.path is None else Path(settings.path).expanduser()
+    part_of_it = given.exists() and _parts(given, task)[1] == path
+    settings = replace(settings, path=str(given if part_of_it else path))
+    try:
+        return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
+    except _UnknownLayout:
+        raise unknown(path, task) from None
 
 
 def open_pictures(path: str | Path) -> Listing:
     """List all pictures of a folder or tar shard, without labels and whatever its folders mean. Raises DataError."""
-    return _read(Path(path).expanduser(), DataSettings(), None, "pretraining", None)
+    path = Path(path).expanduser()
+    try:
+        return _read(path, DataSettings(), None, "pretraining", None)
+    except _UnknownLayout:
+        raise unknown(path, "pretraining") from None
 
 
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
@@ -175,8 +206,79 @@ def _read(
     _must_exist(path, task)
     for format_ in formats(task).values():
         if format_.recognises(path):
-            return format_.open(path, settings, classes, faults)
-    raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
+            if format_.takes == "folders":
+                _refuse_other_layout(path, task)
+            try:
+                return format_.open(path, settings, classes, faults)
+            except DataError as error:
+                if format_.takes == "folders" and (others := _tasks_of(path, task)):
+                    remedy = "; ".join(part for part in (error.remedy, f"or are they data for {others}?") if part)
+                    raise DataError(error.what, where=error.where, remedy=remedy) from None
+                raise
+    raise _UnknownLayout
+
+
+class _UnknownLayout(Exception):
+    """No format of a task recognises what was given."""
+
+
+def _refuse_other_layout(path: Path, task: str) -> None:
+    """Raise DataError where folders that would be classes are those of a layout of other tasks."""
+    if not path.is_dir() or not any(entry.name.lower() in _LAYOUT_FOLDERS for entry in path.iterdir()):
+        return
+    for format_ in formats().values():
+        if task not in format_.tasks and format_.takes == "its layout" and format_.recognises(path):
+            what = f"data for {' or '.join(format_.tasks)} ({format_.layout}), not class folders"
+            raise DataError(what, where=path, remedy="name that task, or give a folder of class folders")
+
+
+def _tasks_of(path: Path, but: str | None) -> str:
+    """The tasks other than one that data are for, in words; "" where that cannot be told."""
+    if path.is_dir() and first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES)) is None:
+        return ""
+    root = path
+    for takes in ("its layout", "folders", "anything"):
+        known = [format_ for format_ in formats().values() if format_.takes == takes and but not in format_.tasks]
+        for format_ in known:
+            with suppress(DataError):
+                root = (format_.parts(path) or (None, None))[0] or _part(_home(path, format_.tasks[0]), TRAIN) or path
+            if any(format_.recognises(one) and format_.is_meant(one) for one in dict.fromkeys((path, root))):
+                return f"{' or '.join(format_.tasks)} ({format_.layout})"
+        if takes == "its layout" and foreign(path):
+            return ""
+    return ""
+
+
+def unknown(path: Path, task: str | None = None) -> DataError:
+    """Why there is nothing to read: what the data are, and what to do.
+
+    Args:
+        path: what was given.
+        task: what for; None: for any.
+    """
+    others = "" if task is None else _tasks_of(path, task)
+    if others:
+        return DataError(f"no data for {task}, but for {others}", where=path, remedy="name that task")
+    try:
+        refuse_foreign(path)
+    except DataError as error:
+        return error
+    if path.is_dir():
+        inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        for folder in inside[:_LOOKED_AT]:
+            for format_ in formats(task).values():
+                if format_.takes == "its layout" and (format_.recognises(folder) or _named_parts(format_, folder)):
+                    what = f"no known layout of data, but {format_.layout} in {folder.name}/"
+                    return DataError(what, where=path, remedy="give that folder")
+    layouts = ", ".join(format_.layout for format_ in formats().values()) if task is None else _layouts(task)
+    return DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
+
+
+def _named_parts(format_: Format, folder: Path) -> bool:
+    try:
+        return format_.parts(folder) is not None
+    except DataError:
+        return False
 
 
 def has_validation(path: str | Path, task: str = "classification") -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from patchform.data.faults import Faults
 from patchform.data.listing import Listing
@@ -23,6 +23,9 @@ class Format(ABC):
     """Names of the tasks that it serves."""
     layout: ClassVar[str]
     """What is looked for, in words, for messages."""
+    takes: ClassVar[Literal["its layout", "folders", "anything"]] = "its layout"
+    """What it recognises. folders: any, whatever they are called, so that those of other layouts would do too;
+    anything: whatever holds pictures."""
     inside: ClassVar[tuple[str, ...]] = ()
     """Folders in which train/ and val/ may lie."""
 
@@ -44,7 +47,8 @@ class Format(ABC):
 
         Args:
             path: what it recognises.
-            settings: how data are read; a format takes what is for it.
+            settings: how data are read; a format takes what is for it. `path` in it is what was given, of which the
+                other `path` may be a part.
             classes: names that give the indices (training's, or the model's); None: those of the data.
             faults: where to note what is wrong with annotations and does not hinder going on.
 
@@ -56,13 +60,13 @@ class Format(ABC):
     def open(
         self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults | None = None
     ) -> Listing:
-        """What `read` gives. Without `faults`, fatal ones are raised all at once, and others are among the notes."""
+        """What `read` gives. Without `faults`, fatal ones are raised all at once; others, and hints, are notes."""
         if faults is not None:
             return self.read(path, settings, classes, faults)
         faults = Faults()
         listing = self.read(path, settings, classes, faults)
         faults.refuse(faults.file or path)
-        return replace(listing, notes=listing.notes + faults.notes())
+        return replace(listing, notes=listing.notes + faults.notes(hints=True))
 
 
 class WritableFormat(Format):
