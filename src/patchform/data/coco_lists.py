@@ -135,9 +135,10 @@ class CocoLists:
         except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
             outline, bad = None, f"no {error}" if isinstance(error, KeyError) else f"{error}"[:80]
         if record.get("bbox") in (None, []) or (record["bbox"] == [0, 0, 0, 0] and outline):
-            box = None if outline is None else outline_box(outline)
-            if box is None:
+            around = None if outline is None else outline_box(outline)
+            if around is None:
                 raise ValueError("neither a bbox nor an outline" + f" that can be read ({bad})" * bool(bad))
+            box = around
             self.drawn += 1
         else:
             x, y, width, height = record["bbox"]
@@ -160,7 +161,7 @@ class CocoLists:
         for id_ in listed:
             alike.setdefault(str(id_), []).append(id_)
         for index, id_ in enumerate(used):
-            if id_ not in listed and len(others := alike.get(str(id_), ())) == 1:
+            if id_ not in listed and len(others := alike.get(str(id_), [])) == 1:
                 self.faults.add("id-type", self._location(index), f"{key} {_typed(id_)}, listed is {_typed(others[0])}")
                 used[index] = others[0]
 

@@ -113,7 +113,8 @@ def _read(path: Path, settings: DataSettings, classes: tuple[str, ...] | None, m
     image = _column(table.header, _IMAGE)
     if image is None:
         _refuse_columns(table.header, path)
-    split, notes = _split_of(table, path), ()
+    split = _split_of(table, path)
+    notes: tuple[str, ...] = ()
     if split:
         table, notes = split.chosen(table, learnt_from=classes is None)
     header, rows, delimiter = table
@@ -261,7 +262,7 @@ def _files(rows: Sequence[tuple[int, list[str]]], image: int, path: Path) -> lis
             raise DataError(what, where=f"{path}, lines {lines[file]} and {line}")
         lines[file] = line
     if missing := [file for file in lines if not exists(file)]:
-        offer = NearNames(path.parent).offer(relative_name(missing[0], path.parent))
+        offer = NearNames(path.parent, ()).offer(relative_name(missing[0], path.parent))
         what = f"{len(missing)} of {len(lines)} files are missing: {quoted(missing)}"
         raise DataError(what, where=path, remedy=f"for the first, {offer}" if offer else "")
     return list(lines)

@@ -171,7 +171,7 @@ FOREIGN: tuple[Foreign, ...] = (
         folders=("segmentationclass", "segmentationclassraw"),
     ),
     Foreign("a Jupyter notebook", "give the data that it reads", (".ipynb",)),
-    Foreign("a pickle, which could run code when it is opened", _TABLE, (".pkl", ".pickle", ".joblib", ".pt", ".pth")),
+    Foreign("a pickle, which could run code if it were opened", _TABLE, (".pkl", ".pickle", ".joblib", ".pt", ".pth")),
     Foreign("a Parquet table", _TABLE, (".parquet",), bytes_=(b"PAR1",)),
     Foreign("an Arrow table", _TABLE, (".arrow", ".feather"), bytes_=(b"ARROW1",)),
     Foreign("TensorFlow's records", _TABLE, (".tfrecord", ".tfrecords")),
@@ -205,11 +205,11 @@ def foreign(path: Path) -> tuple[Foreign, Path] | None:
     return None
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raise DataError for what is in a format that is not read."""
-    if known := foreign(path):
+def refuse_foreign(path: Path, *, by_content: bool = False) -> None:
+    """Raise DataError for what is in a format that is not read; `by_content`: if more than names says so."""
+    if (known := foreign(path)) and (known[0].signs or not by_content):
         format_, file = known
-        raise DataError(f"{format_.name}, which is not read", where=file, remedy=format_.remedy)
+        raise DataError(f"{format_.name}: a format that is not read", where=file, remedy=format_.remedy)
 
 
 def _starts(file: Path, magic: tuple[bytes, ...]) -> bool:

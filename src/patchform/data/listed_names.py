@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from patchform.data.listing import walk
+from patchform.data.listing import SUFFIXES, walk
 from patchform.errors import DataError
 
 _FILE = "file://"
@@ -67,11 +67,11 @@ class NearNames:
 
     Args:
         folder: where they are.
-        ending: of the names that count.
+        endings: of the names that count, in lower case; () for all.
     """
 
-    def __init__(self, folder: Path, ending: str = "") -> None:
-        self.folder, self.ending = folder, ending
+    def __init__(self, folder: Path, endings: tuple[str, ...] = SUFFIXES) -> None:
+        self.folder, self.endings = folder, endings
         self._tables: list[dict[str, list[str]]] | None = None
 
     def offer(self, name: str) -> str:
@@ -89,7 +89,7 @@ class NearNames:
     def _all(self) -> list[dict[str, list[str]]]:
         tables: list[dict[str, list[str]]] = [{} for _ in _KEYS]
         try:
-            files = [file for file in walk(self.folder) if file.name.endswith(self.ending)]
+            files = [file for file in walk(self.folder) if file.name.lower().endswith(self.endings or "")]
         except DataError:
             files = []
         for file in files:
@@ -128,20 +128,20 @@ _KEYS: tuple[Callable[[str], str], ...] = (_key, _without_suffix, _last, _stem)
 
 def _difference(name: str, other: str) -> str:
     """In what a listed name differs from a file's."""
-    name = name.replace("\\", "/")
-
-    def form(text: str) -> str:
-        return unicodedata.normalize("NFC", text)
-
-    if form(name) == form(other):
+    name, other = unicodedata.normalize("NFC", name.replace("\\", "/")), unicodedata.normalize("NFC", other)
+    if name == other:
         return "in the other Unicode form of its letters"
-    last, other_last = posixpath.basename(name), posixpath.basename(other)
-    if form(last) == form(other_last):
-        return "in another folder"
-    if unquote(last) == unquote(other_last):
-        return "without % codes" if "%" in last else "with % codes"
-    if form(last).casefold() == form(other_last).casefold():
-        return "in other case"
-    if PurePosixPath(last).stem == PurePosixPath(other_last).stem:
-        return "with another suffix"
-    return "spelt otherwise"
+    (folder, last), (other_folder, other_last) = posixpath.split(name), posixpath.split(other)
+    stem, suffix = posixpath.splitext(last)
+    other_stem, other_suffix = posixpath.splitext(other_last)
+    plain, other_plain = unquote(stem), unquote(other_stem)
+    differences = (
+        ("in another folder", folder != other_folder),
+        ("without % codes", stem != plain and other_stem == plain),
+        ("with % codes", stem == plain and other_stem != other_plain),
+        ("in other case", plain != other_plain and plain.casefold() == other_plain.casefold()),
+        ("spelt otherwise", plain.casefold() != other_plain.casefold()),
+        ("in other case", plain == other_plain and suffix != other_suffix and suffix.lower() == other_suffix.lower()),
+        ("with another suffix", suffix.lower() != other_suffix.lower()),
+    )
+    return " and ".join(dict.fromkeys(words for words, applies in differences if applies))

@@ -53,6 +53,7 @@ class LabelLines:
         self.with_points = 0
         """Lines whose key points were left out."""
         self._lines: list[_Line] = []
+        self._odd = ""
 
     def read(self, file: Path, picture: int, name: str, size: tuple[int, int]) -> None:
         """Take the objects of a picture in, given its index and (height, width)."""
@@ -85,7 +86,7 @@ class LabelLines:
 
     def _numbers(self, words: Sequence[str], where: str) -> tuple[int, list[float]]:
         """The class and the shares of a line. Raises ValueError, OverflowError."""
-        if len(words) >= 9 and not _is_number(words[8]) and all(map(_is_number, words[:8])):
+        if len(words) >= 9 and not is_number(words[8]) and all(map(is_number, words[:8])):
             raise ValueError(
                 f'four corners and the name "{words[8][:30]}", as of DOTA: write its number first, and shares'
             )
@@ -125,6 +126,7 @@ class LabelLines:
             kind = "points-likely"
         else:
             return
+        self._odd = kind
         for line in self._lines:
             self.faults.add(kind, line.where, f"{1 + len(line.values)} numbers")
 
@@ -140,7 +142,7 @@ class LabelLines:
             if line.outline is not None:
                 boxes[index] = np.concatenate([line.outline.min(0), line.outline.max(0)])
                 points = np.array(line.values).reshape(-1, 2)
-                pixels[index] = np.concatenate([points.min(0), points.max(0)])
+                pixels[index] = _NAN if self._odd else np.concatenate([points.min(0), points.max(0)])
         shifted = np.concatenate([middle, middle + side], 1)
         outlines: list[Segmentation | None] = [None if x.outline is None else (x.outline,) for x in self._lines]
         return Annotations(
@@ -158,7 +160,8 @@ class LabelLines:
         )
 
 
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
+    """Whether it reads as one."""
     try:
         float(word)
     except ValueError:

@@ -37,7 +37,8 @@ from patchform.settings import DataSettings
 _OTHER = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
 """How the names of other lists of annotations begin."""
 _LISTS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
-_PANOPTIC = re.compile(r'"segments_info"\s*:\s*\[')
+_OTHERS = re.compile(r'"segments_info"\s*:\s*\[|"caption"\s*:(?!.*"category_id")', re.DOTALL)
+"""Of lists that look alike: panoptic segments, and captions."""
 _SNIFFED = 1 << 16
 _PICTURES = ("images", "data", "JPEGImages")
 
@@ -105,7 +106,7 @@ def _is_list(file: Path) -> bool:
     if file.suffix.lower() != ".json" or not file.is_file():
         return False
     text = beginning(file, _SNIFFED)
-    return _LISTS.search(text) is not None and _PANOPTIC.search(text) is None
+    return text.lstrip().startswith("{") and _LISTS.search(text) is not None and _OTHERS.search(text) is None
 
 
 def _lists(folder: Path) -> list[Path]:

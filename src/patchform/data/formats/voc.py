@@ -38,7 +38,7 @@ from patchform.data.listing import (
     shortened,
     walk,
 )
-from patchform.data.text_files import beginning, read_text
+from patchform.data.text_files import beginning, decoded, read_text
 from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
@@ -116,7 +116,7 @@ class Voc(WritableFormat):
                 boxes.append(box)
                 difficult.append(hard)
                 locations.append(f"{shown}, object {number}")
-        if not kept:
+        if not kept and not faults.counts["labels-missing"]:
             what = "all pictures are listed to test on" if listed else "no picture is listed"
             raise DataError(what, where=path, remedy=f"write {_SETS / 'train.txt'}" if listed else "")
         occurring = ordered(names)
@@ -171,14 +171,16 @@ def _folders(path: Path) -> _Folders | None:
         folders = _folders(path.parent.parent.parent if depth == 2 else path.parent.parent)
         return folders and folders._replace(names=path)
     for labels in (path / name for name in _LABELS):
-        if labels.is_dir() and any(file.suffix.lower() == ".xml" for file in walk(labels)):
+        if labels.is_dir() and any(map(_is_annotation, walk(labels))):
             inside = (path / kind for kind in _PICTURES)
             return _Folders(labels, next((folder for folder in inside if folder.is_dir()), path), None)
-    beside = path.is_dir() and any(
-        entry.suffix.lower() == ".xml" and not is_hidden(entry.name) and _ROOT.search(beginning(entry, _SNIFFED))
-        for entry in sorted(path.iterdir())
-    )
+    beside = path.is_dir() and any(map(_is_annotation, sorted(path.iterdir())))
     return _Folders(path, path, None) if beside else None
+
+
+def _is_annotation(file: Path) -> bool:
+    named = file.suffix.lower() == ".xml" and not is_hidden(file.name)
+    return named and _ROOT.search(beginning(file, _SNIFFED)) is not None
 
 
 def _lists(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -218,10 +220,10 @@ def _listed(folders: _Folders, faults: Faults) -> list[tuple[str, Path]]:
     }
     if folders.names is None:
         return list(files.items())
-    names, near = _names_in(folders.names), NearNames(folders.labels, ".xml")
+    names, near = _names_in(folders.names), NearNames(folders.labels, (".xml",))
     for name in names:
         if name not in files:
-            what = with_offer(f"no {shortened(name)}.xml", near.offer(f"{name}.xml"))
+            what = with_offer(f"no {shortened(name)}.xml", near.offer(name))
             faults.add("labels-missing", shortened(name), what)
     if len(set(names)) < len(names):
         faults.add("picture-twice", folders.names.name, quoted(sorted({n for n in names if names.count(n) > 1})))
@@ -239,6 +241,7 @@ def _parse(file: Path) -> _Parsed:
     try:
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
+        decoded(data, file)  # a text in another encoding, which it does not name, is called so
         raise DataError(f"no XML ({error})") from None
     if root.tag != "annotation":
         raise DataError(f"<{root.tag}> where <annotation> is expected")

@@ -45,9 +45,9 @@ from patchform.data.listing import (
     walk,
 )
 from patchform.data.results import box_shares
-from patchform.data.text_files import read_text
+from patchform.data.text_files import beginning, read_text
 from patchform.data.writing import Copies, check_target, place_pictures, write_new
-from patchform.data.yolo_lines import LabelLines
+from patchform.data.yolo_lines import LabelLines, is_number
 from patchform.errors import DataError, FolderError, ResourceError
 from patchform.settings import DataSettings
 
@@ -55,6 +55,7 @@ _NAMES, _DARKNET = ("classes.txt", "obj.names"), "obj.data"
 _ABOVE = 3
 """Folders above the pictures in which names are looked for."""
 _NO_LABELS = (*_NAMES, "readme.txt", "requirements.txt", "train.txt", "val.txt", "test.txt", "license.txt")
+_SNIFFED = 4096
 _PICTURES, _LABELS = ("images", "jpegimages"), "labels"
 
 
@@ -191,9 +192,16 @@ def _labels_of(folder: Path) -> Path:
 def _any_label(folder: Path, *, deep: bool) -> bool:
     if deep:
         return any(file.suffix.lower() == ".txt" for file in walk(folder))
-    names = {entry.name.lower() for entry in folder.iterdir() if not is_hidden(entry.name)}
-    stems = {Path(name).stem for name in names if name.endswith(SUFFIXES)}
-    return any(name.endswith(".txt") and name not in _NO_LABELS and Path(name).stem in stems for name in names)
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    stems = {Path(entry.name.lower()).stem for entry in entries if entry.name.lower().endswith(SUFFIXES)}
+    texts = [entry for entry in sorted(entries) if entry.suffix.lower() == ".txt" and entry.stem.lower() in stems]
+    return any(_may_be_labels(entry) for entry in texts if entry.name.lower() not in _NO_LABELS)
+
+
+def _may_be_labels(file: Path) -> bool:
+    """Whether a text beside a picture is no caption: nothing, or numbers in its first line."""
+    words = beginning(file, _SNIFFED).strip().partition("\n")[0].replace(",", " ").split()
+    return not words or sum(map(is_number, words)) >= min(4, len(words))
 
 
 def _pictures(path: Path, given: DataYaml | None, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
