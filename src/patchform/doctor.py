@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from patchform import drawing, lookup
 from patchform.data import warnings
 from patchform.data.checks import examine, overlap
-from patchform.data.dataset import formats, open_evaluation, open_training, serves
+from patchform.data.dataset import open_evaluation, open_training, serves, unknown
 from patchform.data.faults import KINDS, Fault, Faults
 from patchform.data.images import decode
 from patchform.data.listing import Listing
@@ -129,8 +129,7 @@ def task_of(path: str | Path) -> str:
     if len(names) > 1:
         raise UsageError(f"the layout of {path} serves {' and '.join(names)}", remedy="name the task: --task")
     if not names:
-        layouts = ", ".join(format_.layout for format_ in formats().values())
-        raise DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
+        raise unknown(Path(path).expanduser())
     return names[0]
 
 

@@ -116,7 +116,7 @@ def test_the_task_is_guessed_or_asked_for(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no known layout .* looked for .*COCO"):
         diagnose(DataSettings(path=str(tmp_path / "empty")))
-    with pytest.raises(DataError, match="no known layout"):
+    with pytest.raises(DataError, match="no data for detection, but for classification"):
         diagnose(DataSettings(path=str(tmp_path / "folders")), task="detection")
     with pytest.raises(UsageError):
         diagnose(DataSettings())

@@ -16,7 +16,19 @@ import numpy as np
 from patchform.data.faults import Faults
 from patchform.data.images import upright_size
 from patchform.data.known_classes import with_unknown
-from patchform.data.listing import RLE, Item, Listing, Objects, Segmentation, by_name, check_names, chosen_names, quoted
+from patchform.data.listed_names import NearNames, with_offer
+from patchform.data.listing import (
+    RLE,
+    Item,
+    Listing,
+    Objects,
+    Segmentation,
+    by_name,
+    check_names,
+    chosen_names,
+    quoted,
+    shortened,
+)
 from patchform.errors import DataError, UsageError
 from patchform.geometry.masks import run_lengths
 from patchform.settings import DataSettings
@@ -29,6 +41,8 @@ _AT_ONCE = 1 << 15
 """Outlines that are looked at together."""
 _NOTABLE = 0.01
 """Pixels cut off that are counted."""
+_LEAST_SIDE = 0.5
+"""Pixels: nobody draws a smaller box."""
 
 
 class Picture(NamedTuple):
@@ -40,6 +54,15 @@ class Picture(NamedTuple):
     size: tuple[int, int] | None
     """(height, width) as annotated; None: that of the file."""
     id: int | str | None = None
+
+
+class Alternative(NamedTuple):
+    """Another notation that boxes may be written in."""
+
+    notation: str
+    """In words: "x1, y1, x2, y2"."""
+    boxes: np.ndarray
+    """(N, 4) float64 xyxy pixels: what they would be."""
 
 
 class Annotations(NamedTuple):
@@ -58,10 +81,8 @@ class Annotations(NamedTuple):
     areas: np.ndarray | None = None
     """(N,) float64, NaN where there is none."""
     segmentations: Sequence[Segmentation | None] | None = None
-    alternative: np.ndarray | None = None
-    """(N, 4) float64 xyxy: what the boxes would be in the notation that they are most often mistaken for."""
-    notation: str = ""
-    """That notation, in words: "x1, y1, x2, y2"."""
+    alternatives: tuple[Alternative, ...] = ()
+    """In what they may be written instead, the most particular first."""
 
 
 # ------------------------------------------------------------------------------------------------------------ classes
@@ -102,16 +123,13 @@ def class_table(
 # ----------------------------------------------------------------------------------------------------------- pictures
 
 
-def is_inside(name: str) -> bool:
-    """Whether a relative path, with slashes of either kind, stays below where it starts."""
-    parts = name.replace("\\", "/").split("/")
-    return bool(name) and parts[0] != "" and ":" not in parts[0] and ".." not in parts
-
-
-def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: Faults) -> list[Picture | None]:
+def present(
+    pictures: Sequence[Picture | None], settings: DataSettings, faults: Faults, near: NearNames
+) -> list[Picture | None]:
     """The same pictures with their sizes, None for those that are not there or, if its size is needed, unreadable.
 
-    They are fatal faults unless `settings.skip_bad` allows for so many.
+    They are fatal faults unless `settings.skip_bad` allows for so many. Of what is not there, names from `near` are
+    offered.
     """
     folders: dict[str, set[str]] = {}
     sized: list[Picture | None] = [None] * len(pictures)
@@ -127,7 +145,8 @@ def present(pictures: Sequence[Picture | None], settings: DataSettings, faults: 
                 raise FileNotFoundError
             sized[index] = picture if picture.size else picture._replace(size=upright_size(picture.path))
         except FileNotFoundError:
-            lost.append(("picture-missing", picture.name, f"looked in {folder}"))
+            what = with_offer(f"looked in {shortened(folder)}", near.offer(picture.name))
+            lost.append(("picture-missing", shortened(picture.name), what))
         except DataError as error:
             lost.append(("picture-bad", picture.name, error.what))
     allowed = len(lost) <= settings.skip_bad * len(pictures)
@@ -150,7 +169,8 @@ def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faul
     """The items of all pictures that are there, with their objects in the order of the rows.
 
     Boxes with a negative side are fatal faults; empty ones and those wholly outside are dropped, those partly outside
-    clipped, and either counted. Objects of class -1 and of pictures that are None are dropped without a word.
+    clipped, and either counted. An outline that cannot be used is dropped and counted, and its box is kept. Objects of
+    class -1 and of pictures that are None are dropped without a word.
     """
     sizes = np.array([picture.size if picture and picture.size else (0, 0) for picture in pictures], np.int64)
     sizes = sizes.reshape(-1, 2)
@@ -164,7 +184,6 @@ def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faul
         row_sizes = sizes[rows.pictures]
         for start in range(0, len(outlined), _AT_ONCE):
             _check_outlines(outlines, outlined[start : start + _AT_ONCE], row_sizes, rows.location, faults)
-        keep[[index for index in outlined if outlines[index] is None]] = False
     order = np.flatnonzero(keep)
     order = order[np.argsort(rows.pictures[order], kind="stable")]
     ends = np.bincount(rows.pictures[order], minlength=len(pictures)).cumsum().tolist()
@@ -243,11 +262,14 @@ def _checked_boxes(
 
 def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:
     """What the numbers look like, when most boxes that leave their picture would then be good ones."""
-    if rows.alternative is None:
-        return ""
-    boxes, limits = rows.alternative[leaving], limits[leaving]
-    fits = (boxes >= -TOLERANCE).all(1) & (boxes <= limits + TOLERANCE).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return f", looks like {rows.notation}" if fits.mean() > 0.9 else ""
+    limits = limits[leaving]
+    for notation, alternative in rows.alternatives:
+        boxes = alternative[leaving]
+        fits = (boxes >= -TOLERANCE).all(1) & (boxes <= limits + TOLERANCE).all(1)
+        fits &= (boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(1)
+        if fits.mean() > 0.9:
+            return f", looks like {notation}"
+    return ""
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -310,6 +332,25 @@ def _bad_polygons(outlines: Mapping[int, tuple[np.ndarray, ...]], reaches: np.nd
         reach = reaches[owners[~bad], None]
         bad[~bad] = ~((low < high) & (low >= -reach) & (high <= 2 * reach)).all(1)  # True for NaN
     return sorted(set(owners[bad].tolist()))
+
+
+def outline_box(outline: Segmentation) -> tuple[float, float, float, float] | None:
+    """The xyxy box in pixels around an outline; None for one that holds nothing or is damaged."""
+    if not isinstance(outline, RLE):
+        points = [polygon for polygon in outline if len(polygon) >= 3 and np.isfinite(polygon).all()]
+        if not points:
+            return None
+        (left, top), (right, bottom) = np.concatenate(points).min(0).tolist(), np.concatenate(points).max(0).tolist()
+        return (left, top, right, bottom) if right > left and bottom > top else None
+    lengths, (height, width) = runs_of(outline.counts), outline.size
+    if lengths is None or lengths.sum() != height * width or not lengths[1::2].any():
+        return None
+    ends = lengths.cumsum()
+    starts = (ends - lengths)[1::2][lengths[1::2] > 0]  # of the runs that are on, down the columns
+    last = ends[1::2][lengths[1::2] > 0] - 1
+    whole = (starts // height != last // height).any()  # a run that goes on in the next column
+    top, bottom = (0, height) if whole else (int((starts % height).min()), int((last % height).max()) + 1)
+    return float(starts.min() // height), float(top), float(last.max() // height + 1), float(bottom)
 
 
 def runs_of(counts: bytes | Sequence[int]) -> np.ndarray | None:

@@ -10,13 +10,43 @@ from typing import NamedTuple
 
 from patchform import lookup
 from patchform.data.faults import Faults
+from patchform.data.foreign_formats import refuse_foreign
 from patchform.data.formats.base import Format
-from patchform.data.listing import TRAIN, VALIDATION, Listing, is_hidden, quoted
+from patchform.data.listed_names import exists
+from patchform.data.listing import (
+    SUFFIXES,
+    TRAIN,
+    VALIDATION,
+    VIDEO_SUFFIXES,
+    Listing,
+    first_suffix,
+    is_hidden,
+    quoted,
+    shortened,
+)
 from patchform.data.loader import derive
 from patchform.data.writing import check_target
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
 from patchform.settings import DataSettings
+
+_LAYOUT_FOLDERS = frozenset(
+    (
+        "images",
+        "labels",
+        "masks",
+        "annotations",
+        "jpegimages",
+        "imagesets",
+        "leftimg8bit",
+        "gtfine",
+        "obj_train_data",
+        "obj_valid_data",
+    )
+)
+"""Names, in lower case, that folders of classes hardly have."""
+_LOOKED_AT = 20
+"""Folders inside that are looked into for what was meant."""
 
 
 class Splits(NamedTuple):
@@ -87,7 +117,10 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
     train, beside = _parts(path, task)
     validation = Path(settings.validation).expanduser() if settings.validation else beside
     root = train if train and (validation or train.is_file() or _only(train)) else path
-    return Training(_read(root, settings, None, task, faults), validation)
+    try:
+        return Training(_read(root, settings, None, task, faults), validation)
+    except _UnknownLayout:
+        raise unknown(path, task) from None
 
 
 def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
@@ -115,12 +148,22 @@ def open_evaluation(
     """
     path = Path(path).expanduser()
     _must_exist(path, task)
-    return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
+    given = path if settings.path is None else Path(settings.path).expanduser()
+    part_of_it = exists(given) and _parts(given, task)[1] == path
+    settings = replace(settings, path=str(given if part_of_it else path))
+    try:
+        return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
+    except _UnknownLayout:
+        raise unknown(path, task) from None
 
 
 def open_pictures(path: str | Path) -> Listing:
     """List all pictures of a folder or tar shard, without labels and whatever its folders mean. Raises DataError."""
-    return _read(Path(path).expanduser(), DataSettings(), None, "pretraining", None)
+    path = Path(path).expanduser()
+    try:
+        return _read(path, DataSettings(), None, "pretraining", None)
+    except _UnknownLayout:
+        raise unknown(path, "pretraining") from None
 
 
 def split_listing(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
@@ -164,8 +207,8 @@ def _layouts(task: str) -> str:
 
 
 def _must_exist(path: Path, task: str) -> None:
-    if not path.exists():
-        raise DataError("no such file or folder", where=path, remedy=f"looked for {_layouts(task)}")
+    if not exists(path):
+        raise DataError("no such file or folder", where=shortened(str(path)), remedy=f"looked for {_layouts(task)}")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise DataError("no permission to read", where=path)
 
@@ -175,9 +218,110 @@ def _read(
 ) -> Listing:
     _must_exist(path, task)
     for format_ in formats(task).values():
+        if format_.recognises(path) and format_.takes == "folders":
+            return _read_folders(path, settings, classes, task, format_, faults)
         if format_.recognises(path):
             return format_.open(path, settings, classes, faults)
-    raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
+    raise _UnknownLayout
+
+
+class _UnknownLayout(Exception):
+    """No format of a task recognises what was given."""
+
+
+def _read_folders(
+    path: Path,
+    settings: DataSettings,
+    classes: tuple[str, ...] | None,
+    task: str,
+    format_: Format,
+    faults: Faults | None,
+) -> Listing:
+    """What a format reads that takes any folders for classes, unless they are of another layout. Raises DataError."""
+    if path.is_dir():
+        if any(entry.name.lower() in _LAYOUT_FOLDERS for entry in path.iterdir()):
+            _refuse_other_layout(path, path, task)
+        only = path
+        while (inside := _inside(only)) and len(inside) == 1 and inside[0] != only:
+            only = inside[0]
+            _refuse_other_layout(only, path, task)
+        if only != path:
+            refuse_foreign(path, by_content=True)
+    try:
+        return format_.open(path, settings, classes, faults)
+    except DataError as error:
+        refuse_foreign(path)
+        others = _tasks_of(path, task, "folders")
+        remedy = "; ".join(part for part in (error.remedy, f"or are they data for {others}?" * bool(others)) if part)
+        raise DataError(error.what, where=error.where, remedy=remedy) from None
+
+
+def _refuse_other_layout(path: Path, given: Path, task: str) -> None:
+    """Raise DataError where a folder is of a layout of other tasks."""
+    for format_ in _of_layouts():
+        if task not in format_.tasks and (format_.recognises(path) or _knows_parts(format_, path)):
+            what = f"data for {' or '.join(format_.tasks)} ({format_.layout}), not class folders"
+            remedy = "name that task" if path == given else f"name that task, and give {path.relative_to(given)}/"
+            raise DataError(what, where=given, remedy=f"{remedy}; or give a folder of class folders")
+
+
+def _of_layouts(task: str | None = None) -> list[Format]:
+    return [format_ for format_ in formats(task).values() if format_.takes == "its layout"]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Folders inside one, in their order."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+
+
+def _tasks_of(path: Path, but: str | None, takes: str) -> str:
+    """The tasks other than one that formats of this kind have data for, in words; "" where there are none."""
+    if path.is_dir() and first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES)) is None:
+        return ""
+    for format_ in formats().values():
+        if format_.takes != takes or but in format_.tasks:
+            continue
+        roots = [path, _part(_home(path, format_.tasks[0]), TRAIN)]
+        if _knows_parts(format_, path) or any(
+            format_.recognises(root) and format_.is_meant(root) for root in roots if root
+        ):
+            return f"{' or '.join(format_.tasks)} ({format_.layout})"
+    return ""
+
+
+def unknown(path: Path, task: str | None = None) -> DataError:
+    """Why there is nothing to read: what the data are, and what to do.
+
+    Args:
+        path: what was given.
+        task: what for; None: for any.
+    """
+    wanted = task or "any task that is known by its layout"
+    try:
+        if path.is_file():
+            refuse_foreign(path)
+        if others := _tasks_of(path, task, "its layout"):
+            return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
+        refuse_foreign(path)
+    except DataError as error:
+        return error
+    for folder in _inside(path)[:_LOOKED_AT] if path.is_dir() else ():
+        for format_ in _of_layouts(task):
+            if format_.recognises(folder) or _knows_parts(format_, folder):
+                what = f"no known layout of data, but {format_.layout} in {folder.name}/"
+                return DataError(what, where=path, remedy="give that folder")
+    if others := _tasks_of(path, task, "folders") or _tasks_of(path, task, "anything"):
+        return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
+    layouts = ", ".join(format_.layout for format_ in formats().values()) if task is None else _layouts(task)
+    return DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
+
+
+def _knows_parts(format_: Format, folder: Path) -> bool:
+    """Whether a format says where the parts of a folder are."""
+    try:
+        return format_.parts(folder) is not None
+    except DataError:
+        return False
 
 
 def has_validation(path: str | Path, task: str = "classification") -> bool:

@@ -41,6 +41,7 @@ class Fault(NamedTuple):
 
 
 _DROPPED, _CLIPPED = "left out", "cut off at the edge"
+_BOX_KEPT = "left out, their boxes are kept"
 
 
 def _hint(what: str, remedy: str) -> Kind:
@@ -79,11 +80,16 @@ KINDS: dict[str, Kind] = {
     "box-twice": Kind("objects written twice", "counted once", fatal=False),
     # outlines
     "outline-missing": Kind("objects with a box but no outline", "outline them, or set task to detection"),
-    "outline-bad": Kind("run lengths that do not fit their picture", "write them anew, column by column"),
-    "outline-degenerate": Kind("objects whose outline holds no pixel", _DROPPED, fatal=False),
+    "outline-bad": Kind("outlines that cannot be read or do not fit their picture", _BOX_KEPT, fatal=False),
+    "outline-degenerate": Kind("outlines that hold no pixel", _BOX_KEPT, fatal=False),
     "part-degenerate": Kind("polygons of less than three points, or without an area", _DROPPED, fatal=False),
     "outline-clipped": Kind("outlines that reach far outside their picture", _CLIPPED, fatal=False),
     # hints
+    "id-type": _hint("ids that are text where those listed are numbers, or the other way", "matched; write them alike"),
+    "names-count": _hint("files whose nc is not the number of their names", "the names count; mend one of the two"),
+    "score-ignored": _hint("lines with a sixth number, as of predictions", "taken for a score and left out"),
+    "box-oriented": _hint("lines of four corners, as of oriented boxes (OBB)", "detection has the upright box around"),
+    "points-likely": _hint("lines that may be a box and key points", "if so, give kpt_shape in data.yaml"),
     "picture-shared": _hint("pictures of training that validation has too", "remove them from one of the two"),
     "picture-repeated": _hint("pictures that are there a second time", "remove the copies"),
     "class-conflict": _hint("pictures that are there a second time, with other classes", "see which is right"),
@@ -130,12 +136,12 @@ class Faults:
         """How many make the data unusable."""
         return sum(number for kind, number in self.counts.items() if KINDS[kind].fatal)
 
-    def notes(self) -> tuple[str, ...]:
-        """A sentence for each kind of what was dropped or clipped."""
+    def notes(self, *, hints: bool = False) -> tuple[str, ...]:
+        """A sentence for each kind of what was dropped or clipped, and where `hints` are asked for of those."""
         return tuple(
             f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._examples[kind], 3)}"
             for kind, about in KINDS.items()
-            if not about.fatal and not about.hint and self.counts[kind]
+            if not about.fatal and (hints or not about.hint) and self.counts[kind]
         )
 
     def refuse(self, where: object) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from patchform.data.text_files import read_text
 from patchform.errors import DataError
 
 MAX_BYTES = 2_000_000_000
@@ -23,8 +24,8 @@ def elements(file: Path) -> Iterator[tuple[str, Any]]:
     An empty list gives (key, None).
 
     Raises:
-        DataError: cannot be read, too large, not UTF-8 (a byte order mark is accepted), cut off, not JSON (with line
-            and column; NaN and Infinity are not), not an object, or a key twice.
+        DataError: cannot be read, too large, no text (`text_files`), cut off, not JSON (with line and
+            column; NaN and Infinity are not), not an object, or a key twice.
     """
     text = _text(file)
     reader = _Reader(file, text)
@@ -124,8 +125,6 @@ def _text(file: Path) -> str:
         if size > MAX_BYTES:
             what = f"{size / 1e6:.0f} MB of JSON (limit {MAX_BYTES / 1e6:.0f})"
             raise DataError(what, where=file, remedy="split the data set")
-        return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=file) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 (byte {error.start})", where=file) from None
+    return read_text(file)

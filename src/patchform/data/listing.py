@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from patchform.data.text_files import read_text
 from patchform.errors import DataError
 
 PICTURE_FORMATS = {
@@ -342,14 +343,12 @@ def read_names(file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_text(file: Path) -> str:
-    """The text of a file in UTF-8. Raises DataError."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})", where=file) from None
-
-
 def quoted(names: Sequence[object], limit: int = 5) -> str:
     """The first few names for a message."""
-    return ", ".join(f'"{name}"' for name in names[:limit]) + (f" and {len(names) - limit} more" * (len(names) > limit))
+    shown = ", ".join(f'"{shortened(str(name))}"' for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" * (len(names) > limit))
+
+
+def shortened(name: str, limit: int = 160) -> str:
+    """A name for a message: the ends of one that is longer than any line."""
+    return name if len(name) <= limit else f"{name[: limit - 50]}...{name[-47:]}"

@@ -9,12 +9,13 @@ from PIL import Image
 from patchform.data import json_lists
 from patchform.data.checks import check, examine
 from patchform.data.dataset import open_data
-from patchform.data.faults import Faults
+from patchform.data.faults import KINDS, Faults
 from patchform.data.formats.coco import Coco
 from patchform.data.listing import RLE
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+from patchform.tasks.instance_segmentation import InstanceSegmentation
 
 coco = Coco()
 
@@ -179,28 +180,33 @@ def found_bytes(record):
         ({"size": [HEIGHT, WIDTH], "counts": "~~ "}, "outline-bad"),
         ({"size": [HEIGHT, WIDTH], "counts": []}, "outline-bad"),
         ({"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}, "outline-degenerate"),
-        ({"size": [HEIGHT, WIDTH], "counts": [1.5]}, "record-bad"),
-        ({"size": [HEIGHT, WIDTH]}, "record-bad"),
-        ({"size": "large", "counts": []}, "record-bad"),
+        ({"size": [HEIGHT, WIDTH], "counts": [1.5]}, "outline-bad"),
+        ({"size": [HEIGHT, WIDTH]}, "outline-bad"),
+        ({"size": "large", "counts": []}, "outline-bad"),
         ([[1, 2, 3, 4]], "outline-degenerate"),
         ([[1, 2, 3, 4, 5, 6, 7]], "outline-degenerate"),
         ([[5, 2, 5, 9, 5, 4]], "outline-degenerate"),
         ([[1, 2, 1e300, 4, 5, 6]], "outline-degenerate"),
         ([[1, 2, 10, 2, 10, 9], [1, 2, 3, 4]], "part-degenerate"),
         ([[1, 2, 1000000, 2, 10, 9]], "outline-clipped"),
-        ([[1, "two", 10, 2, 10, 9]], "record-bad"),
-        ("polygon", "record-bad"),
-        (7, "record-bad"),
+        ([[1, "two", 10, 2, 10, 9]], "outline-bad"),
+        ("polygon", "outline-bad"),
+        (7, "outline-bad"),
     ],
 )
 def test_bad_outlines(tmp_path, segmentation, kind):
     faults, listing = faults_of(tmp_path, [annotation(), annotation(segmentation=segmentation)])
     assert [fault[0] for fault in faults] == [kind]
-    kept = kind in ("part-degenerate", "outline-clipped")
-    assert len(listing.items[0].objects.boxes) == 1 + kept
-    if kept:
-        (polygon,) = listing.items[0].objects.segmentations[1]
+    objects = listing.items[0].objects
+    assert objects.boxes.tolist() == [[2, 3, 12, 15]] * 2  # whatever the outline
+    assert "box" in KINDS[kind].remedy or kind in ("part-degenerate", "outline-clipped")
+    if kind in ("part-degenerate", "outline-clipped"):
+        (polygon,) = objects.segmentations[1]
         assert abs(polygon).max() <= 2 * WIDTH
+    else:
+        assert objects.segmentations is None
+        InstanceSegmentation().faults(listing, told := Faults())
+        assert (told.counts["outline-missing"], told.fatal) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +260,7 @@ def test_corners_in_place_of_sizes_are_recognised(tmp_path):
         (lambda c: c["categories"][1].update(id=7), "id-twice"),
         (lambda c: c["categories"][1].update(name="cat"), "id-twice"),
         (lambda c: c["annotations"][1].update(image_id=77), "picture-unknown"),
-        (lambda c: c["annotations"][1].update(image_id="1"), "picture-unknown"),
+        (lambda c: c["annotations"][1].update(image_id="01"), "picture-unknown"),
         (lambda c: c["annotations"][1].update(category_id=77), "class-unknown"),
         (lambda c: c["annotations"][1].update(category_id=None), "record-bad"),
         (lambda c: c["annotations"][1].update(iscrowd=2), "record-bad"),

@@ -247,8 +247,8 @@ def test_the_nearest_folders_count_and_several_are_said(tmp_path):
 
 def test_layouts_serve_their_tasks_only(tmp_path):
     named(mask_folders(tmp_path, ["a", "b"]))
-    listing = open_evaluation(tmp_path, DataSettings(), ("images", "masks"))  # class folders, for classification
-    assert listing.mask_codes is None
+    with pytest.raises(DataError, match=r"data for semantic_segmentation .*, not class folders"):
+        open_evaluation(tmp_path, DataSettings(), ("images", "masks"))
     assert open_evaluation(tmp_path, DataSettings(), ("sky", "road", "tree"), TASK).mask_codes is not None
     (tmp_path / "cats").mkdir()
     with pytest.raises(DataError, match=r"images/ beside masks/"):

@@ -159,7 +159,8 @@ def test_outlines_and_boxes_in_one_file_upright(tmp_path):
         ("cat 0.5 0.5 0.2 0.2", "record-bad"),
         ("1.5 0.5 0.5 0.2 0.2", "record-bad"),
         ("1 0.5 0.5 0.2", "record-bad"),
-        ("1 0.5 0.5 0.2 0.2 0.9", "record-bad"),
+        ("1 0.5 0.5 0.2 0.2 0.9", "score-ignored"),
+        ("1 0.5 0.5 0.2 0.2 1.9", "record-bad"),
         ("1 0.5 0.5 wide 0.2", "record-bad"),
         ("1 nan 0.5 0.2 0.2", "box-bad"),
         ("1 0.5 0.5 -0.2 0.2", "box-bad"),
@@ -206,7 +207,7 @@ def test_files_that_do_not_pair(tmp_path):
     faults = Faults()
     yolo.open(root, PLAIN, None, faults)
     assert sorted(faults.counts.items()) == [("class-first", 1), ("labels-alone", 1), ("picture-twice", 1)]
-    (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe")
+    (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00")
     yolo.open(root, PLAIN, None, faults := Faults())
     assert faults.counts["labels-bad"] == 2
 

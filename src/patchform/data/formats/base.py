@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from patchform.data.faults import Faults
 from patchform.data.known_classes import only_known
@@ -24,6 +24,9 @@ class Format(ABC):
     """Names of the tasks that it serves."""
     layout: ClassVar[str]
     """What is looked for, in words, for messages."""
+    takes: ClassVar[Literal["its layout", "folders", "anything"]] = "its layout"
+    """What it recognises. folders: any, whatever they are called, so that those of other layouts would do too;
+    anything: whatever holds pictures."""
     inside: ClassVar[tuple[str, ...]] = ()
     """Folders in which train/ and val/ may lie."""
 
@@ -45,7 +48,8 @@ class Format(ABC):
 
         Args:
             path: what it recognises.
-            settings: how data are read; a format takes what is for it.
+            settings: how data are read; a format takes what is for it. `path` in it is what was given, of which the
+                other `path` may be a part.
             classes: names that give the indices (training's, or the model's); None: those of the data.
             faults: where to note what is wrong with annotations and does not hinder going on.
 
@@ -59,7 +63,7 @@ class Format(ABC):
     ) -> Listing:
         """What `read` gives, without classes that are not among `classes` where these are given.
 
-        Without `faults`, fatal ones are raised all at once, and others are among the notes. Raises DataError also for
+        Without `faults`, fatal ones are raised all at once, and others, hints too, are among the notes. Raises DataError also for
         an unknown class that anything has.
         """
         collected = Faults() if faults is None else faults
@@ -69,7 +73,7 @@ class Format(ABC):
         if faults is not None:
             return listing
         collected.refuse(collected.file or path)
-        return replace(listing, notes=listing.notes + collected.notes())
+        return replace(listing, notes=listing.notes + collected.notes(hints=True))
 
 
 class WritableFormat(Format):

@@ -17,11 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from patchform.data.annotations import class_table, is_inside
+from patchform.data.annotations import class_table
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format, Parts
 from patchform.data.json_lists import elements
-from patchform.data.listing import RLE, TRAIN, VALIDATION, Item, Listing, MaskCodes, PolygonMask, Segmentation, quoted
+from patchform.data.listed_names import NearNames, inside, is_file
+from patchform.data.listing import (
+    RLE,
+    TRAIN,
+    VALIDATION,
+    Item,
+    Listing,
+    MaskCodes,
+    PolygonMask,
+    Segmentation,
+    quoted,
+    shortened,
+)
 from patchform.errors import DataError, UsageError
 from patchform.records import IGNORED
 from patchform.settings import DataSettings
@@ -89,10 +101,13 @@ class CocoStuff(Format):
             raise DataError(f"{len(order)} classes, masks can have {IGNORED}", where=file)
         indices = {id_: IGNORED if table[name] < 0 else table[name] for id_, name in categories.items()}
         folder, items = _folder(file), []
+        near = NearNames(folder)
         for id_, record in pictures.items():
-            name = str(record.get("file_name", ""))
-            if not is_inside(name) or not (folder / name).is_file():
-                raise DataError(f"no picture {name or id_}", where=folder, remedy="put the pictures there")
+            listed = str(record.get("file_name", ""))
+            name = inside(listed, folder) or ""
+            if not name or not is_file(folder / name):
+                what = f"no picture {shortened(listed) or id_}"
+                raise DataError(what, where=folder, remedy=near.offer(listed) or "put the pictures there")
             segments = regions.get(id_, [])
             if unlisted := [category for category, _ in segments if category not in indices]:
                 raise DataError(f"regions of an unknown category: {quoted(unlisted)}", where=f"{file}, picture {name}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patchform.data import csv_lists
 from patchform.data.faults import Faults
-from patchform.data.formats.base import Format
+from patchform.data.formats.base import Format, Parts
 from patchform.data.listing import VIDEOS, Listing
 from patchform.settings import DataSettings
 
@@ -24,6 +24,10 @@ class CsvVideos(Format):
     def is_meant(self, path: Path) -> bool:
         """Whether the first row names a video."""
         return csv_lists.is_of_videos(path)
+
+    def parts(self, path: Path) -> Parts | None:
+        """The list, twice, where a column of it tells the parts."""
+        return csv_lists.both_parts(path)
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """Read the list. Errors as of `csv_lists.read_list`."""

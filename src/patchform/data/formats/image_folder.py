@@ -7,7 +7,7 @@ from pathlib import Path
 from patchform.data.class_folders import has_folders, read_folders
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
-from patchform.data.listing import PICTURES, Listing
+from patchform.data.listing import PICTURES, SUFFIXES, VIDEO_SUFFIXES, Listing, first_suffix
 from patchform.data.shards import hold_data
 from patchform.settings import DataSettings
 
@@ -17,10 +17,15 @@ class ImageFolder(Format):
 
     tasks = ("classification",)
     layout = "a folder of class folders"
+    takes = "folders"
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with at least one folder that could be a class, and not of tar shards."""
         return has_folders(path) and not hold_data(path)
+
+    def is_meant(self, path: Path) -> bool:
+        """Whether what is found first in it is no video."""
+        return first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES)) in (None, *SUFFIXES)
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the pictures of all class folders, in deeper folders too. Arguments and errors as of `read_folders`."""

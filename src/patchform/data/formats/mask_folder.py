@@ -20,6 +20,7 @@ from typing import NamedTuple
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Format
 from patchform.data.known_classes import with_unknown
+from patchform.data.listed_names import NearNames, with_offer
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
@@ -33,9 +34,9 @@ from patchform.data.listing import (
     first_suffix,
     quoted,
     read_names,
-    read_text,
     walk,
 )
+from patchform.data.text_files import read_text
 from patchform.errors import DataError, UsageError
 from patchform.records import IGNORED
 from patchform.settings import DataSettings
@@ -45,6 +46,8 @@ _KINDS = (("images", ("masks", "annotations", "labels")), ("leftImg8bit", (_CITY
 """Folders of pictures, and of masks beside them; of several the first is taken."""
 _TRAIN_IDS, _LABEL_IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 _LISTS = ("classes.txt", "classes.json")
+_NO_MASKS = (".txt", ".json", ".xml")
+"""Of files beside pictures that are annotations of other formats."""
 _TABLE = "objectInfo150.txt"
 """ADE20K's: columns between tabs, one of them "Name", of synonyms."""
 
@@ -97,7 +100,7 @@ class MaskFolders(Format):
     def recognises(self, path: Path) -> bool:
         """Whether `path` holds such folders, or is a part (`images/training`) inside one. Text is no mask."""
         folders = _folders(path) if path.is_dir() else None
-        return folders is not None and first_suffix(folders.masks, (*SUFFIXES, ".txt"), _LISTS) != ".txt"
+        return folders is not None and first_suffix(folders.masks, (*SUFFIXES, *_NO_MASKS), _LISTS) not in _NO_MASKS
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the pictures with their masks. `settings.classes`, `zero`, `ignore` and `colors` are used.
@@ -176,10 +179,13 @@ def _pairs(folders: _Folders) -> tuple[list[tuple[Path, Path]], bool]:
         masks, train_ids = _by_stem(folders.masks, _LABEL_IDS), False
     for files, others, kind, lacks in ((pictures, masks, "pictures", "mask"), (masks, pictures, "masks", "picture")):
         if alone := [name for name in files if name not in others]:
+            here, there = folders.pictures, folders.masks
+            if kind == "masks":
+                here, there = there, here
+            remedy = f"a picture and its mask, a picture too, have one name; looked in {folders.masks}"
+            remedy = with_offer(remedy, NearNames(there).offer(alone[0]))
             raise DataError(
-                f"{len(alone)} of {len(files)} {kind} have no {lacks}: {quoted(alone)}",
-                where=folders.pictures if kind == "pictures" else folders.masks,
-                remedy=f"a picture and its mask, a picture too, have one name; looked in {folders.masks}",
+                f"{len(alone)} of {len(files)} {kind} have no {lacks}: {quoted(alone)}", where=here, remedy=remedy
             )
     return [(pictures[name], masks[name]) for name in pictures], train_ids
 

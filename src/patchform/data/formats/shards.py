@@ -19,6 +19,7 @@ class ClassShards(Format):
 
     tasks = ("classification",)
     layout = "tar shards of pictures and their classes"
+    takes = "anything"
 
     def recognises(self, path: Path) -> bool:
         """Whether it is a shard, or a folder with shards anywhere below and neither pictures nor videos beside them."""

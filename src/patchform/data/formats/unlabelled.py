@@ -17,6 +17,7 @@ class UnlabelledFolder(Format):
 
     tasks = ("pretraining",)
     layout = "a folder of pictures, nested or flat"
+    takes = "anything"
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with a picture anywhere below."""

@@ -17,6 +17,7 @@ class UnlabelledShards(Format):
 
     tasks = ("pretraining",)
     layout = "tar shards of pictures"
+    takes = "anything"
 
     def recognises(self, path: Path) -> bool:
         """Whether it is a shard, or a folder with shards anywhere below and neither pictures nor videos beside them."""

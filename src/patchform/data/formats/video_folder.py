@@ -20,6 +20,7 @@ class VideoFolder(Format):
 
     tasks = ("video_classification",)
     layout = "a folder of class folders of videos"
+    takes = "folders"
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with at least one folder that could be a class."""

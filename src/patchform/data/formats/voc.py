@@ -1,12 +1,13 @@
 """Pascal VOC's xml: a file of boxes for each picture.
 
-    Annotations/a.xml   JPEGImages/a.jpg   ImageSets/Main/train.txt   ImageSets/Main/val.txt
+    Annotations/a.xml   JPEGImages/a.jpg   ImageSets/Main/train.txt   ImageSets/Main/val.txt   (or trainval, test)
     annotations/a.xml   images/a.jpg
     train/a.xml         train/a.jpg                                   (Roboflow)
 
 A file and its picture have one name but for the suffix, else `filename` says. Boxes are the first and the last pixel
 in each direction, counted from 1 (Everingham et al. 2010, "The Pascal visual object classes challenge", and its
 development kit). Objects marked difficult count for nothing, as there. Classes are those that occur, by name.
+Where there is no list to learn from, what is listed to validate or to test on is not learnt from.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
+from patchform.data.annotations import Annotations, Picture, annotate, class_table, notes_on, present
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.images import read as read_bytes
+from patchform.data.listed_names import NearNames, inside, with_offer
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
@@ -33,14 +35,20 @@ from patchform.data.listing import (
     is_hidden,
     ordered,
     quoted,
-    read_text,
+    shortened,
     walk,
 )
+from patchform.data.text_files import beginning, decoded, read_text
 from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
-_LABELS, _PICTURES, _SETS = ("Annotations", "annotations"), ("JPEGImages", "images"), Path("ImageSets", "Main")
+_LABELS, _PICTURES = ("Annotations", "annotations"), ("JPEGImages", "images")
+_SETS, _BARE_SETS = Path("ImageSets", "Main"), Path("ImageSets")
+"""Folders of lists, the usual one first."""
+_BOTH = "trainval"
+_ROOT = re.compile(r"<annotation[\s>]")
+_SNIFFED = 4096
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -63,13 +71,10 @@ class Voc(WritableFormat):
         return _folders(path) is not None
 
     def parts(self, path: Path) -> Parts | None:
-        """The lists of a training and a validation part, if there are any."""
+        """The lists of a training and a validation part, if there are any; trainval trains where train is not there."""
         if not path.is_dir() or not _folders(path):
             return None
-        train, validation = (
-            [path / _SETS / f"{name}.txt" for name in names if (path / _SETS / f"{name}.txt").is_file()]
-            for names in (TRAIN, VALIDATION)
-        )
+        train, validation = _lists(path, (*TRAIN, _BOTH)), _lists(path, VALIDATION)
         return (train[0], validation[0] if validation else None) if train else None
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
@@ -84,21 +89,25 @@ class Voc(WritableFormat):
             raise DataError("no Pascal VOC data", where=path, remedy=f"looked for {self.layout}")
         pictures: list[Picture] = []
         names, boxes, of_picture, difficult, locations = [], [], [], bytearray(), []
+        near = NearNames(folders.pictures)
         files = {
             file.relative_to(folders.pictures).with_suffix("").as_posix(): file
             for file in walk(folders.pictures)
             if file.suffix.lower() in SUFFIXES
         }
         listed = _listed(folders, faults)
-        for name, file in listed:
+        explicit = settings.path is not None and Path(settings.path).expanduser() == path
+        held_out = _held_out(folders, explicit) if classes is None else {}
+        kept = [(name, file) for name, file in listed if name not in held_out]
+        for name, file in kept:
             try:
                 size, filename, objects = _parse(file)
             except DataError as error:
                 faults.add("labels-bad", name, error.what)
                 continue
             picture = files.get(name)
-            if picture is None and filename and is_inside(filename):
-                picture = folders.pictures / filename.replace("\\", "/")
+            if picture is None and (other := inside(filename, folders.pictures)):
+                picture = folders.pictures / other
             of_picture += [len(pictures)] * len(objects)
             shown = picture.relative_to(folders.pictures).as_posix() if picture else name
             pictures.append(Picture(picture or folders.pictures / f"{name}.jpg", shown, size))
@@ -107,8 +116,9 @@ class Voc(WritableFormat):
                 boxes.append(box)
                 difficult.append(hard)
                 locations.append(f"{shown}, object {number}")
-        if not listed:
-            raise DataError("no picture is listed", where=path)
+        if not kept and not faults.counts["labels-missing"]:
+            what = "all pictures are listed to test on" if listed else "no picture is listed"
+            raise DataError(what, where=path, remedy=f"write {_SETS / 'train.txt'}" if listed else "")
         occurring = ordered(names)
         order, table, notes = class_table(occurring, settings, classes, folders.labels)
         rows = Annotations(
@@ -118,7 +128,8 @@ class Voc(WritableFormat):
             location=locations.__getitem__,
             crowd=np.frombuffer(bytes(difficult), np.uint8).astype(bool),
         )
-        items = annotate(present(pictures, settings, faults), rows, faults)
+        items = annotate(present(pictures, settings, faults, near), rows, faults)
+        notes += _held_out_notes(listed, held_out)
         without = len(files) - len(listed) if folders.names is None else 0
         notes += (f"{without} pictures without a file of annotations are left out",) if without > 0 else ()
         notes += notes_on(items, "objects marked difficult")
@@ -151,18 +162,53 @@ class Voc(WritableFormat):
 
 def _folders(path: Path) -> _Folders | None:
     if path.is_file():
-        if path.suffix.lower() != ".txt" or path.parent.parts[-2:] != _SETS.parts:
+        lists = path.absolute().parent
+        depth = next(
+            (len(sets.parts) for sets in (_SETS, _BARE_SETS) if lists.parts[-len(sets.parts) :] == sets.parts), 0
+        )
+        if path.suffix.lower() != ".txt" or not depth:
             return None
-        folders = _folders(path.parent.parent.parent)
+        folders = _folders(path.parent.parent.parent if depth == 2 else path.parent.parent)
         return folders and folders._replace(names=path)
     for labels in (path / name for name in _LABELS):
-        if labels.is_dir() and any(file.suffix.lower() == ".xml" for file in walk(labels)):
+        if labels.is_dir() and any(map(_is_annotation, walk(labels))):
             inside = (path / kind for kind in _PICTURES)
             return _Folders(labels, next((folder for folder in inside if folder.is_dir()), path), None)
-    beside = path.is_dir() and any(
-        entry.suffix.lower() == ".xml" and not is_hidden(entry.name) for entry in path.iterdir()
-    )
+    beside = path.is_dir() and any(map(_is_annotation, sorted(path.iterdir())))
     return _Folders(path, path, None) if beside else None
+
+
+def _is_annotation(file: Path) -> bool:
+    named = file.suffix.lower() == ".xml" and not is_hidden(file.name)
+    return named and _ROOT.search(beginning(file, _SNIFFED)) is not None
+
+
+def _lists(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Lists of these names, in their order, of a folder of data."""
+    candidates = (folder / sets / f"{name}.txt" for sets in (_SETS, _BARE_SETS) for name in names)
+    return [file for file in candidates if file.is_file()]
+
+
+def _names_in(file: Path) -> list[str]:
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def _held_out(folders: _Folders, explicit: bool) -> dict[str, str]:
+    """Names that are not to be learnt from, each with its list.
+
+    Args:
+        folders: where there is no list of training alone.
+        explicit: the user named this very list.
+    """
+    if folders.names is not None and (explicit or folders.names.stem != _BOTH):
+        return {}
+    home = folders.labels if folders.labels == folders.pictures else folders.labels.parent
+    return {name: file.name for file in _lists(home, VALIDATION) for name in _names_in(file)}
+
+
+def _held_out_notes(listed: Sequence[tuple[str, Path]], held_out: dict[str, str]) -> tuple[str, ...]:
+    lists = [held_out[name] for name, _ in listed if name in held_out]
+    return tuple(f"{lists.count(name)} pictures of {name} are not learnt from" for name in dict.fromkeys(lists))
 
 
 def _listed(folders: _Folders, faults: Faults) -> list[tuple[str, Path]]:
@@ -174,10 +220,11 @@ def _listed(folders: _Folders, faults: Faults) -> list[tuple[str, Path]]:
     }
     if folders.names is None:
         return list(files.items())
-    names = [line.strip() for line in read_text(folders.names).splitlines() if line.strip()]
+    names, near = _names_in(folders.names), NearNames(folders.labels, (".xml",))
     for name in names:
         if name not in files:
-            faults.add("labels-missing", name, f"no {name}.xml")
+            what = with_offer(f"no {shortened(name)}.xml", near.offer(name))
+            faults.add("labels-missing", shortened(name), what)
     if len(set(names)) < len(names):
         faults.add("picture-twice", folders.names.name, quoted(sorted({n for n in names if names.count(n) > 1})))
     return [(name, files[name]) for name in dict.fromkeys(names) if name in files]
@@ -194,6 +241,7 @@ def _parse(file: Path) -> _Parsed:
     try:
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
+        decoded(data, file)  # a text in another encoding, which it does not name, is called so
         raise DataError(f"no XML ({error})") from None
     if root.tag != "annotation":
         raise DataError(f"<{root.tag}> where <annotation> is expected")

@@ -3,12 +3,14 @@
     images/train/a.jpg   labels/train/a.txt   data.yaml
     train/images/a.jpg   train/labels/a.txt   data.yaml          (Roboflow)
     train/a.jpg          train/a.txt          classes.txt
+    obj_train_data/a.jpg obj_train_data/a.txt obj.names, obj.data, train.txt          (CVAT, darknet)
 
 A line is a class number, counted from 0, and x, y of the middle, width, height of a box, or x, y of three or more
 points of an outline; all are shares of the upright picture's width and height. A picture without a file has no objects.
-Names are those of `names` in data.yaml, or of a line each in classes.txt, beside the pictures or above, or of
-`data.classes`.
-`train` and `val` in data.yaml are followed inside its folder, and nowhere else.
+After a box may stand a score, or, where data.yaml has `kpt_shape`, key points: both are left out. Names are those of
+`names` in the data.yaml that was given, whatever it is called, else in the one beside the pictures or above, or of a
+line each in classes.txt or obj.names, or of `data.classes`.
+`path`, `train` and `val` in data.yaml are followed inside its folder, and nowhere else.
 (https://docs.ultralytics.com/datasets/detect/, /datasets/segment/)
 """
 
@@ -21,33 +23,40 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from patchform.data.annotations import Annotations, Picture, annotate, class_table, is_inside, notes_on, present
+from patchform.data.annotations import Picture, annotate, class_table, notes_on, present
+from patchform.data.data_yaml import USUAL, DataYaml, above, find_yaml, is_yaml, read_yaml
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
+from patchform.data.listed_names import NearNames, inside, is_file, with_offer
 from patchform.data.listing import (
     RLE,
     SUFFIXES,
+    TRAIN,
+    VALIDATION,
     Listing,
     Objects,
     Segmentation,
     chosen_names,
     first_suffix,
     is_hidden,
-    quoted,
     read_names,
-    read_text,
     relative_name,
+    shortened,
     walk,
 )
 from patchform.data.results import box_shares
+from patchform.data.text_files import beginning, read_text
 from patchform.data.writing import Copies, check_target, place_pictures, write_new
+from patchform.data.yolo_lines import LabelLines, is_number
 from patchform.errors import DataError, FolderError, ResourceError
 from patchform.settings import DataSettings
 
-_YAML, _NAMES = ("data.yaml", "data.yml", "dataset.yaml"), ("classes.txt", "obj.names")
+_NAMES, _DARKNET = ("classes.txt", "obj.names"), "obj.data"
 _ABOVE = 3
 """Folders above the pictures in which names are looked for."""
 _NO_LABELS = (*_NAMES, "readme.txt", "requirements.txt", "train.txt", "val.txt", "test.txt", "license.txt")
+_SNIFFED = 4096
+_PICTURES, _LABELS = ("images", "jpegimages"), "labels"
 
 
 class Yolo(WritableFormat):
@@ -61,53 +70,59 @@ class Yolo(WritableFormat):
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a data.yaml, a list of pictures beside one, or a folder of pictures with labels."""
         if path.is_file():
-            kind = path.suffix.lower()
-            return kind in (".yaml", ".yml") or (kind == ".txt" and _yaml_above(path) is not None)
+            listed = path.suffix.lower() == ".txt" and _home_of(path) is not None
+            return is_yaml(path) or path.name.lower() == _DARKNET or listed
         folders = _folders(path) if path.is_dir() else None
         masks = folders is not None and folders.labels != folders.pictures  # pictures among labels are masks
         return folders is not None and not (masks and first_suffix(folders.labels, (*SUFFIXES, ".txt")) in SUFFIXES)
 
     def parts(self, path: Path) -> Parts | None:
-        """What data.yaml says of `train` and `val` (or `test`).
+        """What data.yaml, or obj.data, says of `train` and `val` (or `test`).
 
         Raises:
-            DataError: it names what is not there, lies outside of its folder, or is several places.
+            DataError: it names what is not there, lies outside of its folder, or is several places; several files that
+                describe the data.
         """
-        candidates = [path] if path.suffix.lower() in (".yaml", ".yml") else [path / name for name in _YAML]
-        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        file = path if is_yaml(path) else find_yaml(path) if path.is_dir() else None
         if file is None:
-            return None
-        content = _content(file)
-        train = _part_path(file, content, "train")
-        validation = _part_path(file, content, "val") or _part_path(file, content, "test")
+            return _darknet_parts(path)
+        content = read_yaml(file)
+        train = content.part("train")
+        validation = content.part("val") or content.part("test")
         return (train, validation) if train else None
 
     def read(self, path: Path, settings: DataSettings, classes: tuple[str, ...] | None, faults: Faults) -> Listing:
         """List the pictures with their objects. Of the pictures the headers are read.
 
-        `settings.classes` (names, or a choice of them) and `skip_bad` are used.
+        `settings.path`, `classes` (names, or a choice of them) and `skip_bad` are used.
 
         Raises:
             DataError: no picture, no names, or unknown classes.
             UsageError: a class in `settings.classes` that is not there.
         """
-        root, pictures, labels = _pictures(path, faults)
+        given = _given_yaml(path, settings)
+        root, pictures, labels = _pictures(path, given, faults)
         if not pictures:
             raise DataError("no picture", where=path, remedy=f"known file names end in {', '.join(SUFFIXES)}")
-        names, notes = _names(root, settings, classes)
+        described = given or _yaml_above(root)
+        names, notes = _names(root, described, given is not None, settings, classes)
         order, table, more = class_table(names, settings, classes, root)
-        sized = present([Picture(file, relative_name(file, root), None) for file in pictures], settings, faults)
-        lines = _Lines(names, faults)
+        if described is not None and classes is None:
+            described.check_number(faults)
+            more += described.notes()
+        near = NearNames(root)
+        sized = present([Picture(file, relative_name(file, root), None) for file in pictures], settings, faults, near)
+        lines = LabelLines(names, described.keypoints() if described else None, faults)
         unlabelled = 0
         for index, (picture, file) in enumerate(zip(sized, labels, strict=True)):
-            if not file.is_file():
+            if not is_file(file):
                 unlabelled += 1
             elif picture is not None and picture.size is not None:
                 lines.read(file, index, picture.name, picture.size)
-        if classes is None:  # a part to validate on may lack any class
-            lines.hint_at_numbers()
+        lines.hint(learnt_from=classes is None)
         items = annotate(sized, lines.rows([table[name] for name in names]), faults)
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
+        notes += (f"{lines.with_points} objects have key points, which are left out",) if lines.with_points else ()
         notes += notes_on(items, "regions")
         return Listing(classes=order, items=items, root=root, notes=notes)
 
@@ -143,7 +158,7 @@ class Yolo(WritableFormat):
         return notes + ((f"{joined} outlines of several polygons became one, with lines between",) if joined else ())
 
 
-# ------------------------------------------------------------------------------------------------- folders and names
+# ------------------------------------------------------------------------------------------------- folders and lists
 
 
 class _Folders(NamedTuple):
@@ -153,8 +168,9 @@ class _Folders(NamedTuple):
 
 def _folders(path: Path) -> _Folders | None:
     """Folders of pictures and labels inside `path`, or that go with it when it holds pictures."""
-    if (path / "images").is_dir() and (path / "labels").is_dir():
-        return _Folders(path / "images", path / "labels")
+    for pictures in sorted(entry for entry in path.iterdir() if entry.name.lower() in _PICTURES and entry.is_dir()):
+        if (labels := _labels_of(pictures)) != pictures:
+            return _Folders(pictures, labels)
     labels = _labels_of(path)
     if _any_label(labels, deep=labels != path):
         return _Folders(path, labels)
@@ -162,26 +178,36 @@ def _folders(path: Path) -> _Folders | None:
 
 
 def _labels_of(folder: Path) -> Path:
-    """The folder with its last part "images" called "labels" if there is such a one, else the same."""
-    positions = [index for index, part in enumerate(folder.parts) if part == "images"]
+    """The folder with its last part "images" called "labels" if there is such a one, else the same; in any case."""
+    positions = [index for index, part in enumerate(folder.parts) if part.lower() in _PICTURES]
     if not positions:
         return folder
-    labels = Path(*folder.parts[: positions[-1]], "labels", *folder.parts[positions[-1] + 1 :])
-    return labels if labels.is_dir() else folder
+    home, below = Path(*folder.parts[: positions[-1]]), folder.parts[positions[-1] + 1 :]
+    if not home.is_dir():
+        return folder
+    named = sorted(entry for entry in home.iterdir() if entry.name.lower() == _LABELS)
+    return next((entry.joinpath(*below) for entry in named if entry.joinpath(*below).is_dir()), folder)
 
 
 def _any_label(folder: Path, *, deep: bool) -> bool:
     if deep:
         return any(file.suffix.lower() == ".txt" for file in walk(folder))
-    names = {entry.name.lower() for entry in folder.iterdir() if not is_hidden(entry.name)}
-    stems = {Path(name).stem for name in names if name.endswith(SUFFIXES)}
-    return any(name.endswith(".txt") and name not in _NO_LABELS and Path(name).stem in stems for name in names)
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    stems = {Path(entry.name.lower()).stem for entry in entries if entry.name.lower().endswith(SUFFIXES)}
+    texts = [entry for entry in sorted(entries) if entry.suffix.lower() == ".txt" and entry.stem.lower() in stems]
+    return any(_may_be_labels(entry) for entry in texts if entry.name.lower() not in _NO_LABELS)
 
 
-def _pictures(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
+def _may_be_labels(file: Path) -> bool:
+    """Whether a text beside a picture is no caption: nothing, or numbers in its first line."""
+    words = beginning(file, _SNIFFED).strip().partition("\n")[0].replace(",", " ").split()
+    return not words or sum(map(is_number, words)) >= min(4, len(words))
+
+
+def _pictures(path: Path, given: DataYaml | None, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
     """Root, pictures, and the files where their labels would be."""
     if path.is_file() and path.suffix.lower() == ".txt":
-        return _listed(path, faults)
+        return _listed(path, given.file.parent if given else _home_of(path) or path.parent, faults)
     folders = _folders(path.parent if path.is_file() else path)
     if folders is None:
         raise DataError("no labels beside pictures", where=path, remedy=f"looked for {Yolo.layout}")
@@ -189,10 +215,12 @@ def _pictures(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]
     pictures = [file for file in files if file.suffix.lower() in SUFFIXES]
     labels = [folders.labels / file.relative_to(folders.pictures).with_suffix(".txt") for file in pictures]
     _refuse_shared_labels(labels, pictures, faults)
-    expected = set(labels)
+    expected, near = set(labels), NearNames(folders.pictures)
     for file in walk(folders.labels):
         if file.suffix.lower() == ".txt" and file not in expected and file.name.lower() not in _NO_LABELS:
-            faults.add("labels-alone", file.relative_to(folders.labels).as_posix())
+            name = file.relative_to(folders.labels).as_posix()
+            offer = near.offer(name) if folders.labels != folders.pictures else ""
+            faults.add("labels-alone", shortened(name), offer)
     return folders.pictures, pictures, labels
 
 
@@ -204,80 +232,100 @@ def _refuse_shared_labels(labels: Sequence[Path], pictures: Sequence[Path], faul
         seen[label] = picture
 
 
-def _listed(path: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
-    """The pictures of a list, by paths relative to it or to data.yaml."""
-    yaml_ = _yaml_above(path)
-    home = yaml_.parent if yaml_ else path.parent
+def _listed(path: Path, home: Path, faults: Faults) -> tuple[Path, list[Path], list[Path]]:
+    """The pictures of a list, by paths relative to it or to the folder of the data set."""
     pictures: dict[Path, int] = {}
+    near = NearNames(home)
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        name = line.strip().replace("\\", "/").removeprefix("./")
-        if not name:
+        if not (listed := line.strip()):
             continue
-        if Path(name).is_absolute() and Path(name).is_relative_to(home):
-            name = Path(name).relative_to(home).as_posix()
-        if not is_inside(name):
-            faults.add("picture-outside", f"{path.name}, line {number}", name[:80])
+        name = inside(listed, home, path.parent)
+        if name is None:
+            what = with_offer(listed[:80], near.offer(listed))
+            faults.add("picture-outside", f"{path.name}, line {number}", what)
             continue
-        file = path.parent / name if (path.parent / name).is_file() else home / name
+        file = _resolved(name, path.parent, home)
         if file in pictures:
-            faults.add("picture-twice", name, f"lines {pictures[file]} and {number} of {path.name}")
+            faults.add("picture-twice", shortened(name), f"lines {pictures[file]} and {number} of {path.name}")
         pictures[file] = number
     folders = {folder: _labels_of(folder) for folder in {file.parent for file in pictures}}
     return home, list(pictures), [folders[file.parent] / f"{file.stem}.txt" for file in pictures]
 
 
-def _yaml_above(path: Path) -> Path | None:
-    folders = (path, *path.absolute().parents)[: _ABOVE + 1]
-    return next((folder / name for folder in folders for name in _YAML if (folder / name).is_file()), None)
+def _resolved(name: str, *folders: Path) -> Path:
+    """The first file of this name; darknet's lists begin with "data/", the folder that they are copied to."""
+    names = (name, name.removeprefix("data/"))
+    candidates = (folder / one for one in dict.fromkeys(names) for folder in folders)
+    return next((candidate for candidate in candidates if is_file(candidate)), folders[-1] / name)
 
 
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"not YAML ({str(error).splitlines()[0][:80]})", where=file) from None
-    if not isinstance(content, dict):
-        raise DataError("no keys", where=file, remedy="write names, train and val")
-    return content
+def _home_of(path: Path) -> Path | None:
+    """The folder, of a list or above, with a file that names the classes."""
+    for folder in above(path.parent, _ABOVE):
+        if any((folder / name).is_file() for name in (*USUAL, *_NAMES)) and path.name not in _NAMES:
+            return folder
+    return None
 
 
-def _part_path(file: Path, content: dict[str, Any], key: str) -> Path | None:
-    """Where a part lies: below `path` if that is inside the folder of data.yaml, else below that folder."""
-    value = content.get(key)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None or value == [] or value == "":
+def _darknet_parts(path: Path) -> Parts | None:
+    """The lists that obj.data names, or that lie beside obj.names."""
+    folder = path if path.is_dir() else path.parent
+    if not (path.is_dir() or path.name.lower() == _DARKNET):
         return None
-    if not isinstance(value, str):
-        raise DataError(f"{key} is several places", where=file, remedy="list the pictures in one text file")
-    folder, base = file.parent, content.get("path")
-    homes = ([folder / base] if isinstance(base, str) and is_inside(base) else []) + [folder]
-    # exports of Roboflow write "../train/images" for train/images beside the file
-    names = [value] if is_inside(value) else [value.removeprefix("../")] * value.startswith("../")
-    if Path(value).is_absolute() and Path(value).is_relative_to(folder.absolute()):
-        names = [Path(value).relative_to(folder.absolute()).as_posix()]
-    names = [name for name in names if is_inside(name)]
-    if not names:
-        raise DataError(
-            f'{key} leads out of its folder: "{value[:80]}"',
-            where=file,
-            remedy="put data.yaml beside the pictures, with relative paths, or set data.path to the folder of pictures",
-        )
-    for candidate in (home / name for home in homes for name in names):
-        if candidate.exists():
-            return candidate
-    raise DataError(f'no such {key}: "{value[:80]}"', where=file, remedy=f"looked in {quoted(homes)}")
+    if (file := folder / _DARKNET).is_file():
+        pairs = (line.partition("=") for line in read_text(file).splitlines())
+        values = {key.strip().lower(): value.strip() for key, _, value in pairs}
+        lists = {}
+        for key in (*TRAIN, *VALIDATION):
+            name = inside(values[key], folder) if values.get(key) else None
+            if name is not None and is_file(list_ := _resolved(name, folder)):
+                lists[key] = list_
+    elif (folder / _NAMES[1]).is_file():
+        lists = {key: folder / f"{key}.txt" for key in (*TRAIN, *VALIDATION) if (folder / f"{key}.txt").is_file()}
+    else:
+        return None
+    train, validation = (next((lists[key] for key in keys if key in lists), None) for keys in (TRAIN, VALIDATION))
+    return (train, validation) if train else None
+
+
+# -------------------------------------------------------------------------------------------------------------- names
+
+
+def _given_yaml(path: Path, settings: DataSettings) -> DataYaml | None:
+    """The file that was given, or lies in the folder that was, where `path` is in its folder."""
+    for given in (path, *((Path(settings.path).expanduser(),) if settings.path else ())):
+        folder = given if given.is_dir() else given.parent
+        file = given if is_yaml(given) else find_yaml(given) if given.is_dir() else None
+        if file is not None and path.absolute().is_relative_to(folder.absolute()):
+            return read_yaml(file)
+    return None
+
+
+def _yaml_above(root: Path) -> DataYaml | None:
+    """The nearest one of a usual name, with names of classes if there is such a one."""
+    folders = (root, _labels_of(root), *root.absolute().parents[:_ABOVE])
+    files = [read_yaml(file) for folder in folders if (file := find_yaml(folder, usual=True))]
+    return next((file for file in files if file.names()), files[0] if files else None)
 
 
 def _names(
-    root: Path, settings: DataSettings, classes: tuple[str, ...] | None
+    root: Path, described: DataYaml | None, given: bool, settings: DataSettings, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the classes in the order of their numbers, and where they come from."""
-    folders = (root, _labels_of(root), *root.absolute().parents[:_ABOVE])
-    for folder in folders:
-        for name in _YAML:
-            if (folder / name).is_file() and (names := _content(folder / name).get("names")):
-                return _in_order(names, folder / name), (f"names of classes from {name}",)
+    """Names of the classes in the order of their numbers, and where they come from.
+
+    Args:
+        root: folder of the pictures.
+        described: a file that may have them.
+        given: it counts before other files; else the nearest one does.
+        settings: `classes`.
+        classes: those known already.
+    """
+    named = described.names() if described else None
+    if described and named and given:
+        return named, (f"names of classes from {described.file.name}",)
+    for folder in (root, _labels_of(root), *root.absolute().parents[:_ABOVE]):
+        if described and named and described.file.parent.absolute() == folder.absolute():
+            return named, (f"names of classes from {described.file.name}",)
         for name in _NAMES:
             if (folder / name).is_file():
                 return read_names(folder / name), (f"names of classes from {name}",)
@@ -286,109 +334,6 @@ def _names(
     if classes is not None:
         return classes, ("the labels have no names of classes: their numbers are taken for those known already",)
     raise DataError("no names of classes", where=root, remedy="write data.yaml or classes.txt, or set data.classes")
-
-
-def _in_order(names: Any, file: Path) -> tuple[str, ...]:
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError("names are not numbered from 0 without gaps", where=file)
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
-        raise DataError("names are no list of names", where=file, remedy="write names: [cat, dog]")
-    return tuple(str(name) for name in names)
-
-
-# ------------------------------------------------------------------------------------------------------------- labels
-
-
-class _Lines:
-    """The lines of all files of labels, in columns.
-
-    Args:
-        names: of the classes, by number.
-        faults: for lines that are none.
-    """
-
-    def __init__(self, names: Sequence[str], faults: Faults) -> None:
-        self.names, self.faults = names, faults
-        self._boxes: list[tuple[float, ...]] = []
-        self._alternative: list[tuple[float, ...]] = []
-        self._classes: list[int] = []
-        self._of_picture: list[int] = []
-        self._locations: list[tuple[str, int]] = []
-        self._outlines: list[Segmentation | None] = []
-
-    def read(self, file: Path, picture: int, name: str, size: tuple[int, int]) -> None:
-        """Take the objects of a picture in, given its index and (height, width)."""
-        try:
-            text = read_text(file)
-        except DataError as error:
-            self.faults.add("labels-bad", name, error.what)
-            return
-        seen: set[str] = set()
-        for number, line in enumerate(text.splitlines(), 1):
-            words = line.split()
-            if not words:
-                continue
-            if line in seen:
-                self.faults.add("box-twice", f"{name}, line {number}")
-                continue
-            seen.add(line)
-            try:
-                class_, values = _numbers(words)
-            except (ValueError, OverflowError) as error:
-                self.faults.add("record-bad", f"{name}, line {number}", str(error)[:80])
-                continue
-            if not 0 <= class_ < len(self.names):
-                what = f"number {class_}, there are {len(self.names)} classes, numbered from 0"
-                self.faults.add("class-unknown", f"{name}, line {number}", what)
-                continue
-            self._add(class_, values, size)
-            self._of_picture.append(picture)
-            self._locations.append((name, number))
-
-    def _add(self, class_: int, values: Sequence[float], size: tuple[int, int]) -> None:
-        height, width = size
-        if len(values) == 4:
-            x, y, w, h = values
-            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-            alternative, outline = (x - w / 2, y - h / 2, x + w / 2, y + h / 2), None
-        else:
-            points = np.array(values).reshape(-1, 2)
-            scaled = (points * (width, height)).astype(np.float32)
-            box = (*scaled.min(0).tolist(), *scaled.max(0).tolist())
-            alternative, outline = (*points.min(0).tolist(), *points.max(0).tolist()), (scaled,)
-        self._boxes.append(box)
-        self._alternative.append(alternative)
-        self._classes.append(class_)
-        self._outlines.append(outline)
-
-    def hint_at_numbers(self) -> None:
-        """Note that the first number is never used and the last one is: names stand in a list of their own."""
-        if len(self.names) > 1 and 0 not in self._classes and len(self.names) - 1 in self._classes:
-            self.faults.add("class-first", f'class "{self.names[0]}"')
-
-    def rows(self, table: Sequence[int]) -> Annotations:
-        """All objects, given the index of the class of each number."""
-        return Annotations(
-            boxes=np.array(self._boxes, np.float64).reshape(-1, 4),
-            classes=np.array([table[class_] for class_ in self._classes], np.int64),
-            pictures=np.array(self._of_picture, np.int64),
-            location=lambda index: "{}, line {}".format(*self._locations[index]),
-            segmentations=self._outlines if any(outline is not None for outline in self._outlines) else None,
-            alternative=np.array(self._alternative, np.float64).reshape(-1, 4),
-            notation="pixels, where shares of width and height are expected",
-        )
-
-
-def _numbers(words: Sequence[str]) -> tuple[int, list[float]]:
-    """The class and the shares of a line. Raises ValueError, OverflowError."""
-    class_, *values = map(float, words)
-    if class_ != int(class_):
-        raise ValueError(f"{words[0]} is no class")
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise ValueError(f"{len(words)} numbers, a box has 5, an outline an odd number from 7 on")
-    return int(class_), values
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -403,9 +348,10 @@ def _counted(objects: Objects) -> Iterator[Segmentation | None]:
 
 def _write_yaml(classes: Sequence[str], folder: Path, part: str) -> None:
     """A new data.yaml, or one with a part more."""
-    file = folder / _YAML[0]
-    content: dict[str, Any] = _content(file) if file.is_file() else {"names": dict(enumerate(classes))}
-    if content.get("names") != dict(enumerate(classes)) or part in content:
+    file = folder / USUAL[0]
+    there = read_yaml(file) if file.is_file() else None
+    content: dict[str, Any] = {**(there.content if there else {}), "names": dict(enumerate(classes))}
+    if there is not None and (there.names() != tuple(classes) or part in there.content):
         raise FolderError(
             "exists already, with this part or of other classes", where=file, remedy="choose another folder"
         )
