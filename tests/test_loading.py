@@ -77,6 +77,86 @@ def test_weights_for_another_image_size_give_what_they_gave_there(family, tmp_pa
     assert not torch.allclose(logits(randomise(large, seed=2), shown), wanted, rtol=1e-2)  # control
 
 
+def sized(size, backbone="vit/nano", **options):
+    """A classifier for pictures of (height, width)."""
+    built = pf.build_model(
+        "classification",
+        backbone=backbone,
+        head="linear",
+        classes=NAMES,
+        preprocessing=Preprocessing(size=size, mean=(0.5,), std=(0.5,)),
+        backbone_options=options,
+    )
+    return randomise(built, scale=0.1).eval()
+
+
+ON_GRIDS = ["vit/nano", "pvt/nano_v1", "cross_vit/nano", "timesformer/nano", "vivit/nano", "parallel_vit/nano"]
+
+
+@pytest.mark.parametrize("backbone", [*ON_GRIDS, "sparse/nano", "vit relative_bias"])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_model_folder_says_its_grid(backbone, as_file, tmp_path):
+    backbone, _, position = backbone.partition(" ")
+    options = {"position": position} if position else {}
+    name = backbone if "/" in backbone else f"{backbone}/nano"
+    wide, tall = (sized(size, name, **options) for size in ((32, 64), (64, 32)))
+    save(wide, tmp_path / "wide")
+    report = pf.load_weights(tall, tmp_path / "wide" / ("model.safetensors" if as_file else ""))
+    notes = [entry.note for entry in report.of("resized")]
+    assert notes
+    assert all(" x " in note and "assumed" not in note for note in notes)
+    clip = () if tall.backbone.frames is None else (tall.backbone.frames,)
+    images = torch.rand(1, *clip, 3, 64, 32, generator=torch.Generator().manual_seed(3))
+    shown = Batch(images, (), ("",), ((64, 32),))
+    torch.testing.assert_close(logits(tall, shown), logits(wide, shown), rtol=1e-4, atol=1e-4)
+    same = sized((32, 64), name, **options)
+    assert not pf.load_weights(same, tmp_path / "wide").of("resized")  # control: nothing is to be done
+    assert equal(same, wide)
+
+
+def test_a_grid_that_model_json_does_not_say_is_refused(tmp_path):
+    save(sized((32, 64)), tmp_path / "wide")
+    square = sized((48, 48))
+    with pytest.raises(ModelFileError, match=r"says a grid of 4 x 8, not 8 x 4; leave out transfer\.grid"):
+        pf.load_weights(square, tmp_path / "wide", transfer=Transfer(grid=(8, 4)))
+    report = pf.load_weights(square, tmp_path / "wide", transfer=Transfer(grid=(4, 8)))
+    assert [entry.note for entry in report.of("resized")] == ["grid 4 x 8 to 6 x 6"]
+
+
+def test_a_published_table_goes_by_the_grid_that_is_named():
+    wide, square = sized((32, 128)), sized((64, 64))  # 4 x 16 and 8 x 8 cells
+    published = export_weights(wide, "timm")
+    said = pf.load_weights(sized((32, 128)), published)
+    assert [entry.note for entry in said.entries if entry.note] == ["grid assumed 4 x 16"]
+    assert not said.of("resized")
+    assert "matched, grid assumed square: backbone.position.table" in str(pf.load_weights(square, published))
+    assert torch.equal(square.backbone.position.table, wide.backbone.position.table)
+    named = pf.load_weights(square, published, transfer=Transfer(grid=(4, 16)))
+    assert [entry.note for entry in named.of("resized")] == ["grid 4 x 16 to 8 x 8"]
+    assert not torch.equal(square.backbone.position.table, wide.backbone.position.table)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_table_without_a_row_for_the_class_token_gives_the_same_numbers(registers):
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 3}
+    theirs = randomise(timm.VisionTransformer(**options, reg_tokens=registers, no_embed_class=True)).eval()
+    ours = model(size=32, registers=registers)
+    report = pf.load_weights(ours, theirs.state_dict())
+    notes = [entry.note for entry in report.of("resized")]
+    assert notes == ["zeros for the class token, grid assumed 4 x 4"]
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        features = ours.backbone(images)
+        torch.testing.assert_close(ours.head(features), theirs(images), rtol=1e-4, atol=1e-5)
+    larger = model(size=48, registers=registers)
+    with pytest.raises(ModelFileError, match="without a row for the class token 4 x 4 would be") as caught:
+        pf.load_weights(larger, theirs.state_dict())
+    assert "name the grid" not in str(caught.value)
+    report = pf.load_weights(larger, theirs.state_dict(), transfer=Transfer(grid=(4, 4)))
+    assert [e.note for e in report.of("resized")] == ["zeros for the class token, grid 4 x 4 to 6 x 6"]
+
+
 # ---------------------------------------------------------------------------------------------------- patches, channels
 
 
@@ -99,7 +179,7 @@ def test_other_patches_and_channels_through_layouts(layout):
     notes = {entry.name: entry.note for entry in report.of("resized")}
     assert notes == {
         "backbone.patches.proj.weight": "3 channels to 4, repeated, patches of 8 pixels to 16",
-        "backbone.position.table": "grid 8 x 8 to 4 x 4",
+        "backbone.position.table": "grid 8 x 8 to 4 x 4 (grid assumed square)",
     }
 
 
@@ -154,7 +234,7 @@ def test_classes_without_names_are_never_guessed():
         pf.load_weights(other, published, transfer=Transfer(head="load"))
     assert unchanged(other, fresh)
     report = pf.load_weights(other, published)
-    assert {entry.name for entry in report.entries if entry.note} == {"head.classifier.weight", "head.classifier.bias"}
+    assert {entry.name for entry in report.of("resized")} == {"head.classifier.weight", "head.classifier.bias"}
     assert "the source has 3 classes without names, the model has 2" in str(report)
     assert torch.equal(other.head.classifier.weight, fresh["head.classifier.weight"])
     named = model(classes=("bee", "y"))

@@ -14,7 +14,7 @@ from patchform import lookup
 from patchform.backbones.base import Backbone
 from patchform.errors import ModelFileError, UsageError
 from patchform.layers import fitting
-from patchform.layers.fitting import Fitted, Resizable, TransferContext
+from patchform.layers.fitting import Fitted, OnGrid, Resizable, TransferContext
 from patchform.layers.patches import Patches, Tubelets
 from patchform.model import Model, build_model, load
 from patchform.settings import Transfer
@@ -73,13 +73,14 @@ def load_weights(
     options = _may_miss(target, weights, transfer)
     tensors, used_prefix, layout_name, may_miss = _recognised(layouts, weights.tensors, own, prefix, options)
     rules = layouts[layout_name]
+    _check_grid(transfer, weights)
     context = TransferContext(transfer, rules.corners, rules.cross_family.from_images)
     filled, report = rules.load(
         tensors,
         own,
         sizes=lambda key: sizes_of(target, key.removeprefix(level)),
         may_miss=may_miss,
-        adapt=_Adapter(target, level, context, transfer.classes or weights.classes),
+        adapt=_Adapter(target, level, context, transfer.classes or weights.classes, weights.grids),
     )
     fresh = {entry.note.startswith(FRESH) for entry in report.entries if entry.name.startswith(CLASSIFIERS)}
     if len(fresh) > 1:
@@ -212,17 +213,29 @@ def _read(path: Path) -> sources.Source:
     Those of tubelets are (D, C, f, p, p).
     """
     source = sources.read(path)
-    if not source.own:
+    folder = sources.model_folder(path)
+    if folder is None:
         return source
     with torch.device("meta"):
-        model = load(path, weights=False)
+        model = load(folder, weights=False)
     tensors = dict(source.tensors)
+    gridded = {name: layer.native for name, layer in model.named_modules() if isinstance(layer, OnGrid)}
     for name, layer in model.named_modules():
         if isinstance(layer, Patches | Tubelets):
             length = (layer.frames,) if isinstance(layer, Tubelets) else ()
             shape = (layer.in_channels, *length, layer.size, layer.size)
             tensors[f"{name}.proj.weight"] = tensors[f"{name}.proj.weight"].unflatten(1, shape)
-    return source._replace(tensors=tensors)
+    return source._replace(tensors=tensors, grids=gridded)
+
+
+def _check_grid(transfer: Transfer, weights: sources.Source) -> None:
+    """The grid that was named is one that model.json says, if it says any."""
+    said, known = transfer.grid, {(grid[-2], grid[-1]): None for grid in weights.grids.values()}
+    if said is not None and known and said not in known:
+        shapes = " and ".join(f"{rows} x {columns}" for rows, columns in known)
+        raise ModelFileError(
+            f"its model.json says a grid of {shapes}, not {said[0]} x {said[1]}", remedy="leave out transfer.grid"
+        )
 
 
 def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
@@ -262,8 +275,16 @@ _OWN = Rules(("*", "*", Operation(_own_shape, lambda tensor, count, sizes: (tens
 class _Adapter:
     """`weights.rules.Adapt` for a model: its layers resize, its classifier goes by names."""
 
-    def __init__(self, target: Model | Backbone, level: str, context: TransferContext, classes: Sequence[str]) -> None:
-        self.target, self.level, self.context, self.source_classes = target, level, context, tuple(classes)
+    def __init__(
+        self,
+        target: Model | Backbone,
+        level: str,
+        context: TransferContext,
+        classes: Sequence[str],
+        grids: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.target, self.level, self.context, self.grids = target, level, context, grids
+        self.source_classes = tuple(classes)
         self.classes = target.classes if isinstance(target, Model) else ()
         self.own = target.state_dict()
 
@@ -272,9 +293,14 @@ class _Adapter:
         own = self.own[name]
         if key.startswith(CLASSIFIERS) and self.source_classes != self.classes and tensor.shape[1:] == own.shape[1:]:
             return self._rows(tensor, own)
+        layers = list(_layers_around(self.target, name))
+        nearest, parameter = layers[0]
+        if isinstance(nearest, OnGrid):
+            grid = self.grids.get(key.removesuffix(f".{parameter}"))
+            return nearest.fit(parameter, tensor, self.context._replace(native=grid))
         if tensor.shape == own.shape:
             return tensor, ""
-        for layer, below in _layers_around(self.target, name):
+        for layer, below in layers:
             if isinstance(layer, Resizable):
                 return layer.fit(below, tensor, self.context)
             if isinstance(layer, nn.Conv2d) and tensor.dim() == 4 and tensor[:, :1].shape == own[:, :1].shape:

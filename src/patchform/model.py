@@ -94,7 +94,17 @@ class Model(nn.Module):
         return features._replace(pixel_padding=batch.padding)
 
     def normalise(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """(..., C, H, W) uint8 0..255 or float 0..1 -> float, (x - mean) / std, and 0 on padding."""
+        """(..., C, H, W) uint8 0..255 or float 0..1 -> float, (x - mean) / std, and 0 on padding.
+
+        Raises:
+            UsageError: images of another number of channels than the model is for.
+        """
+        channels = self.preprocessing.channels
+        if images.dim() < 3 or images.shape[-3] != channels:
+            what = (
+                f"images {tuple(images.shape)} for a model of {channels} channels, which are the third axis from behind"
+            )
+            raise UsageError(what, remedy="build it with preprocessing.channels, or bring the images to it")
         pixels = images.to(self.mean.dtype)
         if not images.is_floating_point():
             pixels = pixels / 255

@@ -3,12 +3,13 @@ import torch
 from reference import Classifier, full_size, golden, randomise, rounding_of
 from torch import nn
 
-from patchform.backbones.vivit import VARIANTS, FactorisedEncoder, TubeletPosition
+from patchform.backbones.vivit import VARIANTS, FactorisedEncoder
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import recording
 from patchform.layers.fitting import TransferContext
 from patchform.layers.positions import Learned1D
+from patchform.layers.tubelet_positions import TubeletPosition
 from patchform.published.vivit import LAYOUTS, SCORES
 from patchform.settings import Transfer
 
@@ -278,10 +279,10 @@ def test_tables_of_other_clips_and_of_pictures():
 
     own = randomise(TubeletPosition(6, (4, 4), 3, prefix=1), seed=1)
     table, said = fitted(own, longer := randomise(TubeletPosition(6, (4, 4), 5, prefix=1)))
-    assert said == "grid 4 x 4 to 4 x 4, 5 in time to 3"
+    assert said == "grid 4 x 4 to 4 x 4 (grid assumed square), 5 in time to 3"
     torch.testing.assert_close(table, longer(torch.zeros(1, 49, 6), (4, 4)))
     table, said = fitted(own, larger := randomise(TubeletPosition(6, (6, 6), 3, prefix=1)))
-    assert said == "grid 6 x 6 to 4 x 4, 3 in time to 3"
+    assert said == "grid 6 x 6 to 4 x 4 (grid assumed square), 3 in time to 3"
     torch.testing.assert_close(table, larger(torch.zeros(1, 49, 6), (4, 4)))
     with pytest.raises(ValueError, match="name the grid of the source"):
         fitted(own, wide := randomise(TubeletPosition(6, (2, 5), 3, prefix=1)))
@@ -293,7 +294,7 @@ def test_tables_of_other_clips_and_of_pictures():
         fitted(own, randomise(TubeletPosition(6, (8, 8), 3, prefix=1)))
     picture = randomise(Learned1D(6, (5, 5), prefix=1))
     table, said = fitted(own, picture, from_images=True)
-    assert said == "grid 5 x 5 to 4 x 4, 1 in time to 3"
+    assert said == "grid 5 x 5 to 4 x 4 (grid assumed square), 1 in time to 3"
     same = picture(torch.zeros(1, 17, 6), (4, 4))
     torch.testing.assert_close(table, torch.cat([same[:, :1], same[:, 1:].repeat(1, 3, 1)], 1))
     without = TubeletPosition(6, (4, 4), 3)

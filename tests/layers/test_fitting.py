@@ -26,7 +26,7 @@ def test_google_resizes_positions_with_the_corners_aligned():
         position = Learned1D(6, (side, side), prefix=1)
         wanted = tensors[f"output.{side}x{side}"]
         grown, note = position.fit("table", table, TransferContext(Transfer(), corners=True))
-        assert note == f"grid 4 x 4 to {side} x {side}"
+        assert note == f"grid 4 x 4 to {side} x {side} (grid assumed square)"
         torch.testing.assert_close(grown, wanted, rtol=0, atol=2e-6)
         other, _ = position.fit("table", table, PLAIN)
         assert (other - wanted).abs().max() > 1e-2  # control: bicubic without corners is another rule
@@ -54,16 +54,77 @@ def test_relative_tables_grow_as_they_do_in_forward(kind):
 
 
 @pytest.mark.parametrize(
-    ("cells", "grid", "native"),
-    [(16, None, (4, 4)), (24, (4, 6), (4, 6)), (6, (4, 6), (2, 3)), (24, None, None), (20, (4, 6), None)],
+    ("cells", "grid", "native", "assumed"),
+    [
+        (16, None, (4, 4), "grid assumed square"),
+        (24, (4, 6), (4, 6), ""),
+        (6, (4, 6), (2, 3), ""),
+        (15, (5, 9), (3, 5), ""),  # odd grids are halved as strides are: rounded up
+        (10, None, (2, 5), "grid assumed 2 x 5"),  # as many cells as the layer's own grid
+        (24, None, None, "name the grid"),
+        (20, (4, 6), None, "not 4 x 6, the grid that was named"),
+        (10, (1, 10), (1, 10), ""),  # what is said goes before what looks alike
+    ],
 )
-def test_the_grid_of_a_table_is_a_square_or_said(cells, grid, native):
-    how = TransferContext(Transfer(grid=grid))
+def test_the_grid_of_a_table_is_said_or_assumed(cells, grid, native, assumed):
+    context = TransferContext(Transfer(grid=grid))
     if native is None:
-        with pytest.raises(ValueError, match="name the grid"):
-            how.grid_of(cells)
+        with pytest.raises(ValueError, match=assumed):
+            context.table(cells, (2, 5), 0)
     else:
-        assert how.grid_of(cells) == native
+        assert context.table(cells, (2, 5), 0) == (native, 0, assumed)
+        assert context._replace(native=(9, 1, cells)).table(cells, (2, 5), 0) == ((1, cells), 0, "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "grid", "expected"),
+    [
+        (17, None, ((4, 4), 1, "grid assumed square")),
+        (16, None, ((4, 4), 0, "grid assumed 4 x 4")),
+        (25, (5, 5), ((5, 5), 0, "")),
+        (25, (4, 6), ((4, 6), 1, "")),
+        (25, None, "without a row for the class token 5 x 5 would be"),
+        (18, None, "2 in front of 4 x 4 cells would fit: rows of registers or of a distillation token are no cells"),
+        (21, None, "5 in front of 4 x 4 cells would fit: rows of registers or of a distillation token are no cells"),
+        (201, None, "5 in front of 14 x 14 cells would fit: rows of registers or of a distillation token"),
+    ],
+)
+def test_rows_of_other_tokens_are_no_cells(rows, grid, expected):
+    context = TransferContext(Transfer(grid=grid))
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected) as caught:
+            context.table(rows, (4, 4), 1)
+        assert "name the grid" not in str(caught.value)
+    else:
+        assert context.table(rows, (4, 4), 1) == expected
+
+
+def test_a_table_of_the_same_length_and_another_grid_is_turned():
+    tall, wide = Learned1D(6, (4, 2), prefix=1), Learned1D(6, (2, 4), prefix=1)
+    table = tall.table.detach()
+    for context in (PLAIN._replace(native=(4, 2)), TransferContext(Transfer(grid=(4, 2)))):
+        turned, note = wide.fit("table", table, context)
+        assert note == "grid 4 x 2 to 2 x 4"
+        wide.table.data = turned
+        tokens = torch.zeros(1, 9, 6)
+        torch.testing.assert_close(wide(tokens, (2, 4)), tall(tokens, (2, 4)))
+    assert not torch.equal(turned, table)
+    kept, note = wide.fit("table", table, PLAIN)  # nobody says a grid: it is taken as it lies, and said
+    assert kept is table
+    assert note == "grid assumed 2 x 4"
+
+
+def test_relative_tables_of_grids_that_are_not_square():
+    tall, wide = RelativeBias(2, (4, 2)), RelativeBias(2, (2, 4))
+    turned, note = wide.fit("table", tall.table.detach(), PLAIN._replace(native=(4, 2)))
+    assert note == "window 4 x 2 to 2 x 4"
+    wide.table.data = turned
+    q = drawn(1, 1, 2, 8, 4)
+    torch.testing.assert_close(wide(q, q, (2, 4))[2], tall(q, q, (2, 4))[2])
+    assert wide.fit("table", RelativeBias(2, (3, 3)).table.detach(), PLAIN)[1].endswith("(grid assumed square)")
+    assert RelativeBias(2, (3, 3)).fit("table", drawn(9, 2), PLAIN)[1] == "window 2 x 2 to 3 x 3"
+    with pytest.raises(ValueError, match="21 offsets"):
+        RelativeBias(2, (3, 3)).fit("table", tall.table.detach(), PLAIN)
 
 
 # ------------------------------------------------------------------------------------------------------------ patches

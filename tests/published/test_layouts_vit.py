@@ -630,7 +630,12 @@ def deep_stem():
     ("family", "source", "options", "said"),
     [
         ("vit", distilled_deit, {}, "no rule for dist_token"),
-        ("vit", lambda: timm_vit(no_embed_class=True).state_dict(), {}, "pos_embed .* 15 cells"),
+        (
+            "vit",
+            lambda: timm_vit(reg_tokens=2, no_embed_class=False).state_dict(),
+            {"registers": 2},
+            "pos_embed .* 18 cells behind 1 are no square, 3 in front of 4 x 4 cells would fit: rows of registers",
+        ),
         ("vit", lambda: timm_vit(global_pool="avg").state_dict(), {}, "no rule for fc_norm.weight"),
         ("vit", swiglu_dinov2, SCALED, "blocks.0.mlp.w12.weight has no place"),
         ("vit", lambda: hugging_dinov2(in_files, "ForImageClassification", False).source, SCALED, "classifier.weight"),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.records import FeatureInfo, Features
 
@@ -34,6 +39,33 @@ class Backbone(nn.Module):
     frames: int | None = None
     prefers_channels_last: bool = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_pre_hook(_check_input)
+
+    @property
+    def in_channels(self) -> int | None:
+        """C of the images, as the first layer has it; None where it does not say."""
+        counts = (getattr(layer, "in_channels", None) for layer in self.modules() if layer is not self)
+        return next((count for count in counts if isinstance(count, int)), None)
+
+    def check(self, images: Tensor) -> None:
+        """Raise UsageError for images of another number of axes or channels than `forward` takes."""
+        clips, axes = self.frames is not None, images.dim()
+        if axes != 4 + clips:
+            wanted = "clips (B, T, C, H, W)" if clips else "images (B, C, H, W)"
+            remedy = "add an axis for the batch" if axes == 3 + clips else "see Backbone.forward"
+            raise UsageError(f"this backbone takes {wanted}, not {axes} axes: {tuple(images.shape)}", remedy=remedy)
+        if self.in_channels not in (None, images.shape[-3]):
+            raise UsageError(
+                f"images of {images.shape[-3]} channels for a backbone of {self.in_channels}: {tuple(images.shape)}",
+                remedy=f"build it with in_channels={images.shape[-3]}",
+            )
+        if not images.is_floating_point():
+            raise UsageError(
+                f"images of {images.dtype}", remedy="a backbone takes floating point, normalised; a Model takes uint8"
+            )
+
     @property
     def feature_info(self) -> FeatureInfo:
         """What a head is built for."""
@@ -53,6 +85,26 @@ class Backbone(nn.Module):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The blocks, shallow to deep: the units of layer-wise learning rates and of activation checkpointing."""
+
+
+def _check_input(backbone: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Images that do not suit are refused in words, whatever layer of whatever backbone they would have stopped."""
+    if inputs and not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined]
+        assert isinstance(backbone, Backbone)
+        backbone.check(inputs[0])
+
+
+def blocks_with_maps(maps_from: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Numbers of the blocks after which a map is taken, checked; None: the last of `depth`."""
+    if maps_from is None:
+        return (depth,)
+    numbers = tuple(maps_from)
+    ascending = all(one < other for one, other in pairwise(numbers))
+    if not numbers or not ascending or not 1 <= numbers[0] <= numbers[-1] <= depth:
+        raise UsageError(
+            f"maps_from is {list(numbers)}", remedy=f"name blocks from 1 to {depth}, each once, in ascending order"
+        )
+    return numbers
 
 
 def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = None) -> Features:

@@ -30,6 +30,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import CrossAttention, real_keys
 from patchform.layers.blocks import Block
+from patchform.layers.convolutions import channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Learned1D
@@ -220,7 +221,7 @@ class ConvolutionalPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""
-        images = pad_to_multiple(images, self.size).contiguous(memory_format=torch.channels_last)
+        images = channels_innermost(pad_to_multiple(images, self.size))
         return self.proj(images).permute(0, 2, 3, 1)
 
 

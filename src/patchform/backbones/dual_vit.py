@@ -59,7 +59,7 @@ from patchform.layers.attention import (
     split_heads,
 )
 from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
-from patchform.layers.convolutions import Strided
+from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d, LayerScale
 from patchform.records import Features
@@ -302,7 +302,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D); channels lie innermost, so that no later layer copies."""
-        return self.halve(self.conv(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+        return self.halve(self.conv(channels_innermost(images)).permute(0, 2, 3, 1))
 
 
 class Halve(nn.Module):

@@ -94,6 +94,11 @@ class Hybrid(ViT):
         features = super().forward(maps[-1], padding=cell_padding)
         return features._replace(maps=(*maps, *features.maps), strides=self.strides, size=grids.size_of(images))
 
+    @property
+    def in_channels(self) -> int:
+        """C of the images: the local network's, which reads them."""
+        return self.local.in_channels
+
     def layers(self) -> list[nn.Module]:
         """The units of the local network and the blocks."""
         return [*self.local.layers(), *super().layers()]
@@ -110,6 +115,7 @@ class LocalNetwork(nn.Module):
 
     def __init__(self, in_channels: int, width: int, depths: tuple[int, ...]) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.channels = tuple(4 * width << stage for stage in range(len(depths))) or (width,)
         self.strides = tuple(4 << stage for stage in range(len(depths))) or (4,)
         self.stem = conv_norm(in_channels, width, 7, 2)

@@ -26,12 +26,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
+from patchform.backbones.base import Backbone, blocks_with_maps, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
+from patchform.layers.convolutions import channels_innermost
 from patchform.layers.norms import BatchNorm2d
 from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Learned1D
@@ -51,7 +52,7 @@ class ParallelViT(Backbone):
         stem: "linear" projects squares, "hmlp" is `HierarchicalPatches`.
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth, the same for every branch of every block (the authors' code).
-        maps_from: after which blocks (1 = the first) a map is taken; default: the last.
+        maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
 
     Raises:
         UsageError: an unknown stem, or one that is not defined for these patches.
@@ -76,7 +77,7 @@ class ParallelViT(Backbone):
         super().__init__()
         if stem not in STEMS:
             raise UsageError(f'no stem "{stem}"', remedy=f"there are: {', '.join(STEMS)}")
-        self.maps_from = tuple(maps_from or (depth,))
+        self.maps_from = blocks_with_maps(maps_from, depth)
         self.width, self.patch = width, patch
         self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
 
@@ -180,7 +181,7 @@ class HierarchicalPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 16), ceil(W / 16), D)."""
-        images = pad_to_multiple(images, self.size).contiguous(memory_format=torch.channels_last)
+        images = channels_innermost(pad_to_multiple(images, self.size))
         return self.proj(images).permute(0, 2, 3, 1)
 
 

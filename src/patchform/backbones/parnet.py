@@ -38,7 +38,17 @@ from patchform.layers.patches import pad_to_multiple
 from patchform.records import Features
 
 Activation: TypeAlias = Literal["silu", "relu"]
-ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU}
+
+
+class SiLU(nn.SiLU):
+    """torch's; where a gradient is wanted, in two steps: its own way back is wrong under `torch.func.vmap`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x * x.sigmoid() if torch.is_grad_enabled() else super().forward(x)
+
+
+ACTIVATIONS = {"silu": SiLU, "relu": nn.ReLU}
 
 
 class ParNet(Backbone):

@@ -32,7 +32,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, never_empty, real_keys
 from patchform.layers.blocks import MLP
-from patchform.layers.convolutions import Strided
+from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to_multiple
 from patchform.layers.positions import Grid, RelativeBias
@@ -147,7 +147,7 @@ class ThreeConvolutions(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
         first, *others = self.convolutions
-        x = first(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        x = first(channels_innermost(images)).permute(0, 2, 3, 1)
         for norm, convolution in zip(self.norms, others):
             x = _convolve(convolution, F.gelu(norm(x)))
         return x
@@ -167,7 +167,7 @@ class OneConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
-        images = pad_to_multiple(images, PATCH).contiguous(memory_format=torch.channels_last)
+        images = channels_innermost(pad_to_multiple(images, PATCH))
         return self.proj(images).permute(0, 2, 3, 1)
 
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.layers.convolutions import Strided
+from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d
 from patchform.records import Features
@@ -206,7 +205,7 @@ class AttendingResNet(Backbone):
         In training the norms' statistics are those of all cells, padding included.
         """
         images = zero_pixels(images, padding)
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        x = self.stem(channels_innermost(images))
         x = F.max_pool2d(F.relu(x, inplace=True), 3, stride=2, padding=1).permute(0, 2, 3, 1)  # (B, H, W, D)
         maps, cell_padding = [], shrink_padding(padding, 4)
         for stage, stride in zip(self.stages, self.strides):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
+from patchform.backbones.base import Backbone, blocks_with_maps, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
@@ -42,7 +42,7 @@ class Sparse(Backbone):
         landmarks: blocks at the start of the picture that every cell attends to.
         mlp_ratio: hidden width of the perceptrons over D.
         drop_path: stochastic depth of the last block, rising linearly from 0.
-        maps_from: after which blocks (1 = the first) a map is taken; default: the last.
+        maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Sparse(Backbone):
         maps_from: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.maps_from = tuple(maps_from or (depth,))
+        self.maps_from = blocks_with_maps(maps_from, depth)
         self.width, self.patch = width, patch
         self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
         pattern = Blocks(block, near, landmarks)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, sequence_padding, shrink_padding, zero_pixels
+from patchform.backbones.base import Backbone, blocks_with_maps, sequence_padding, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
@@ -40,7 +40,7 @@ class ViT(Backbone):
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         gelu: "tanh" for weights from the original JAX code.
-        maps_from: after which blocks (1 = the first) a map is taken; default: the last.
+        maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ViT(Backbone):
         maps_from: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.maps_from = tuple(maps_from or (depth,))
+        self.maps_from = blocks_with_maps(maps_from, depth)
         self.width, self.patch = width, patch
         self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
         grid, classes = grids.cells(image_size, patch), int(summary == "class")

@@ -16,7 +16,6 @@ is as in the authors' code.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,10 +31,10 @@ from patchform.layers import blocks
 from patchform.layers.attention import Attention, attend
 from patchform.layers.blocks import GELU, Block
 from patchform.layers.drop import linear_rates
-from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.patches import Tubelets
 from patchform.layers.patterns import Global, Grid, Groups
 from patchform.layers.positions import Learned1D, Position
+from patchform.layers.tubelet_positions import TubeletPosition
 from patchform.records import Features
 
 EPS = 1e-6  # of every layer norm
@@ -249,86 +248,6 @@ class EachMoment(Global):
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """As it is."""
         return groups
-
-
-class TubeletPosition(Position):
-    """One learned vector a tubelet, in raster order, moment by moment (Arnab et al. 2021, section 3.2).
-
-    At other grids or numbers of moments the table is resized, bicubically in space and linearly in time.
-
-    Args:
-        width: D.
-        grid: native rows and columns.
-        moments: native length, tubelets.
-        prefix: rows for tokens in front.
-    """
-
-    def __init__(self, width: int, grid: Grid, moments: int, *, prefix: int = 0) -> None:
-        super().__init__()
-        self.grid, self.moments, self.prefix = grid, moments, prefix
-        self.table = nn.Parameter(torch.empty(1, prefix + moments * grid[0] * grid[1], width))
-        nn.init.trunc_normal_(self.table, std=0.02)
-
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """(B, P + M * H*W, D) -> the same, for any number M of moments."""
-        moments = (tokens.shape[1] - self.prefix) // (grid[0] * grid[1])
-        table: Tensor = self.table
-        if (moments, grid) != (self.moments, self.grid):
-            table = _resize_table(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
-        return tokens + table.to(tokens.dtype)
-
-    def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
-        """A table (1, P + M * N, D) of another grid or length; one of pictures serves every moment (section 3.4)."""
-        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
-            raise ValueError("it is no table of this width")
-        prefix = self.prefix
-        try:
-            shape = self._shape_of(tensor.shape[1] - prefix, context)
-        except ValueError:
-            if prefix or not context.from_images:
-                raise
-            prefix = 1  # the row of a class token, which this model lacks
-            shape = self._shape_of(tensor.shape[1] - prefix, context)
-        table = _resize_table(tensor, prefix, shape, (self.moments, *self.grid), context.resize)
-        note = f"{resized(shape[1:], self.grid)}, {shape[0]} in time to {self.moments}"
-        return table[:, prefix - self.prefix :], note
-
-    def _shape_of(self, cells: int, context: TransferContext) -> tuple[int, int, int]:
-        """Moments, rows, columns of a table: the own grid, a square for the own moments, or `transfer.grid`."""
-        own = self.grid[0] * self.grid[1]
-        if context.from_images:
-            return 1, *context.grid_of(cells)
-        if own == 1:
-            return cells, 1, 1
-        if context.transfer.grid is not None:
-            rows, columns = context.transfer.grid
-            if cells % (rows * columns):
-                raise ValueError(f"its {cells} cells are no multiple of {rows} x {columns}")
-            return cells // (rows * columns), rows, columns
-        shapes = {(cells // own, *self.grid)} if cells % own == 0 else set()
-        side = math.isqrt(cells // self.moments)
-        if side * side * self.moments == cells:
-            shapes.add((self.moments, side, side))
-        if len(shapes) != 1:
-            raise ValueError(
-                f"its {cells} cells could be of {len(shapes)} grids and lengths: name the grid of the source"
-            )
-        return shapes.pop()
-
-
-def _resize_table(
-    table: Tensor,
-    prefix: int,
-    native: tuple[int, int, int],
-    to: tuple[int, int, int],
-    resize: Callable[..., Tensor],
-) -> Tensor:
-    """(1, P + M*H*W, D) -> (1, P + M'*H'*W', D), P as they are."""
-    cells = table[0, prefix:].unflatten(0, native)  # (M, H, W, D)
-    cells = resize(cells.permute(1, 2, 0, 3).flatten(2), to[1:], mode="bicubic")  # (H', W', M * D)
-    line = cells.unflatten(2, (native[0], -1)).permute(2, 0, 1, 3).flatten(1)  # (M, H' * W' * D)
-    line = resize(line[:, None], (to[0], 1), mode="bilinear")
-    return torch.cat([table[:, :prefix], line.reshape(1, -1, table.shape[2])], 1)
 
 
 class FactorisedBlock(Block):

@@ -25,6 +25,7 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import real_keys
 from patchform.layers.blocks import MLP, Block, ClassBlock
+from patchform.layers.convolutions import channels_innermost
 from patchform.layers.drop import linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, resized
 from patchform.layers.norms import BatchNorm2d
@@ -150,7 +151,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / 8), ceil(W / 8), D)."""
-        images = pad_to_multiple(images, PATCH).contiguous(memory_format=torch.channels_last)
+        images = channels_innermost(pad_to_multiple(images, PATCH))
         return self.proj(self.convolutions(images)).permute(0, 2, 3, 1)
 
 

@@ -15,6 +15,7 @@ from patchform import lookup
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
 from patchform.heads.base import Head
+from patchform.layers.fitting import keeps_numbers
 from patchform.loading import OWN, class_names, computing_options, export_weights, layouts_of, load_weights, prefixes_of
 from patchform.model import Model, build_model, load, save
 from patchform.weights import files, pickles, sources
@@ -106,7 +107,7 @@ def look(source: str | Path, *, model: str | None = None, say: Callable[[str], N
     why = ""
     if content.own:
         with torch.device("meta"):
-            own_model = load(path, weights=False)
+            own_model = load(sources.model_folder(path) or path, weights=False)
         fits = [_fit(own_model, bare, OWN)]
     elif candidate is not None:
         try:
@@ -252,8 +253,10 @@ def _fits(tensors: Mapping[str, Tensor], families: Sequence[str]) -> tuple[list[
 
 
 def _kind(path: Path) -> str:
+    if sources.model_folder(path):
+        return "model folder"
     if path.is_dir():
-        return "model folder" if _is_model_folder(path) else "folder of safetensors"
+        return "folder of safetensors"
     start = files.read_bytes(path, files.LARGEST_TENSORS, start=2)
     return "npz" if start == b"PK" else "shards" if path.name.endswith(".json") else "safetensors"
 
@@ -314,8 +317,9 @@ def convert(
     out = Path(out)
     _check_out(out, to, force)
     path = locate(source, say=say)
-    if _is_model_folder(path):
-        model, report = _own_model(path, options)
+    folder = sources.model_folder(path)
+    if folder and (path.is_dir() or options.model is None):
+        model, report = _own_model(folder, options)
     else:
         if options.model is None and not os.path.lexists(source) and is_row(str(source)):
             options = replace(options, model=str(source))
@@ -341,10 +345,6 @@ def _check_out(out: Path, to: str, force: bool) -> None:
         raise FolderError("a folder", where=out, remedy="name a file")
 
 
-def _is_model_folder(path: Path) -> bool:
-    return path.is_dir() and (path / sources.DESCRIPTION).exists()
-
-
 def _own_model(path: Path, options: SourceOptions) -> tuple[Model, Report]:
     """The model of a model folder."""
     if options.model is not None:
@@ -360,7 +360,7 @@ def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, R
         raise UsageError("which model is it for?", where=path, remedy="--model family/size; `weights show` helps")
     candidate = _candidate(options.model, options)
     fitted = fit(tensors, candidate, options.layout)
-    if resized := fitted.report.of("resized"):
+    if resized := [entry for entry in fitted.report.of("resized") if not keeps_numbers(entry.note)]:
         what = f"it is for another size: {resized[0].name} {resized[0].note}"
         raise UsageError(what, where=path, remedy="name the size that it is for: --image-size")
     names = tuple(candidate.classes or map(str, range(fitted.classes or 1)))

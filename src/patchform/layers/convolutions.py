@@ -23,6 +23,14 @@ class CellNorm(nn.LayerNorm):
         return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def channels_innermost(images: Tensor) -> Tensor:
+    """The same (B, C, H, W), its channels next to each other in memory, in which order convolutions are faster.
+
+    `Tensor.contiguous(memory_format=...)` is unknown to `torch.func.vmap`; this is the same copy.
+    """
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 class Strided(nn.Conv2d):
     """A convolution that makes the grid coarser, right on the narrowest maps too.
 

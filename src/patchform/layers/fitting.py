@@ -1,12 +1,14 @@
 """How a layer takes up weights of another size: it has `fit(name, tensor, context) -> (tensor, what was done)`.
 
-`fit` is called with the name of a parameter below the layer and a tensor whose shape is not the parameter's. It raises
-ValueError, with the reason, for what cannot be or was not allowed. Here is the arithmetic that layers share.
+`fit` is called with the name of a parameter below the layer and a tensor whose shape is not the parameter's, or with
+any tensor where the layer is `OnGrid`. It raises ValueError, with the reason, for what cannot be or was not allowed.
+Here is the arithmetic that layers share.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -17,6 +19,10 @@ from patchform.geometry import grids
 from patchform.settings import Transfer
 
 Fitted: TypeAlias = tuple[Tensor, str]
+MOST_TOKENS, LEAST_CELLS = 17, 3
+"""Class, distillation and register tokens that a message looks for in front of cells, and so many cells for each."""
+ZERO_ROW = "zeros for the class token"
+"""What a table gets in front that has no row for it (timm's no_embed_class): the same numbers come out."""
 
 
 class TransferContext(NamedTuple):
@@ -27,19 +33,90 @@ class TransferContext(NamedTuple):
     """Position tables are resized with the corners aligned (`weights.rules.Rules`)."""
     from_images: bool = False
     """They are of single pictures, for a model of clips."""
+    native: tuple[int, ...] | None = None
+    """`OnGrid.native` of the source's own layer, where its model.json says it."""
 
-    def grid_of(self, cells: int) -> tuple[int, int]:
-        """Rows and columns of a table of so many cells: `transfer.grid` or a halving of it, else a square."""
-        rows, columns = self.transfer.grid or (side := math.isqrt(cells), side)
-        while rows * columns > cells and not (rows % 2 or columns % 2):
-            rows, columns = rows // 2, columns // 2
-        if rows * columns != cells:
-            raise ValueError(f"its {cells} cells are not {rows} x {columns}: name the grid of the source")
-        return rows, columns
+    def table(self, rows: int, own: tuple[int, int], prefix: int) -> Table:
+        """How a table of so many rows lies: as model.json says, else `transfer.grid`, else the own grid or a square.
+
+        Args:
+            rows: of the table, those in front of the cells too.
+            own: rows and columns of the layer's own grid.
+            prefix: rows in front of the cells of the layer's own table.
+
+        Raises:
+            ValueError: nothing of these has so many cells.
+        """
+        grid = self._stated(rows, prefix)
+        if grid is not None:
+            front = rows - math.prod(grid)
+            if front not in (0, prefix):
+                raise ValueError(f"its {rows} rows are {_fronted(front, grid)}, and this table has {prefix} in front")
+            return Table(grid, front, "")
+        cells, side = rows - prefix, math.isqrt(max(rows - prefix, 0))
+        if cells == math.prod(own):
+            return Table(own, prefix, f"grid assumed {'square' if own[0] == own[1] else f'{own[0]} x {own[1]}'}")
+        if side and side * side == cells:
+            return Table((side, side), prefix, "grid assumed square")
+        if rows == math.prod(own):
+            return Table(own, 0, f"grid assumed {own[0]} x {own[1]}")
+        raise ValueError(_why_no_grid(rows, own, prefix))
+
+    def _stated(self, rows: int, prefix: int) -> tuple[int, int] | None:
+        """The grid that model.json or `transfer.grid` says; None: neither."""
+        said = self.transfer.grid
+        if self.native is not None:
+            return self.native[-2], self.native[-1]
+        if said is None:
+            return None
+        for front, grid in product((prefix, 0), _coarser(said)):
+            if math.prod(grid) == rows - front:
+                return grid
+        behind = f" behind {prefix}" if prefix else ""
+        raise ValueError(f"its {rows - prefix} cells{behind} are not {said[0]} x {said[1]}, the grid that was named")
 
     def resize(self, table: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         """`grids.resize` in the mode of the layer or in that of the source of the weights."""
         return grids.resize(table, size, mode="corners" if self.corners else mode)
+
+
+class Table(NamedTuple):
+    """How the rows of a position table lie."""
+
+    grid: tuple[int, int]
+    front: int
+    """Rows in front of the cells."""
+    assumed: str
+    """What nobody said, in words; "" where the grid is known."""
+
+
+def _coarser(grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """The grid and its halvings, rounded up, which are those of coarser stages."""
+    halvings = [grid]
+    while max(halvings[-1]) > 1:
+        halvings.append(grids.cells(halvings[-1], 2))
+    return halvings
+
+
+def _fronted(front: int, grid: tuple[int, int]) -> str:
+    return f"{front} in front of {grid[0]} x {grid[1]} cells"
+
+
+def _why_no_grid(rows: int, own: tuple[int, int], prefix: int) -> str:
+    """Why the grid of a table is not known. Rows of class tokens and registers are not to be taken for cells."""
+    what = f"its {rows - prefix} cells{f' behind {prefix}' if prefix else ''} are no square"
+    if prefix and math.isqrt(rows) ** 2 == rows:
+        side = math.isqrt(rows)
+        what += f"; without a row for the class token {side} x {side} would be"
+        return f"{what}: say which by the grid of its cells (transfer.grid), {side} x {side} or another"
+    for front in range(prefix + 1, prefix + MOST_TOKENS + 1):
+        side = math.isqrt(max(rows - front, 0))
+        like_own = math.prod(own) == rows - front
+        if (like_own or side * side == rows - front) and rows - front >= LEAST_CELLS * front:
+            grid = own if like_own else (side, side)
+            tokens = "rows of registers or of a distillation token are no cells"
+            return f"{what}, {_fronted(front, grid)} would fit: {tokens}; a wide grid is said by transfer.grid"
+    return f"{what}: name the grid of the source (transfer.grid)"
 
 
 @runtime_checkable
@@ -50,9 +127,23 @@ class Resizable(Protocol):
         """The tensor for the parameter `name`, and what was done."""
 
 
-def resized(native: tuple[int, int], to: tuple[int, int], what: str = "grid") -> str:
-    """What was done, in words."""
-    return f"{what} {native[0]} x {native[1]} to {to[0]} x {to[1]}"
+@runtime_checkable
+class OnGrid(Resizable, Protocol):
+    """A layer whose table lies on a grid that the table's shape does not tell: `fit` looks at every tensor."""
+
+    @property
+    def native(self) -> tuple[int, ...]:
+        """Rows and columns; of clips, moments in front."""
+
+
+def resized(native: tuple[int, int], to: tuple[int, int], what: str = "grid", assumed: str = "") -> str:
+    """What was done, in words; what was assumed for it in brackets."""
+    return f"{what} {native[0]} x {native[1]} to {to[0]} x {to[1]}{f' ({assumed})' if assumed else ''}"
+
+
+def keeps_numbers(note: str) -> bool:
+    """Whether what was done, in words, left all numbers of the source as they were."""
+    return note.startswith(ZERO_ROW) and " to " not in note
 
 
 def fit_line(tensor: Tensor, own: Tensor, context: TransferContext, mode: str) -> Fitted:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from patchform.geometry import grids
 from patchform.layers import fitting
-from patchform.layers.convolutions import Strided
+from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.fitting import Fitted, TransferContext
 from patchform.layers.norms import BatchNorm2d
 
@@ -72,7 +72,7 @@ class OverlappingPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / stride), ceil(W / stride), D), channels innermost in memory too."""
-        return self.proj(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.proj(channels_innermost(images)).permute(0, 2, 3, 1)
 
 
 class ConvolutionalStem(nn.Module):

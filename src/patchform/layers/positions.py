@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.layers.fitting import Fitted, TransferContext, fit_line, resized
+from patchform.layers.fitting import ZERO_ROW, Fitted, TransferContext, fit_line, resized
 from patchform.lookup import no_such
 
 Grid: TypeAlias = tuple[int, int]
@@ -63,9 +63,24 @@ class Learned1D(Position):
         """A table (1, P + N, D) of another grid."""
         if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
-        native = context.grid_of(tensor.shape[1] - self.prefix)
-        cells = context.resize(tensor[0, self.prefix :].unflatten(0, native), self.grid, self.mode).flatten(0, 1)
-        return torch.cat([tensor[:, : self.prefix], cells[None]], 1), resized(native, self.grid)
+        table = context.table(tensor.shape[1], self.grid, self.prefix)
+        if table.front == self.prefix and table.grid == self.grid:
+            return tensor, table.assumed
+        cells = context.resize(tensor[0, table.front :].unflatten(0, table.grid), self.grid, self.mode).flatten(0, 1)
+        front, notes = tensor[:, : table.front], []
+        if table.front < self.prefix:
+            front = tensor.new_zeros(1, self.prefix, tensor.shape[2])
+            notes.append(ZERO_ROW)
+        if table.grid != self.grid:
+            notes.append(resized(table.grid, self.grid, assumed=table.assumed))
+        elif table.assumed:
+            notes.append(table.assumed)
+        return torch.cat([front, cells[None]], 1), ", ".join(notes)
+
+    @property
+    def native(self) -> Grid:
+        """Rows and columns of the table."""
+        return self.grid
 
 
 class Learned2D(Position):
@@ -234,12 +249,30 @@ class RelativeBias(RelativePosition):
         """A table of another grid or window, as a picture of offsets."""
         if tensor.dim() != 2 or tensor.shape[1] != self.table.shape[1]:
             raise ValueError("it is no table of so many heads")
-        side = math.isqrt(len(tensor))
-        if side * side != len(tensor):
-            raise ValueError(f"its {len(tensor)} offsets are not those of a square window")
-        to = (2 * self.grid[0] - 1, 2 * self.grid[1] - 1)
-        table = grids.resize(tensor.unflatten(0, (side, side)), to).flatten(0, 1)
-        return table, resized(((side + 1) // 2,) * 2, self.grid, "window")
+        grid, assumed = self._grid_of(len(tensor), context)
+        if grid == self.grid:
+            return tensor, assumed
+        native, to = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (grid, self.grid))
+        table = grids.resize(tensor.unflatten(0, native), to).flatten(0, 1)
+        return table, resized(grid, self.grid, "window", assumed)
+
+    def _grid_of(self, offsets: int, context: TransferContext) -> tuple[Grid, str]:
+        """The grid of a table of so many offsets, and what was assumed: windows are square, other grids may not be."""
+        said = (context.native or ())[-2:] or context.transfer.grid
+        if said is not None and (2 * said[0] - 1) * (2 * said[1] - 1) == offsets:
+            return (said[0], said[1]), ""
+        square = self.grid[0] == self.grid[1]
+        if offsets == len(self.table):
+            return self.grid, "" if square else f"grid assumed {self.grid[0]} x {self.grid[1]}"
+        side = math.isqrt(offsets)
+        if side * side != offsets or side % 2 == 0:
+            raise ValueError(f"its {offsets} offsets are not those of a square window: name its grid (transfer.grid)")
+        return ((side + 1) // 2, (side + 1) // 2), "" if square else "grid assumed square"
+
+    @property
+    def native(self) -> Grid:
+        """Rows and columns between which the offsets are."""
+        return self.grid
 
 
 class Relative2D(RelativePosition):

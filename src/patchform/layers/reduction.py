@@ -36,6 +36,11 @@ class PatchProjection(nn.Module):
         self.side = side
         self.proj = Linear(side * side * in_channels, width)
 
+    @property
+    def in_channels(self) -> int:
+        """D."""
+        return self.proj.in_features // self.side**2
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / p), ceil(W / p), D'); what is missing of the last squares is zero."""
         p = self.side

@@ -201,10 +201,10 @@ pre-training by facebookresearch/mae, without their decoder; with it, and for ba
 mm: classifiers of mmpretrain; _backbone: their backbone. mmseg: its VisionTransformer with a final norm. The names of
 mae, dinov2 and mm are from their source.
 
-Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table without a
-row for the class token (timm's no_embed_class, so its DINOv2 with registers); a norm behind the mean (timm's fc_norm,
-MAE fine-tuned); the SwiGLU of DINOv2's g14; the classifier of Dinov2ForImageClassification, which reads the mean
-beside the class token."""
+A table without a row for the class token (timm's no_embed_class, so its DINOv2 with registers) gets one of zeros.
+Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table with rows
+for registers; a norm behind the mean (timm's fc_norm, MAE fine-tuned); the SwiGLU of DINOv2's g14; the classifier of
+Dinov2ForImageClassification, which reads the mean beside the class token."""
 
 _KERNEL = Operation(  # flat, but for model folders, whose kernels are told apart (`loading`)
     lambda tensors, shape, sizes: _PATCHES.forward(tensors, shape, sizes) if tensors[0].dim() == 4 else tensors[0],

@@ -20,7 +20,7 @@ class Entry(NamedTuple):
     sources: tuple[str, ...] = ()
     """Names in the source that it was made from."""
     note: str = ""
-    """How it was resized, or why it is new or dropped."""
+    """How it was resized, what was assumed of it, or why it is new or dropped."""
 
 
 class Report(NamedTuple):

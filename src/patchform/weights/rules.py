@@ -34,8 +34,9 @@ from patchform.weights.operations import Operation, Sizes, copy
 SizesOf: TypeAlias = Sizes | Callable[[str], Sizes]
 """The same for all tensors, or by own name."""
 Adapt: TypeAlias = Callable[[str, Tensor], tuple[Tensor, str]]
-"""(own name, tensor) -> the tensor as its place wants it, and what was done: "" where nothing was. Raises ValueError
-with the reason where it cannot be done or was not allowed."""
+"""(own name, tensor) -> the tensor as its place wants it, and what was done or assumed: "" for nothing.
+
+Raises ValueError with the reason where it cannot be done or was not allowed."""
 SHOWN = 4
 """Faults that an error spells out."""
 COUNT = ".num_batches_tracked"
@@ -226,11 +227,11 @@ class Rules:
         entries: list[Entry] = []
         for name, (rule, names) in plan.filled.items():
             tensors = {source_name: source[source_name] for source_name in names}
-            filled[name], note = _convert(rule, tensors, name, own[name], _of(sizes, name), adapt)
-            as_it_was = filled[name] is tensors[names[0]]
+            made, filled[name], note = _convert(rule, tensors, name, own[name], _of(sizes, name), adapt)
+            as_it_was = made is tensors[names[0]]
             fate: Fate = "matched" if as_it_was else "joined" if len(names) > 1 else "converted"
             copied = f"as {original}" if (original := self.cross_family.copy_source(name)[1]) else ""
-            entries.append(Entry("resized" if note else fate, name, tuple(names), note or copied))
+            entries.append(Entry(fate if filled[name] is made else "resized", name, tuple(names), note or copied))
         return filled, Report((*entries, *plan.dropped))
 
     def knows(self, source: Iterable[str]) -> bool:
@@ -407,12 +408,16 @@ def _of(sizes: SizesOf | None, name: str) -> Sizes:
 
 def _convert(
     rule: _Rule, tensors: Mapping[str, Tensor], own: str, target: Tensor, sizes: Sizes, adapt: Adapt | None
-) -> tuple[Tensor, str]:
-    """Run the operation of a rule, resize the result if it must be and may be, and check that it suits its place."""
+) -> tuple[Tensor, Tensor, str]:
+    """Run the operation of a rule, resize the result if it must be and may be, and check that it suits its place.
+
+    Returns:
+        What the operation made, the same as its place wants it, and what was done for that or assumed.
+    """
     described = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     note = ""
     try:
-        tensor = rule.make(own, tuple(tensors.values()), target.shape, sizes)
+        tensor = made = rule.make(own, tuple(tensors.values()), target.shape, sizes)
     except (RuntimeError, IndexError, ValueError) as fault:
         raise ModelFileError(f"{described} cannot become {own} {tuple(target.shape)}: {fault}") from fault
     if tensor.is_floating_point() != target.is_floating_point():
@@ -424,4 +429,4 @@ def _convert(
             raise ModelFileError(f"{described} does not suit {own} of shape {tuple(target.shape)}: {why}") from why
     if tensor.shape != target.shape:
         raise ModelFileError(f"{described} does not suit {own} of shape {tuple(target.shape)}")
-    return tensor, note
+    return made, tensor, note

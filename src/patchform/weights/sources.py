@@ -61,6 +61,8 @@ class Source(NamedTuple):
     """Name of the head of a model folder."""
     family: str = ""
     """Of the backbone of a model folder."""
+    grids: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    """Rows and columns (of clips, moments in front) of the layers of a model folder whose tables do not tell them."""
 
 
 def read(path: Path) -> Source:
@@ -70,9 +72,16 @@ def read(path: Path) -> Source:
         ModelFileError: missing, damaged, of another format, a pickle, weights that are not finite, an archive that
             unpacks to far more than it is, or an index that does not say where each tensor is. Nothing is half read.
     """
-    source = _folder(path) if os.path.isdir(path) else _file(path)
+    folder = model_folder(path) or path
+    source = _folder(folder) if os.path.isdir(folder) else _file(path)
     check(source.tensors, path)
     return source
+
+
+def model_folder(path: Path) -> Path | None:
+    """The model folder that a path leads to, or in which it is the file of weights; None: neither."""
+    folder = path.parent if path.name == WEIGHTS and os.path.exists(path.with_name(files.MANIFEST)) else path
+    return folder if os.path.exists(folder / DESCRIPTION) else None
 
 
 def check(tensors: Mapping[str, Tensor], where: Path) -> None:

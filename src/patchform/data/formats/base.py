@@ -63,7 +63,7 @@ class Format(ABC):
     ) -> Listing:
         """What `read` gives, without classes that are not among `classes` where these are given.
 
-        Without `faults`, fatal ones are raised all at once, and others, hints too, are among the notes. Raises DataError also for
+        Without `faults`, fatal ones are raised all at once, and others, hints too, are notes. Raises DataError also for
         an unknown class that anything has.
         """
         collected = Faults() if faults is None else faults
