@@ -48,10 +48,10 @@ def refused(error: OSError, path: object = None, needed: int = 0) -> ResourceErr
         needed: bytes that were to be written; 0: not known.
     """
     where = path if path is not None else error.filename
-    reason = error.strerror or str(error) or type(error).__name__
-    facts = [reason] + ([f"{needed} bytes are needed"] if needed else []) + _room(where, error)
+    facts = [error.strerror or str(error) or type(error).__name__, *_room(where, error)]
+    what = f"cannot write{f' {needed} bytes' if needed else ''}" if path is not None else "the system refuses"
     return ResourceError(
-        f"cannot be written ({'; '.join(facts)})" if path is not None else f"the system refuses ({'; '.join(facts)})",
+        f"{what} ({'; '.join(facts)})",
         where=where if isinstance(where, str | os.PathLike) else None,
         remedy=_REMEDIES.get(error.errno or 0, _OTHER_PLACE),
     )

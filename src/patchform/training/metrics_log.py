@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class MetricsLog:
         step: the last optimizer step that counts; 0 starts anew.
         reported: the last epoch end that counts, as a step.
         tensorboard: write events beside.
+        errors: what surrounds each writing of a line: it may swallow a ResourceError, and the line comes later then.
 
     Attributes:
         notes: a line for each log that is not whole.
@@ -46,8 +48,16 @@ class MetricsLog:
         ResourceError: here and in all that writes, the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int, reported: int, *, tensorboard: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        reported: int,
+        *,
+        tensorboard: bool,
+        errors: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.folder, self._errors = folder, errors
         self.notes: list[str] = []
         rows = self._read(METRICS, _rows)
         self.rows: list[Mapping[str, Any]] = [row for row in rows if int(row["step"]) <= reported]
@@ -81,7 +91,7 @@ class MetricsLog:
     def step(self, step: int, **numbers: float) -> None:
         """Note a step."""
         line = json.dumps({"step": step} | {name: value.hex() for name, value in numbers.items()}) + "\n"
-        with writing(self.folder / STEPS, len(line)):
+        with self._errors(), writing(self.folder / STEPS, len(line)):
             self._steps.write(line)
             self._steps.flush()
         self._plot("step", step, numbers)
@@ -89,7 +99,8 @@ class MetricsLog:
     def epoch(self, epoch: int, step: int, numbers: Mapping[str, float | None]) -> None:
         """Note an epoch. A column that was not there before is empty in earlier rows."""
         self.rows.append({"epoch": epoch, "step": step, **numbers})
-        self._write_rows()
+        with self._errors():
+            self._write_rows()
         self._plot("epoch", step, numbers)
 
     def flush(self) -> None:
@@ -100,7 +111,7 @@ class MetricsLog:
 
     def _plot(self, group: str, step: int, numbers: Mapping[str, float | None]) -> None:
         if self._events is not None:
-            with writing(self.folder / EVENTS):
+            with self._errors(), writing(self.folder / EVENTS):
                 for name, value in numbers.items():
                     if value is not None:
                         self._events.add_scalar(f"{group}/{name}", value, step)

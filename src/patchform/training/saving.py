@@ -53,6 +53,7 @@ class Saver:
         )
         self._saved = self._tried = 0
         self._log: MetricsLog | None = None
+        self._unlogged: set[str | None] = set()
 
     def resume(self) -> None:
         """Put the run back to its newest whole checkpoint, random numbers included; errors as of `checkpoint`."""
@@ -127,6 +128,18 @@ class Saver:
             say(f"its best model so far, of step {self.counters.best_step} and score {best:.4g}, can be used already:"
                 f" patchform predict {_quoted(self.context.folder)} PICTURES")  # fmt: skip
 
+    @contextmanager
+    def _log_errors(self) -> Iterator[None]:
+        """As `save_errors`, each said once: there may be one at every step."""
+        try:
+            yield
+        except ResourceError as error:
+            if self.learner.recipe.training.on_save_error == "stop":
+                raise
+            if error.where not in self._unlogged:
+                self.context.reporter.note(f"not logged, going on: {error}")
+            self._unlogged.add(error.where)
+
     def _standing(self) -> str:
         return f"saved after step {self._saved}" if self._saved else "nothing is saved yet"
 
@@ -156,7 +169,9 @@ class Saver:
             return nullcontext()
         tensorboard = self.learner.recipe.training.tensorboard
         folder, counters = self.context.folder, self.counters
-        self._log = MetricsLog(folder, counters.step, counters.reported, tensorboard=tensorboard)
+        self._log = MetricsLog(
+            folder, counters.step, counters.reported, tensorboard=tensorboard, errors=self._log_errors
+        )
         for note in self._log.notes:
             self.context.reporter.note(note)
         return self._log
