@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "patchform"
 
 FLOORS = (
-    ("errors", "schema", "descriptions", "records", "settings", "lookup"),
+    ("errors", "schema", "descriptions", "records", "settings", "lookup", "resources", "signals"),
     ("geometry", "device", "distributed"),
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data", "page"),

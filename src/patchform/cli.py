@@ -9,13 +9,15 @@ import argparse
 import functools
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
-from patchform import __version__
+from patchform import __version__, resources, signals
 from patchform.commands import data, demo, evaluate, features, models, predict, probe, terminal, train, weights
 from patchform.errors import PatchformError, UsageError
 
@@ -30,7 +32,7 @@ VERBS = {
     "features": features,
     "weights": weights,
 }
-BUG, INTERRUPTED, PIPE_CLOSED = 1, 130, 141
+BUG, PIPE_CLOSED = 1, 141
 
 
 @terminal.printable_streams()
@@ -38,26 +40,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     0 done, 1 a bug of patchform, 2 wrong command line or setting, 3 bad data, 4 bad model file, 5 folder in use,
-    6 diverged, 7 disk, memory or permission, 8 some inputs failed, 130 and 143 interrupted.
+    6 diverged, 7 disk, memory or permission, 8 some inputs failed, 128 + n interrupted by signal n: 130 and 143.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug, as_json = "--debug" in argv, "--json" in argv
     try:
-        return _run(argv)
+        with signals.ending_by_exception():
+            code = _run(argv)
+            sys.stdout.flush()
+            return code
     except PatchformError as error:
         if debug:
             traceback.print_exc()
         _report(error, as_json)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("patchform: stopped", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        _say("patchform: stopped")
+        return 128 + getattr(error, "number", signal.SIGINT)
     except BrokenPipeError:  # such as `patchform models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
         if debug:
             raise
+        if (refused := resources.as_resource(error)) is not None:
+            _report(refused, as_json)
+            return refused.exit_code
         _report(PatchformError(_line(error), remedy=f"please report it with {_saved_traceback()}"), as_json)
         return BUG
 
@@ -147,9 +156,15 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
 def _report(error: PatchformError, as_json: bool) -> None:
     if as_json:
         fields = {"kind": f"E-{error.kind}", "what": error.what, "where": error.where, "remedy": error.remedy}
-        print(json.dumps({"error": {**fields, "exit_code": error.exit_code}}), file=sys.stderr)
+        _say(json.dumps({"error": {**fields, "exit_code": error.exit_code}}))
     else:
-        print(f"patchform: error E-{error.kind}: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"patchform: error E-{error.kind}: {' '.join(str(error).split())}")
+
+
+def _say(text: str) -> None:
+    """A line on stderr, if there is anybody left to read it: the exit code is the same."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _line(error: Exception) -> str:
@@ -157,8 +172,11 @@ def _line(error: Exception) -> str:
 
 
 def _saved_traceback() -> str:
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="patchform-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
-    ) as file:
-        traceback.print_exc(file=file)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="patchform-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            traceback.print_exc(file=file)
+    except OSError:  # no place for that either
+        return "what --debug shows"
     return file.name

@@ -7,6 +7,11 @@ wait for. Only numbers and text go from one to another, never pickles.
 from __future__ import annotations
 
 import os
+import queue
+import secrets
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,6 +50,10 @@ class Rank(NamedTuple):
 
 SINGLE = Rank(0, 1)
 _TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+MEETING = 120.0
+"""Seconds in which all processes of a run must have come: they are started together."""
+ANSWER = 10.0
+"""Seconds in which what listens at the meeting place must have answered: another program never does."""
 
 
 @contextmanager
@@ -54,7 +63,8 @@ def process_group() -> Iterator[Rank]:
     On GPUs each process takes the one of its number on its machine.
 
     Raises:
-        UsageError: there are several, and what torchrun says of each is not there.
+        UsageError: there are several, and what torchrun says of each is not there or is no place.
+        ResourceError: the port is taken, nobody can be reached, or not all come within `MEETING` seconds.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield rank_and_world()
@@ -64,11 +74,131 @@ def process_group() -> Iterator[Rank]:
         raise UsageError(f"WORLD_SIZE is set and {missing[0]} is not", remedy=remedy)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    rank, store = _meet()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _peer_errors():
+        dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=PATIENCE)
     try:
         yield rank_and_world()
     finally:
         dist.destroy_process_group()
+
+
+def _meet() -> tuple[Rank, dist.Store]:
+    """Wait until all processes are there; the rank of this one, and what they share.
+
+    torch alone waits for hours for one that never comes, and for ever for another program on the port.
+    """
+    rank = Rank(_number("RANK", 0), _number("WORLD_SIZE", 1))
+    port, host = _number("MASTER_PORT", 0), os.environ["MASTER_ADDR"]
+    if not (rank.rank < rank.world_size and port < 2**16):
+        raise UsageError(f"RANK {rank.rank} of {rank.world_size} at port {port} is no place", remedy=_START)
+    end = time.monotonic() + MEETING
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    store: dist.Store = _store(host, port, rank, serves=rank.is_main and not agent, end=end)
+    if agent:
+        store = dist.PrefixStore(f"patchform/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # the first one answers each of them: a store of another run has old keys and nobody who answers
+    others = [str(number) for number in range(1, rank.world_size)]
+    mark = secrets.token_hex(8)
+    if rank.is_main:
+        _wait(store, [f"here/{other}" for other in others], rank, end)
+        for other in others:
+            store.set(f"seen/{store.get(f'here/{other}').decode()}", "")
+    else:
+        store.set(f"here/{rank.rank}", mark)
+        _wait(store, [f"seen/{mark}"], rank, end)
+    return rank, store
+
+
+_START = "start it with torchrun, or unset WORLD_SIZE"
+
+
+def _number(name: str, least: int) -> int:
+    text = os.environ[name]
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(f"{name} is {text!r}, not a number from {least}", remedy=_START)
+    return int(text)
+
+
+def _store(host: str, port: int, rank: Rank, *, serves: bool, end: float) -> dist.TCPStore:
+    """The place where they meet: made by the first one, where no agent of torchrun has made it already."""
+    where = f"{host}:{port}"
+    if not serves:
+        _reach(host, port, end)
+    else:
+        _resolve(host, time.monotonic())
+        with socket.socket() as probe:  # of what torch says at length
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                what = f"port {port} of this machine cannot be had ({error.strerror})"
+                raise ResourceError(what, remedy="name another MASTER_PORT (torchrun --master-port)") from None
+    made: queue.Queue[dist.TCPStore | Exception] = queue.Queue()
+
+    def make() -> None:
+        try:
+            patience = timedelta(seconds=MEETING)
+            made.put(dist.TCPStore(host, port, rank.world_size, serves, patience, wait_for_workers=False))
+        except Exception as error:
+            made.put(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        store = made.get(timeout=ANSWER)
+    except queue.Empty:
+        what = "what listens there is no process of this run"
+        raise ResourceError(what, where=where, remedy="name another MASTER_PORT (torchrun --master-port)") from None
+    if isinstance(store, Exception):
+        reason = str(store).split("\n")[0][:200]
+        raise ResourceError(f"the processes cannot meet ({reason})", where=where, remedy=_ADDRESS) from store
+    return store
+
+
+_ADDRESS = "name the machine of the first process as MASTER_ADDR, and a free port of it as MASTER_PORT"
+
+
+def _resolve(host: str, end: float) -> None:
+    """Wait until a name is known: that of a container may come late. Raises UsageError."""
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except (socket.gaierror, UnicodeError) as error:
+            if time.monotonic() > end:
+                raise UsageError(f"MASTER_ADDR {host!a} is no machine ({error})", remedy=_ADDRESS) from None
+            time.sleep(0.5)
+
+
+def _reach(host: str, port: int, end: float) -> None:
+    """Wait until something listens at a place. Raises ResourceError."""
+    _resolve(host, min(end, time.monotonic() + ANSWER))
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                what = f"the first process did not come within {MEETING:.0f} seconds ({error.strerror or error})"
+                raise ResourceError(what, where=f"{host}:{port}", remedy=_ADDRESS) from None
+            time.sleep(0.2)
+
+
+def _wait(store: dist.Store, keys: list[str], rank: Rank, end: float) -> None:
+    """Wait for keys, in small steps: a signal is heard meanwhile. Raises ResourceError."""
+    waiting = list(keys)
+    try:
+        while waiting := [key for key in waiting if not store.check([key])]:
+            if time.monotonic() > end:
+                missing = f"{len(waiting)} of {rank.world_size} processes" if rank.is_main else "the first process"
+                raise ResourceError(
+                    f"{missing} did not come within {MEETING:.0f} seconds",
+                    remedy="start all of them together, with one MASTER_ADDR and MASTER_PORT",
+                )
+            time.sleep(0.05)
+    except RuntimeError as error:  # of torch: the first one is gone
+        raise ResourceError("another process of this run ended before all had come", remedy="see what it says") from error
 
 
 def rank_and_world() -> Rank:

@@ -64,13 +64,22 @@ class ResourceError(PatchformError):
 
 
 class Interrupted(PatchformError):
-    """The user asked a run to stop, and it saved and stopped. The exit code is 128 + the number of the signal."""
+    """The user asked a run to stop, and it saved and stopped.
+
+    Args:
+        exit_code: 128 + the number of the signal.
+        where: the run folder.
+        after: " after step 5", if it took any.
+        remedy: how to go on.
+    """
 
     kind = "interrupted"
 
-    def __init__(self, exit_code: int, *, where: object = None) -> None:
+    def __init__(
+        self, exit_code: int, *, where: object = None, after: str = "", remedy: str = "resume the run to go on"
+    ) -> None:
         self.exit_code = exit_code
-        super().__init__("stopped as asked", where=where, remedy="resume the run to go on")
+        super().__init__(f"stopped as asked{after}", where=where, remedy=remedy)
 
 
 class PeerError(PatchformError):

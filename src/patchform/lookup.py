@@ -51,6 +51,11 @@ def add_plugin(folder: str | Path) -> None:
         _files.cache_clear()
 
 
+def plugins() -> tuple[Path, ...]:
+    """The plug-in folders that were added."""
+    return tuple(_plugins)
+
+
 @cache
 def _files(kind: str) -> dict[str, Path]:
     return {

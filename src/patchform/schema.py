@@ -187,10 +187,11 @@ class Misfit(ValueError):
         key: dotted name of the field, "" where the value itself is meant.
         value: what stood there.
         needed: what it must be; the kind of it, or, where `outside`, its range.
+        fault: of a mapping, what is wrong with its names.
     """
 
-    def __init__(self, value: Any, needed: str, *, key: str = "", outside: bool = False) -> None:
-        self.key, self.value, self.needed, self.outside = key, value, needed, outside
+    def __init__(self, value: Any, needed: str, *, key: str = "", outside: bool = False, fault: str = "") -> None:
+        self.key, self.value, self.needed, self.outside, self.fault = key, value, needed, outside, fault
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -200,6 +201,8 @@ class Misfit(ValueError):
     def what(self) -> str:
         """What is wrong."""
         name, shown = self.key or "it", self.value
+        if self.fault:
+            return f"{name} {_cut(self.fault)}"
         if not self.outside:
             return f"{name} cannot be {_cut(repr(shown))}"
         return f"{name} is {_cut(str(list(shown) if isinstance(shown, tuple) else shown))}"
@@ -212,7 +215,8 @@ class Misfit(ValueError):
 
     def below(self, key: str) -> Misfit:
         """The same, of a field that lies in another one."""
-        return Misfit(self.value, self.needed, key=f"{key}.{self.key}".rstrip("."), outside=self.outside)
+        path = f"{key}.{self.key}".rstrip(".")
+        return Misfit(self.value, self.needed, key=path, outside=self.outside, fault=self.fault)
 
 
 def _cut(text: str, most: int = 80) -> str:
@@ -235,9 +239,11 @@ def build(kind: type[R], values: Any, *, parse: Parse | None = None) -> R:
     types = hints(kind)
     if not isinstance(values, Mapping):
         raise Misfit(values, "a mapping of names to values")
-    mismatched = set(values) ^ set(types) if parse is None else set(values) - set(types)
-    if mismatched:
-        raise Misfit(sorted(map(str, mismatched)), f"a mapping of {', '.join(types)}")
+    unknown = sorted(repr(name) for name in set(values) - set(types))
+    lacking = [name for name in types if name not in values] if parse is None else []
+    if unknown or lacking:
+        fault = f"has no {', '.join(lacking)}" if lacking else f"has a name that is not known: {', '.join(unknown)}"
+        raise Misfit(unknown or lacking, f"a mapping of {', '.join(types)}", fault=fault)
     converted = {}
     for name, value in values.items():
         try:

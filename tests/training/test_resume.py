@@ -33,8 +33,8 @@ OPTIONS = {
 }
 
 
-class Cut(Exception):
-    """The end of a process, without one."""
+class Cut(BaseException):
+    """The end of a process, without one: nothing is saved on its way."""
 
 
 def cut_at(monkeypatch, step):

@@ -10,6 +10,7 @@ from contextlib import suppress
 import kills
 import pytest
 
+from patchform import signals
 from patchform.errors import FolderError, Interrupted, ResourceError
 from patchform.training import run
 
@@ -98,19 +99,34 @@ def test_a_folder_in_which_nothing_began_is_removed_on_an_error(tmp_path, begun)
     assert (tmp_path / "one").exists() == begun
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_noted_and_a_second_interrupt_is_obeyed_at_once(number, capfd):
+@pytest.mark.parametrize("number", signals.STOPPING)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_a_second_interrupt_is_obeyed_at_once(number, second, capfd, monkeypatch):
     before = signal.getsignal(number)
     with run.Stop() as stop:
         stop.check()
         os.kill(os.getpid(), number)
+        os.kill(os.getpid(), second)  # `timeout` sends two, systemd SIGHUP behind SIGTERM: still one wish
+        os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(Interrupted) as caught:
             stop.check()
         assert caught.value.exit_code == 128 + number
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(run, "SAME_WISH", 0)
+        os.kill(os.getpid(), signal.SIGUSR1)  # a warning hurries nobody
+        with pytest.raises(signals.Stopped):
+            os.kill(os.getpid(), second)
     assert signal.getsignal(number) is before
     assert "stopping after this step" in capfd.readouterr().err
+
+
+def test_a_run_that_shall_outlive_its_terminal_does():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        with run.Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

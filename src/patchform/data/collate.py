@@ -151,6 +151,11 @@ def _move(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
+def share_memory(tensor: Tensor) -> Tensor:
+    """The tensor, moved to memory that other processes can look into, if there is anything of it."""
+    return tensor.share_memory_() if tensor.numel() else tensor
+
+
 class PackedTargets(Sequence[Target]):
     """Targets of a batch as few large tensors instead of many small ones, on the way from a worker to a device.
 

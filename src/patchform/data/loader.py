@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext
-from multiprocessing import resource_tracker
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from patchform import lookup
-from patchform.data.collate import PackedTargets, collate
+from patchform.data import workers as processes
+from patchform.data.collate import PackedTargets, collate, share_memory
 from patchform.data.listing import Listing
 from patchform.data.transforms import whole_size
 from patchform.descriptions import Preprocessing
 from patchform.distributed import SINGLE, Rank
-from patchform.errors import PatchformError, ResourceError
+from patchform.errors import PatchformError
 from patchform.records import Batch, Sample
+from patchform.resources import of_memory, out_of_memory
 
 Key = tuple[int, int]
 """(epoch, index): what a data set is asked for."""
@@ -232,33 +231,41 @@ class _Loader(DataLoader[Batch]):
             num_workers=workers,
             collate_fn=_identity,
             generator=torch.Generator(),  # else making an iterator draws from the global one
-            worker_init_fn=_start_worker,
+            worker_init_fn=processes.begin,
             persistent_workers=persistent and workers > 0,
             pin_memory=pin,
         )
 
     def __iter__(self) -> Any:  # of batches; torch's type is that of its own iterators
-        with _interrupts_blocked() if self.num_workers else nullcontext():
-            loaded = super().__iter__()
-        while True:
-            try:
-                batch: Any = next(loaded, None)
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                killed = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
-                if not killed or str(error).startswith("Caught "):
-                    raise  # a bug in the data set, which torch passes on
-                reason = str(error).split("\n")[0]
-                remedy = "lower data.workers or training.batch_size"
-                raise ResourceError(f"a data worker was killed ({reason})", remedy=remedy) from None
-            if batch is None:
-                return
-            if isinstance(batch, PatchformError):
-                try:
-                    raise batch
-                finally:  # the traceback holds this frame: nothing in it may keep the workers alive
-                    self._iterator = None
-                    del batch, loaded
-            yield batch
+        if not self.num_workers:
+            loaded, crew = super().__iter__(), processes.Crew([])
+        else:
+            with processes.hired() as crew:
+                loaded = super().__iter__()
+            if crew.processes:  # else those of the iteration before go on
+                self._crew = crew
+            crew = self._crew
+        try:
+            while (batch := _next(loaded, crew)) is not None:
+                yield batch
+        except PatchformError:
+            self._iterator = None
+            raise
+        finally:
+            del loaded
+
+
+def _next(loaded: Iterator[Any], crew: processes.Crew) -> Any:
+    """A batch, None at the end. Raises what a data set raised, and ResourceError for a worker that is gone."""
+    batch = None
+    try:
+        with crew.watched():
+            batch = next(loaded, None)
+        if isinstance(batch, PatchformError):
+            raise batch
+        return batch
+    finally:  # a traceback holds this frame: nothing in it may keep the workers alive
+        del batch, loaded
 
 
 class _Fetch(Dataset[Any]):
@@ -273,9 +280,16 @@ class _Fetch(Dataset[Any]):
     def __getitems__(self, keys: Sequence[Key]) -> Batch | PatchformError:
         try:
             batch = collate([self.dataset[key] for key in keys])
+            if batch.targets:
+                batch = batch._replace(targets=PackedTargets.of(batch.targets))
+            return batch if get_worker_info() is None else _shared(batch)
         except PatchformError as error:
             return error
-        return batch._replace(targets=PackedTargets.of(batch.targets)) if batch.targets else batch
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "lower data.workers or training.batch_size"
+            return of_memory(error, f"out of memory with {len(keys)} pictures of a batch", remedy)
 
 
 def _fetch(_: lookup.Plugins, dataset: Dataset[Sample]) -> _Fetch:
@@ -286,17 +300,11 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C does not reach processes that begin meanwhile, not even while one that is started afresh still imports."""
-    resource_tracker.ensure_running()  # the queues of workers need it, and its start would end the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the loop decides when to stop
+def _shared(batch: Batch) -> Batch:
+    """The batch in memory that the run can look into. Left to torch, a lack of that is noticed where nobody hears it."""
+    for tensor in (batch.images, batch.padding, batch.views):
+        if tensor is not None:
+            share_memory(tensor)
+    if isinstance(batch.targets, PackedTargets):
+        batch.targets.column.each(share_memory)
+    return batch

@@ -13,6 +13,7 @@ import json
 import platform
 import random
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 from patchform import distributed, schema
 from patchform.errors import ModelFileError
 from patchform.model import Model
+from patchform.resources import writing
 from patchform.schema import Range
 from patchform.training.scaling import OFF, LossScaling
 from patchform.weights import files
@@ -133,7 +135,8 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
     whole = [path for path in steps(folder) if path.name <= newest.name]
     for path in set(steps(folder)) - set(whole[-max(keep, 1) :]):
         doomed = folder / f"{files.TEMPORARY}{path.name}"
-        path.rename(doomed)  # half a deleted checkpoint must not look like one
+        with writing(path):
+            path.rename(doomed)  # half a deleted checkpoint must not look like one
         files.failpoint("prune")
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -141,6 +144,17 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
 def steps(folder: Path) -> list[Path]:
     """Checkpoints of a run, oldest first, whole or not."""
     return sorted(folder.glob("step-*"))
+
+
+def best_steps(folder: Path) -> list[int]:
+    """The step of the best model that each checkpoint of a run speaks of; damaged ones speak of none."""
+    spoken_of = []
+    for path in steps(folder):
+        with suppress(ModelFileError):
+            counters = files.read_json(path / STATE).get("counters")
+            step = counters.get("best_step") if isinstance(counters, dict) else None
+            spoken_of += [step] if isinstance(step, int) else []
+    return spoken_of
 
 
 def machine(model: Model) -> dict[str, int | str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from patchform import distributed
@@ -43,6 +44,9 @@ class Learner:
         self.frozen = freezing.Freezing(model, recipe, length.steps_per_epoch)
         self.optimizer = optimizer.build(model, recipe.optimizer)
         self.scaler = LossScaling(model.mean.device.type, recipe.training.precision)
+        self.optimizer.register_step_pre_hook(self._moves)
+        self._undo: Undo | None = None
+        self._whole = True
 
     @property
     def evaluated(self) -> Model:
@@ -68,6 +72,7 @@ class Learner:
             counted: False where the share is another process's too.
         """
         settings = self.recipe.training
+        self._undo = Undo.of(self.model)
         if not self.rank.single:  # each process draws by itself, and a checkpoint of the first one need not know what
             torch.manual_seed(derive(settings.seed, "model", number, self.rank.rank))
         self.frozen.at(number)
@@ -87,7 +92,49 @@ class Learner:
             if self.average is not None:
                 ema.update(self.average, self.model, ema.decay_at(number, settings.ema))
             self.model.after_step(number)
+        self._undo, self._whole = None, True
         return result
+
+    def undo(self) -> bool:
+        """Be again as after the last whole step, where a step failed.
+
+        Returns:
+            Whether that can be: not where the weights had begun to move.
+        """
+        if self._undo is not None and self._whole:
+            self._undo.put_back()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._undo = None
+        return self._whole
+
+    def _moves(self, *_: object) -> None:
+        self._whole = False
+
+
+class Undo(NamedTuple):
+    """What the forward pass of a step moves beside gradients: random numbers, and statistics that a model keeps."""
+
+    random: Tensor
+    on_devices: list[Tensor]
+    buffers: list[tuple[Tensor, Tensor]]
+    """Each, and what it held."""
+
+    @classmethod
+    def of(cls, model: Model) -> Undo:
+        """As it is now."""
+        parameters = {name for name, _ in model.named_parameters()}
+        state = model.state_dict()
+        buffers = [(tensor, tensor.clone()) for name, tensor in state.items() if name not in parameters]
+        on_devices = torch.cuda.get_rng_state_all() if model.mean.device.type == "cuda" else []
+        return cls(torch.get_rng_state(), on_devices, buffers)
+
+    def put_back(self) -> None:
+        """Be as it was."""
+        torch.set_rng_state(self.random)
+        if self.on_devices:
+            torch.cuda.set_rng_state_all(self.on_devices)
+        for tensor, held in self.buffers:
+            tensor.copy_(held)
 
 
 def recompute_activations(model: Model) -> None:

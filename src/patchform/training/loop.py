@@ -12,7 +12,7 @@ from patchform import distributed
 from patchform.data.dataset import check_before
 from patchform.device import pick_device
 from patchform.errors import DivergedError
-from patchform.model import Model, load, save
+from patchform.model import Model, save
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
 from patchform.tasks.base import find_task
 from patchform.training import resuming, run, summary
@@ -80,7 +80,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         recipe = settled.recipe
 
         # ------------------------------------------------------------------------------------------------- data
-        data = open_training(recipe, context, resume=resume)
+        data = distributed.all_or_none(lambda: open_training(recipe, context, resume=resume))
         length = data.length(recipe)
 
         # ------------------------------------------------------------------------------------------------ model
@@ -107,9 +107,9 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         with memory_errors(at_once, data.preprocessing), saver.log() as log, saver.saved_on_error():
             _take_steps(learner, batches, validation, saver, log)
 
-        # -------------------------------------------------------------------------------------------- the model
-        final = learner.evaluated if counters.best is None else load(folder / run.BEST)
-        distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
+            # ---------------------------------------------------------------------------------------- the model
+            final = saver.best.final(learner.evaluated, counters, reporter.note)
+            distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
         return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
 
 

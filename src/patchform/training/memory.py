@@ -7,10 +7,8 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from patchform.descriptions import Preprocessing
-from patchform.errors import ResourceError
+from patchform.resources import of_memory, out_of_memory
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of mallopt(3), from glibc's malloc.h."""
@@ -51,12 +49,12 @@ def memory_errors(part: int, preprocessing: Preprocessing) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not typed and not any(text in str(error) for text in ("can't allocate memory", "out of memory")):
+        if not out_of_memory(error):
             raise
         height, width = preprocessing.size
-        raise ResourceError(
+        raise of_memory(
+            error,
             f"out of memory with {part} images of {height}x{width} at once",
-            remedy="lower training.micro_batch (the result stays the same) or training.pixels_at_once, or set"
+            "lower training.micro_batch (the result stays the same) or training.pixels_at_once, or set"
             " model.checkpointing",
         ) from error

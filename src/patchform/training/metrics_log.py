@@ -5,68 +5,116 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+from patchform.resources import writing
 from patchform.weights.files import replace_text
 
 METRICS, STEPS, EVENTS = "metrics.csv", "steps.jsonl", "tensorboard"
+_KEYS = ("epoch", "step")
+"""Columns of metrics.csv in any case."""
+
+
+class Lines(NamedTuple):
+    """What can be read of a log."""
+
+    kept: list[Any]
+    bad: int
+    """Lines that cannot be read."""
 
 
 class MetricsLog:
     """The log of a run folder, going on after a given step: what a killed run wrote beyond it is cut.
 
-    Numbers in steps.jsonl are hexadecimal: a resumed run repeats them bit for bit.
+    Numbers in steps.jsonl are hexadecimal: a resumed run repeats them bit for bit. Of a log that was damaged, as by a
+    power cut, what can be read is kept, and the file as it was beside it.
 
     Args:
         folder: the run's.
         step: the last optimizer step that counts; 0 starts anew.
         reported: the last epoch end that counts, as a step.
         tensorboard: write events beside.
+        errors: what surrounds each writing of a line: it may swallow a ResourceError, and the line comes later then.
+
+    Attributes:
+        notes: a line for each log that is not whole.
+
+    Raises:
+        ResourceError: here and in all that writes, the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int, reported: int, *, tensorboard: bool) -> None:
-        self.folder = folder
-        self.rows: list[Mapping[str, Any]] = []
-        if (folder / METRICS).exists():
-            with open(folder / METRICS, newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= reported]
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        reported: int,
+        *,
+        tensorboard: bool,
+        errors: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.folder, self._errors = folder, errors
+        self.notes: list[str] = []
+        rows = self._read(METRICS, _rows)
+        self.rows: list[Mapping[str, Any]] = [row for row in rows if int(row["step"]) <= reported]
+        if reported and (not self.rows or int(self.rows[-1]["step"]) != reported):
+            self.notes.append(f"{METRICS} lacks rows: the last one should be of step {reported}")
         self._write_rows()
         self._cut_steps(step)
-        self._steps = (folder / STEPS).open("a")
+        with writing(folder / STEPS):
+            self._steps = (folder / STEPS).open("a")
         self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # a second to import
 
-            self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
+            with writing(folder / EVENTS):
+                self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._steps.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            with writing(self.folder / STEPS):
+                self._steps.close()
+            if self._events is not None:
+                with writing(self.folder / EVENTS):
+                    self._events.close()
+        except Exception:
+            if error is None:  # else that is what is to be said
+                raise
 
     def step(self, step: int, **numbers: float) -> None:
         """Note a step."""
-        self._steps.write(json.dumps({"step": step} | {name: value.hex() for name, value in numbers.items()}) + "\n")
-        self._steps.flush()
+        line = json.dumps({"step": step} | {name: value.hex() for name, value in numbers.items()}) + "\n"
+        with self._errors(), writing(self.folder / STEPS, len(line)):
+            self._steps.write(line)
+            self._steps.flush()
         self._plot("step", step, numbers)
 
     def epoch(self, epoch: int, step: int, numbers: Mapping[str, float | None]) -> None:
         """Note an epoch. A column that was not there before is empty in earlier rows."""
         self.rows.append({"epoch": epoch, "step": step, **numbers})
-        self._write_rows()
+        with self._errors():
+            self._write_rows()
         self._plot("epoch", step, numbers)
+
+    def flush(self) -> None:
+        """Put the steps so far onto the disk, so that a power cut leaves them."""
+        with writing(self.folder / STEPS):
+            self._steps.flush()
+            os.fsync(self._steps.fileno())
 
     def _plot(self, group: str, step: int, numbers: Mapping[str, float | None]) -> None:
         if self._events is not None:
-            for name, value in numbers.items():
-                if value is not None:
-                    self._events.add_scalar(f"{group}/{name}", value, step)
+            with self._errors(), writing(self.folder / EVENTS):
+                for name, value in numbers.items():
+                    if value is not None:
+                        self._events.add_scalar(f"{group}/{name}", value, step)
 
     def _write_rows(self) -> None:
         text = io.StringIO()
@@ -78,10 +126,82 @@ class MetricsLog:
         replace_text(self.folder / METRICS, text.getvalue())
 
     def _cut_steps(self, step: int) -> None:
-        lines = []
-        if (self.folder / STEPS).exists():
-            for line in (self.folder / STEPS).read_text().splitlines(keepends=True):
-                if not line.endswith("\n") or json.loads(line)["step"] > step:  # half a line was being written
-                    break
-                lines.append(line)
-        replace_text(self.folder / STEPS, "".join(lines))
+        lines = [line for line in self._read(STEPS, _steps) if line["step"] <= step]
+        logged = {line["step"] for line in lines}
+        if lacking := [number for number in range(1, step + 1) if number not in logged]:
+            self.notes.append(f"{STEPS} lacks {len(lacking)} of the {step} steps so far, the first is {lacking[0]}")
+        replace_text(self.folder / STEPS, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _read(self, name: str, parse: Callable[[Sequence[bytes]], Lines]) -> list[Any]:
+        """What can be read of a log. One that is damaged is kept beside, and said."""
+        path = self.folder / name
+        with writing(path):
+            if not path.exists():
+                return []
+            content = path.read_bytes()
+            *lines, half = content.split(b"\n")
+            read = parse(lines)
+            if not read.bad and (not half or (name == STEPS and b"\0" not in half)):  # it was being written
+                return read.kept
+            aside = next(place for place in _places(path) if not place.exists())
+            os.replace(path, aside)
+        self.notes.append(
+            f"{name} is damaged: {len(read.kept)} of its {len(read.kept) + read.bad} lines can be read and are kept, the"
+            f" file as it was is in {aside.name}"
+        )
+        return read.kept
+
+
+def _places(path: Path) -> Any:
+    """Names beside a file for what it was."""
+    number = 1
+    while True:
+        yield path.with_name(f"{path.name}.damaged-{number}")
+        number += 1
+
+
+def _steps(lines: Sequence[bytes]) -> Lines:
+    """The steps of steps.jsonl, each once and in their order, as they are written."""
+    steps: dict[int, dict[str, Any]] = {}
+    bad = 0
+    for line in lines:
+        try:
+            values = json.loads(line.decode())
+            number = values["step"]
+            if type(number) is not int or number in steps or number < 1:
+                raise ValueError
+            for name, value in values.items():
+                if name != "step":
+                    float.fromhex(value)
+            steps[number] = values
+        except (ValueError, KeyError, TypeError, RecursionError):
+            bad += 1
+    return Lines([steps[number] for number in sorted(steps)], bad)
+
+
+def _rows(lines: Sequence[bytes]) -> Lines:
+    """The rows of metrics.csv; none without its first line, which names the columns."""
+    if not lines:
+        return Lines([], 0)
+    columns = _cells(lines[0])
+    if not set(_KEYS) <= set(columns) or len(set(columns)) < len(columns):
+        return Lines([], len(lines))
+    rows, bad = [], 0
+    for line in lines[1:]:
+        row = dict(zip(columns, cells)) if len(cells := _cells(line)) == len(columns) else {}
+        try:
+            if not row or not all(row[key].isdecimal() for key in _KEYS):
+                raise ValueError
+            for value in row.values():
+                float(value or 0)
+            rows.append(row)
+        except ValueError:
+            bad += 1
+    return Lines(rows, bad)
+
+
+def _cells(line: bytes) -> list[str]:
+    try:
+        return next(csv.reader([line.decode()]), [])
+    except (UnicodeDecodeError, csv.Error):
+        return []

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from patchform.errors import printable
+
+
+class _Stderr:
+    """stderr as it is now. A terminal that was lost, or a reader that went away, does not end a run."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 class Reporter:
@@ -21,7 +39,7 @@ class Reporter:
     """
 
     def __init__(self, *, shown: bool, heard: bool = True) -> None:
-        self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False, quiet=not heard)
+        self._console = Console(file=cast("IO[str]", _Stderr()), soft_wrap=True, highlight=False, markup=False, quiet=not heard)
         self._shown, self._steps = shown and heard, 0
         self._live: Progress | None = None
         if self._shown and self._console.is_terminal:

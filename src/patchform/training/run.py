@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchform import distributed
-from patchform.errors import FolderError, Interrupted, ResourceError
+from patchform import distributed, signals
+from patchform.errors import FolderError, Interrupted
+from patchform.resources import refused, writing
 from patchform.training.progress import Reporter
 from patchform.weights import files
 from patchform.weights.sources import BEST as BEST
@@ -70,7 +71,7 @@ def new_folder(runs: Path, name: str | None, *, stem: str) -> Path:
             remedy = "choose another name" if owner else "choose another name, or resume it"
             raise FolderError(f"the run exists already{owner}", where=folder, remedy=remedy) from error
         except OSError as error:
-            raise ResourceError(f"cannot make a folder ({error.strerror})", where=folder) from error
+            raise refused(error, folder) from error
 
 
 @contextmanager
@@ -79,8 +80,10 @@ def lock(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderError: another process owns it; names its number, host and start.
+        ResourceError: the folder cannot be written.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(folder / LOCK):
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         for attempt in range(ATTEMPTS):  # who only asks for the owner holds it for an instant
             try:
@@ -91,9 +94,10 @@ def lock(folder: Path) -> Iterator[None]:
                     remedy = "wait for it or stop it"
                     raise FolderError(f"in use{_owner(folder)}", where=folder, remedy=remedy) from error
                 time.sleep(0.02)
-        os.ftruncate(descriptor, 0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": now}).encode())
+        with writing(folder / LOCK):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "start": now}).encode())
         _held.add(descriptor)
         yield
     finally:
@@ -161,29 +165,40 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
         folder = Path(distributed.broadcast_text(claim))
         try:
             yield folder
-        except BaseException:
-            if distributed.rank_and_world().is_main and not resume and not (folder / RECIPE).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+        except BaseException as error:
+            if not resume and not (folder / RECIPE).exists():
+                if distributed.rank_and_world().is_main:
+                    shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, Interrupted):
+                    raise Interrupted(error.exit_code, after=" before anything was begun", remedy="start again") from None
             raise
 
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
+SAME_WISH = 0.3
+"""Seconds in which several signals are one wish: `timeout` sends its own to a process and then to its group, systemd
+SIGHUP behind SIGTERM."""
+URGENT = (signal.SIGTERM, signal.SIGINT)
+"""A second one of these stops at once; the others only ask."""
+
+
 class Stop:
-    """Whether the user asked to stop: SIGTERM or a first Ctrl-C is noted, a second one stops at once.
+    """Whether the user asked to stop: a first of `signals.STOPPING` is noted, a second Ctrl-C or SIGTERM stops at once.
 
     Use as a context manager in the main thread; elsewhere signals stay as they are and nothing is noted.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._process = os.getpid()
         self._previous: dict[int, _Handler] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._previous = {number: signal.signal(number, self._note) for number in signals.asked()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,10 +208,13 @@ class Stop:
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked loader process: the run itself decides
             return
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-        os.write(2, b"stopping after this step; the run is saved first (Ctrl-C again: at once)\n")
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = number, now
+            with suppress(OSError):  # of a terminal that is gone
+                os.write(2, b"stopping after this step; the run is saved first (Ctrl-C again: at once)\n")
+        elif number in URGENT and now - self._since > SAME_WISH:
+            raise signals.Stopped(number)
 
     def check(self) -> None:
         """Raise Interrupted if the user asked to stop."""

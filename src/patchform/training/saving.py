@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+import os
+import shlex
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import nn
 
-from patchform.errors import DataError, DivergedError, Interrupted, PeerError, ResourceError
+from patchform import distributed, lookup
+from patchform.distributed import Rank
+from patchform.errors import DivergedError, Interrupted, PatchformError, ResourceError
+from patchform.resources import out_of_memory, writing
 from patchform.training import checkpoint, run
+from patchform.training.best import BestModel
 from patchform.training.checkpoint import Counters
 from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
@@ -37,7 +45,9 @@ class Saver:
         self.learner, self.identity, self.context = learner, identity, context
         self.counters = Counters()
         self.folder = context.folder / run.CHECKPOINTS
-        self.folder.mkdir(exist_ok=True)
+        self.best = BestModel(context.folder)
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
         self._parts = checkpoint.Parts(
             model=learner.model,
             average=learner.average,
@@ -45,7 +55,9 @@ class Saver:
             counters=self.counters,
             scaler=learner.scaler,
         )
-        self._saved = 0
+        self._saved = self._tried = 0
+        self._log: MetricsLog | None = None
+        self._unlogged: set[str | None] = set()
 
     def resume(self) -> None:
         """Put the run back to its newest whole checkpoint, random numbers included; errors as of `checkpoint`."""
@@ -55,9 +67,14 @@ class Saver:
         else:
             notes += checkpoint.restore(self._parts, path, identity=self.identity)
             notes.append(f"resuming after step {self.counters.step}")
-            self._saved = self.counters.step
+            self._saved = self._tried = self.counters.step
+            self.counters.load_json(distributed.broadcast_text(lambda: self._check_best(notes)))
         for note in notes:
             self.context.reporter.note(note)
+
+    def _check_best(self, notes: list[str]) -> str:
+        notes += self.best.check(self.counters)
+        return self.counters.to_json()
 
     def due(self, step: int) -> bool:
         """Whether the recipe wants a checkpoint of a step."""
@@ -69,22 +86,69 @@ class Saver:
         if self.counters.step == self._saved or not self.context.rank.is_main:
             return
         settings = self.learner.recipe.training
+        self._tried = self.counters.step
         if not self.finite():
             step = self.counters.step
             raise DivergedError(f"weights are not finite after step {step}", remedy="lower optimizer.lr")
         with save_errors(settings.on_save_error, self.context.reporter):
+            if self._log is not None:
+                self._log.flush()  # a checkpoint is never newer than the log of its steps
             checkpoint.save(self._parts, self.folder, identity=self.identity, keep=settings.keep)
             self._saved = self.counters.step
+            self.best.prune({self.counters.best_step, *checkpoint.best_steps(self.folder)})
 
     @contextmanager
     def saved_on_error(self) -> Iterator[None]:
-        """Save the run, unless its weights are not finite, where it ends by an error from which it can be resumed."""
+        """Save the run where it ends by an error, if its state is that after a whole step, and say how it goes on."""
         try:
             yield
-        except (Interrupted, DataError, DivergedError, PeerError):
-            if self.finite():
-                self.save()
+        except Interrupted as error:
+            self._rescue(error)
+            after = f" after step {self.counters.step}" if self.counters.step else " before the first step"
+            remedy = f"go on with: {self._command()}"
+            raise Interrupted(error.exit_code, where=self.context.folder, after=after, remedy=remedy) from None
+        except Exception as error:
+            self._rescue(error)
+            if self.context.rank.is_main:
+                self.context.reporter.note(f"{self._standing()}; go on with: {self._command()}")
             raise
+        except KeyboardInterrupt:  # at once, so as it is
+            self.context.reporter.note(f"{self._standing()}; go on with: {self._command()}")
+            raise
+
+    def _rescue(self, error: Exception) -> None:
+        """Save what was learnt. What cannot be saved is said, and the error stays the one that it was."""
+        say, step = self.context.reporter.note, self.counters.step
+        if out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)  # they hold what the step had made
+        if not self.learner.undo():
+            say(f"step {step + 1} ended half way: it is not saved")
+        elif step != self._tried and self.finite():
+            try:
+                self.save()
+            except (PatchformError, MemoryError, RuntimeError, OSError) as second:
+                say(f"not saved after step {step}: {second}")
+        if (best := self.counters.best) is not None:
+            say(f"its best model so far, of step {self.counters.best_step} and score {best:.4g}, can be used already:"
+                f" patchform predict {_quoted(self.context.folder)} PICTURES")  # fmt: skip
+
+    @contextmanager
+    def _log_errors(self) -> Iterator[None]:
+        """As `save_errors`, each said once: there may be one at every step."""
+        try:
+            yield
+        except ResourceError as error:
+            if self.learner.recipe.training.on_save_error == "stop":
+                raise
+            if error.where not in self._unlogged:
+                self.context.reporter.note(f"not logged, going on: {error}")
+            self._unlogged.add(error.where)
+
+    def _standing(self) -> str:
+        return f"saved after step {self._saved}" if self._saved else "nothing is saved yet"
+
+    def _command(self) -> str:
+        return resume_command(self.context.folder, self.context.rank)
 
     def finite(self) -> bool:
         """Whether all weights are."""
@@ -108,7 +172,29 @@ class Saver:
         if not self.context.rank.is_main:
             return nullcontext()
         tensorboard = self.learner.recipe.training.tensorboard
-        return MetricsLog(self.context.folder, self.counters.step, self.counters.reported, tensorboard=tensorboard)
+        folder, counters = self.context.folder, self.counters
+        self._log = MetricsLog(
+            folder, counters.step, counters.reported, tensorboard=tensorboard, errors=self._log_errors
+        )
+        for note in self._log.notes:
+            self.context.reporter.note(note)
+        return self._log
+
+
+def resume_command(folder: Path, rank: Rank) -> str:
+    """What to type to go on with a run, in the folder in which it was started."""
+    words = ["patchform", "train"]
+    if not rank.single:
+        if os.environ.get("LOCAL_WORLD_SIZE", str(rank.world_size)) != str(rank.world_size):
+            return "the command that started it on every machine, with --resume"
+        words = ["torchrun", "--nproc-per-node", str(rank.world_size), "-m", *words]
+    plugins = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
+    return f"{shlex.join(words)} {_quoted(folder)} {shlex.join(['--resume', *plugins])}"
+
+
+def _quoted(folder: Path) -> str:
+    text = str(folder)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 @contextmanager

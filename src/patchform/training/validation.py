@@ -5,10 +5,9 @@ from __future__ import annotations
 from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.evaluation import evaluate
 from patchform.metrics.base import Scores
-from patchform.model import save
 from patchform.tasks.base import find_task
-from patchform.training import run
 from patchform.training.batches import TrainingData
+from patchform.training.best import BestModel
 from patchform.training.checkpoint import Counters
 from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
@@ -71,10 +70,11 @@ class Validation:
         self.context.stop.check()
 
     def _keep_best(self, scores: Scores, counters: Counters) -> None:
-        counters.without_better += 1
+        without_better = counters.without_better + 1  # counted when nothing can fail any more
         if scores.best is not None and (counters.best is None or scores.best > counters.best):
             failpoint("before-best")
             with save_errors(self.settings.on_save_error, self.context.reporter):
                 thresholds = self.task.thresholds(scores)
-                save(self.learner.evaluated, self.context.folder / run.BEST, thresholds=thresholds)
-                counters.best, counters.best_step, counters.without_better = scores.best, counters.step, 0
+                BestModel(self.context.folder).save(self.learner.evaluated, counters.step, thresholds=thresholds)
+                counters.best, counters.best_step, without_better = scores.best, counters.step, 0
+        counters.without_better = without_better

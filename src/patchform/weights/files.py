@@ -22,7 +22,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from patchform.errors import ModelFileError, ResourceError
+from patchform.errors import ModelFileError
+from patchform.resources import refused, writing
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
@@ -56,7 +57,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file of tensors that is there whole or not at all. Arguments and errors as of `write_tensors`."""
-    with replacing(path) as temporary:
+    with writing(path), replacing(path) as temporary:
         write_tensors(temporary, tensors, metadata)
 
 
@@ -146,17 +147,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    try:
-        with open(path, "wb") as file:
-            file.write(data[: len(data) // 2])
-            file.flush()
-            failpoint("half-written")
-            file.write(data[len(data) // 2 :])
-            file.flush()
-            failpoint("before-fsync")
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _refused(path, error, len(data)) from error
+    with writing(path, len(data)), open(path, "wb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        failpoint("half-written")
+        file.write(data[len(data) // 2 :])
+        file.flush()
+        failpoint("before-fsync")
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -176,11 +174,11 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise _refused(path, error, len(text)) from error
+    data = text.encode("utf-8", errors="backslashreplace")
+    with writing(path, len(data)), replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the new name and no text
 
 
 def read_bytes(path: Path, largest: int, *, start: int | None = None) -> bytes:
@@ -215,13 +213,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _refused(path: Path, error: OSError, needed: int) -> ResourceError:
-    home = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(home).free
-    what = f"cannot write {needed} bytes ({error.strerror}; {free} bytes are free)"
-    return ResourceError(what, where=path, remedy="make room or name a folder that can be written")
 
 
 # ---------------------------------------------------------------------------------------------------------- folders
@@ -259,7 +250,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
-            raise _refused(path, error, 0) from error
+            raise refused(error, path) from error
         raise
 
 

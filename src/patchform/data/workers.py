@@ -1,0 +1,144 @@
+"""Processes that load: deaf to signals that are meant for the run, ended with it, and missed at once when one is killed.
+
+`timeout`, Slurm, systemd and a terminal send their signals to the whole group. What to do then is the run's affair:
+were its loader processes to end first, it could not finish the step that it is to save.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import torch
+
+from patchform.errors import ResourceError
+from patchform.signals import STOPPING
+
+PERIOD = 0.5
+"""Seconds within which a loader process notices that the run is gone."""
+_REASONS = {
+    -signal.SIGKILL: ("was killed, most often because memory ran out", "lower data.workers or training.batch_size"),
+    -signal.SIGBUS: ("has no more shared memory", "enlarge /dev/shm (docker run --shm-size 8g), or lower data.workers"),
+}
+
+
+def begin(_: int) -> None:
+    """What a loader process does first: torch's `worker_init_fn`."""
+    torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # where the process that forks it did not
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(starter: int) -> None:
+    """End when the run does, however it does, or when it says so: torch terminates what does not end by itself.
+
+    Args:
+        starter: the run, or the process that starts others for it and ends with it.
+    """
+    parent = multiprocessing.parent_process()
+    while os.getppid() == starter and (parent is None or parent.is_alive()):
+        if not hasattr(signal, "sigtimedwait"):  # macOS
+            time.sleep(PERIOD)
+            continue
+        told = signal.sigtimedwait([signal.SIGTERM], PERIOD)
+        if told is not None and parent is not None and told.si_pid == parent.pid:
+            break
+    os._exit(0)
+
+
+class Crew:
+    """The loader processes of one loader.
+
+    Args:
+        processes: which they are.
+    """
+
+    def __init__(self, processes: list[BaseProcess]) -> None:
+        self.processes = processes
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Wait for a batch within: that one of the processes is killed, or was, ends the waiting.
+
+        A torch of its own would tell it by an error wherever the run happens to be, in the middle of a step too.
+
+        Raises:
+            ResourceError: one was killed, or crashed.
+        """
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGCHLD, self._look) if in_main else None
+        try:
+            self.check()
+            yield
+        except ResourceError as error:  # its traceback would hold the loader, and so keep the other processes
+            raise error.with_traceback(None) from None
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self.processes or not _is_of_a_killed_one(error):
+                raise
+            self.check()
+            reason = (str(error) or type(error).__name__).split("\n")[0]
+            raise ResourceError(f"a data worker was killed ({reason})", remedy=_REASONS[-signal.SIGKILL][1]) from None
+        finally:
+            if in_main:
+                signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+    def _look(self, _: int, frame: FrameType | None) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise ResourceError if one of them was killed. Those that are done end with 0."""
+        for process in self.processes:
+            if code := process.exitcode:
+                ended = ("crashed" if code < 0 else "ended", "set data.workers to 0 to see why")
+                what, remedy = _REASONS.get(code, ended)
+                how = signal.Signals(-code).name if -code in list(signal.Signals) else f"exit code {code}"
+                raise ResourceError(f"a data worker {what} ({how}, process {process.pid})", remedy=remedy)
+
+
+def _is_of_a_killed_one(error: BaseException) -> bool:
+    """Whether torch speaks of a process that is gone; what begins with "Caught" is an error of the data set."""
+    if str(error).startswith("Caught "):
+        return False
+    return isinstance(error, OSError | EOFError) or "DataLoader worker (pid" in str(error)
+
+
+@contextmanager
+def hired() -> Iterator[Crew]:
+    """Processes that begin meanwhile, however, are deaf to signals from the start; they are in the crew afterwards."""
+    if multiprocessing.get_start_method() != "fork":  # its start would end the block
+        with _blocked():
+            resource_tracker.ensure_running()
+    crew, others = Crew([]), set(multiprocessing.active_children())
+    handler = signal.getsignal(signal.SIGCHLD)
+    with _blocked():
+        yield crew
+    crew.processes = [process for process in multiprocessing.active_children() if process not in others]
+    _quieten(handler)
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _quieten(handler: object) -> None:
+    """Take back torch's handler, which raises errors of loader processes in the middle of whatever happens."""
+    current = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is threading.main_thread() and _of_torch(current):
+        signal.signal(signal.SIGCHLD, handler if callable(handler) and not _of_torch(handler) else signal.SIG_DFL)
+
+
+def _of_torch(handler: object) -> bool:
+    return str(getattr(handler, "__module__", "")).startswith("torch.")
