@@ -23,6 +23,10 @@ SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp
 """Options that tell the variants of a family apart even where their rows leave them to the default of the class."""
 
 
+LEVELWISE = {"anchor_sizes"}
+"""Options of heads that are lists with a value for each level of the recipe's backbone."""
+
+
 def packaged() -> list[str]:
     """Names of the recipes that come with the package, such as "classification/small"."""
     return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
@@ -54,7 +58,9 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     """A complete recipe, and where it came from; arguments and errors as of `resolve`."""
     above = renamed(settings or {}, None)
     path = None if isinstance(recipe, Recipe) else find(recipe)
-    below = dataclasses.asdict(recipe) if path is None else renamed(read(path), path)
+    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else renamed(read(find(recipe)), path)
+    asked = dict(flat(above)).get("model.backbone")
+    other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
     below, notes = _fitted(below, above)
     try:
         resolved = schema.build(Recipe, plain(merged(below, above)), parse=parse)
@@ -64,7 +70,7 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     check(resolved)
     if resolved.task not in lookup.names("tasks"):
         raise lookup.no_such("task", resolved.task, lookup.names("tasks"))
-    if notes and (note := _input_note(resolved, above)):
+    if other and (note := _input_note(resolved, above)):
         notes.append(note)
     return resolved, Origin(_called(path), tuple(notes))
 
@@ -97,24 +103,35 @@ def _called(path: Path | None) -> str:
 
 
 def _fitted(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A recipe without the options of a backbone and a head that are replaced, and a sentence on each of these."""
+    """A recipe without the options of a backbone and a head that are replaced, and a sentence on these options."""
     before, after, notes = below.get("model", {}), above.get("model"), list[str]()
     if not isinstance(before, dict) or not isinstance(after, Mapping):
         return below, notes
+
+    def part(name: str, key: str) -> tuple[str, str, dict[str, Any]]:
+        old, options = str(before.get(name, getattr(ModelSettings, name))), before.get(key)
+        return old, str(after.get(name, old)), options if isinstance(options, dict) else {}
+
+    old, new, options = part("backbone", "options")
+    old_head, new_head, head_options = part("head", "head_options")
+    gone = _replaced_sizes(old, new, options) if old != new else set()
+    other_levels = bool(gone) or old.partition("/")[0] != new.partition("/")[0]
+    gone_head = set(head_options)
+    if old_head == new_head:
+        gone_head &= LEVELWISE if other_levels else set()
+    if options and old != new:
+        notes.append(f"backbone {new} in place of the recipe's {old}{_fate(options, gone)}")
+    if head_options and old_head != new_head:
+        notes.append(f"head {new_head} in place of the recipe's {old_head}{_fate(head_options, gone_head)}")
+    elif gone_head:
+        notes.append(
+            f"head {new_head} has other levels{_fate({name: head_options[name] for name in gone_head}, gone_head)}"
+        )
     left = dict(before)
-    for part, key, replaced in (("backbone", "options", _replaced_sizes), ("head", "head_options", _all_options)):
-        old, new = str(before.get(part, getattr(ModelSettings, part))), str(after.get(part))
-        if part not in after or old == new:
-            continue
-        options = before.get(key) if isinstance(before.get(key), dict) else {}
-        gone = replaced(old, new, options)
-        left[key] = {name: value for name, value in options.items() if name not in gone}
-        notes.append(f"{part} {new} in place of the recipe's {old}" + _fate(options, gone))
+    for key, values, dropped in (("options", options, gone), ("head_options", head_options, gone_head)):
+        if dropped:
+            left[key] = {name: value for name, value in values.items() if name not in dropped}
     return {**below, "model": left}, notes
-
-
-def _all_options(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
-    return set(options)
 
 
 def _replaced_sizes(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
@@ -124,9 +141,10 @@ def _replaced_sizes(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
         UsageError: there is no such backbone.
     """
     _, row = lookup.backbone(new)
-    (family, _, size), rows = old.partition("/"), lookup.module("backbones", new.partition("/")[0]).VARIANTS
+    family, _, size = old.partition("/")
     if family != new.partition("/")[0]:
         return set(options)
+    rows = lookup.module("backbones", family).VARIANTS
     stated = set(row.options) | (set(rows[size].options) if size in rows else set())
     return set(options) & (SIZES | stated)
 
@@ -140,8 +158,6 @@ def _fate(options: Mapping[str, Any], gone: set[str]) -> str:
 
 def _input_note(recipe: Recipe, above: Mapping[str, Any]) -> str | None:
     """A sentence where a backbone that was asked for gets smaller pictures or other clips than it was published at."""
-    if "backbone" not in above.get("model", {}):
-        return None
     _, row = lookup.backbone(recipe.model.backbone)
     p, frames = recipe.preprocessing, row.options.get("frames", 0)
     typed = above.get("preprocessing", {})
