@@ -153,5 +153,7 @@ class Published:
     """`WEIGHTS`."""
     computes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """`COMPUTES`: by layout, options of the backbone with which the code computes whose names it has."""
+    differs: dict[str, str] = field(default_factory=dict)
+    """`DIFFERS`: by layout, at which sizes its code computes what no option of the backbone does."""
     init_layouts: dict[str, Any] = field(default_factory=dict)
     """`INIT_LAYOUTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""

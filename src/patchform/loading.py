@@ -88,8 +88,8 @@ def load_weights(
     target.load_state_dict({key.removeprefix(level): tensor for key, tensor in {**own, **filled}.items()})
     unread = (name for name in weights.tensors if not name.startswith(used_prefix))
     dropped = tuple(Entry("dropped", name, (name,), f'does not begin with "{prefix}"') for name in unread)
-    computes = _computes(backbone, layout_name, source)
-    return report._replace(entries=report.entries + dropped, layout=layout_name, prefix=used_prefix, computes=computes)
+    remarks = tuple(_remarks(backbone, layout_name, source))
+    return report._replace(entries=report.entries + dropped, layout=layout_name, prefix=used_prefix, remarks=remarks)
 
 
 def pretrained(
@@ -157,22 +157,23 @@ def _family(backbone: Backbone) -> str:
     return type(backbone).__module__.rpartition(".")[2]
 
 
-def _computes(backbone: Backbone, layout: str, source: Any) -> str:
-    """What a report says of options with which the source computes and the backbone does not; mostly nothing."""
-    family, subject = _family(backbone), f"layout {layout}"
-    options = lookup.layout_options(type(backbone), family, layout)
+def _remarks(backbone: Backbone, layout: str, source: Any) -> Iterator[str]:
+    """Where the code that a source was trained with computes other numbers from equal tensors; mostly nothing."""
+    published = lookup.published(_family(backbone))
+    subject, options = f"layout {layout}", lookup.layout_options(type(backbone), _family(backbone), layout)
     if layout == OWN and isinstance(source, str | Path) and (Path(source) / sources.DESCRIPTION).exists():
         names, subject = files.read_json(Path(source) / sources.DESCRIPTION)["architecture"], str(source)
         _, variant = lookup.backbone(names["backbone"])
-        known = {option for row in lookup.published(family).computes.values() for option in row}
+        known = {option for row in published.computes.values() for option in row}
         said = {**lookup.defaults(variant.build), **variant.options, **names["backbone_options"]}
         options = {option: value for option, value in said.items() if option in known and hasattr(backbone, option)}
     other = {option: value for option, value in options.items() if getattr(backbone, option) != value}
-    if not other:
-        return ""
-    theirs = ", ".join(f"{option}: {value}" for option, value in other.items())
-    ours = ", ".join(f"{option}: {getattr(backbone, option)}" for option in other)
-    return f"{subject} computes with {theirs}, and this model with {ours}: other numbers at some sizes (model.options)"
+    if other:
+        theirs = ", ".join(f"{option}: {value}" for option, value in other.items())
+        ours = ", ".join(f"{option}: {getattr(backbone, option)}" for option in other)
+        yield f"{subject} computes with {theirs}, this model with {ours}: other numbers at some sizes (model.options)"
+    if layout in published.differs:
+        yield published.differs[layout]
 
 
 def _layouts_for(backbone: Backbone, weights: sources.Source, named: str | None) -> dict[str, Rules]:

@@ -148,6 +148,7 @@ def published(family: str) -> Published:
         scores=getattr(entry, "SCORES", ()),
         weights=getattr(entry, "WEIGHTS", ()),
         computes=getattr(entry, "COMPUTES", {}),
+        differs=getattr(entry, "DIFFERS", {}),
         init_layouts=getattr(entry, "INIT_LAYOUTS", {}),
     )
 

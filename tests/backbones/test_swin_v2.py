@@ -248,7 +248,11 @@ def test_the_bias_is_worked_out_once_and_never_stale():
     with torch.enable_grad():
         assert bias().requires_grad
     with torch.inference_mode():
-        assert ContinuousBias(2, (4, 4), (4, 4)).bias(torch.float).shape == (2, 16, 16)  # its parameters have no versions
+        assert ContinuousBias(2, (4, 4), (4, 4)).bias(torch.float).shape == (
+            2,
+            16,
+            16,
+        )  # its parameters have no versions
         position.train().eval()
         bias()
     with torch.enable_grad():  # what inference mode left behind does not reach training

@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.backbones.resnet import AttendingResNet
+from patchform.backbones.resnet import AttendingResNet, check_dilated
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.norms import BatchNorm2d, Norm, Projection, affine
+from patchform.schema import Natural
 
 
 class AxialResNet(AttendingResNet):
@@ -42,7 +43,12 @@ class AxialResNet(AttendingResNet):
         width: channels of the stem. A stage has 4 times as many, doubling with every stage; inside its blocks half.
         depths: blocks of each stage.
         heads: attention heads; they divide `width`.
+        dilated: so many of the last stages do not halve the map. Attention along an axis already reaches all of it, so
+            nothing takes the place of the stride: only the tables of offsets are longer.
         drop_path: highest rate of stochastic depth, in [0, 1), that of the last block.
+
+    Raises:
+        UsageError: more stages dilated than halve the map.
     """
 
     def __init__(
@@ -53,18 +59,20 @@ class AxialResNet(AttendingResNet):
         width: int = 32,
         depths: Sequence[int] = (1, 2, 4, 1),
         heads: int = 8,
+        dilated: Natural = 0,
         drop_path: float = 0.0,
     ) -> None:
+        check_dilated(dilated, len(depths))
         rates, stages = iter(linear_rates(drop_path, sum(depths))), []
         before, grid = width, grids.cells(image_size, 4)
         for number, depth in enumerate(depths):
             channels, stage = 4 * width << number, []
             for index in range(depth):
-                stride = 2 if number and not index else 1
+                stride = 2 if 0 < number < len(depths) - dilated and not index else 1
                 stage.append(AxialBlock(before, channels, grid, heads=heads, stride=stride, drop_path=next(rates)))
                 before, grid = channels, grids.cells(grid, stride)
             stages.append(stage)
-        super().__init__(in_channels, width, stages)
+        super().__init__(in_channels, width, stages, dilated=dilated)
 
 
 class AxialBlock(nn.Module):

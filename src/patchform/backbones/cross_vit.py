@@ -55,6 +55,7 @@ class CrossViT(Backbone):
         depths: blocks of the branches in each stage.
         heads: attention heads, of all blocks and fusions; divides both widths.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         stem: "patches" projects squares, "convolutions" are the three of the variants with a dagger.
         drop_path: stochastic depth of the last block, rising linearly from 0.
 
@@ -73,6 +74,7 @@ class CrossViT(Backbone):
         depths: Sequence[tuple[int, int]] = ((1, 4), (1, 4), (1, 4)),
         heads: int = 6,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         stem: Literal["patches", "convolutions"] = "patches",
         drop_path: float = 0.0,
     ) -> None:
@@ -88,7 +90,8 @@ class CrossViT(Backbone):
         self.class_tokens = nn.ParameterList(torch.empty(1, 1, width) for width in widths)
         self.positions = nn.ModuleList(Learned1D(width, grid, prefix=1) for width, grid in zip(widths, native))
         self.stages = nn.ModuleList(
-            Stage(widths, depth, heads, mlp_ratio, rates=[next(rates) for _ in range(max(depth))]) for depth in depths
+            Stage(widths, depth, heads, mlp_ratio, qkv_bias=qkv_bias, rates=[next(rates) for _ in range(max(depth))])
+            for depth in depths
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
 
@@ -135,19 +138,31 @@ class Stage(nn.Module):
         depths: blocks of the branches.
         heads: attention heads.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         rates: of stochastic depth, one a block of the longer branch; the fusions take the last.
     """
 
     def __init__(
-        self, widths: Sequence[int], depths: Sequence[int], heads: int, mlp_ratio: float, *, rates: Sequence[float]
+        self,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        heads: int,
+        mlp_ratio: float,
+        *,
+        qkv_bias: bool,
+        rates: Sequence[float],
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.ModuleList(Block(width, heads, mlp_ratio=mlp_ratio, eps=EPS, drop_path=rate) for rate in rates[:depth])
+            nn.ModuleList(
+                Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=EPS, drop_path=rate)
+                for rate in rates[:depth]
+            )
             for width, depth in zip(widths, depths)
         )
         self.fusions = nn.ModuleList(
-            Fusion(width, other, heads, drop_path=rates[-1]) for width, other in zip(widths, reversed(widths))
+            Fusion(width, other, heads, qkv_bias=qkv_bias, drop_path=rates[-1])
+            for width, other in zip(widths, reversed(widths))
         )
 
     def forward(
@@ -170,14 +185,15 @@ class Fusion(nn.Module):
         width: D of the token.
         other: D' of the other branch; attention happens at this width.
         heads: attention heads; divides D'.
+        qkv_bias: biases of queries, keys, values.
         drop_path: rate of stochastic depth of the attention.
     """
 
-    def __init__(self, width: int, other: int, heads: int, *, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, other: int, heads: int, *, qkv_bias: bool = True, drop_path: float = 0.0) -> None:
         super().__init__()
         self.enter = nn.Sequential(nn.LayerNorm(width, eps=EPS), nn.GELU(), nn.Linear(width, other))
         self.norm = nn.LayerNorm(other, eps=EPS)
-        self.attention = CrossAttention(other, heads)
+        self.attention = CrossAttention(other, heads, qkv_bias=qkv_bias)
         self.residual = DropPath(drop_path)
         self.leave = nn.Sequential(nn.LayerNorm(other, eps=EPS), nn.GELU(), nn.Linear(other, width))
 

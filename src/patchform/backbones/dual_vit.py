@@ -58,7 +58,7 @@ from patchform.layers.attention import (
     real_keys,
     split_heads,
 )
-from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP
+from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP, hidden_width
 from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d, LayerScale
@@ -89,6 +89,7 @@ class DualViT(Backbone):
         mlp_ratios: of each stage, hidden width of the pixels' perceptrons over D, block by block and again from the
             front: (4, 3) is 4, 3, 4, 3, ...
         class_ratio: that of the class block.
+        qkv_bias: biases of queries, keys, values.
         window: side, in cells of the first map, of the square that a semantic token is pooled from. A rest at the
             bottom and the right is left out.
         summary: "class" has the class block; "mean" averages the tokens and has no parameters that maps do not need.
@@ -106,6 +107,7 @@ class DualViT(Backbone):
         heads: Sequence[int] = (2, 4, 10, 14),
         mlp_ratios: Sequence[Sequence[float]] = ((8,), (8,), (4, 3), (3,)),
         class_ratio: float = 2.0,
+        qkv_bias: bool = True,
         window: int = 7,
         summary: Literal["class", "mean"] = "class",
         layer_scale: float = 1e-6,
@@ -124,13 +126,22 @@ class DualViT(Backbone):
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                kind(width, count, ratios[i % len(ratios)], layer_scale=layer_scale, drop_path=next(rates))
+                kind(
+                    width,
+                    count,
+                    ratios[i % len(ratios)],
+                    qkv_bias=qkv_bias,
+                    layer_scale=layer_scale,
+                    drop_path=next(rates),
+                )
                 for i in range(depth)
             )
             for kind, width, depth, count, ratios in zip(KINDS, widths, depths, heads, mlp_ratios, strict=True)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
-        self.class_block = ClassBlock(self.width, heads[-1], class_ratio) if summary == "class" else None
+        self.class_block = None
+        if summary == "class":
+            self.class_block = ClassBlock(self.width, heads[-1], class_ratio, qkv_bias=qkv_bias)
         if self.class_block is None:
             self.layers()[-1].register_module("semantic_mlp", None)  # its output would not be used
         blocks.init_weights(self)
@@ -204,19 +215,23 @@ class DualBlock(nn.Module):
     factor on the branches, `drop_path` their rate of stochastic depth.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, layer_scale: float, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool, layer_scale: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.residual, self.heads = DropPath(drop_path), heads
         # semantic pathway
-        self.norm3, self.semantic_attention = nn.LayerNorm(width), nn.Linear(width, 3 * width)
-        self.norm4, self.semantic_cross_attention = nn.LayerNorm(width), CrossAttention(width, heads, project=False)
+        self.norm3, self.semantic_attention = nn.LayerNorm(width), nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.norm4 = nn.LayerNorm(width)
+        self.semantic_cross_attention = CrossAttention(width, heads, qkv_bias=qkv_bias, project=False)
         self.norm5 = nn.LayerNorm(width)
         self.semantic_mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         self.scale3, self.scale4, self.scale5 = (LayerScale(width, layer_scale) for _ in range(3))
         # pixel pathway
         self.pixel_norm, self.norm6 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width)
-        self.pixel_cross_attention, self.norm7 = CrossAttention(width, heads), nn.LayerNorm(width, eps=EPS)
-        self.mlp = ConvolutionalMLP(width, int(width * mlp_ratio))
+        self.pixel_cross_attention = CrossAttention(width, heads, qkv_bias=qkv_bias)
+        self.norm7 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = ConvolutionalMLP(width, hidden_width(width, mlp_ratio))
         self.scale6, self.scale7 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
     def forward(self, pixels: Tensor, semantics: Tensor, key_mask: KeyMask) -> tuple[Tensor, Tensor]:
@@ -256,12 +271,15 @@ class MergeBlock(nn.Module):
 
     semantic_mlp: MLP | None  # None: the semantics end here
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, layer_scale: float, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool, layer_scale: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.residual = DropPath(drop_path)
         self.norm8, self.norm9 = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(width, eps=EPS)
-        self.attention, self.scale8 = Attention(width, heads), LayerScale(width, layer_scale)
-        self.mlp, self.semantic_mlp = ConvolutionalMLP(width, int(width * mlp_ratio)), MLP(width, 2 * width)
+        self.attention = Attention(width, heads, qkv_bias=qkv_bias)
+        self.scale8 = LayerScale(width, layer_scale)
+        self.mlp, self.semantic_mlp = ConvolutionalMLP(width, hidden_width(width, mlp_ratio)), MLP(width, 2 * width)
         self.scale9 = LayerScale(width, layer_scale)
 
     def forward(self, pixels: Tensor, semantics: Tensor, key_mask: KeyMask) -> tuple[Tensor, Tensor]:

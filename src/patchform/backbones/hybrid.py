@@ -46,6 +46,7 @@ class Hybrid(ViT):
         position: absolute or relative position of the tokens.
         drop_path: stochastic depth of the last block, rising linearly from 0; the local network has none.
         gelu: "tanh" is what the original computes; "none", the error function, is how others run the same weights.
+        qkv_bias: biases of queries, keys, values.
     """
 
     prefers_channels_last = True
@@ -65,6 +66,7 @@ class Hybrid(ViT):
         position: PositionName = "learned_1d",
         drop_path: float = 0.0,
         gelu: GELU = "tanh",
+        qkv_bias: bool = True,
     ) -> None:
         local = LocalNetwork(in_channels, local_width, stages)
         super().__init__(
@@ -78,6 +80,7 @@ class Hybrid(ViT):
             position=position,
             drop_path=drop_path,
             gelu=gelu,
+            qkv_bias=qkv_bias,
         )
         self.local = local
         self.channels = (*local.channels, width)

@@ -49,6 +49,7 @@ class ParallelViT(Backbone):
         width, depth, heads: D, number of blocks, attention heads of a branch.
         branches: attentions, and likewise perceptrons, side by side in a block; 1 is DeiT-III.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         stem: "linear" projects squares, "hmlp" is `HierarchicalPatches`.
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth, the same for every branch of every block (the authors' code).
@@ -69,6 +70,7 @@ class ParallelViT(Backbone):
         heads: int = 6,
         branches: int = 2,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         stem: Literal["linear", "hmlp"] = "linear",
         layer_scale: float | None = 1e-4,
         drop_path: float = 0.0,
@@ -86,7 +88,14 @@ class ParallelViT(Backbone):
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.ModuleList(
             ParallelBlock(
-                Branch(width, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, drop_path=drop_path)
+                Branch(
+                    width,
+                    heads,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    layer_scale=layer_scale,
+                    drop_path=drop_path,
+                )
                 for _ in range(branches)
             )
             for _ in range(depth)

@@ -28,7 +28,7 @@ from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.blocks import ConvolutionalMLP
+from patchform.layers.blocks import ConvolutionalMLP, hidden_width
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import OverlappingPatches
 from patchform.layers.positions import Learned1D
@@ -48,6 +48,7 @@ class PVT(Backbone):
         depths: blocks of each stage.
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the perceptrons over the stage's.
+        qkv_bias: biases of queries, keys, values.
         reductions: side of the squares that become one key, cells; 1 in the last stage, which holds the class token.
         drop_path: stochastic depth of the last block, rising linearly from 0.
 
@@ -64,6 +65,7 @@ class PVT(Backbone):
         depths: Sequence[int] = (3, 4, 6, 3),
         heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        qkv_bias: bool = True,
         reductions: Sequence[int] = (8, 4, 2, 1),
         drop_path: float = 0.0,
     ) -> None:
@@ -89,7 +91,8 @@ class PVT(Backbone):
         )
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                patch_projection_block(width, stage_heads, ratio, side, drop_path=next(rates)) for _ in range(depth)
+                patch_projection_block(width, stage_heads, ratio, side, qkv_bias=qkv_bias, drop_path=next(rates))
+                for _ in range(depth)
             )
             for width, depth, stage_heads, ratio, side in zip(
                 widths, depths, heads, mlp_ratios, reductions, strict=True
@@ -131,7 +134,7 @@ class PVTv2(Backbone):
     """Pyramid vision transformer, version 2.
 
     Args:
-        in_channels, depths, heads, mlp_ratios, drop_path: see `PVT`.
+        in_channels, depths, heads, mlp_ratios, qkv_bias, drop_path: see `PVT`.
         widths: channels of the stages.
         attention: "reduced" as in version 1, "linear" has 7 x 7 means as keys, so that its cost grows with the map.
         reductions: side of the squares that become one key, cells; "linear" has none.
@@ -145,6 +148,7 @@ class PVTv2(Backbone):
         depths: Sequence[int] = (3, 4, 6, 3),
         heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        qkv_bias: bool = True,
         attention: Literal["reduced", "linear"] = "reduced",
         reductions: Sequence[int] = (8, 4, 2, 1),
         drop_path: float = 0.0,
@@ -168,7 +172,8 @@ class PVTv2(Backbone):
                     width,
                     stage_heads,
                     reduction=reduction(width, side),
-                    mlp=ConvolutionalMLP(width, int(width * ratio), relu=attention == "linear"),
+                    mlp=ConvolutionalMLP(width, hidden_width(width, ratio), relu=attention == "linear"),
+                    qkv_bias=qkv_bias,
                     drop_path=next(rates),
                 )
                 for _ in range(depth)

@@ -31,7 +31,7 @@ from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, never_empty, real_keys
-from patchform.layers.blocks import MLP
+from patchform.layers.blocks import MLP, hidden_width
 from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.patches import Patches, pad_to_multiple
@@ -51,6 +51,7 @@ class RegionViT(Backbone):
         widths, depths, heads: D, blocks and attention heads of each stage.
         window: cells along a side of a region, in all stages.
         mlp_ratio: hidden width of the perceptrons over the stage's.
+        qkv_bias: biases of queries, keys, values.
         stem: how cells are made: "3conv" is three small convolutions, "1conv" one of 8x8 pixels.
         peg: positions by a depth-wise convolution after the first block of each stage.
         norm_maps: a norm on the cells between stages, as the authors' detectors have it.
@@ -70,6 +71,7 @@ class RegionViT(Backbone):
         heads: tuple[int, ...] = (2, 4, 8, 16),
         window: int = 7,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         stem: Literal["3conv", "1conv"] = "3conv",
         peg: bool = False,
         norm_maps: bool = False,
@@ -86,7 +88,16 @@ class RegionViT(Backbone):
         self.regions = Patches(in_channels, widths[0], PATCH * window)
         self.cells = stems[stem](in_channels, widths[0])
         self.stages = nn.ModuleList(
-            Stage(before, width, stage_heads, window, mlp_ratio, peg=peg, rates=[next(rates) for _ in range(depth)])
+            Stage(
+                before,
+                width,
+                stage_heads,
+                window,
+                mlp_ratio,
+                qkv_bias=qkv_bias,
+                peg=peg,
+                rates=[next(rates) for _ in range(depth)],
+            )
             for before, width, depth, stage_heads in zip((None, *widths), widths, depths, heads)
         )
         self.map_norms = nn.ModuleList(nn.LayerNorm(width) if norm_maps else nn.Identity() for width in widths)
@@ -188,6 +199,7 @@ class Stage(nn.Module):
         heads: attention heads.
         window: cells along a side of a region.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         peg: a depth-wise convolution after the first block.
         rates: of stochastic depth, one a block.
     """
@@ -200,13 +212,16 @@ class Stage(nn.Module):
         window: int,
         mlp_ratio: float,
         *,
+        qkv_bias: bool,
         peg: bool,
         rates: Sequence[float],
     ) -> None:
         super().__init__()
         self.window = window
         self.halve = nn.Identity() if before is None else Halving(before, width)
-        self.blocks = nn.ModuleList(RegionalToLocal(width, heads, window, mlp_ratio, drop_path=rate) for rate in rates)
+        self.blocks = nn.ModuleList(
+            RegionalToLocal(width, heads, window, mlp_ratio, qkv_bias=qkv_bias, drop_path=rate) for rate in rates
+        )
         self.peg = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False) if peg else None
 
     def forward(self, regions: Tensor, cells: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -262,17 +277,27 @@ class RegionalToLocal(nn.Module):
         heads: attention heads.
         window: cells along a side of a region.
         mlp_ratio: hidden width of the perceptron over D.
+        qkv_bias: biases of queries, keys, values.
         drop_path: rate of stochastic depth of the three branches.
     """
 
-    def __init__(self, width: int, heads: int, window: int, mlp_ratio: float, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: int,
+        mlp_ratio: float,
+        *,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.grid = (window, window)
         self.norm0 = nn.LayerNorm(width, eps=EPS)
         self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attention = Attention(width, heads, position=WithinWindow(heads, self.grid))
+        self.attention = Attention(width, heads, position=WithinWindow(heads, self.grid), qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, hidden_width(width, mlp_ratio))
         self.residual = DropPath(drop_path)
 
     def forward(self, windows: Tensor, region_mask: Tensor | None = None, window_mask: Tensor | None = None) -> Tensor:

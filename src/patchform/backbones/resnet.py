@@ -130,8 +130,7 @@ class ResNet(Backbone):
             raise UsageError(f'no block "{block}"', remedy=f"there are: {', '.join(BLOCKS)}")
         if stem not in ("imagenet", "small"):
             raise UsageError(f'no stem "{stem}"', remedy="there are: imagenet, small")
-        if not 0 <= dilated < len(depths):
-            raise UsageError(f"{dilated} dilated stages", remedy=f"up to {len(depths) - 1} of {len(depths)} may be")
+        check_dilated(dilated, len(depths))
         branch = BLOCKS[block]
         first = 4 if stem == "imagenet" else 1
         self.stem = conv_norm(in_channels, widths[0], *((7, 2) if stem == "imagenet" else (3, 1)))
@@ -186,13 +185,16 @@ class AttendingResNet(Backbone):
         in_channels: C of the images.
         width: channels of the stem. A stage has 4 times as many, doubling with every stage.
         stages: blocks of each stage, (B, H, W, D) and padding (B, H, W) -> (B, H', W', D'); the first block of each but
-            the first halves the grid.
+            the first, and but the dilated ones, halves the grid.
+        dilated: so many of the last stages do not halve it.
     """
 
-    def __init__(self, in_channels: int, width: int, stages: Sequence[Sequence[nn.Module]]) -> None:
+    def __init__(
+        self, in_channels: int, width: int, stages: Sequence[Sequence[nn.Module]], *, dilated: int = 0
+    ) -> None:
         super().__init__()
         self.channels = tuple(4 * width << stage for stage in range(len(stages)))
-        self.strides = tuple(4 << stage for stage in range(len(stages)))
+        self.strides = tuple(4 << min(stage, len(stages) - 1 - dilated) for stage in range(len(stages)))
         self.width = self.channels[-1]
         conv = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -220,6 +222,12 @@ class AttendingResNet(Backbone):
     def layers(self) -> list[nn.Module]:
         """The blocks of all stages."""
         return [block for stage in self.stages for block in stage.children()]
+
+
+def check_dilated(dilated: int, stages: int) -> None:
+    """Raise UsageError unless so many of the stages can be dilated: the first does not halve the map."""
+    if not 0 <= dilated < stages:
+        raise UsageError(f"{dilated} dilated stages", remedy=f"up to {stages - 1} of {stages} may be")
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int, dilation: int = 1) -> nn.Sequential:

@@ -41,6 +41,7 @@ class Sparse(Backbone):
         near: neighbouring blocks on either side that a cell attends to.
         landmarks: blocks at the start of the picture that every cell attends to.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
     """
@@ -58,6 +59,7 @@ class Sparse(Backbone):
         near: Natural = 1,
         landmarks: Natural = 1,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         drop_path: float = 0.0,
         maps_from: tuple[int, ...] | None = None,
     ) -> None:
@@ -70,7 +72,7 @@ class Sparse(Backbone):
         self.patches = Patches(in_channels, width, patch)
         self.position = Learned1D(width, grids.cells(image_size, patch))
         self.blocks = nn.ModuleList(
-            Block(width, heads, pattern=pattern, mlp_ratio=mlp_ratio, drop_path=rate)
+            Block(width, heads, pattern=pattern, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate)
             for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)

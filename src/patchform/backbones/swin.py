@@ -12,8 +12,8 @@ neighbours are in one window in every second block. Maps are the stages' outputs
     v1:  x + attention(norm(x))   scores q k / sqrt(d) + table of offsets       merge: norm, reduction
     v2:  x + norm(attention(x))   scores s cos(q, k) + network(log of offsets)  merge: reduction, norm
 
-What happens where windows do not divide a map, or one covers an axis of it, the paper does not say, and no two published
-programs do the same: `windows` has the rule of each.
+What happens where windows do not divide a map, or one covers an axis of it, the paper does not say, and no two
+published programs do the same: `windows` has the rule of each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from patchform.layers.patterns import FilledWindows, RolledWindows, Windows
 from patchform.layers.positions import Grid, RelativeBias, RelativePosition
 from patchform.records import Features
 
-
 WindowRule: TypeAlias = Literal["masked", "zeros", "zeros_axis", "zeros_map", "zeros_native", "zeros_rolled"]
 """What windows do that a map does not fill, and which of every second block's are displaced.
 
@@ -46,8 +45,8 @@ masked: empty places are nobody's keys; an axis that one window covers is not di
 zeros: zeros fill them, whose keys and values, the projection's bias, are seen; all are displaced. Detectors and
 segmenters of OpenMMLab and of Swin's authors, transformers' SwinBackbone.
 zeros_axis: so, but an axis that one window covers is not displaced. torchvision.
-zeros_map: so, but a map one of whose axes is covered so is not displaced. Classifiers of the authors (whose maps have to
-be whole windows), of transformers and of mmpretrain.
+zeros_map: so, but a map one of whose axes is covered so is not displaced. Classifiers of the authors (whose maps have
+to be whole windows), of transformers and of mmpretrain.
 zeros_native: so, but what is displaced, and the largest window, is decided by the rows of the maps of `image_size`.
 transformers' version 2.
 zeros_rolled: so, but decided for each axis by the maps of `image_size`; and zeros fill a map that is displaced already.

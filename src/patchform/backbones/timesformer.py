@@ -23,7 +23,7 @@ from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import Attention, real_keys
-from patchform.layers.blocks import MLP, Block
+from patchform.layers.blocks import MLP, Block, hidden_width
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.patches import Patches
@@ -43,18 +43,21 @@ class DividedBlock(nn.Module):
         width: D.
         heads: attention heads; divides D.
         mlp_ratio: hidden width of the perceptron over D.
+        qkv_bias: biases of queries, keys, values.
         drop_path: rate of stochastic depth of all branches.
     """
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, *, mlp_ratio: float = 4.0, qkv_bias: bool = True, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.temporal_norm = nn.LayerNorm(width, eps=EPS)
-        self.temporal_attention = Attention(width, heads)
+        self.temporal_attention = Attention(width, heads, qkv_bias=qkv_bias)
         self.temporal_proj = nn.Linear(width, width)
         self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, hidden_width(width, mlp_ratio))
         self.residual = DropPath(drop_path)
 
     def forward(self, token: Tensor, patches: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -95,6 +98,7 @@ class TimeSformer(Backbone):
         patch: side of a patch, pixels.
         width, depth, heads: D, number of blocks, attention heads.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
@@ -112,6 +116,7 @@ class TimeSformer(Backbone):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -123,7 +128,8 @@ class TimeSformer(Backbone):
         self.position = Learned1D(width, grids.cells(image_size, patch), prefix=1, mode="nearest")
         self.time = self.times(frames)
         self.blocks = nn.ModuleList(
-            self.block(width, heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in linear_rates(drop_path, depth)
+            self.block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate)
+            for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
 

@@ -93,6 +93,7 @@ class PCPVT(Twins):
         depths: blocks of each stage.
         heads: attention heads of each stage.
         mlp_ratios: hidden width of the perceptrons over the stage's.
+        qkv_bias: biases of queries, keys, values.
         reductions: side of the squares that become one key, cells.
         norm_maps: see `Twins`.
         drop_path: stochastic depth of the last block, rising linearly from 0.
@@ -106,6 +107,7 @@ class PCPVT(Twins):
         depths: Sequence[int] = (3, 4, 6, 3),
         heads: Sequence[int] = (1, 2, 5, 8),
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        qkv_bias: bool = True,
         reductions: Sequence[int] = (8, 4, 2, 1),
         norm_maps: bool = False,
         drop_path: float = 0.0,
@@ -113,7 +115,10 @@ class PCPVT(Twins):
         rates = iter(linear_rates(drop_path, sum(depths)))
         sizes = zip(widths, depths, heads, mlp_ratios, reductions, strict=True)
         stages = [
-            [patch_projection_block(width, stage_heads, ratio, side, drop_path=next(rates)) for _ in range(depth)]
+            [
+                patch_projection_block(width, stage_heads, ratio, side, qkv_bias=qkv_bias, drop_path=next(rates))
+                for _ in range(depth)
+            ]
             for width, depth, stage_heads, ratio, side in sizes
         ]
         super().__init__(in_channels, widths, stages, norm_maps)
@@ -137,7 +142,7 @@ class SVT(Twins):
     """Pyramid of blocks of local and global attention in turn (section 3.2).
 
     Args:
-        in_channels, widths, depths, heads, mlp_ratios, reductions, drop_path, norm_maps: see `PCPVT`.
+        in_channels, widths, depths, heads, mlp_ratios, qkv_bias, reductions, drop_path, norm_maps: see `PCPVT`.
         window: side of a window, cells.
         windows: what those do that a map does not fill: a `WindowRule`.
     """
@@ -150,6 +155,7 @@ class SVT(Twins):
         depths: Sequence[int] = (2, 2, 10, 4),
         heads: Sequence[int] = (2, 4, 8, 16),
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        qkv_bias: bool = True,
         window: int = 7,
         windows: WindowRule = "masked",
         reductions: Sequence[int] = (8, 4, 2, 1),
@@ -161,9 +167,9 @@ class SVT(Twins):
         pattern = _WINDOWS[windows]((window, window))
         stages = [
             [
-                patch_projection_block(width, stage_heads, ratio, side, drop_path=rate)
+                patch_projection_block(width, stage_heads, ratio, side, qkv_bias=qkv_bias, drop_path=rate)
                 if index % 2
-                else Block(width, stage_heads, pattern=pattern, mlp_ratio=ratio, drop_path=rate)
+                else Block(width, stage_heads, pattern=pattern, mlp_ratio=ratio, qkv_bias=qkv_bias, drop_path=rate)
                 for index, rate in zip(range(depth), rates)
             ]
             for width, depth, stage_heads, ratio, side in sizes

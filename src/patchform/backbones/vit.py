@@ -10,7 +10,7 @@ register tokens: Darcet et al. 2024; positions other than learned_1d: the paper'
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from patchform.backbones.base import Backbone, blocks_with_maps, sequence_paddin
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks, positions
-from patchform.layers.blocks import GELU, Block
+from patchform.layers.blocks import Block, FormOptions
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.records import Features
@@ -39,8 +39,9 @@ class ViT(Backbone):
         registers: learned tokens that have no position and are not read (Darcet et al. 2024 use 4).
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth of the last block, rising linearly from 0.
-        gelu: "tanh" for weights from the original JAX code.
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
+        block: of every block: `gelu`, "tanh" for weights from the original JAX code, and `qkv_bias`, false for weights
+            whose queries, keys and values have none.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class ViT(Backbone):
         registers: int = 0,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
-        gelu: GELU = "none",
         maps_from: tuple[int, ...] | None = None,
+        **block: Unpack[FormOptions],
     ) -> None:
         super().__init__()
         self.maps_from = blocks_with_maps(maps_from, depth)
@@ -78,9 +79,9 @@ class ViT(Backbone):
                 heads,
                 position=positions.relative(position, width, heads, grid),
                 mlp_ratio=mlp_ratio,
-                gelu=gelu,
                 layer_scale=layer_scale,
                 drop_path=rate,
+                **block,
             )
             for rate in linear_rates(drop_path, depth)
         )

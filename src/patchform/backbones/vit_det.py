@@ -37,6 +37,7 @@ class ViTDet(Backbone):
         window: side of a window, cells.
         global_blocks: so many of the blocks attend globally: the last of as many equal parts.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         position: of the tokens; one slot for absolute positions and those inside attention, which in
             a window are those of the window.
         drop_path: stochastic depth of the last block, rising linearly from 0.
@@ -57,6 +58,7 @@ class ViTDet(Backbone):
         window: int = 14,
         global_blocks: Natural = 4,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         position: positions.PositionName = "learned_1d",
         drop_path: float = 0.0,
     ) -> None:
@@ -77,6 +79,7 @@ class ViTDet(Backbone):
                 pattern=Global() if number in global_numbers else Windows(tile),
                 position=positions.relative(position, width, heads, grid if number in global_numbers else tile),
                 mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
                 drop_path=rate,
             )
             for number, rate in enumerate(linear_rates(drop_path, depth), start=1)

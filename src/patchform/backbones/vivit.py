@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,12 @@ from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import Attention, attend
-from patchform.layers.blocks import GELU, Block
+from patchform.layers.attention import Attention, GroupMasks, attend
+from patchform.layers.blocks import GELU, Block, BlockOptions
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Tubelets
-from patchform.layers.patterns import Global, Grid, Groups
+from patchform.layers.pattern_tables import Grid
+from patchform.layers.patterns import Global, Groups
 from patchform.layers.positions import Learned1D, Position
 from patchform.layers.tubelet_positions import TubeletPosition
 from patchform.records import Features
@@ -52,6 +53,7 @@ class ViViT(Backbone):
         tube: its length, frames.
         width, depth, heads: D, number of blocks, attention heads.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values.
         gelu: "tanh" is what the authors compute; "none", the error function, suits weights of pictures from elsewhere.
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
@@ -70,6 +72,7 @@ class ViViT(Backbone):
         depth: int = 12,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         gelu: GELU = "tanh",
         drop_path: float = 0.0,
     ) -> None:
@@ -81,7 +84,7 @@ class ViViT(Backbone):
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if self.prefix else None
         self.position = self.make_position(grids.cells(image_size, patch), -(-frames // tube))
         self.blocks = nn.ModuleList(
-            self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
+            self.block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, gelu=gelu, drop_path=rate)
             for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=EPS)
@@ -94,9 +97,9 @@ class ViViT(Backbone):
         """Position of the tokens."""
         return TubeletPosition(self.width, grid, moments, prefix=self.prefix)
 
-    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+    def block(self, width: int, heads: int, *, drop_path: float, **options: Unpack[BlockOptions]) -> Block:
         """One block."""
-        return Block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        return Block(width, heads, drop_path=drop_path, **options)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, T, C, H, W) -> a map (B, D, H/p, W/p), tokens (B, T/f * N, D), moment by moment, and summary (B, D).
@@ -138,8 +141,8 @@ class FactorisedEncoder(ViViT):
     and tokens are those of the spatial one.
 
     Args:
-        in_channels, image_size, frames, patch, tube, width, depth, heads, mlp_ratio, gelu, drop_path: as in `ViViT`;
-            `depth` is that of the spatial transformer, stochastic depth rises from 0 in each.
+        in_channels, image_size, frames, patch, tube, width, depth, heads, mlp_ratio, qkv_bias, gelu, drop_path: as in
+            `ViViT`; `depth` is that of the spatial transformer, stochastic depth rises from 0 in each.
         temporal_depth: blocks of the temporal transformer: 4 in the paper; the released L/16x2 has 24.
     """
 
@@ -156,6 +159,7 @@ class FactorisedEncoder(ViViT):
         temporal_depth: int = 4,
         heads: int = 12,
         mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
         gelu: GELU = "tanh",
         drop_path: float = 0.0,
     ) -> None:
@@ -169,11 +173,12 @@ class FactorisedEncoder(ViViT):
             depth=depth,
             heads=heads,
             mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
             gelu=gelu,
             drop_path=drop_path,
         )
         temporal = [
-            self.block(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=rate)
+            self.block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, gelu=gelu, drop_path=rate)
             for rate in linear_rates(drop_path, temporal_depth)
         ]
         self.temporal = Temporal(width, -(-frames // tube), temporal)
@@ -182,9 +187,9 @@ class FactorisedEncoder(ViViT):
         """One table for all moments."""
         return Learned1D(self.width, grid, prefix=1)
 
-    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+    def block(self, width: int, heads: int, *, drop_path: float, **options: Unpack[BlockOptions]) -> Block:
         """One block, which takes (B, T/f, N, D)."""
-        return Block(width, heads, pattern=EachMoment(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        return Block(width, heads, pattern=EachMoment(), drop_path=drop_path, **options)
 
     def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
         """As in `ViViT`."""
@@ -210,9 +215,9 @@ class FactorisedSelfAttention(ViViT):
 
     prefix = 0
 
-    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+    def block(self, width: int, heads: int, *, drop_path: float, **options: Unpack[BlockOptions]) -> Block:
         """One block, which takes (B, T/f, N, D)."""
-        return FactorisedBlock(width, heads, mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+        return FactorisedBlock(width, heads, drop_path=drop_path, **options)
 
     def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
         """As in `ViViT`."""
@@ -227,10 +232,10 @@ class FactorisedSelfAttention(ViViT):
 class FactorisedDotProduct(FactorisedSelfAttention):
     """Video transformer whose heads attend over time or over space (model 4); arguments as `ViViT`, 2 divides heads."""
 
-    def block(self, width: int, heads: int, *, mlp_ratio: float, gelu: GELU, drop_path: float) -> Block:
+    def block(self, width: int, heads: int, *, drop_path: float, **options: Unpack[BlockOptions]) -> Block:
         """One block, which takes (B, T/f, N, D)."""
-        block = Block(width, heads, pattern=EachMoment(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
-        block.attention = FactorisedAttention(width, heads)
+        block = Block(width, heads, pattern=EachMoment(), drop_path=drop_path, **options)
+        block.attention = FactorisedAttention(width, heads, qkv_bias=options.get("qkv_bias", True))
         return block
 
 
@@ -259,17 +264,14 @@ class FactorisedBlock(Block):
     Args:
         width: D.
         heads: attention heads; divides D.
-        mlp_ratio: hidden width of the perceptron over D.
-        gelu: form of the activation.
         drop_path: rate of stochastic depth of all branches.
+        options: of a `Block`.
     """
 
-    def __init__(
-        self, width: int, heads: int, *, mlp_ratio: float = 4.0, gelu: GELU = "tanh", drop_path: float = 0.0
-    ) -> None:
-        super().__init__(width, heads, pattern=EachMoment(), mlp_ratio=mlp_ratio, gelu=gelu, drop_path=drop_path)
+    def __init__(self, width: int, heads: int, *, drop_path: float = 0.0, **options: Unpack[BlockOptions]) -> None:
+        super().__init__(width, heads, pattern=EachMoment(), drop_path=drop_path, **options)
         self.temporal_norm = nn.LayerNorm(width, eps=EPS)
-        self.temporal_attention = Attention(width, heads)
+        self.temporal_attention = Attention(width, heads, qkv_bias=options.get("qkv_bias", True))
 
     def forward(self, x: Tensor, *, grid: Grid | None = None, padding: Tensor | None = None) -> Tensor:
         """(B, T/f, N, D) -> the same; padding (B, 1, N)."""
@@ -283,17 +285,17 @@ class FactorisedBlock(Block):
 class FactorisedAttention(Attention):
     """Attention whose first half of the heads is over time, the second over space (section 3.3, model 4)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool) -> None:
         if heads % 2:
             raise UsageError(f"half of the heads look along time: 2 has to divide them, not {heads}")
-        super().__init__(width, heads)
+        super().__init__(width, heads, qkv_bias=qkv_bias)
 
     def forward(
         self,
         tokens: Tensor,
         *,
         grid: Grid | None = None,
-        allowed: Tensor | None = None,
+        allowed: Tensor | GroupMasks | None = None,
         gather_keys: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """(B, T/f, N, D) -> the same; allowed (B, 1, 1, 1, N) is of the heads over space."""

@@ -24,7 +24,7 @@ from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.attention import real_keys
-from patchform.layers.blocks import MLP, Block, ClassBlock
+from patchform.layers.blocks import MLP, Block, ClassBlock, hidden_width
 from patchform.layers.convolutions import channels_innermost
 from patchform.layers.drop import linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, resized
@@ -49,6 +49,7 @@ class VOLO(Backbone):
         depths: number of outlookers, then blocks of each stage; the stages differ in nothing.
         heads: attention heads of the outlookers, of the blocks.
         mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: biases of queries, keys, values, and of the values of outlookers.
         class_depth: number of class blocks.
         drop_path: stochastic depth of the last block. It rises linearly from 0 over outlookers and blocks, but
             outlookers and class blocks go without (the authors' code).
@@ -64,6 +65,7 @@ class VOLO(Backbone):
         depths: tuple[int, ...] = (4, 4, 8, 2),
         heads: tuple[int, int] = (6, 12),
         mlp_ratio: float = 3.0,
+        qkv_bias: bool = False,
         class_depth: Natural = 2,
         drop_path: float = 0.0,
     ) -> None:
@@ -72,19 +74,21 @@ class VOLO(Backbone):
         rates = iter(linear_rates(drop_path, sum(depths))[depths[0] :])
 
         self.stem = Stem(in_channels, stem, widths[0])
-        self.outlookers = nn.ModuleList(Outlooker(widths[0], heads[0], mlp_ratio) for _ in range(depths[0]))
+        self.outlookers = nn.ModuleList(
+            Outlooker(widths[0], heads[0], mlp_ratio, qkv_bias=qkv_bias) for _ in range(depths[0])
+        )
         self.merge = nn.Conv2d(*widths, 2, stride=2)
         self.position = nn.Parameter(torch.empty(1, *grids.cells(image_size, 2 * PATCH), widths[1]))
         self.stages = nn.ModuleList(
             nn.ModuleList(
-                Block(widths[1], heads[1], mlp_ratio=mlp_ratio, qkv_bias=False, eps=EPS, drop_path=next(rates))
+                Block(widths[1], heads[1], mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=EPS, drop_path=next(rates))
                 for _ in range(depth)
             )
             for depth in depths[1:]
         )
         self.class_token = nn.Parameter(torch.empty(1, 1, widths[1]))
         self.class_blocks = nn.ModuleList(
-            ClassBlock(widths[1], heads[1], mlp_ratio, qkv_bias=False, eps=EPS) for _ in range(class_depth)
+            ClassBlock(widths[1], heads[1], mlp_ratio, qkv_bias=qkv_bias, eps=EPS) for _ in range(class_depth)
         )
         self.norm = nn.LayerNorm(widths[1], eps=EPS)
 
@@ -162,14 +166,15 @@ class Outlooker(nn.Module):
         width: D.
         heads: attention heads.
         mlp_ratio: hidden width of the perceptron over D.
+        qkv_bias: a bias of the values.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attention = OutlookAttention(width, heads)
+        self.attention = OutlookAttention(width, heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, hidden_width(width, mlp_ratio))
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, H, W, D) -> the same; padding (B, H, W) is as if it lay beyond the border."""
@@ -183,12 +188,13 @@ class OutlookAttention(nn.Module):
     Args:
         width: D.
         heads: attention heads; divides D.
+        qkv_bias: a bias of the values.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = False) -> None:
         super().__init__()
         self.heads, self.scale = heads, (width // heads) ** -0.5
-        self.v = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width, bias=qkv_bias)
         self.weights = nn.Linear(width, heads * 9 * 9)
         self.proj = nn.Linear(width, width)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,33 @@ from patchform.layers.attention import Attention, CrossAttention
 from patchform.layers.drop import DropPath
 from patchform.layers.linear import Linear, conv_gelu, linear_gelu, plain
 from patchform.layers.norms import LayerScale
-from patchform.layers.patterns import Global, Grid, Pattern
+from patchform.layers.pattern_tables import Grid
+from patchform.layers.patterns import Global, Pattern
 from patchform.layers.positions import RelativePosition
 
 GELU: TypeAlias = Literal["none", "tanh"]
 """Exact (erf) or its tanh approximation; the original JAX code of ViT computes the latter."""
+
+
+class FormOptions(TypedDict, total=False):
+    """Of a `Block`, what some published weights need and papers seldom name."""
+
+    gelu: GELU
+    """Form of the activation."""
+    qkv_bias: bool
+    """Biases of queries, keys, values."""
+
+
+class BlockOptions(FormOptions, total=False):
+    """Those, and the width of a `Block`'s perceptron."""
+
+    mlp_ratio: float
+    """Hidden width of the perceptron over the block's."""
+
+
+def hidden_width(width: int, ratio: float) -> int:
+    """Of a perceptron: `ratio` times `width`, rounded, for 2.7 * 10 is a little less than 27 in floating point."""
+    return max(1, round(width * ratio))
 
 
 class MLP(nn.Module):
@@ -101,7 +123,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, position=position, qkv_bias=qkv_bias)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, int(width * mlp_ratio), gelu=gelu)
+        self.mlp = MLP(width, hidden_width(width, mlp_ratio), gelu=gelu)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.residual = DropPath(drop_path)
 
@@ -143,7 +165,7 @@ class ClassBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
         self.attention = CrossAttention(width, heads, qkv_bias=qkv_bias)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        self.mlp = MLP(width, hidden_width(width, mlp_ratio))
 
     def forward(self, token: Tensor, others: Tensor, allowed: Tensor | None = None) -> Tensor:
         """(B, 1, D), (B, N, D) -> (B, 1, D); allowed (B, 1, 1, 1, N) bool of the others."""

@@ -110,7 +110,8 @@ def tables_of(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
         return Cells(pattern.query_index(grid), pattern.key_index(grid), sees, alike)
 
     def build() -> Tables:
-        with torch.inference_mode(False), torch.no_grad():  # they must serve training too
+        # they must serve training too, and be numbers wherever the caller wants new tensors to be
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             return build_tables(cells(pattern.alike(grid)), grid, device)
 
     if torch.compiler.is_compiling():  # sizes may be symbols, of which no number of masks follows
@@ -302,7 +303,8 @@ class HalfFilledWindows(Windows):
 @dataclass(frozen=True)
 class RolledWindows(FilledWindows):
     """Filled windows whose grid is rolled before it is filled, as timm does it: the zeros lie behind the cells that
-    came around, and the last `shift` rows and columns of the filled grid, zeros or not, see themselves alone."""
+    came around, and the last `shift` rows and columns of the filled grid, zeros or not, see themselves alone.
+    """
 
     def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
         """Same tile of the grid that was rolled and filled, on the same side of the cut."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from patchform.geometry import grids
 from patchform.layers import fitting
 from patchform.layers.attention import CrossAttention, never_empty, real_keys
-from patchform.layers.blocks import MLP
+from patchform.layers.blocks import MLP, hidden_width
 from patchform.layers.drop import DropPath
 from patchform.layers.fitting import Fitted, TransferContext
 from patchform.layers.linear import Linear
@@ -92,10 +92,11 @@ class ReducedAttention(CrossAttention):
         width: D.
         heads: h; divides D.
         reduction: (map, padding) -> (smaller map, its padding); with None the tokens themselves are keys and values.
+        qkv_bias: biases of queries, keys, values.
     """
 
-    def __init__(self, width: int, heads: int, *, reduction: nn.Module | None = None) -> None:
-        super().__init__(width, heads)
+    def __init__(self, width: int, heads: int, *, reduction: nn.Module | None = None, qkv_bias: bool = True) -> None:
+        super().__init__(width, heads, qkv_bias=qkv_bias)
         self.reduction = reduction
 
     def mix(self, x: Tensor, padding: Tensor | None) -> Tensor:
@@ -113,15 +114,23 @@ class ReducedBlock(nn.Module):
         heads: attention heads; divides D.
         reduction: of the keys and values.
         mlp: perceptron, (..., D) -> (..., D).
+        qkv_bias: biases of queries, keys, values.
         drop_path: rate of stochastic depth of both branches.
     """
 
     def __init__(
-        self, width: int, heads: int, *, reduction: nn.Module | None, mlp: nn.Module, drop_path: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        *,
+        reduction: nn.Module | None,
+        mlp: nn.Module,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = ReducedAttention(width, heads, reduction=reduction)
+        self.attention = ReducedAttention(width, heads, reduction=reduction, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = mlp
         self.residual = DropPath(drop_path)
@@ -137,9 +146,9 @@ class ReducedBlock(nn.Module):
 
 
 def patch_projection_block(
-    width: int, heads: int, mlp_ratio: float, side: int, *, drop_path: float = 0.0
+    width: int, heads: int, mlp_ratio: float, side: int, *, qkv_bias: bool = True, drop_path: float = 0.0
 ) -> ReducedBlock:
     """A block of global attention whose keys are squares of `side` x `side` cells, projected (PVT, Twins)."""
     reduction = Reduction(width, side) if side > 1 else None
-    mlp = MLP(width, int(width * mlp_ratio))
-    return ReducedBlock(width, heads, reduction=reduction, mlp=mlp, drop_path=drop_path)
+    mlp = MLP(width, hidden_width(width, mlp_ratio))
+    return ReducedBlock(width, heads, reduction=reduction, mlp=mlp, qkv_bias=qkv_bias, drop_path=drop_path)

@@ -76,6 +76,11 @@ transformers: files of ViTHybrid, which left transformers with its version 5; it
 
 timm runs the same weights with gelu="none" and 1e-5 in its group norms; here both are the original's."""
 
+DIFFERS = {
+    "timm_stem": "timm refuses sizes that 32 does not divide; here zeros fill the last patches",
+    "google": "the authors' code leaves out the cells that make no whole patch; here zeros fill it",
+}
+
 SCORES = (
     Score(
         variant="r50_b16",

@@ -134,6 +134,13 @@ not run.
 Detectors of version 1, the authors' and OpenMMLab's, have no class token in their last stage, as ours has: they are
 another function, and their files are refused."""
 
+DIFFERS = {
+    "authors": "in version 1 the authors' code leaves out what makes no whole square at sizes that 32 does not divide; "
+    "here zeros fill it",
+    "transformers_v1": "transformers leaves out what makes no whole square at sizes that 32 does not divide; here "
+    "zeros fill it",
+}
+
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="whai362/PVT, classification/README")
     for variant, score in {

@@ -225,6 +225,11 @@ COMPUTES: dict[str, dict[str, Any]] = {
 and transformers' version 1, once one window covered a map, never displaces its blocks again. mm_backbone is that of
 detectors and segmenters; behind a classifier of mmpretrain it computes with zeros_map."""
 
+DIFFERS = dict.fromkeys(
+    ("torchvision", "torchvision_v2"),
+    "torchvision leaves out what makes no whole patch at sizes that 4 does not divide; here zeros fill it",
+)
+
 SCORES = tuple(
     Score(
         variant=variant,

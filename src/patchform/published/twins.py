@@ -83,6 +83,12 @@ COMPUTES: dict[str, dict[str, Any]] = {
 """meituan is timm's; the authors' classifiers ask for maps of whole windows. meituan_dense is that of their detectors;
 their segmenters compute with zeros_half."""
 
+DIFFERS = dict.fromkeys(
+    ("meituan", "meituan_dense"),
+    "the authors' code and timm leave out what makes no whole square at sizes that 32 does not divide; here, as with "
+    "OpenMMLab, zeros fill it",
+)
+
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="Meituan-AutoML/Twins README")
     for variant, score in {

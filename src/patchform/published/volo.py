@@ -33,6 +33,11 @@ LAYOUTS = {
 }
 """sail: names of sail-sg/volo, which timm keeps. Files with `aux_head` want a head with an auxiliary classifier."""
 
+DIFFERS = {
+    "sail": "where a side is an odd number of 8 pixels the authors' code leaves out the last of the finer cells; here "
+    "zeros fill the coarser one"
+}
+
 SCORES = tuple(
     Score(
         variant=variant,

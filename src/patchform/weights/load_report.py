@@ -30,8 +30,8 @@ class Report(NamedTuple):
     layout: str = ""
     prefix: str = ""
     """What all names of the source had in front."""
-    computes: str = ""
-    """With which options the source computes and the model does not: equal tensors, and other numbers at some sizes."""
+    remarks: tuple[str, ...] = ()
+    """Where the source's code computes other numbers from equal tensors."""
 
     def of(self, fate: Fate) -> tuple[Entry, ...]:
         """The entries of one fate."""
@@ -51,7 +51,7 @@ class Report(NamedTuple):
             if entry.note:
                 groups.setdefault((entry.fate, entry.note), []).append(entry.name)
         fates = (f"  {fate}, {why}: {shorten(of)}" for (fate, why), of in groups.items())
-        return "\n".join([where + summary, *fates, *([f"  {self.computes}"] if self.computes else [])])
+        return "\n".join([where + summary, *fates, *(f"  {remark}" for remark in self.remarks)])
 
     def table(self) -> str:
         """Every tensor, a line each: own name, fate, names in the source, note."""
