@@ -12,14 +12,18 @@ def scans():
 
 
 def test_the_scans_are_split_by_class(scans):
-    first, second = digits.split(scans, 0.2, 0)
-    assert len(first.images) + len(second.images) == len(scans.images) == 1797
+    parts = digits.split(scans, (0.7, 0.1, 0.2), 0)
+    assert sum(len(part.images) for part in parts) == len(scans.images) == 1797
     for digit in range(10):
         members = (scans.classes == digit).sum()
-        assert (second.classes == digit).sum() == round(0.2 * members)
-    again, other = digits.split(scans, 0.2, 0)[1], digits.split(scans, 0.2, 1)[1]
-    assert np.array_equal(again.images, second.images)
-    assert not np.array_equal(other.images, second.images)  # control
+        for part, share in zip(parts, (0.7, 0.1, 0.2), strict=True):
+            assert abs((part.classes == digit).sum() - share * members) <= 1
+    numbered = digits.Digits(np.arange(1797)[:, None, None], scans.classes)  # which scan is where
+    where = np.concatenate([part.images.ravel() for part in digits.split(numbered, (0.7, 0.1, 0.2), 0)])
+    assert sorted(where) == list(range(1797))
+    again, other = digits.split(scans, (0.7, 0.1, 0.2), 0)[2], digits.split(scans, (0.7, 0.1, 0.2), 1)[2]
+    assert np.array_equal(again.images, parts[2].images)
+    assert not np.array_equal(other.images, parts[2].images)  # control
 
 
 def test_a_scene_knows_whose_ink_is_where(scans):

@@ -1,6 +1,7 @@
 import os
 import pickle
 import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from patchform.data.loader import (
     balance,
     derive,
     evaluation_loader,
+    input_sizes,
     order,
     training_loader,
 )
@@ -180,6 +182,47 @@ def test_evaluation_sees_everything_once_in_order(listing, workers):
     for _ in range(2):  # workers persist
         assert [name for batch in loader for name in batch.names] == [listing.name(index) for index in range(11)]
     assert torch.get_rng_state().equal(state)
+
+
+class Numbered(Dataset):
+    """Samples that are their own number."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, key):
+        return Sample(torch.zeros(3, 2, 2), Label(torch.tensor([key[1]])), str(key[1]), (2, 2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_evaluation_of_several_sizes_sees_each_by_itself(batch_size):
+    sizes = [(4, 6), (6, 4), (4, 6), (9, 9), (4, 6), (6, 4)]
+    batches = [[int(name) for name in batch.names] for batch in evaluation_loader(Numbered(6), batch_size, sizes=sizes)]
+    assert [index for batch in batches for index in batch] == [
+        3,
+        0,
+        2,
+        4,
+        1,
+        5,
+    ]  # the largest first, else as they came, for any size of batches
+    assert all(len({sizes[index] for index in batch}) == 1 for batch in batches)
+    assert all(len(batch) <= batch_size for batch in batches)
+    plain = [batch.names for batch in evaluation_loader(Numbered(6), batch_size)]
+    assert [int(name) for names in plain for name in names] == list(range(6))  # control
+
+
+def test_sizes_at_which_a_model_sees_pictures_are_known_from_the_listing():
+    pictures = listed((100, 50), (50, 100), (20, 10))
+    assert input_sizes(pictures, Preprocessing(size=(40, 40), resize="squash")) == [(40, 40)] * 3
+    assert input_sizes(pictures, Preprocessing(size=(40, 40), resize="fit")) == [(40, 20), (20, 40), (40, 20)]
+    assert input_sizes(pictures, Preprocessing(size=(40, 40), resize="native")) == [(100, 50), (50, 100), (20, 10)]
+    assert input_sizes(pictures, Preprocessing(size=(40, 40), resize="crop")) is None
+    unknown = replace(pictures, items=(*pictures.items, Item(Path("a.png"), ())))
+    assert input_sizes(unknown, Preprocessing(size=(40, 40), resize="fit")) is None
 
 
 class Failing(Dataset):

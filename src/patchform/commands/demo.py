@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 EXAMPLE = "patchform demo segmentation"
 MARK = "demo.txt"
 """A folder with this file may be replaced by the next demo."""
-HELD_OUT = 0.2
+SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+"""Of the scans of each class. val chooses the epoch and the thresholds; test, whose numbers are given, nothing."""
 SEED = 0
-SCENES = {"train": 1600, "val": 160}
-CLIPS = {"train": 800, "val": 100}
+SCENES = {"train": 1600, "val": 160, "test": 160}
+CLIPS = {"train": 800, "val": 100, "test": 100}
 SHOWN = 3
 
 
@@ -39,7 +40,7 @@ class Demo(NamedTuple):
     run: Path
     """The run folder, digits/."""
     scores: Scores
-    """On what was held out."""
+    """On the test part, which chose nothing."""
 
 
 class Kind(NamedTuple):
@@ -49,7 +50,9 @@ class Kind(NamedTuple):
     """Below that of run folders."""
     recipe: str
     write: Callable[[Path], list[Path]]
-    """Makes the data, returns held-out pictures to predict."""
+    """Makes the data, returns pictures of the test part to predict."""
+    test: str
+    """Where the test part lies in the data."""
     reached: str
     """What `{best}` says of `{samples}` pictures."""
 
@@ -68,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"folder": str(folder), **scores.as_json()}, allow_nan=False))
         return 0
-    print(f"{KINDS[arguments.task].reached.format(best=scores.best or 0, samples=scores.samples)}; some of them:")
+    print(f"{KINDS[arguments.task].reached.format(best=scores.best or 0, samples=scores.samples)},")
+    print("none of which was learnt from or chose the epoch; some of them:")
     for line in (folder / "predictions" / "predictions.jsonl").read_text().splitlines()[:SHOWN]:
         answer = json.loads(line)
         print(f"  {answer['file']}: {_answer_text(answer)}")
@@ -79,6 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def demo(runs: str | Path = "runs", *, task: str = "classification", progress: bool = True, **settings: Any) -> Demo:
     """Train a small model on 1797 scanned digits, or on scenes of them, evaluate it, predict, and write a page.
+
+    The scans are dealt out to three parts: the model learns from one, the second chooses the best epoch and thresholds,
+    and all numbers are of the third, which chose nothing.
 
     Args:
         runs: folder of run folders; `runs/demo` (`runs/demo-segmentation`, ...) is replaced if an earlier demo made it.
@@ -112,9 +119,12 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
         data = folder / "data"
         pictures = kind.write(data)
         if progress:
-            print(f"scanned digits are in {data}, a part of them held out", file=sys.stderr)
+            print(
+                f"scanned digits are in {data}: train to learn from, val chooses the epoch, test nothing",
+                file=sys.stderr,
+            )
         finished = train(kind.recipe, progress=progress, data=data, name="digits", runs=folder, **settings)
-        scores = evaluate(finished.folder, data, out=folder)
+        scores = evaluate(finished.folder, data / kind.test, out=folder)
         write(load(finished.folder), pictures, out=folder / "predictions")
     return Demo(folder, finished.folder, scores)
 
@@ -131,7 +141,7 @@ def _answer_text(answer: dict[str, Any]) -> str:
 
 
 def write_digits(folder: Path) -> list[Path]:
-    """Write train/ and val/ with a folder a class; returns a held-out picture of each."""
+    """Write train/, val/ and test/ with a folder a class; returns a picture of each from the last."""
     from PIL import Image
 
     for part, scans, _ in _parts():
@@ -139,11 +149,11 @@ def write_digits(folder: Path) -> list[Path]:
             class_folder = folder / part / str(digit)
             class_folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(class_folder / f"{number:04d}.png")
-    return [min((folder / "val" / str(digit)).iterdir()) for digit in range(10)]
+    return [min((folder / "test" / str(digit)).iterdir()) for digit in range(10)]
 
 
 def write_scenes(folder: Path) -> list[Path]:
-    """Write images/ and masks/ of train/ and val/; returns held-out pictures. No scan is in both parts."""
+    """Write images/ and masks/ of train/, val/ and test/; returns pictures of the last. No scan is in two parts."""
     from PIL import Image
 
     for part, scans, generator in _parts():
@@ -155,11 +165,14 @@ def write_scenes(folder: Path) -> list[Path]:
             for target, picture in zip(targets, (scene.image, scene.mask())):
                 Image.fromarray(picture).save(target / f"{index:04d}.png")
     (folder / "classes.txt").write_text("\n".join(["ground", *map(str, range(10))]) + "\n")
-    return sorted((folder / "images" / "val").iterdir())[:10]
+    return sorted((folder / "images" / "test").iterdir())[:10]
 
 
 def write_objects(folder: Path) -> list[Path]:
-    """Write train/ and val/ with COCO's json of the digits in them; returns held-out pictures. No scan is in both."""
+    """Write train/, val/ and test/ with COCO's json of the digits in them; returns pictures of the last.
+
+    No scan is in two parts.
+    """
     import numpy as np
     from PIL import Image
 
@@ -181,11 +194,11 @@ def write_objects(folder: Path) -> list[Path]:
         names = [{"id": digit, "name": str(digit)} for digit in range(10)]
         written = json.dumps({"images": images, "annotations": objects, "categories": names})
         (folder / "annotations" / f"instances_{part}.json").write_text(written)
-    return sorted((folder / "val").iterdir())[:10]
+    return sorted((folder / "test").iterdir())[:10]
 
 
 def write_clips(folder: Path) -> list[Path]:
-    """Write train/ and val/ with a folder of MP4 files a motion; returns a held-out clip of each."""
+    """Write train/, val/ and test/ with a folder of MP4 files a motion; returns a clip of each from the last."""
     from patchform.data.encoded import write
 
     for part, scans, generator in _parts():
@@ -194,38 +207,41 @@ def write_clips(folder: Path) -> list[Path]:
             path = folder / part / name / f"{index:04d}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, digits.motion(scans, generator, name))
-    return [min((folder / "val" / name).iterdir()) for name in digits.MOTIONS]
+    return [min((folder / "test" / name).iterdir()) for name in digits.MOTIONS]
 
 
 def _parts() -> Iterator[tuple[str, digits.Digits, np.random.Generator]]:
-    """Scans to learn from, and the same fifth of each class every time; and random numbers for each part."""
+    """Names and scans of three parts, the same every time; and random numbers for each."""
     import numpy as np
 
-    for number, (part, scans) in enumerate(zip(("train", "val"), digits.split(digits.load(), HELD_OUT, SEED))):
+    for number, (part, scans) in enumerate(zip(SHARES, digits.split(digits.load(), tuple(SHARES.values()), SEED))):
         yield part, scans, np.random.default_rng([SEED, number])
 
 
 KINDS = {
     "classification": Kind(
-        "demo", "classification/digits", write_digits, "{best:.1%} of {samples} held-out pictures are recognised"
+        "demo", "classification/digits", write_digits, "test", "{best:.1%} of {samples} test pictures are recognised"
     ),
     "segmentation": Kind(
         "demo-segmentation",
         "semantic_segmentation/digits",
         write_scenes,
-        "mean intersection over union {best:.1%} on {samples} held-out scenes",
+        "images/test",
+        "mean intersection over union {best:.1%} on {samples} test scenes",
     ),
     "detection": Kind(
         "demo-detection",
         "detection/digits",
         write_objects,
-        "average precision {best:.1%} (COCO's) on {samples} held-out scenes",
+        "annotations/instances_test.json",
+        "average precision {best:.1%} (COCO's) on {samples} test scenes",
     ),
     "video": Kind(
         "demo-video",
         "video_classification/digits",
         write_clips,
-        "of {best:.1%} of {samples} held-out clips it is known where the digit goes",
+        "test",
+        "of {best:.1%} of {samples} test clips it is known where the digit goes",
     ),
 }
 """The first is the default."""

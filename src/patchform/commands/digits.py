@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from patchform.errors import UsageError
@@ -73,19 +74,19 @@ def load() -> Digits:
     return Digits(np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target)
 
 
-def split(digits: Digits, share: float, seed: int) -> tuple[Digits, Digits]:
-    """Two parts, the second of `share` of each class."""
+def split(digits: Digits, shares: Sequence[float], seed: int) -> list[Digits]:
+    """Parts that have nothing in common, each of its share of each class, which add up to 1."""
     import numpy as np
 
     numbers = np.random.default_rng(seed)
-    train, held_out = [], []
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
     for digit in range(10):
         members = numbers.permutation(np.flatnonzero(digits.classes == digit))
-        count = round(share * len(members))
-        held_out.append(members[:count])
-        train.append(members[count:])
-    first, second = np.concatenate(train), np.concatenate(held_out)
-    return Digits(digits.images[first], digits.classes[first]), Digits(digits.images[second], digits.classes[second])
+        ends = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        for part, own in zip(parts, np.split(members, ends[:-1])):
+            part.append(own)
+    chosen = [np.concatenate(part) for part in parts]
+    return [Digits(digits.images[index], digits.classes[index]) for index in chosen]
 
 
 def scene(digits: Digits, numbers: np.random.Generator) -> Scene:
