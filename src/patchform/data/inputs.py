@@ -184,7 +184,10 @@ def _step(place: str, part: str, last: bool) -> Iterable[str]:
     if not _is_pattern(whole, part):
         return [whole] if os.path.lexists(whole) else []
     ending = "" if last or part != "**" else os.sep
-    return glob.iglob(os.path.join(glob.escape(place), part) + ending, recursive=True)
+    for meant in (part, part.replace("[", "[[]")):  # where brackets as a choice find nothing, they stand for themselves
+        if matches := glob.glob(os.path.join(glob.escape(place), meant) + ending, recursive=True):
+            return matches
+    return []
 
 
 def _without_written(files: Iterable[Path], base: Path) -> Iterator[Path]:
