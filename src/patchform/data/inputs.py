@@ -117,7 +117,7 @@ def _named(text: str, videos: bool) -> Found:
     if text == "-" and not videos:
         return _alone(Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1), "stdin"))
     text = os.path.expanduser(text)
-    path, others, deeper, folders = Path(text), 0, 0, ()
+    path, others, deeper, folders = Path(text), 0, 0, tuple[Path, ...]()
     if os.path.isdir(text):
         base, files, folders = path, list(walk(path)), (path,)
     elif text.lower().endswith(shards.ENDING) and os.path.isfile(text) and not videos:
