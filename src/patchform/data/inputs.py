@@ -117,14 +117,12 @@ def _named(text: str, videos: bool) -> Found:
     if text == "-" and not videos:
         return _alone(Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1), "stdin"))
     text = os.path.expanduser(text)
-    path, others, deeper, folders = Path(text), 0, 0, tuple[Path, ...]()
+    path, deeper, folders = Path(text), 0, tuple[Path, ...]()
     if os.path.isdir(text):
         base, files, folders = path, list(walk(path)), (path,)
     elif text.lower().endswith(shards.ENDING) and os.path.isfile(text) and not videos:
         table = shards.index(path)
-        base, files = path, [path / name for name in shards.pictures(table)]
-        hidden = sum(map(shards.hidden, table.names))
-        others = len(table.names) - len(files) - hidden
+        base, files = path, [path / name for name in table.names if not shards.hidden(name)]
     elif glob.has_magic(text) and not os.path.lexists(text):
         base, matches = _matches(text)
         files = [match for match in matches if not match.is_dir()]
@@ -133,14 +131,12 @@ def _named(text: str, videos: bool) -> Found:
     else:
         return _alone(Source(text, path, path.name or text))
     kept = list(_without_written(files, base))
-    suffixes = VIDEO_SUFFIXES if videos else (*SUFFIXES, *FILMS)
+    suffixes = VIDEO_SUFFIXES if videos else SUFFIXES if base.is_file() else (*SUFFIXES, *FILMS)
     chosen = [file for file in kept if file.suffix.lower() in suffixes]
     if videos:
         chosen = videos_among(path, kept) or [path] * (os.path.isdir(text) and _has_frames(path, kept))
     taken = set(chosen)
     passed = Counter(file.suffix.lower() or "without a suffix" for file in kept if not _is_taken(file, taken))
-    if others:
-        passed["other members"] = others
     sources = [Source(str(file), file, _place(file, base)) for file in sorted(chosen, key=natural)]
     found = Found(sources, folders, passed, len(files) - len(kept), deeper)
     if not chosen:
