@@ -260,8 +260,9 @@ def test_what_is_no_run_and_where_nothing_can_be_written(run, tmp_path):
     data = pictures(tmp_path / "data", {"blue": 1, "red": 1})
     with pytest.raises(ModelFileError):
         evaluate_run(tmp_path, data)
+    (tmp_path / "taken").write_text("a file")
     with pytest.raises(ResourceError, match="cannot be made"):
-        evaluate_run(run, data, out=data / "red" / "0.png")
+        evaluate_run(run, data, out=tmp_path / "taken")
 
 
 def test_the_run_folder_stays_intact(run, tmp_path):

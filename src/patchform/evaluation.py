@@ -126,12 +126,7 @@ def evaluate_run(
         check_before(folder, data, task.name)
     listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
     task.refuse(listing)
-    if out is not None:
-        check_apart(folder, data, listing)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
+    _make(folder, data, listing, own=out is None)
     usable, remarks = without_bad(listing, model.preprocessing, run_options.skip_bad)
     notes = [*listing.notes, *remarks]
     for note in notes:
@@ -146,6 +141,16 @@ def evaluate_run(
         scores = scores._replace(numbers={**scores.numbers, "skipped": len(listing) - len(usable)})
     _write(folder, {"data": str(data), "notes": notes}, scores)
     return scores
+
+
+def _make(folder: Path, data: str | Path, listing: Listing, *, own: bool) -> None:
+    """Make the folder for the files, unless it would lie in the data; `own`: it is that of the run."""
+    if not own:
+        check_apart(folder, data, listing)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
 
 
 def _score(
@@ -166,7 +171,8 @@ def _score(
 
 
 def _write(folder: Path, about: dict[str, Any], scores: Scores) -> None:
-    """The report, and a chart of each table that has one."""
+    """The report, and a chart of each table that has one; those of an earlier evaluation go."""
+    earlier = (folder / REPORT).exists()
     text = json.dumps(about | scores.as_json(), indent=1, allow_nan=False) + "\n"
     files.replace_text(folder / REPORT, text)
     for name, draw, file in (
@@ -175,6 +181,8 @@ def _write(folder: Path, about: dict[str, Any], scores: Scores) -> None:
     ):
         if table := scores.tables.get(name):
             drawing.save(draw(table.values, table.rows), folder / file)
+        elif earlier:
+            (folder / file).unlink(missing_ok=True)
 
 
 def settings_for(model: Model, settings: DataSettings | None = None) -> DataSettings:

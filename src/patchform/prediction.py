@@ -284,9 +284,7 @@ def write(
     if along is not None:
         predictor.check(along)
     found = find(sources, videos=predictor.videos)
-    items = each_once(found.sources, settings.say)
-    for note in found.notes():
-        settings.say(note)
+    items = each_once(found, settings.say)
     films = [is_film(item) and not predictor.videos for item in items]
     if settings.format is not None and any(films):
         raise UsageError(f"the format {settings.format} is for pictures", where=items[films.index(True)].name)
@@ -295,9 +293,7 @@ def write(
     with ExitStack() as stack:
         streams = [] if stream is None else [stream]
         if plan.folder is not None:
-            plan.make_room([True] * len(items) if along else films, settings.say)
-            stack.enter_context(plan.folder)
-            streams.append(stack.enter_context(plan.folder.answers()))
+            streams.append(stack.enter_context(plan.begin([True] * len(items) if along else films, settings.say)))
         output = _Output(predictor, streams, plan, along)
         pictures, keep = [item for item, film in zip(items, films) if not film], plan.folder is not None
         predictions = predictor.predict(pictures, batch_size=batch_size, keep_images=keep) if pictures else iter(())
@@ -305,8 +301,6 @@ def write(
             output.film(item, name, batch_size) if film else output.picture(item, name, next(predictions))
             for item, film, name in zip(items, films, plan.names)
         ]
-        if plan.writer is not None:
-            plan.writer.finish()
     return Written(len(items), usable.count(False))
 
 

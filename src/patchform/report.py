@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from patchform import lookup
+from patchform.data.checks import without_bad
 from patchform.data.collate import collate
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
@@ -54,7 +55,12 @@ class Findings(Evidence):
 
 
 def write_report(
-    run: str | Path, data: str | Path, *, settings: DataSettings | None = None, out: str | Path | None = None
+    run: str | Path,
+    data: str | Path,
+    *,
+    settings: DataSettings | None = None,
+    out: str | Path | None = None,
+    skip_bad: float = 0.0,
 ) -> Path:
     """Write `report.html` for a run that was evaluated.
 
@@ -63,6 +69,7 @@ def write_report(
         data: what it was evaluated on.
         settings: how the format reads it; default: as usual.
         out: folder of evaluation.json and of the page; default: the run folder.
+        skip_bad: as it was evaluated with: unreadable pictures are not looked into.
 
     Returns:
         The page.
@@ -79,7 +86,8 @@ def write_report(
     except (OSError, ValueError) as error:
         raise ModelFileError("the run was not evaluated", where=folder / REPORT, remedy="patchform evaluate") from error
     listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
-    findings = Findings(predictor, listing, evaluation, folder)
+    usable, _ = without_bad(listing, predictor.model.preprocessing, skip_bad)
+    findings = Findings(predictor, usable, evaluation, folder)
     sections = [
         Section("Numbers", numbers(evaluation)),
         Section("Learning", learning(run_folder)),

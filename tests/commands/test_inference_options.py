@@ -30,6 +30,11 @@ def test_words_become_ways_to_predict(tmp_path):
     assert infer("--window", "64", "--stride", "64", "--run", pixels) == SlidingWindow((64, 64), (64, 64))
     assert infer("--window", "64", "--margin", "16", "--run", pixels) == SlidingWindow((64, 64), (32, 32), margin=16)
     assert infer("--window", "512", "--run", objects) == SlicedObjects((512, 512), (342, 342))
+    union = SlicedObjects((512, 512), (342, 342), measure="union")
+    assert infer("--window", "512", "--measure", "union", "--run", objects) == union
+    assert infer("--window", "512", "--run", objects).measure == "smaller"
+    with pytest.raises(UsageError, match="--measure is for objects"):
+        infer("--window", "64", "--measure", "union", "--run", pixels)
     with pytest.raises(UsageError, match="--margin is for masks"):
         infer("--window", "64", "--margin", "8", "--run", objects)
     assert infer("--mirrored") == MultiScale((1.0,), True)
@@ -43,6 +48,7 @@ def test_words_become_ways_to_predict(tmp_path):
     [
         (("--stride", "3"), "without --window"),
         (("--margin", "3"), "without --window"),
+        (("--measure", "union"), "without --window"),
         (("--window", "64", "--margin", "32"), "do not cover"),
         (("--window", "8", "--stride", "9"), "do not cover"),
         (("--window", "8", "--mirrored"), "at once"),

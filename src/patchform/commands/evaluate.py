@@ -65,7 +65,8 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
     from patchform.report import write_report
 
     scores = evaluate_run(run, path, settings=settings, **options)
-    write_report(run, path, settings=settings, out=options.get("out"))
+    shown = {name: options[name] for name in ("out", "skip_bad") if name in options}
+    write_report(run, path, settings=settings, **shown)
     return scores
 
 

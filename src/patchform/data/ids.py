@@ -110,7 +110,7 @@ def choose_ids(
         DataError: a file that was named and is none, or has none of the pictures.
     """
     if file is not None:
-        ids = read_ids(file)
+        ids = read_ids(_only(file) if file.is_dir() else file)
         if not ids.of_pictures(names, paths):
             shown = quoted(list(ids.pictures), 2)
             raise DataError(f"none of the {len(names)} pictures", where=file, remedy=f"it has {shown}")
@@ -128,6 +128,14 @@ def choose_ids(
         several = quoted([str(ids.file) for ids in usable])
         return None, (f"ids of pictures are made from their names: several files have some ({several}; --ids FILE)",)
     return (usable[0], ()) if usable else (None, tuple(notes))
+
+
+def _only(folder: Path) -> Path:
+    """The annotation file of a folder. Raises DataError if it is none or several."""
+    files = annotation_files(folder)
+    if len(files) != 1:
+        raise DataError(f"{len(files)} annotation files", where=folder, remedy="name one file")
+    return files[0]
 
 
 def _plain(name: str) -> str:

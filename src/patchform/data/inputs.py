@@ -42,15 +42,20 @@ class Found(NamedTuple):
     folders: tuple[Path, ...]
     """Those that were given."""
     passed: Counter[str]
-    """Files of folders, patterns and shards that are neither pictures nor films, by suffix; and folders in patterns."""
-    written: int
+    """Files of folders, patterns and shards that are neither pictures nor films, by suffix."""
+    written: int = 0
     """Files passed over because an earlier prediction wrote them."""
+    deeper: int = 0
+    """Folders that a pattern means, and nothing in them."""
 
     def notes(self) -> tuple[str, ...]:
         """What was passed over, a sentence each."""
         notes = [] if not self.passed else [_counted(self.passed)]
         if self.written:
             notes.append(f"{_files(self.written)} of an earlier prediction passed over")
+        if self.deeper:
+            folders = f"{self.deeper} folder{'s' * (self.deeper != 1)}"
+            notes.append(f"{folders} passed over, as the pattern means nothing in them (** is any number of folders)")
         return tuple(notes)
 
 
@@ -95,7 +100,8 @@ def find(sources: Any, *, videos: bool = False) -> Found:
     for part in parts:
         passed.update(part.passed)
     folders = tuple(dict.fromkeys(folder for part in parts for folder in part.folders))
-    return Found(expanded, folders, passed, sum(part.written for part in parts))
+    written, deeper = (sum(getattr(part, name) for part in parts) for name in ("written", "deeper"))
+    return Found(expanded, folders, passed, written, deeper)
 
 
 def is_film(source: Source) -> bool:
@@ -104,43 +110,39 @@ def is_film(source: Source) -> bool:
 
 
 def _alone(source: Source) -> Found:
-    return Found([source], (), Counter(), 0)
+    return Found([source], (), Counter())
 
 
 def _named(text: str, videos: bool) -> Found:
     if text == "-" and not videos:
         return _alone(Source("-", sys.stdin.buffer.read(LARGEST_BYTES + 1), "stdin"))
     text = os.path.expanduser(text)
-    path, others, folders = Path(text), 0, ()
+    path, deeper, folders = Path(text), 0, tuple[Path, ...]()
     if os.path.isdir(text):
         base, files, folders = path, list(walk(path)), (path,)
     elif text.lower().endswith(shards.ENDING) and os.path.isfile(text) and not videos:
         table = shards.index(path)
-        base, files = path, [path / name for name in shards.pictures(table)]
-        hidden = sum(map(shards.hidden, table.names))
-        others = len(table.names) - len(files) - hidden
+        base, files = path, [path / name for name in table.names if not shards.hidden(name)]
     elif glob.has_magic(text) and not os.path.lexists(text):
         base, matches = _matches(text)
         files = [match for match in matches if not match.is_dir()]
         above = {folder for file in files for folder in file.parents}
-        others = len({match for match in matches if match.is_dir()} - above)
+        deeper = len({match for match in matches if match.is_dir()} - above)
     else:
         return _alone(Source(text, path, path.name or text))
     kept = list(_without_written(files, base))
-    suffixes = VIDEO_SUFFIXES if videos else (*SUFFIXES, *FILMS)
+    suffixes = VIDEO_SUFFIXES if videos else SUFFIXES if base.is_file() else (*SUFFIXES, *FILMS)
     chosen = [file for file in kept if file.suffix.lower() in suffixes]
     if videos:
         chosen = videos_among(path, kept) or [path] * (os.path.isdir(text) and _has_frames(path, kept))
     taken = set(chosen)
     passed = Counter(file.suffix.lower() or "without a suffix" for file in kept if not _is_taken(file, taken))
-    if others:
-        passed["other members" if base.is_file() else "folders"] = others
     sources = [Source(str(file), file, _place(file, base)) for file in sorted(chosen, key=natural)]
-    found = Found(sources, folders, passed, len(files) - len(kept))
+    found = Found(sources, folders, passed, len(files) - len(kept), deeper)
     if not chosen:
-        notes = "".join(f"; {note}" for note in found.notes())
-        what = f"no {'video' if videos else 'picture'}"
-        raise DataError(what, where=f"{text}{notes}", remedy=f"known file names end in {', '.join(suffixes)}")
+        notes = f" ({'; '.join(found.notes())})" if found.notes() else ""
+        what = f"no {'video' if videos else 'picture'}{notes}"
+        raise DataError(what, where=text, remedy=f"known file names end in {', '.join(suffixes)}")
     return found
 
 
@@ -178,7 +180,10 @@ def _step(place: str, part: str, last: bool) -> Iterable[str]:
     if not _is_pattern(whole, part):
         return [whole] if os.path.lexists(whole) else []
     ending = "" if last or part != "**" else os.sep
-    return glob.iglob(os.path.join(glob.escape(place), part) + ending, recursive=True)
+    for meant in (part, part.replace("[", "[[]")):  # where brackets as a choice find nothing, they stand for themselves
+        if matches := glob.glob(os.path.join(glob.escape(place), meant) + ending, recursive=True):
+            return matches
+    return []
 
 
 def _without_written(files: Iterable[Path], base: Path) -> Iterator[Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from patchform.data.ids import choose_ids
-from patchform.data.inputs import Source
+from patchform.data.inputs import Found, Source
 from patchform.data.listing import quoted
 from patchform.data.outputs import OutputFolder, distinct
 from patchform.data.results import Writer
@@ -51,21 +52,31 @@ class Plan(NamedTuple):
     folder: OutputFolder | None
     writer: Writer | None
 
-    def make_room(self, moving: Sequence[bool], say: Callable[[str], None]) -> None:
-        """Refuse to write over what is there, or take it away; `moving`: of which sources a film is written.
+    @contextmanager
+    def begin(self, moving: Sequence[bool], say: Callable[[str], None]) -> Iterator[TextIO]:
+        """The open file of answers; nothing is written over, or else what an earlier prediction left is taken away.
+
+        What the writer has to finish is written at the end.
+
+        Args:
+            moving: of which sources a film is written.
+            say: called with what stays.
 
         Raises:
             FolderError: a file to be written exists, or a folder where one is to be.
             UsageError: two pictures come to one file of another tool's format.
         """
-        if self.folder is None:
-            return
+        assert self.folder is not None
         files = [self.folder.file(name, ".png") for name in self.names]
         files += [self.folder.file(name, ".mp4") for name, film in zip(self.names, moving) if film]
         files += self.writer.files(self.names) if self.writer else []
         self.folder.refuse(files)
         for note in self.folder.clear(files):
             say(note)
+        with self.folder, self.folder.answers() as answers:
+            yield answers
+            if self.writer is not None:
+                self.writer.finish()
 
 
 def plan_output(
@@ -103,8 +114,11 @@ def plan_output(
     return Plan(names, folder, kind(out, about.classes, ids, pictures=known, save=folder.save))
 
 
-def each_once(sources: Sequence[Source], say: Callable[[str], None]) -> list[Source]:
-    """Without files that are given a second time, which is said."""
+def each_once(found: Found, say: Callable[[str], None]) -> list[Source]:
+    """The sources without files that are given a second time; says so, and what was passed over."""
+    for note in found.notes():
+        say(note)
+    sources = found.sources
     once: dict[Any, Source] = {}
     for number, source in enumerate(sources):
         content = source.content

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
@@ -47,20 +48,32 @@ def distinct(places: Sequence[str], paths: Sequence[Path | None], endings: Seque
         places = [
             place if path is None else "/".join(map(_short, Path(path).parts)) for place, path in zip(places, below)
         ]
-    files, folders, names = {WRITTEN, LIST}, set(), []
+    files, folders, names = {WRITTEN, LIST}, set[str](), []
     for place in places:
-        name, number = place, 2
-        while _taken(name.casefold(), files, folders, endings):
-            name, number = f"{place}-{number}", number + 1
+        name = _free(place, files, folders, endings)
         names.append(name)
         files |= {name.casefold() + ending for ending in endings}
         folders |= {str(folder) for folder in PurePosixPath(name.casefold()).parents}
     return names
 
 
-def _taken(name: str, files: set[str], folders: set[str], endings: Sequence[str]) -> bool:
-    own = {name + ending for ending in endings}
-    return bool(own & (files | folders)) or any(str(folder) in files for folder in PurePosixPath(name).parents)
+def _free(place: str, files: set[str], folders: set[str], endings: Sequence[str]) -> str:
+    """The place, with numbers after those of its parts that are taken: folders by files, and its last by anything."""
+    home = ""
+    *above, last = place.split("/")
+    for part in above:
+        home += next(name for name in _numbered(part) if (home + name).casefold() not in files) + "/"
+
+    def free(name: str) -> bool:
+        return not any((home + name).casefold() + ending in files | folders for ending in endings)
+
+    return home + next(filter(free, _numbered(last)))
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """a, a-2, a-3, ..."""
+    yield name
+    yield from (f"{name}-{number}" for number in count(2))
 
 
 def _short(name: str) -> str:

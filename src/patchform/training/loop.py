@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from patchform import distributed
-from patchform.data.dataset import check_before
 from patchform.device import pick_device
 from patchform.errors import DivergedError
 from patchform.model import Model, save
@@ -65,9 +64,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         ResourceError: out of memory, a full disk.
         Interrupted, PeerError: SIGTERM or Ctrl-C, or another process failed; the run was saved.
     """
-    refuse_nonsense(recipe)
-    if not resume and recipe.data.path is not None:
-        check_before(Path(recipe.runs), recipe.data.path, recipe.task)
+    refuse_nonsense(recipe, new=not resume)
     settings, stem = recipe.training, f"{recipe.task}-{recipe.model.backbone.replace('/', '-')}"
     with (
         run.Stop() as stop,

@@ -16,7 +16,7 @@ import torch
 
 from patchform import lookup, settings
 from patchform.data.checks import check, overlap
-from patchform.data.dataset import Splits
+from patchform.data.dataset import Splits, check_before
 from patchform.data.listing import Listing
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
@@ -30,8 +30,11 @@ from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 
 
-def refuse_nonsense(recipe: Recipe) -> None:
-    """Raise UsageError for a setting out of its range, or that is not for the task, before anything is read."""
+def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
+    """Raise UsageError for a setting out of its range, or that is not for the task, before anything is read.
+
+    For a `new` run also FolderError, if its folder would be made inside the data set and taken for a part of it.
+    """
     settings.check(recipe)
     augment, task = recipe.augmentation, find_task(recipe.task)
     unlabelled = not task.labelled
@@ -53,6 +56,8 @@ def refuse_nonsense(recipe: Recipe) -> None:
             section, _, key = name.partition(".")
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
     check_model(recipe)
+    if new and recipe.data.path is not None:
+        check_before(Path(recipe.runs), recipe.data.path, recipe.task)
 
 
 def seed_everything(seed: int) -> None:

@@ -212,11 +212,11 @@ def check_description(description: Mapping[str, Any], source: Path) -> None:
     if type(version) is not int or version != FORMAT:
         remedy = "use the patchform that wrote it" if version == 1 else "use a newer patchform"
         raise ModelFileError(f"format {version!a} is not {FORMAT}", where=source, remedy=remedy)
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     made_of = description.get("architecture")
     if not isinstance(made_of, dict) or not isinstance(made_of.get("head"), str):
         raise ModelFileError("the architecture has no head", where=source)
-    if not named or len(classes) > MOST_CLASSES:
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not isinstance(classes, list) or not named or len(classes) > MOST_CLASSES:
         raise ModelFileError(f"classes are not 1..{MOST_CLASSES} names", where=source)
 
 
