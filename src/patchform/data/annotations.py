@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from patchform.data.checks import notation
 from patchform.data.faults import Faults
 from patchform.data.images import upright_size
-from patchform.data.listing import RLE, Item, Listing, Objects, Segmentation, by_name, check_names, chosen_names, quoted
+from patchform.data.listing import RLE, Item, Objects, Segmentation, by_name, check_names, chosen_names, quoted
 from patchform.errors import DataError, UsageError
 from patchform.geometry.masks import run_lengths
 from patchform.settings import DataSettings
@@ -26,6 +27,8 @@ SUSPECT_SHARE = 0.2
 """When more of the boxes leave their pictures, their numbers mean something else."""
 _AT_ONCE = 1 << 15
 """Outlines that are looked at together."""
+_SAMPLE = 2000
+"""Boxes that are compared with their outlines, evenly picked."""
 _NOTABLE = 0.01
 """Pixels cut off that are counted."""
 
@@ -163,6 +166,7 @@ def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faul
         for start in range(0, len(outlined), _AT_ONCE):
             _check_outlines(outlines, outlined[start : start + _AT_ONCE], row_sizes, rows.location, faults)
         keep[[index for index in outlined if outlines[index] is None]] = False
+    _check_notation(rows, outlines, limits, keep, faults)
     order = np.flatnonzero(keep)
     order = order[np.argsort(rows.pictures[order], kind="stable")]
     ends = np.bincount(rows.pictures[order], minlength=len(pictures)).cumsum().tolist()
@@ -200,16 +204,6 @@ def notes_on(items: Sequence[Item], crowds: str) -> tuple[str, ...]:
     return notes + ((f"{ignored} {crowds} count for nothing: neither right nor wrong",) if ignored else ())
 
 
-def missing_outlines(listing: Listing, faults: Faults) -> None:
-    """Note the objects without an outline."""
-    for index, item in enumerate(listing.items):
-        if item.objects is not None and len(item.objects.boxes):
-            outlines = item.objects.segmentations or (None,) * len(item.objects.boxes)
-            for number, outline in enumerate(outlines, 1):
-                if outline is None:
-                    faults.add("outline-missing", listing.name(index), f"object {number} of {len(outlines)}")
-
-
 def _checked_boxes(
     rows: Annotations, limits: np.ndarray, relevant: np.ndarray, faults: Faults
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +231,34 @@ def _checked_boxes(
     note("box-clipped", cut)
     rounded = np.where(full[:, None], clipped, 0).astype(np.float32)
     return rounded, full & ~outside & (rounded[:, 2:] > rounded[:, :2]).all(1)
+
+
+def _check_notation(
+    rows: Annotations,
+    outlines: Sequence[Segmentation | None] | None,
+    limits: np.ndarray,
+    keep: np.ndarray,
+    faults: Faults,
+) -> None:
+    """Note boxes whose numbers mean something else than they are read as, as they, outlines and areas show.
+
+    `limits` (N, 4) are width, height, width, height of the pictures, `keep` (N,) which boxes are used.
+    """
+    boxes, raw = rows.boxes, rows.boxes if rows.alternative is None else rows.alternative
+    counted = np.flatnonzero(keep if rows.crowd is None else keep & ~rows.crowd)
+    if not len(counted) or faults.counts["box-corners"]:
+        return
+    kind, why = "box-shares", ""
+    wrong = counted[notation.are_shares(boxes[counted], raw[counted], limits[counted])]
+    if len(wrong) <= SUSPECT_SHARE * len(counted) and rows.alternative is not None:
+        kind, why = "box-notation", f", looks like {rows.notation}"
+        counted = counted[:: -(-len(counted) // _SAMPLE)]
+        shown = None if outlines is None else [outlines[index] for index in counted.tolist()]
+        areas = None if rows.areas is None else rows.areas[counted]
+        wrong = counted[notation.fit_otherwise(boxes[counted], raw[counted], limits[counted], shown, areas)]
+    if len(wrong) > SUSPECT_SHARE * len(counted):
+        for index in wrong.tolist():
+            faults.add(kind, rows.location(index), _numbers(boxes[index]) + why, tuple(boxes[index].tolist()))
 
 
 def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:

@@ -29,7 +29,7 @@ from patchform.weights.hub import cache
 KEPT = 200
 """Files that stay; the oldest go first."""
 _CODE = (
-    *("check_cache.py", "checks.py", "clips.py", "containers.py", "encoded.py", "file_kinds.py"),
+    *("check_cache.py", "checks/examination.py", "clips.py", "containers.py", "encoded.py", "file_kinds.py"),
     *("images.py", "jpeg.py", "listing.py", "mask_files.py", "shards.py", "videos.py", "../geometry/masks.py"),
 )
 

@@ -41,10 +41,10 @@ def demuxer(head: bytes) -> str:
 def is_cut(path: Path) -> bool:
     """Whether a video is shorter than it says, or ends within a part.
 
-    Of AVI the lengths of its RIFF chunks count, of Matroska that of its segment (RFC 8794, section 4), of MP4 the end of
-    its last box of frames or tables (ISO/IEC 14496-12, section 4.2), of ASF the length in its properties, of FLV,
-    MPEG-PS and MPEG-TS whether the last tag or packet is whole: these can be cut between two without a trace, and so can
-    what was written as it was recorded, with its length left open.
+    Of AVI the lengths of its RIFF chunks count, of Matroska that of its segment (RFC 8794, section 4), of MP4 the end
+    of its last box of frames or tables (ISO/IEC 14496-12, section 4.2), of ASF the length in its properties, of FLV,
+    MPEG-PS and MPEG-TS whether the last tag or packet is whole: these can be cut between two without a trace, and so
+    can what was written as it was recorded, with its length left open.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -133,7 +133,9 @@ def _tag_end(file: BinaryIO, size: int) -> int:
     length = int.from_bytes(file.read(4), "big")
     file.seek(max(0, size - 4 - length))
     tag = file.read(4)
-    whole = 11 <= length < size and tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:], "big") == length - 11
+    whole = (
+        11 <= length < size and tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:], "big") == length - 11
+    )
     return size if whole else size + 1
 
 

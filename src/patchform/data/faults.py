@@ -49,6 +49,14 @@ def _hint(what: str, remedy: str) -> Kind:
 
 KINDS: dict[str, Kind] = {
     "layout": Kind("things that keep the data from being listed", "mend this first: what it hides was not looked at"),
+    "nothing-to-learn": Kind("parts to learn from with nothing to learn", "annotate some, or see that it is this part"),
+    # classes
+    "class-part": Kind(
+        "sets of classes that are named like parts of a data set or kinds of files",
+        "call the parts train/ and val/, or set data.path and data.validation; each class is a folder in both",
+    ),
+    "class-nested": Kind("single classes that hold folders alone", "set data.path to that folder"),
+    "name-bytes": Kind("names that are not UTF-8", "rename them: no list or model can hold these"),
     # pictures
     "picture-bad": Kind("pictures that cannot be used", "mend or remove them, or set data.skip_bad"),
     "picture-missing": Kind("listed pictures that are not there", "add or unlist them, or set data.skip_bad"),
@@ -75,6 +83,11 @@ KINDS: dict[str, Kind] = {
     "box-empty": Kind("boxes without a width or height", _DROPPED, fatal=False),
     "box-outside": Kind("boxes wholly outside their picture", _DROPPED, fatal=False),
     "box-clipped": Kind("boxes partly outside their picture", _CLIPPED, fatal=False),
+    "box-notation": Kind(
+        "boxes that fit their outlines, or areas, only if they are read in another way, more than a fifth of all",
+        "see how they are written",
+    ),
+    "box-shares": Kind("boxes written as shares of width and height, 0 to 1", "write them in pixels"),
     "box-corners": Kind("boxes that leave their picture, more than a fifth of all", "see how they are written"),
     "box-twice": Kind("objects written twice", "counted once", fatal=False),
     # outlines
@@ -83,7 +96,30 @@ KINDS: dict[str, Kind] = {
     "outline-degenerate": Kind("objects whose outline holds no pixel", _DROPPED, fatal=False),
     "part-degenerate": Kind("polygons of less than three points, or without an area", _DROPPED, fatal=False),
     "outline-clipped": Kind("outlines that reach far outside their picture", _CLIPPED, fatal=False),
+    # masks
+    "mask-255": Kind(
+        "classes of masks that 255 seems to stand for, which is ignored",
+        "write 0, 1, ... in masks, or give the colours of classes in data.colors, or set data.ignore to another number",
+    ),
     # hints
+    "nothing-to-judge": _hint("parts to validate on without anything to judge by", "annotate some"),
+    "orientation-untold": _hint(
+        "annotated pictures with an orientation tag that their sizes cannot check",
+        "the tag is followed: see with `data show` whether the annotations are of the upright pictures",
+    ),
+    "box-outline": _hint("boxes that are not around their outlines", "see which of the two is right"),
+    "box-percent": _hint(
+        "sets of boxes that all lie in the first 100 pixels", "if they are percent of width and height, write pixels"
+    ),
+    "mask-from-one": _hint("sets of masks without any 0", "if their numbers begin at 1, set data.zero to ignore"),
+    "class-single": _hint("single classes, which are the answer to every picture", "add what else there may be"),
+    "class-repeats": _hint("classes that hold folders of the same names", "if those are the classes, move them up"),
+    "class-alike": _hint("names of classes that may mean one", "if so, give them one name"),
+    "class-several": _hint(
+        "names of classes that look like several", "if they are, separate them by | and set data.labels to multi"
+    ),
+    "name-blanks": _hint("names of classes with blanks around them", "remove the blanks"),
+    "name-control": _hint("names with characters that are not seen", "rename them"),
     "picture-shared": _hint("pictures of training that validation has too", "remove them from one of the two"),
     "picture-repeated": _hint("pictures that are there a second time", "remove the copies"),
     "class-conflict": _hint("pictures that are there a second time, with other classes", "see which is right"),
@@ -136,6 +172,14 @@ class Faults:
             f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._examples[kind], 3)}"
             for kind, about in KINDS.items()
             if not about.fatal and not about.hint and self.counts[kind]
+        )
+
+    def hints(self) -> tuple[str, ...]:
+        """A sentence for each kind of what may be meant so."""
+        return tuple(
+            f"hint: {self.counts[kind]} {about.what}: {_listed(self._examples[kind], 3)}; {about.remedy}"
+            for kind, about in KINDS.items()
+            if about.hint and self.counts[kind]
         )
 
     def refuse(self, where: object) -> None:

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, page
+from patchform.data.checks import amounts, folders
+from patchform.data.checks.base import Check
 from patchform.data.listing import Listing
 from patchform.data.pictures import LabelledPictures
 from patchform.data.samples import Samples, labels_of
@@ -43,6 +45,8 @@ class Classification(Task):
     head: ClassVar[str] = "linear"
     classes: ClassVar[int] = 1000
     recognised: ClassVar[Literal["by layout", "last", "named"]] = "last"
+
+    checks: ClassVar[tuple[Check, ...]] = (*Task.checks, *folders.ALL, amounts.NOTHING, amounts.SINGLE, amounts.UNEVEN)
 
     def __init__(self, labels: Literal["single", "multi"] = "single") -> None:
         self.labels = labels

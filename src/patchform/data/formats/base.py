@@ -62,7 +62,7 @@ class Format(ABC):
         faults = Faults()
         listing = self.read(path, settings, classes, faults)
         faults.refuse(faults.file or path)
-        return replace(listing, notes=listing.notes + faults.notes())
+        return replace(listing, notes=listing.notes + faults.notes() + faults.hints())
 
 
 class WritableFormat(Format):
