@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from patchform import lookup
 from patchform.data.faults import Faults
-from patchform.data.formats.base import Format
+from patchform.data.formats.base import ANY_FOLDER, CLASS_FOLDERS, SURE, Format
 from patchform.data.listing import TRAIN, VALIDATION, Listing, is_hidden, quoted
 from patchform.data.loader import derive
 from patchform.descriptions import Preprocessing
@@ -86,7 +86,7 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
     train, beside = _parts(path, task)
     validation = Path(settings.validation).expanduser() if settings.validation else beside
     root = train if train and (validation or train.is_file() or _only(train)) else path
-    return Training(_read(root, settings, None, task, faults), validation)
+    return Training(_read(root, settings, None, task, faults, given=path), validation)
 
 
 def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
@@ -170,13 +170,55 @@ def _must_exist(path: Path, task: str) -> None:
 
 
 def _read(
-    path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str, faults: Faults | None
+    path: Path,
+    settings: DataSettings,
+    classes: tuple[str, ...] | None,
+    task: str,
+    faults: Faults | None,
+    *,
+    given: Path | None = None,
 ) -> Listing:
+    """List what is in `path`. Where it cannot be, the error names the tasks for which `given` can."""
     _must_exist(path, task)
-    for format_ in formats(task).values():
-        if format_.recognises(path):
-            return format_.open(path, settings, classes, faults)
-    raise DataError("no known layout of data", where=path, remedy=f"looked for {_layouts(task)}")
+    format_ = next((format_ for format_ in formats(task).values() if format_.recognises(path)), None)
+    if format_ is None:
+        other = other_layouts(given or path, task, least=ANY_FOLDER)
+        remedy = "; ".join(part for part in (f"looked for {_layouts(task)}", other) if part)
+        raise DataError("no known layout of data", where=path, remedy=remedy)
+    try:
+        return format_.open(path, settings, classes, faults)
+    except DataError as error:
+        other = "" if format_.certainty == SURE else other_layouts(given or path, task, least=CLASS_FOLDERS)
+        if not other:
+            raise
+        raise DataError(error.what, where=error.where, remedy=f"{error.remedy}; {other}") from None
+
+
+def other_layouts(path: Path, task: str | None = None, *, least: int = SURE) -> str:
+    """What data look like besides, and for which tasks, in words; empty where they look like nothing else.
+
+    Args:
+        path: folder or file.
+        task: formats that serve it are not named.
+        least: `Format.certainty` of the formats that are asked; only those of the highest one that fit are named.
+    """
+    fitting: dict[int, list[Format]] = {}
+    for format_ in formats().values():
+        if task not in format_.tasks and format_.certainty >= least and _fits(format_, path):
+            fitting.setdefault(format_.certainty, []).append(format_)
+    named = fitting[max(fitting)] if fitting else []
+    return "; ".join(f"it looks like {each.layout}, which is for {' and '.join(each.tasks)}" for each in named)
+
+
+def _fits(format_: Format, path: Path) -> bool:
+    """Whether a format that is sure recognises it, or another one finds something to list."""
+    try:
+        root = _parts(path, format_.tasks[0])[0] or path
+        if not format_.recognises(root) or not format_.is_meant(root):
+            return False
+        return format_.certainty == SURE or len(format_.read(root, DataSettings(), None, Faults())) > 0
+    except (DataError, UsageError):
+        return False
 
 
 def has_validation(path: str | Path, task: str = "classification") -> bool:

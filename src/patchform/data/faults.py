@@ -53,7 +53,8 @@ KINDS: dict[str, Kind] = {
     # classes
     "class-part": Kind(
         "sets of classes that are named like parts of a data set or kinds of files",
-        "call the parts train/ and val/, or set data.path and data.validation; each class is a folder in both",
+        "call parts train/ and val/, or set data.path and data.validation, with a folder for each class in both;"
+        " pictures without labels are for pretraining",
     ),
     "class-nested": Kind("single classes that hold folders alone", "set data.path to that folder"),
     "name-bytes": Kind("names that are not UTF-8", "rename them: no list or model can hold these"),

@@ -26,7 +26,7 @@ def nothing(subject: Subject, faults: Faults) -> None:
 def single(subject: Subject, faults: Faults) -> None:
     """One class alone: whatever is shown, it is the answer."""
     used = [name for name, number in zip(subject.listing.classes, subject.numbers) if number]
-    if len(used) == 1 and not any(len(item.classes) != 1 for item in subject.listing.items):
+    if len(used) == 1 and all(len(item.classes) == 1 for item in subject.listing.items):
         faults.add("class-single", f'class "{used[0]}"')
 
 

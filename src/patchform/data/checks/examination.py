@@ -147,8 +147,8 @@ def _restored(stored: dict[str, Any], checked: int) -> Report:
     """What `_stored` gave. Raises KeyError or TypeError for anything else."""
     return Report(
         checked=checked,
-        faults=tuple(Fault(*fault) for fault in stored["faults"]),
-        hints=tuple(Fault(*fault, fatal=False) for fault in stored["hints"]),
+        faults=tuple(Fault(kind, where, what) for kind, where, what in stored["faults"]),
+        hints=tuple(Fault(kind, where, what, fatal=False) for kind, where, what in stored["hints"]),
         notes=tuple(stored["notes"]),
         pixels=None if stored["pixels"] is None else tuple(stored["pixels"]),
         ignored=stored["ignored"],

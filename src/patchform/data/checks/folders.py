@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 
 from patchform.data.checks.base import Check, Subject
+from patchform.data.dataset import other_layouts
 from patchform.data.faults import Faults
 from patchform.data.listing import Listing, quoted
 
@@ -27,7 +28,8 @@ def parts(subject: Subject, faults: Faults) -> None:
     """Classes that are all called like parts of a data set or kinds of files."""
     words = [set(re.findall("[a-z]+", name.lower())) for name in subject.listing.classes]
     if words and all(own & (_PARTS | _KINDS) and own <= _PARTS | _KINDS | _BESIDE for own in words):
-        faults.add("class-part", quoted(subject.listing.classes), _below(subject.listing))
+        other = other_layouts(subject.listing.root)
+        faults.add("class-part", quoted(subject.listing.classes), other or _below(subject.listing))
 
 
 def _below(listing: Listing) -> str:
@@ -52,9 +54,9 @@ def repeated(subject: Subject, faults: Faults) -> None:
     for name, inside in folders.items():
         if name not in direct and len(inside) > 1:
             groups[frozenset(inside)].append(name)
-    for inside, names in groups.items():
+    for shared, names in groups.items():
         if len(names) > 1:
-            faults.add("class-repeats", f"classes {quoted(names)}", f"each holds the folders {quoted(sorted(inside))}")
+            faults.add("class-repeats", f"classes {quoted(names)}", f"each holds the folders {quoted(sorted(shared))}")
 
 
 def _folders(listing: Listing) -> tuple[dict[str, set[str]], set[str]]:

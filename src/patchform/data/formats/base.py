@@ -15,6 +15,9 @@ from patchform.settings import DataSettings
 Parts = tuple[Path, Path | None]
 """What to learn from, and what to validate on where a format knows of any."""
 
+SURE, CLASS_FOLDERS, ANY_FOLDER = 2, 1, 0
+"""What a format recognises can hardly be anything else; may be any folder of folders; any folder at all."""
+
 
 class Format(ABC):
     """A layout of data. A file of this folder holds one, without state. It opens no picture."""
@@ -23,6 +26,8 @@ class Format(ABC):
     """Names of the tasks that it serves."""
     layout: ClassVar[str]
     """What is looked for, in words, for messages."""
+    certainty: ClassVar[int] = SURE
+    """How sure it is of what it recognises."""
     inside: ClassVar[tuple[str, ...]] = ()
     """Folders in which train/ and val/ may lie."""
 

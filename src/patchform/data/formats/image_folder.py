@@ -6,7 +6,7 @@ from pathlib import Path
 
 from patchform.data.class_folders import has_folders, read_folders
 from patchform.data.faults import Faults
-from patchform.data.formats.base import Format
+from patchform.data.formats.base import CLASS_FOLDERS, Format
 from patchform.data.listing import PICTURES, Listing
 from patchform.data.shards import hold_data
 from patchform.settings import DataSettings
@@ -17,6 +17,7 @@ class ImageFolder(Format):
 
     tasks = ("classification",)
     layout = "a folder of class folders"
+    certainty = CLASS_FOLDERS
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with at least one folder that could be a class, and not of tar shards."""

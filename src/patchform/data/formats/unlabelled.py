@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from patchform.data.faults import Faults
-from patchform.data.formats.base import Format
+from patchform.data.formats.base import ANY_FOLDER, Format
 from patchform.data.listing import SUFFIXES, Item, Listing, first_suffix, ordered, walk
 from patchform.errors import DataError
 from patchform.settings import DataSettings
@@ -17,6 +17,7 @@ class UnlabelledFolder(Format):
 
     tasks = ("pretraining",)
     layout = "a folder of pictures, nested or flat"
+    certainty = ANY_FOLDER
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with a picture anywhere below."""

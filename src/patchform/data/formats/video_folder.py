@@ -10,7 +10,7 @@ from pathlib import Path
 
 from patchform.data.class_folders import has_folders, read_folders
 from patchform.data.faults import Faults
-from patchform.data.formats.base import Format
+from patchform.data.formats.base import CLASS_FOLDERS, Format
 from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, VIDEOS, Listing, first_suffix
 from patchform.settings import DataSettings
 
@@ -20,6 +20,7 @@ class VideoFolder(Format):
 
     tasks = ("video_classification",)
     layout = "a folder of class folders of videos"
+    certainty = CLASS_FOLDERS
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a folder with at least one folder that could be a class."""
