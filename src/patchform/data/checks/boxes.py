@@ -19,7 +19,7 @@ TINY = 3.0
 def close(subject: Subject, faults: Faults) -> None:
     """Note boxes that repeat another, that another class has too, and tiny ones. Crowd regions are not looked at."""
     listing = subject.listing
-    for index, item in enumerate(listing.items):
+    for index, item in enumerate(() if _misread(faults) else listing.items):
         if item.objects is None or not len(item.objects.boxes):
             continue
         crowd = item.objects.crowd
@@ -42,6 +42,11 @@ def close(subject: Subject, faults: Faults) -> None:
             faults.add(kind, location, what, tuple(boxes[number].tolist()))
 
 
+def _misread(faults: Faults) -> bool:
+    """Whether it is known already that the numbers mean something else."""
+    return any(faults.counts[kind] for kind in ("box-corners", "box-notation", "box-shares"))
+
+
 def _sides(boxes: np.ndarray) -> np.ndarray:
     """(N,) the shorter side of each."""
     return (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
@@ -59,7 +64,7 @@ def outlined(subject: Subject, faults: Faults) -> None:
 
 def around(subject: Subject, faults: Faults) -> None:
     """Note boxes that are not around their outlines."""
-    for index, item in enumerate(subject.listing.items):
+    for index, item in enumerate(() if _misread(faults) else subject.listing.items):
         objects = item.objects
         if objects is None or not objects.segmentations:
             continue
