@@ -168,11 +168,8 @@ def test_cut_files_are_refused(name, share, made, tmp_path):
         open_video(path)
     assert str(path) in str(caught.value)
     assert "Errno" not in str(caught.value)
-    given = []
     with pytest.raises(DataError):
-        for frame in stream(path):  # what comes before the end is given
-            given.append(frame)
-    assert len(given) <= COUNT
+        list(stream(path))
 
 
 def test_a_cut_between_header_and_frames_is_a_video_without_frames(made, tmp_path):

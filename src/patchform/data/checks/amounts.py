@@ -64,9 +64,10 @@ def summary(subject: Subject, unit: str) -> Iterator[str]:
         low, (height, width), high = sizes
         spread = f"{low[1]} to {high[1]} pixels wide, {low[0]} to {high[0]} high, median {width} x {height}"
         yield f"sizes: all {width} x {height} pixels" if low == high else f"sizes: {spread}"
-    if len(numbers) > 1 and sum(numbers):
+    total = sum(numbers)
+    if len(numbers) > 1 and total:
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
-        least, most = ((listing.classes[i], numbers[i], numbers[i] / sum(numbers)) for i in (order[0], order[-1]))
+        least, most = ((listing.classes[i], numbers[i], numbers[i] / total) for i in (order[0], order[-1]))
         few, many = (f'"{name}" {number} {unit} ({share:.1%})' for name, number, share in (least, most))
         yield f"balance: from {few} to {many}"
     if subject.training and 0 < len(listing) < FEW * max(1, len(numbers)):
