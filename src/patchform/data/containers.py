@@ -43,9 +43,9 @@ def is_cut(path: Path) -> bool:
     """Whether a video is shorter than it says, or ends within a part.
 
     Of AVI the lengths of its RIFF chunks count, of Matroska that of its segment (RFC 8794, section 4), of MP4 the end
-    of its last box of frames or tables (ISO/IEC 14496-12, section 4.2), of ASF and FLV the length in
-    their properties, of FLV, MPEG-PS and MPEG-TS whether the last tag or packet is whole: the last two can be cut between two without a trace, and so
-    can what was written as it was recorded, with its length left open.
+    of its last box of frames or tables (ISO/IEC 14496-12, section 4.2), of ASF and FLV the length in their properties,
+    of FLV, MPEG-PS and MPEG-TS whether the last tag or packet is whole. The last two, and what was written as it was
+    recorded, with its length left open, can be cut between two packets without a trace.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
