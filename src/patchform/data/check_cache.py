@@ -44,7 +44,7 @@ def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
     for name in _CODE:
         digest.update(_sum((Path(__file__).parent / name).read_bytes()))
     try:
-        digest.update(repr((__version__, PIL.__version__, decoding, listing.classes)).encode())
+        digest.update(repr((__version__, PIL.__version__, decoding, listing.classes, listing.sizes_annotated)).encode())
         digest.update(_sum(listing.as_bytes()))
         for item in listing.items:
             for file in files_of(item.path):

@@ -17,6 +17,9 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
 from patchform.settings import DataSettings
 
+_LISTS = (".csv", ".tsv", ".xlsx")
+"""Files that may be meant to say what the pictures are."""
+
 
 class Splits(NamedTuple):
     """Both parts of a data set, with the same classes."""
@@ -86,7 +89,8 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
     train, beside = _parts(path, task)
     validation = Path(settings.validation).expanduser() if settings.validation else beside
     root = train if train and (validation or train.is_file() or _only(train)) else path
-    return Training(_read(root, settings, None, task, faults, given=path), validation)
+    listing = _read(root, settings, None, task, faults, given=path)
+    return Training(replace(listing, notes=listing.notes + _unused(path, train, validation)), validation)
 
 
 def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
@@ -252,6 +256,15 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
     entries = {entry.name.lower(): entry for entry in path.iterdir()}
     matches = (entries.get(name + suffix) for name in names for suffix in ("", ".csv"))
     return next((entry for entry in matches if entry is not None), None)
+
+
+def _unused(path: Path, train: Path | None, validation: Path | None) -> tuple[str, ...]:
+    """A note on folders and lists beside the parts that are neither: a third part, or labels that nobody reads."""
+    if train is None or train.parent != path or validation is None or validation.parent != path:
+        return ()
+    beside = [entry for entry in path.iterdir() if entry not in (train, validation) and not is_hidden(entry.name)]
+    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in beside if e.is_dir() or e.suffix.lower() in _LISTS)
+    return (f"not used, beside {train.name} and {validation.name}: {quoted(names)}",) if names else ()
 
 
 def _only(train: Path) -> bool:

@@ -150,6 +150,8 @@ class Listing:
     """Of objects: the raw category ids in the order of the classes; None where a format has none of its own."""
     medium: Medium = PICTURES
     """What an item is."""
+    sizes_annotated: bool = True
+    """Whether the sizes of pictures with objects were annotated, or else are those of the files."""
 
     def __len__(self) -> int:
         return len(self.items)

@@ -231,7 +231,7 @@ def _examine(item: Item, listing: Listing, preprocessing: Preprocessing) -> _Loo
             reason = "; ".join(part for part in (error.what, error.remedy) if part)
             what = "its regions" if isinstance(item.mask, PolygonMask) else f"mask {item.mask.name}"
             return _Look(("mask-bad", f"{what}: {reason}"))
-    untold = turned in (2, 3, 4) or (turned >= 5 and height == width)
+    untold = turned in (2, 3, 4) or (turned >= 5 and (height == width or not listing.sizes_annotated))
     asks = untold and (bare or (item.objects is not None and len(item.objects.boxes) > 0))
     format_, animated, deep = facts(data)
     suffix = item.path.suffix.lower()

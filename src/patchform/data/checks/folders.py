@@ -49,6 +49,8 @@ def nested(subject: Subject, faults: Faults) -> None:
 
 def repeated(subject: Subject, faults: Faults) -> None:
     """Classes whose folders hold folders of the same names, and no picture beside these."""
+    if faults.counts["class-part"]:  # which says more
+        return
     folders, direct = _folders(subject.listing)
     groups: dict[frozenset[str], list[str]] = defaultdict(list)
     for name, inside in folders.items():

@@ -109,7 +109,7 @@ class Yolo(WritableFormat):
         items = annotate(sized, lines.rows([table[name] for name in names]), faults)
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
         notes += notes_on(items, "regions")
-        return Listing(classes=order, items=items, root=root, notes=notes)
+        return Listing(classes=order, items=items, root=root, notes=notes, sizes_annotated=False)
 
     def write(
         self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"
