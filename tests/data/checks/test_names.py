@@ -100,6 +100,8 @@ def test_names_with_unseen_characters_or_blanks_are_hints(tmp_path):
     assert all(text.isprintable() for fault in rows for text in (fault.where, fault.what))
     rows = found((names.CONTROL,), of_files(tmp_path, ["a"], ["a/\x1b]0;x\x07.jpg", "a/b.jpg"]))
     assert [(fault.kind, fault.where) for fault in rows] == [("name-control", "a/\\x1b]0;x\\x07.jpg")]
+    elsewhere = tmp_path / f"{LATIN}\x1b"  # where the data lie is not of the data
+    assert found((names.ENCODING, names.CONTROL), of_files(elsewhere, ["a"], ["a/b.jpg"])) == []
 
 
 @pytest.mark.parametrize("path", [f"{LATIN}/1.png", f"tea/{LATIN}.png"])

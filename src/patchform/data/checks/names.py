@@ -19,11 +19,12 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?")
 
 
 def _told(listing: Listing) -> Iterator[tuple[str, str]]:
-    """Every name of a class and every path of an item, each with where it is."""
+    """Every name of a class, each with where it is, and every path of an item below the root."""
+    root = os.path.join(listing.root, "")
     for number, name in enumerate(listing.classes):
         yield name, f"class {number}"
     for item in listing.items:
-        yield os.fspath(item.path), ""
+        yield os.fspath(item.path).removeprefix(root), ""
 
 
 def encoding(subject: Subject, faults: Faults) -> None:
