@@ -24,7 +24,7 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
     for kind, number, first in diagnosis.by_kind():
         about = KINDS[kind]
         word = "hint" if about.hint else "FAULT" if about.fatal else "mended"
-        yield f"{word}: {number} {about.what} ({kind}); {about.remedy}"
+        yield f"{word}: {about.counted(number)} ({kind}); {about.remedy}"
         for name, fault in first:
             yield f"    {name}: {fault.where}" + (f": {fault.what}" if fault.what else "")
         if number > len(first):
@@ -51,7 +51,7 @@ def write_page(diagnosis: Diagnosis, folder: Path) -> None:
     body = [f"<h1>{html.escape(diagnosis.path.name)}: {_verdict(diagnosis)}</h1>"]
     for kind, count, first in diagnosis.by_kind():
         rows = "".join(f"<li>{html.escape(f'{part}: {fault.where}: {fault.what}')}</li>" for part, fault in first)
-        body.append(f"<h2>{count} {KINDS[kind].what}</h2><p>{KINDS[kind].remedy}</p><ul>{rows}</ul>")
+        body.append(f"<h2>{KINDS[kind].counted(count)}</h2><p>{KINDS[kind].remedy}</p><ul>{rows}</ul>")
         body += figures.get(kind, [])
     page = "\n".join(['<!doctype html><html lang="en"><meta charset="utf-8">', *body, "</html>\n"])
     (folder / "index.html").write_text(page, encoding="utf-8", errors="replace")

@@ -24,6 +24,12 @@ class Kind(NamedTuple):
     """Whether the data cannot be used as they are; else the thing is dropped or clipped, and counted."""
     hint: bool = False
     """Whether it may well be meant so: the data are used as they are."""
+    whole: bool = False
+    """Whether it is about a part as a whole: it is told without a number."""
+
+    def counted(self, number: int) -> str:
+        """What it is, with how many there are."""
+        return self.what if self.whole else f"{number} {self.what}"
 
 
 class Fault(NamedTuple):
@@ -43,20 +49,21 @@ class Fault(NamedTuple):
 _DROPPED, _CLIPPED = "left out", "cut off at the edge"
 
 
-def _hint(what: str, remedy: str) -> Kind:
-    return Kind(what, remedy, fatal=False, hint=True)
+def _hint(what: str, remedy: str, *, whole: bool = False) -> Kind:
+    return Kind(what, remedy, fatal=False, hint=True, whole=whole)
 
 
 KINDS: dict[str, Kind] = {
     "layout": Kind("things that keep the data from being listed", "mend this first: what it hides was not looked at"),
-    "nothing-to-learn": Kind("parts to learn from with nothing to learn", "annotate some, or see that it is this part"),
+    "nothing-to-learn": Kind("nothing to learn from", "annotate some, or see that it is this part", whole=True),
     # classes
     "class-part": Kind(
-        "sets of classes that are named like parts of a data set or kinds of files",
+        "classes that are named like parts of a data set or kinds of files",
         "call parts train/ and val/, or set data.path and data.validation, with a folder for each class in both;"
         " pictures without labels are for pretraining",
+        whole=True,
     ),
-    "class-nested": Kind("single classes that hold folders alone", "set data.path to that folder"),
+    "class-nested": Kind("a single class, which holds folders alone", "set data.path to that folder", whole=True),
     "name-bytes": Kind("names that are not UTF-8", "rename them: no list or model can hold these"),
     # pictures
     "picture-bad": Kind("pictures that cannot be used", "mend or remove them, or set data.skip_bad"),
@@ -99,21 +106,26 @@ KINDS: dict[str, Kind] = {
     "outline-clipped": Kind("outlines that reach far outside their picture", _CLIPPED, fatal=False),
     # masks
     "mask-255": Kind(
-        "classes of masks that 255 seems to stand for, which is ignored",
+        "a class that 255 seems to stand for in the masks, which is ignored",
         "write 0, 1, ... in masks, or give the colours of classes in data.colors, or set data.ignore to another number",
+        whole=True,
     ),
     # hints
-    "nothing-to-judge": _hint("parts to validate on without anything to judge by", "annotate some"),
+    "nothing-to-judge": _hint("nothing to judge by", "annotate some", whole=True),
     "orientation-untold": _hint(
         "annotated pictures with an orientation tag that their sizes cannot check",
         "the tag is followed: see with `data show` whether the annotations are of the upright pictures",
     ),
     "box-outline": _hint("boxes that are not around their outlines", "see which of the two is right"),
     "box-percent": _hint(
-        "sets of boxes that all lie in the first 100 pixels", "if they are percent of width and height, write pixels"
+        "boxes that all lie in the first 100 pixels",
+        "if they are percent of width and height, write pixels",
+        whole=True,
     ),
-    "mask-from-one": _hint("sets of masks without any 0", "if their numbers begin at 1, set data.zero to ignore"),
-    "class-single": _hint("single classes, which are the answer to every picture", "add what else there may be"),
+    "mask-from-one": _hint("masks without any 0", "if their numbers begin at 1, set data.zero to ignore", whole=True),
+    "class-single": _hint(
+        "a single class, which is the answer to everything", "add what else there may be", whole=True
+    ),
     "class-repeats": _hint("classes that hold folders of the same names", "if those are the classes, move them up"),
     "class-alike": _hint("names of classes that may mean one", "if so, give them one name"),
     "class-several": _hint(
@@ -170,7 +182,7 @@ class Faults:
     def notes(self) -> tuple[str, ...]:
         """A sentence for each kind of what was dropped or clipped."""
         return tuple(
-            f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._examples[kind], 3)}"
+            f"{about.counted(self.counts[kind])}, {about.remedy}: {_listed(self._examples[kind], 3)}"
             for kind, about in KINDS.items()
             if not about.fatal and not about.hint and self.counts[kind]
         )
@@ -178,7 +190,7 @@ class Faults:
     def hints(self) -> tuple[str, ...]:
         """A sentence for each kind of what may be meant so."""
         return tuple(
-            f"hint: {self.counts[kind]} {about.what}: {_listed(self._examples[kind], 3)}; {about.remedy}"
+            f"hint: {about.counted(self.counts[kind])}: {_listed(self._examples[kind], 3)}; {about.remedy}"
             for kind, about in KINDS.items()
             if about.hint and self.counts[kind]
         )
@@ -188,7 +200,7 @@ class Faults:
         kinds = {kind: about for kind, about in KINDS.items() if about.fatal and self.counts[kind]}
         if not kinds:
             return
-        what = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in kinds.items())
+        what = ", ".join(about.counted(self.counts[kind]) for kind, about in kinds.items())
         remedy = "; ".join(about.remedy for about in kinds.values())
         if len(kinds) > 1:
             what = f"{self.fatal} faults ({what})"

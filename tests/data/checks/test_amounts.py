@@ -52,9 +52,9 @@ def test_a_part_without_objects_is_refused_before_training(left, tmp_path):
     assert kinds(root, "detection")["nothing-to-learn"] == 1
     assert kinds(root, "detection", "validation")["nothing-to-judge"] == 1
     opened, _ = open_training(DataSettings(path=str(root)), task="detection")
-    with pytest.raises(DataError, match="nothing to learn"):
+    with pytest.raises(DataError, match="nothing to learn from: all 12 pictures"):
         find_task("detection").refuse(opened, training=True)
-    assert any("without anything to judge by" in hint for hint in find_task("detection").refuse(opened))
+    assert any("nothing to judge by" in hint for hint in find_task("detection").refuse(opened))
 
 
 def test_one_picture_or_one_class_is_said(tmp_path):

@@ -19,8 +19,10 @@ FEW = 20
 def nothing(subject: Subject, faults: Faults) -> None:
     """No class, object or pixel that is learnt, or judged by."""
     if subject.listing.items and not any(subject.numbers):
-        what = f"{len(subject.listing)} {subject.listing.thing}s"
-        faults.add("nothing-to-learn" if subject.training else "nothing-to-judge", str(subject.listing.root), what)
+        where = f"all {len(subject.listing)} {subject.listing.thing}s"
+        faults.add(
+            "nothing-to-learn" if subject.training else "nothing-to-judge", where, "no label or object that counts"
+        )
 
 
 def single(subject: Subject, faults: Faults) -> None:

@@ -15,10 +15,10 @@ def labelled(subject: Subject, faults: Faults) -> None:
         return
     used = [name for name, number in zip(subject.listing.classes, report.pixels) if number]
     absent = [name for name, number in zip(subject.listing.classes, report.pixels) if not number]
-    where, masks = str(subject.listing.root), f"{report.used} masks"
+    masks = f"all {report.used} masks"
     if not used:
         kind = "nothing-to-learn" if subject.training else "nothing-to-judge"
-        faults.add(kind, where, f"every pixel of {masks} is ignored")
+        faults.add(kind, masks, "every pixel is ignored")
         return
     if not subject.training:
         return
@@ -26,11 +26,11 @@ def labelled(subject: Subject, faults: Faults) -> None:
     ignored = [number for number, class_ in codes.ids if class_ == IGNORED]
     if report.ignored and ignored == [255] and len(used) == 1 and zero != IGNORED and report.pixels[zero]:
         kinds = f'all {sum(report.pixels)} pixels that count are of class "{used[0]}"'
-        faults.add("mask-255", where, f"{kinds}, {report.ignored} are 255, and {quoted(absent) or 'no other'} never is")
+        faults.add("mask-255", masks, f"{kinds}, {report.ignored} are 255, and {quoted(absent) or 'no other'} never is")
     elif len(used) == 1:
         faults.add("class-single", f'class "{used[0]}"', "in every labelled pixel")
     if zero != IGNORED and not report.pixels[zero]:
-        faults.add("mask-from-one", where, f'0 is class "{subject.listing.classes[zero]}"')
+        faults.add("mask-from-one", masks, f'0 is class "{subject.listing.classes[zero]}"')
 
 
 def absent(subject: Subject, faults: Faults) -> None:
