@@ -134,6 +134,9 @@ def to_image(source: Any, preprocessing: Preprocessing) -> Tensor:
     """
     if isinstance(source, Image.Image):
         try:
+            if isinstance(source, JpegImagePlugin.JpegImageFile) and source.tile and not source.decoderconfig:
+                source.fp.seek(0)  # not decoded yet: whether it is whole is seen in its bytes
+                return _arrange(_pixels(source.fp.read(), MAX_PIXELS, True), preprocessing)
             return _arrange(_from_pil(source), preprocessing)
         except DataError:
             raise

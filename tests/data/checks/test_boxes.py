@@ -5,6 +5,7 @@ import pytest
 from bad_pictures import encode, exif
 from looking import found, kinds
 from PIL import Image
+from planted import make_set
 
 from patchform.data.checks import boxes, notation
 from patchform.data.dataset import open_training
@@ -134,3 +135,12 @@ def test_orientations_that_sizes_cannot_check_are_hints(orientation, size, asked
     assert kinds(root, "detection").get("orientation-untold", 0) == asked
     empty = coco(tmp_path / "empty", lambda record: record | {"iscrowd": 1}, size=size)
     assert "orientation-untold" not in kinds(empty, "detection")
+
+
+def test_where_sizes_are_not_annotated_no_orientation_can_be_checked(tmp_path):
+    root = make_set("yolo", tmp_path / "set", real=False)
+    assert "orientation-untold" not in kinds(root)
+    files = sorted((root / "images" / "train").iterdir())[:3]
+    for file in files:
+        file.write_bytes(encode(Image.open(file).convert("RGB"), "JPEG", exif=exif(6)))
+    assert kinds(root)["orientation-untold"] == len(files)
