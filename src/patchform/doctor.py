@@ -17,9 +17,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from patchform import drawing, lookup
-from patchform.data import warnings
-from patchform.data.checks import examine, overlap
-from patchform.data.dataset import open_evaluation, open_training, serves, unknown
+from patchform.data.checks import amounts
+from patchform.data.checks.base import look
+from patchform.data.checks.copies import overlap
+from patchform.data.checks.examination import examine
+from patchform.data.dataset import open_evaluation, open_training, serves, split_listing, unknown
 from patchform.data.faults import KINDS, Fault, Faults
 from patchform.data.images import decode
 from patchform.data.listing import Listing
@@ -50,6 +52,8 @@ class Part:
     """Hints among them."""
     notes: tuple[str, ...]
     """Things that are no faults, a sentence each."""
+    summary: tuple[str, ...] = ()
+    """How much there is, a line each: sizes, balance, whether it is little."""
     numbers: tuple[int, ...] = ()
     """Of each class: pictures, objects or pixels."""
     usable: Listing | None = None
@@ -95,6 +99,7 @@ class Diagnosis:
                 part.name: {
                     "pictures": len(part.listing or ()),
                     "classes": dict(zip(part.listing.classes, part.numbers)) if part.listing else {},
+                    "summary": part.summary,
                     "notes": part.notes,
                 }
                 for part in self.parts
@@ -163,9 +168,9 @@ def diagnose(
     listing, validation = _opened(settings, chosen, faults)
     if task is None and listing is not None:
         kind = find_task(chosen := kind.refined(listing))
+    if listing is not None and validation is None:
+        _hold_out(listing, settings, faults)
     parts = [_examined("train", kind, listing, faults, preprocessing, progress)]
-    if listing is not None:
-        kind.hints(listing, parts[0].numbers, faults)
     if listing is not None and validation is not None:
         faults, held_out = Faults(), None
         try:
@@ -197,6 +202,15 @@ def _opened(settings: DataSettings, task: str, faults: Faults) -> tuple[Listing 
         return None, None
 
 
+def _hold_out(listing: Listing, settings: DataSettings, faults: Faults) -> None:
+    """Where there is no part to validate on, one must be made of what there is."""
+    if listing.items and 0 < settings.validation_share < 1:
+        try:
+            split_listing(listing, settings.validation_share, 0)
+        except DataError as error:
+            _note(error, faults)
+
+
 def _note(error: DataError, faults: Faults) -> None:
     faults.add("layout", str(error.where or "the data"), "; ".join(part for part in (error.what, error.remedy) if part))
 
@@ -214,17 +228,23 @@ def _examined(
         if listing is not None and not faults.fatal:
             faults.add("layout", str(listing.root), f"no {listing.thing}")
         return Part(name=name, listing=None, faults=faults, notes=())
-    task.faults(listing, faults)
+    training = name == "train"
+    look(task.checks, task.subject(listing, training=training), faults, "listed")
     report = examine(
         listing, preprocessing, progress=None if progress is None else lambda done, every: progress(name, done, every)
     )
-    usable = report.usable(listing)
-    faults.extend(report.faults)
-    warnings.on_boxes(listing, faults)
-    warnings.on_copies(usable, faults)
-    numbers = report.pixels or task.numbers(listing)
-    notes = listing.notes + report.notes
-    return Part(name=name, listing=listing, faults=faults, notes=notes, numbers=numbers, usable=usable)
+    faults.extend((*report.faults, *report.hints))
+    subject = task.subject(listing, training=training, report=report)
+    look(task.checks, subject, faults, "opened", "searched")
+    return Part(
+        name=name,
+        listing=listing,
+        faults=faults,
+        notes=listing.notes + report.notes,
+        summary=tuple(amounts.summary(subject, task.unit)),
+        numbers=subject.numbers,
+        usable=subject.usable,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures

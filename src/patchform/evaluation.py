@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from patchform import drawing
-from patchform.data.checks import without_bad
+from patchform.data.checks.examination import without_bad
 from patchform.data.collate import split, to_device
 from patchform.data.dataset import check_before, open_evaluation
 from patchform.data.listing import Listing

@@ -10,8 +10,9 @@ import pytest
 from bad_pictures import class_folders, encode, mask_folders, tree_state
 from PIL import Image
 
-from patchform.data import check_cache, checks
-from patchform.data.checks import check, examine
+from patchform.data import check_cache
+from patchform.data.checks import examination
+from patchform.data.checks.examination import check, examine
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Item, Listing, MaskCodes, PolygonMask
 from patchform.records import Preprocessing
@@ -30,8 +31,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def looked(monkeypatch):
     """How often pictures were decoded."""
-    times, real = [], checks._examined
-    monkeypatch.setattr(checks, "_examined", lambda *given: times.append(1) or real(*given))
+    times, real = [], examination._examined
+    monkeypatch.setattr(examination, "_examined", lambda *given: times.append(1) or real(*given))
     return times
 
 
@@ -39,7 +40,7 @@ def masks(root, names=NAMES, **settings):
     return open_evaluation(root, DataSettings(**settings), names, "semantic_segmentation")
 
 
-def fresh(listing, preprocessing=PLAIN, examined=checks._examined):
+def fresh(listing, preprocessing=PLAIN, examined=examination._examined):
     return examined(listing, preprocessing, None)
 
 

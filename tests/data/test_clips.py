@@ -9,7 +9,8 @@ import torch
 from moving import number_of
 
 from patchform.data import samples
-from patchform.data.checks import check, copies, examine, overlap
+from patchform.data.checks.copies import copies, overlap
+from patchform.data.checks.examination import check, examine
 from patchform.data.clips import (
     Clips,
     Crops,

@@ -11,6 +11,7 @@ from patchform.data.collate import PackedTargets
 from patchform.data.dataset import (
     open_data,
     open_evaluation,
+    open_training,
 )
 from patchform.data.listing import Item, Listing, Objects
 from patchform.data.loader import TrainingBatches, aspects, evaluation_loader, training_loader
@@ -335,3 +336,14 @@ def test_nothing_is_written_into_the_data(tmp_path, pictures):
     opened(tmp_path)
     [pictures()[0, index] for index in range(12)]
     assert tree_state(tmp_path) == before
+
+
+def test_folders_and_lists_beside_the_parts_are_said(tmp_path):
+    for part in ("train", "val", "test", "more"):
+        class_folders(tmp_path / part, {"a": 2, "b": 2})
+    for name in ("labels.csv", "README.md", ".hidden.csv"):
+        (tmp_path / name).write_text("x")
+    notes = open_training(DataSettings(path=str(tmp_path))).listing.notes
+    assert 'not used, beside train and val: "labels.csv", "more/", "test/"' in notes
+    given = DataSettings(path=str(tmp_path / "train"), validation=str(tmp_path / "val"))
+    assert not any("not used" in note for note in open_training(given).listing.notes)

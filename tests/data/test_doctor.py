@@ -8,6 +8,7 @@ import pytest
 from bad_pictures import tree_state
 from planted import PLANTED, make_set
 
+from patchform import lookup
 from patchform.data.faults import KINDS
 from patchform.doctor import SHOWN, diagnose, draw_faults, sheet, task_of
 from patchform.errors import DataError, UsageError
@@ -125,6 +126,37 @@ def test_the_task_is_guessed_or_asked_for(tmp_path):
     (both / "labels").mkdir()
     with pytest.raises(UsageError, match="--task"):
         task_of(both)
+
+
+LAYOUTS = {
+    "boxes": "COCO's json",
+    "yolo": "YOLO's images/",
+    "voc": "Pascal VOC's",
+    "masks": "images/ beside masks/",
+    "folders": "a folder of class folders",
+}
+
+
+@pytest.mark.parametrize("task", lookup.names("tasks"))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_wrong_task_names_the_right_one(name, task, tmp_path):
+    root = make_set(name, tmp_path / "set", real=False)
+    right = TASKS.get(name, "detection")
+    if task in (right, "pretraining"):  # any pictures may be learnt from without labels
+        assert diagnose(settings(name, root), task=task).fatal == 0
+        return
+    try:
+        found = diagnose(settings(name, root), task=task)
+    except DataError as error:
+        told = str(error)
+    else:
+        assert found.fatal
+        told = "; ".join(f"{fault.what} {KINDS[fault.kind].remedy}" for part in found.parts for fault in part.faults)
+    if task == "instance_segmentation" and right == "detection" and name != "voc":
+        assert "set task to detection" in told
+        return
+    assert f"it looks like {LAYOUTS[name]}" in told
+    assert f"which is for {right}" in told
 
 
 def test_a_sheet_has_room_for_all():

@@ -225,3 +225,14 @@ def test_a_lazily_opened_damaged_image_is_refused(tmp_path):
     path.write_bytes(bad_pictures.bad()["pixels.jpg"][0])
     with Image.open(path) as image, pytest.raises(DataError, match="cut short"):
         to_image(image, RGB)
+    path.write_bytes(path.read_bytes() + b"\xff\xd9")  # which the decoder alone would fill up
+    with Image.open(path) as image, pytest.raises(DataError, match="cut short"):
+        to_image(image, RGB)
+    path.write_bytes(bad_pictures.good()["rgb.jpg"])
+    with Image.open(path) as image:
+        assert to_image(image, RGB).equal(decode(path, RGB))
+        assert to_image(image, RGB).equal(decode(path, RGB))
+        assert to_image(image.convert("L"), RGB).shape == (3, 32, 48)
+    with Image.open(path) as image:
+        image.draft("RGB", (12, 8))
+        assert to_image(image, RGB).shape == (3, 8, 12)

@@ -19,7 +19,8 @@ from PIL import Image
 from tarred import END, FORMATS, header, padded, pax, record, special, tar
 
 from patchform.data import check_cache, images, shards
-from patchform.data.checks import check, copies, overlap
+from patchform.data.checks.copies import copies, overlap
+from patchform.data.checks.examination import check
 from patchform.data.images import decode
 from patchform.data.inputs import expand
 from patchform.data.listing import Item, Listing

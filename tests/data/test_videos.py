@@ -12,7 +12,8 @@ from bad_pictures import bad, encode, good
 from moving import COUNT, SIZE, frame_folder, gif, number_of, numbered, video
 from PIL import Image
 
-from patchform.data import encoded
+from patchform.data import containers, encoded
+from patchform.data.listing import VIDEO_SUFFIXES
 from patchform.data.videos import open_video, stream
 from patchform.errors import DataError, ResourceError, UsageError
 from patchform.records import Preprocessing
@@ -39,6 +40,14 @@ KINDS = {
     "vp9.webm": {"codec": "libvpx-vp9", "between": None},
     "h265.mp4": {"codec": "libx265"},
     "av1.mp4": {"codec": "libsvtav1", "between": None},
+    "h264.ts": {},
+    "sound.ts": {"sound": True},
+    "h264.m2ts": {},
+    "mpeg2.mpg": {"codec": "mpeg2video"},
+    "mpeg1.mpg": {"codec": "mpeg1video"},
+    "wmv2.wmv": {"codec": "wmv2", "between": None},
+    "h264.flv": {},
+    "h264.3gp": {},
 }
 
 
@@ -145,8 +154,12 @@ def cut(path, share):
     return path
 
 
+CUT = ("h264.mp4", "front.mp4", "h264.mkv", "h264.avi", "motion_jpeg.avi", "vp9.webm", "open.mov", "wmv2.wmv")
+CUT += ("h264.ts", "h264.m2ts", "mpeg2.mpg", "h264.flv", "h264.3gp")
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.85, 0.97])
-@pytest.mark.parametrize("name", ["h264.mp4", "front.mp4", "h264.mkv", "h264.avi", "motion_jpeg.avi", "vp9.webm"])
+@pytest.mark.parametrize("name", CUT)
 def test_cut_files_are_refused(name, share, made, tmp_path):
     path = tmp_path / name
     path.write_bytes(made(name).read_bytes())
@@ -155,6 +168,39 @@ def test_cut_files_are_refused(name, share, made, tmp_path):
         open_video(path)
     assert str(path) in str(caught.value)
     assert "Errno" not in str(caught.value)
+    with pytest.raises(DataError):
+        list(stream(path))
+
+
+def test_a_cut_between_header_and_frames_is_a_video_without_frames(made, tmp_path):
+    data = made("front.mp4").read_bytes()
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data[: data.index(b"mdat") - 4])
+    for look in (open_video, lambda file: list(stream(file))):
+        with pytest.raises(DataError, match=r"no frame|cut short"):
+            look(path)
+
+
+def test_lengths_that_are_left_open_refuse_nothing(made, tmp_path):
+    data = bytearray(made("h264.mkv").read_bytes())
+    at = data.index(b"\x18S\x80g") + 4
+    data[at : at + 8] = b"\x01" + b"\xff" * 7  # as a recorder leaves it
+    path = tmp_path / "live.mkv"
+    path.write_bytes(data)
+    assert len(open_video(path)) == len(list(stream(path))) == COUNT
+    data = bytearray(made("h264.avi").read_bytes())
+    data[4:8] = bytes(4)
+    path = tmp_path / "live.avi"
+    path.write_bytes(data)
+    assert len(list(stream(path))) == COUNT
+
+
+def test_suffixes_that_are_videos_are_read(made):
+    names = {Path(name).suffix for name in KINDS}
+    assert names <= set(VIDEO_SUFFIXES)
+    assert not containers.is_cut(made("h264.ts"))
+    with pytest.raises(DataError, match="not a video but text"):
+        containers.demuxer(b"G is a letter too, and so is every other one of a program's source" * 9)
 
 
 def broken(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchform.commands import inference_options, recipes
+from patchform.commands import check_report, inference_options, recipes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError, printable
 from patchform.settings import DataSettings, Recipe
 
@@ -84,7 +83,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(diagnosis.as_json(), allow_nan=False))
     else:
-        for line in _summary_lines(diagnosis):
+        for line in check_report.lines(diagnosis):
             print(printable(line))
         if arguments.out:
             print(f"pictures of them are in {arguments.out}")
@@ -121,53 +120,8 @@ def check_data(
     diagnosis = doctor.diagnose(recipe.data, task=task, preprocessing=recipe.preprocessing, progress=progress)
     if target is not None:
         with _atomic_folder(target) as folder:
-            _write_pictures(diagnosis, folder)
+            check_report.write_page(diagnosis, folder)
     return diagnosis
-
-
-def _summary_lines(diagnosis: Diagnosis) -> Iterator[str]:
-    """Lines for people: what there is, what is wrong with it, and the verdict."""
-    from patchform.data.faults import KINDS
-
-    listings = {part.name: part.listing for part in diagnosis.parts}
-    counts = ", ".join(f"{len(listing)} {listing.thing}s in {name}" for name, listing in listings.items() if listing)
-    classes = next((listing.classes for listing in listings.values() if listing), ())
-    yield f"{diagnosis.task}: {counts or 'nothing could be listed'}, {len(classes)} classes"
-    yield from (f"note: {part.name}: {note}" for part in diagnosis.parts for note in part.notes)
-    for kind, number, first in diagnosis.by_kind():
-        about = KINDS[kind]
-        word = "hint" if about.hint else "FAULT" if about.fatal else "mended"
-        yield f"{word}: {number} {about.what} ({kind}); {about.remedy}"
-        for name, fault in first:
-            yield f"    {name}: {fault.where}" + (f": {fault.what}" if fault.what else "")
-        if number > len(first):
-            yield f"    and {number - len(first)} more"
-    yield _verdict(diagnosis)
-
-
-def _verdict(diagnosis: Diagnosis) -> str:
-    faults = f"{diagnosis.fatal} faults" if diagnosis.fatal else "clean: no faults"
-    return f"{faults}, {diagnosis.hints} hints"
-
-
-def _write_pictures(diagnosis: Diagnosis, folder: Path) -> None:
-    """A page of the diagnosis, and the pictures on it as files beside."""
-    from patchform import doctor, drawing
-    from patchform.data.faults import KINDS
-
-    figures: dict[str, list[str]] = {}
-    for number, (part, fault, picture) in enumerate(doctor.draw_faults(diagnosis), 1):
-        name = f"{fault.kind}-{number}.png"
-        drawing.save(drawing.to_png_bytes(picture), folder / name)
-        caption = html.escape(f"{part}: {fault.where}: {fault.what}")
-        figures.setdefault(fault.kind, []).append(f'<img src="{name}" alt="{caption}" style="max-width: 32rem">')
-    body = [f"<h1>{html.escape(diagnosis.path.name)}: {_verdict(diagnosis)}</h1>"]
-    for kind, count, first in diagnosis.by_kind():
-        rows = "".join(f"<li>{html.escape(f'{part}: {fault.where}: {fault.what}')}</li>" for part, fault in first)
-        body.append(f"<h2>{count} {KINDS[kind].what}</h2><p>{KINDS[kind].remedy}</p><ul>{rows}</ul>")
-        body += figures.get(kind, [])
-    page = "\n".join(['<!doctype html><html lang="en"><meta charset="utf-8">', *body, "</html>\n"])
-    (folder / "index.html").write_text(page, encoding="utf-8", errors="replace")
 
 
 # --------------------------------------------------------------------------------------------------------------- show
@@ -387,7 +341,8 @@ def _listed(settings: DataSettings, task: str | None) -> tuple[str, dict[str, Li
     parts = {"train": listing}
     if validation is not None:
         parts["validation"] = open_evaluation(validation, settings, listing.classes, chosen)
-    find_task(chosen).refuse(*parts.values())
+    for each in parts.values():
+        find_task(chosen).refuse(each)
     return chosen, parts
 
 

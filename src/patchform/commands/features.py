@@ -96,7 +96,7 @@ def features(
         raise FolderError("exists already", where=path, remedy="name a new file")
 
     from patchform.commands.probe import open_backbone
-    from patchform.data.checks import without_bad
+    from patchform.data.checks.examination import without_bad
     from patchform.data.dataset import open_pictures
     from patchform.data.writing import check_apart
     from patchform.device import RunOptions

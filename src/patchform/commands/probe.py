@@ -159,7 +159,7 @@ def _features(
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[Frozen, Frozen, tuple[str, ...]]:
     """Those of the training and of the validation pictures, and the classes."""
-    from patchform.data.checks import without_bad
+    from patchform.data.checks.examination import without_bad
     from patchform.data.dataset import open_data
     from patchform.probing.frozen import features
     from patchform.settings import DataSettings

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from patchform.data.checks import notation
 from patchform.data.faults import Faults
 from patchform.data.images import upright_size
 from patchform.data.known_classes import with_unknown
@@ -20,7 +21,6 @@ from patchform.data.listed_names import NearNames, with_offer
 from patchform.data.listing import (
     RLE,
     Item,
-    Listing,
     Objects,
     Segmentation,
     by_name,
@@ -39,6 +39,8 @@ SUSPECT_SHARE = 0.2
 """When more of the boxes leave their pictures, their numbers mean something else."""
 _AT_ONCE = 1 << 15
 """Outlines that are looked at together."""
+_SAMPLE = 2000
+"""Boxes that are compared with their outlines, evenly picked."""
 _NOTABLE = 0.01
 """Pixels cut off that are counted."""
 _LEAST_SIDE = 0.5
@@ -184,6 +186,7 @@ def annotate(pictures: Sequence[Picture | None], rows: Annotations, faults: Faul
         row_sizes = sizes[rows.pictures]
         for start in range(0, len(outlined), _AT_ONCE):
             _check_outlines(outlines, outlined[start : start + _AT_ONCE], row_sizes, rows.location, faults)
+    _check_notation(rows, outlines, limits, keep, faults)
     order = np.flatnonzero(keep)
     order = order[np.argsort(rows.pictures[order], kind="stable")]
     ends = np.bincount(rows.pictures[order], minlength=len(pictures)).cumsum().tolist()
@@ -221,16 +224,6 @@ def notes_on(items: Sequence[Item], crowds: str) -> tuple[str, ...]:
     return notes + ((f"{ignored} {crowds} count for nothing: neither right nor wrong",) if ignored else ())
 
 
-def missing_outlines(listing: Listing, faults: Faults) -> None:
-    """Note the objects without an outline."""
-    for index, item in enumerate(listing.items):
-        if item.objects is not None and len(item.objects.boxes):
-            outlines = item.objects.segmentations or (None,) * len(item.objects.boxes)
-            for number, outline in enumerate(outlines, 1):
-                if outline is None:
-                    faults.add("outline-missing", listing.name(index), f"object {number} of {len(outlines)}")
-
-
 def _checked_boxes(
     rows: Annotations, limits: np.ndarray, relevant: np.ndarray, faults: Faults
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -260,15 +253,49 @@ def _checked_boxes(
     return rounded, full & ~outside & (rounded[:, 2:] > rounded[:, :2]).all(1)
 
 
+def _check_notation(
+    rows: Annotations,
+    outlines: Sequence[Segmentation | None] | None,
+    limits: np.ndarray,
+    keep: np.ndarray,
+    faults: Faults,
+) -> None:
+    """Note boxes whose numbers mean something else than they are read as, as they, outlines and areas show.
+
+    `limits` (N, 4) are width, height, width, height of the pictures, `keep` (N,) which boxes are used.
+    """
+    boxes = rows.boxes
+    counted = np.flatnonzero(keep if rows.crowd is None else keep & ~rows.crowd)
+    if not len(counted) or faults.counts["box-corners"]:
+        return
+
+    def note(kind: str, wrong: np.ndarray, looked_at: np.ndarray, why: str = "") -> bool:
+        many = len(wrong) > SUSPECT_SHARE * len(looked_at)
+        for index in wrong.tolist() if many else ():
+            faults.add(kind, rows.location(index), _numbers(boxes[index]) + why, tuple(boxes[index].tolist()))
+        return many
+
+    raw = rows.alternatives[0].boxes if rows.alternatives else boxes
+    if note("box-shares", counted[notation.are_shares(boxes[counted], raw[counted], limits[counted])], counted):
+        return
+    sample = counted[:: -(-len(counted) // _SAMPLE)]
+    shown = None if outlines is None else [outlines[index] for index in sample.tolist()]
+    areas = None if rows.areas is None else rows.areas[sample]
+    for other in rows.alternatives:
+        fitting = notation.fit_otherwise(boxes[sample], other.boxes[sample], limits[sample], shown, areas)
+        if note("box-notation", sample[fitting], sample, f", looks like {other.notation}"):
+            return
+
+
 def _suspicion(rows: Annotations, limits: np.ndarray, leaving: np.ndarray) -> str:
     """What the numbers look like, when most boxes that leave their picture would then be good ones."""
     limits = limits[leaving]
-    for notation, alternative in rows.alternatives:
-        boxes = alternative[leaving]
+    for alternative in rows.alternatives:
+        boxes = alternative.boxes[leaving]
         fits = (boxes >= -TOLERANCE).all(1) & (boxes <= limits + TOLERANCE).all(1)
         fits &= (boxes[:, 2:] - boxes[:, :2] >= _LEAST_SIDE).all(1)
         if fits.mean() > 0.9:
-            return f", looks like {notation}"
+            return f", looks like {alternative.notation}"
     return ""
 
 

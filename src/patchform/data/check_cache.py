@@ -29,7 +29,7 @@ from patchform.weights.hub import cache
 KEPT = 200
 """Files that stay; the oldest go first."""
 _CODE = (
-    *("check_cache.py", "checks.py", "clips.py", "containers.py", "encoded.py", "file_kinds.py"),
+    *("check_cache.py", "checks/examination.py", "clips.py", "containers.py", "encoded.py", "file_kinds.py"),
     *("images.py", "jpeg.py", "listing.py", "mask_files.py", "shards.py", "videos.py", "../geometry/masks.py"),
 )
 
@@ -44,7 +44,7 @@ def key(listing: Listing, preprocessing: Preprocessing) -> str | None:
     for name in _CODE:
         digest.update(_sum((Path(__file__).parent / name).read_bytes()))
     try:
-        digest.update(repr((__version__, PIL.__version__, decoding, listing.classes)).encode())
+        digest.update(repr((__version__, PIL.__version__, decoding, listing.classes, listing.sizes_annotated)).encode())
         digest.update(_sum(listing.as_bytes()))
         for item in listing.items:
             for file in files_of(item.path):

@@ -59,10 +59,10 @@ def read_folders(path: Path, settings: DataSettings, classes: tuple[str, ...] | 
         for file in group
         if file not in used and file.parent not in used
     )
-    loose = sum(entry.is_file() and not is_hidden(entry.name) for entry in path.iterdir())
+    loose = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not is_hidden(entry.name))
     notes = (
         *((f"ignored folders: {quoted(hidden)}",) if hidden else ()),
-        *((f"ignored {loose} files beside the class folders",) if loose else ()),
+        *((f"ignored {len(loose)} files beside the class folders: {quoted(loose)}",) if loose else ()),
         *((f"ignored files that are no {noun}s: {dict(ignored.most_common(5))}",) if ignored else ()),
         *((f"classes without a {noun}: {quoted(empty)}",) if empty else ()),
         *(mapping_note(order) if classes is None else ()),

@@ -5,6 +5,7 @@ The suffixes of such files are in `data.listing`. A playlist that names other fi
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -41,10 +42,10 @@ def demuxer(head: bytes) -> str:
 def is_cut(path: Path) -> bool:
     """Whether a video is shorter than it says, or ends within a part.
 
-    Of AVI the lengths of its RIFF chunks count, of Matroska that of its segment (RFC 8794, section 4), of MP4 the end of
-    its last box of frames or tables (ISO/IEC 14496-12, section 4.2), of ASF the length in its properties, of FLV,
-    MPEG-PS and MPEG-TS whether the last tag or packet is whole: these can be cut between two without a trace, and so can
-    what was written as it was recorded, with its length left open.
+    Of AVI the lengths of its RIFF chunks count, of Matroska that of its segment (RFC 8794, section 4), of MP4 the end
+    of its last box of frames or tables (ISO/IEC 14496-12, section 4.2), of ASF and FLV the length in their properties,
+    of FLV, MPEG-PS and MPEG-TS whether the last tag or packet is whole. The last two, and what was written as it was
+    recorded, with its length left open, can be cut between two packets without a trace.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -128,13 +129,17 @@ def _properties_length(file: BinaryIO, size: int) -> int:
 
 
 def _tag_end(file: BinaryIO, size: int) -> int:
-    """Behind each tag of an FLV stands its length."""
+    """Of an FLV: what its first tag says, and behind each tag stands its length."""
+    head = file.read(_HEAD)
+    said = head.find(b"filesize\0")
+    if 0 <= said <= len(head) - 17 and (whole := struct.unpack_from(">d", head, said + 9)[0]) > size:
+        return int(min(whole, 1 << 62))
     file.seek(max(0, size - 4))
     length = int.from_bytes(file.read(4), "big")
     file.seek(max(0, size - 4 - length))
     tag = file.read(4)
-    whole = 11 <= length < size and tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:], "big") == length - 11
-    return size if whole else size + 1
+    is_tag = tag[:1] in (b"\x08", b"\x09", b"\x12") and int.from_bytes(tag[1:], "big") == length - 11
+    return size if is_tag and 11 <= length < size else size + 1
 
 
 def _packet_end(file: BinaryIO, size: int) -> int:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from patchform.data.foreign_formats import foreign, refuse_foreign
-from patchform.data.listed_names import NearNames, exists
 from patchform.data.known_classes import with_unknown
+from patchform.data.listed_names import NearNames, exists
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,

@@ -47,6 +47,8 @@ _LAYOUT_FOLDERS = frozenset(
 """Names, in lower case, that folders of classes hardly have."""
 _LOOKED_AT = 20
 """Folders inside that are looked into for what was meant."""
+_LISTS = (".csv", ".tsv", ".xlsx")
+"""Files that may be meant to say what the pictures are."""
 
 
 class Splits(NamedTuple):
@@ -118,9 +120,10 @@ def open_training(settings: DataSettings, *, task: str = "classification", fault
     validation = Path(settings.validation).expanduser() if settings.validation else beside
     root = train if train and (validation or train.is_file() or _only(train)) else path
     try:
-        return Training(_read(root, settings, None, task, faults), validation)
+        listing = _read(root, settings, None, task, faults)
     except _UnknownLayout:
         raise unknown(path, task) from None
+    return Training(replace(listing, notes=listing.notes + _unused(path, train, validation)), validation)
 
 
 def serves(path: str | Path, task: str, *, sure: bool = False) -> bool:
@@ -214,8 +217,15 @@ def _must_exist(path: Path, task: str) -> None:
 
 
 def _read(
-    path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str, faults: Faults | None
+    path: Path,
+    settings: DataSettings,
+    classes: tuple[str, ...] | None,
+    task: str,
+    faults: Faults | None,
+    *,
+    given: Path | None = None,
 ) -> Listing:
+    """List what is in `path`. Where it cannot be, the error names the tasks for which `given` can."""
     _must_exist(path, task)
     for format_ in formats(task).values():
         if format_.recognises(path) and format_.takes == "folders":
@@ -251,7 +261,7 @@ def _read_folders(
         return format_.open(path, settings, classes, faults)
     except DataError as error:
         refuse_foreign(path)
-        others = _tasks_of(path, task, "folders")
+        others = tasks_of(path, task, "folders")
         remedy = "; ".join(part for part in (error.remedy, f"or are they data for {others}?" * bool(others)) if part)
         raise DataError(error.what, where=error.where, remedy=remedy) from None
 
@@ -274,7 +284,7 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _tasks_of(path: Path, but: str | None, takes: str) -> str:
+def tasks_of(path: Path, but: str | None, takes: str) -> str:
     """The tasks other than one that formats of this kind have data for, in words; "" where there are none."""
     if path.is_dir() and first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES)) is None:
         return ""
@@ -300,7 +310,7 @@ def unknown(path: Path, task: str | None = None) -> DataError:
     try:
         if path.is_file():
             refuse_foreign(path)
-        if others := _tasks_of(path, task, "its layout"):
+        if others := tasks_of(path, task, "its layout"):
             return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
         refuse_foreign(path)
     except DataError as error:
@@ -310,7 +320,7 @@ def unknown(path: Path, task: str | None = None) -> DataError:
             if format_.recognises(folder) or _knows_parts(format_, folder):
                 what = f"no known layout of data, but {format_.layout} in {folder.name}/"
                 return DataError(what, where=path, remedy="give that folder")
-    if others := _tasks_of(path, task, "folders") or _tasks_of(path, task, "anything"):
+    if others := tasks_of(path, task, "folders") or tasks_of(path, task, "anything"):
         return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
     layouts = ", ".join(format_.layout for format_ in formats().values()) if task is None else _layouts(task)
     return DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
@@ -355,6 +365,15 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
     entries = {entry.name.lower(): entry for entry in path.iterdir()}
     matches = (entries.get(name + suffix) for name in names for suffix in ("", ".csv"))
     return next((entry for entry in matches if entry is not None), None)
+
+
+def _unused(path: Path, train: Path | None, validation: Path | None) -> tuple[str, ...]:
+    """A note on folders and lists beside the parts that are neither: a third part, or labels that nobody reads."""
+    if train is None or train.parent != path or validation is None or validation.parent != path:
+        return ()
+    beside = [entry for entry in path.iterdir() if entry not in (train, validation) and not is_hidden(entry.name)]
+    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in beside if e.is_dir() or e.suffix.lower() in _LISTS)
+    return (f"not used, beside {train.name} and {validation.name}: {quoted(names)}",) if names else ()
 
 
 def _only(train: Path) -> bool:

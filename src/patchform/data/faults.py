@@ -24,6 +24,12 @@ class Kind(NamedTuple):
     """Whether the data cannot be used as they are; else the thing is dropped or clipped, and counted."""
     hint: bool = False
     """Whether it may well be meant so: the data are used as they are."""
+    whole: bool = False
+    """Whether it is about a part as a whole: it is told without a number."""
+
+    def counted(self, number: int) -> str:
+        """What it is, with how many there are."""
+        return self.what if self.whole else f"{number} {self.what}"
 
 
 class Fault(NamedTuple):
@@ -44,12 +50,22 @@ _DROPPED, _CLIPPED = "left out", "cut off at the edge"
 _BOX_KEPT = "left out, their boxes are kept"
 
 
-def _hint(what: str, remedy: str) -> Kind:
-    return Kind(what, remedy, fatal=False, hint=True)
+def _hint(what: str, remedy: str, *, whole: bool = False) -> Kind:
+    return Kind(what, remedy, fatal=False, hint=True, whole=whole)
 
 
 KINDS: dict[str, Kind] = {
     "layout": Kind("things that keep the data from being listed", "mend this first: what it hides was not looked at"),
+    "nothing-to-learn": Kind("nothing to learn from", "annotate some, or see that it is this part", whole=True),
+    # classes
+    "class-part": Kind(
+        "classes that are named like parts of a data set or kinds of files",
+        "call parts train/ and val/, or set data.path and data.validation, with a folder for each class in both;"
+        " pictures without labels are for pretraining",
+        whole=True,
+    ),
+    "class-nested": Kind("a single class, which holds folders alone", "set data.path to that folder", whole=True),
+    "name-bytes": Kind("names that are not UTF-8", "rename them: no list or model can hold these"),
     # pictures
     "picture-bad": Kind("pictures that cannot be used", "mend or remove them, or set data.skip_bad"),
     "picture-missing": Kind("listed pictures that are not there", "add or unlist them, or set data.skip_bad"),
@@ -76,6 +92,11 @@ KINDS: dict[str, Kind] = {
     "box-empty": Kind("boxes without a width or height", _DROPPED, fatal=False),
     "box-outside": Kind("boxes wholly outside their picture", _DROPPED, fatal=False),
     "box-clipped": Kind("boxes partly outside their picture", _CLIPPED, fatal=False),
+    "box-notation": Kind(
+        "boxes that fit their outlines, or areas, only if they are read in another way, more than a fifth of all",
+        "see how they are written",
+    ),
+    "box-shares": Kind("boxes written as shares of width and height, 0 to 1", "write them in pixels"),
     "box-corners": Kind("boxes that leave their picture, more than a fifth of all", "see how they are written"),
     "box-twice": Kind("objects written twice", "counted once", fatal=False),
     # outlines
@@ -84,12 +105,40 @@ KINDS: dict[str, Kind] = {
     "outline-degenerate": Kind("outlines that hold no pixel", _BOX_KEPT, fatal=False),
     "part-degenerate": Kind("polygons of less than three points, or without an area", _DROPPED, fatal=False),
     "outline-clipped": Kind("outlines that reach far outside their picture", _CLIPPED, fatal=False),
+    # masks
+    "mask-255": Kind(
+        "a class that 255 seems to stand for in the masks, which is ignored",
+        "write 0, 1, ... in masks, or give the colours of classes in data.colors, or set data.ignore to another number",
+        whole=True,
+    ),
     # hints
     "id-type": _hint("ids that are text where those listed are numbers, or the other way", "matched; write them alike"),
     "names-count": _hint("files whose nc is not the number of their names", "the names count; mend one of the two"),
     "score-ignored": _hint("lines with a sixth number, as of predictions", "taken for a score and left out"),
     "box-oriented": _hint("lines of four corners, as of oriented boxes (OBB)", "detection has the upright box around"),
     "points-likely": _hint("lines that may be a box and key points", "if so, give kpt_shape in data.yaml"),
+    "nothing-to-judge": _hint("nothing to judge by", "annotate some", whole=True),
+    "orientation-untold": _hint(
+        "annotated pictures with an orientation tag that their sizes cannot check",
+        "the tag is followed: see with `data show` whether the annotations are of the upright pictures",
+    ),
+    "box-outline": _hint("boxes that are not around their outlines", "see which of the two is right"),
+    "box-percent": _hint(
+        "boxes that all lie in the first 100 pixels",
+        "if they are percent of width and height, write pixels",
+        whole=True,
+    ),
+    "mask-from-one": _hint("masks without any 0", "if their numbers begin at 1, set data.zero to ignore", whole=True),
+    "class-single": _hint(
+        "a single class, which is the answer to everything", "add what else there may be", whole=True
+    ),
+    "class-repeats": _hint("classes that hold folders of the same names", "if those are the classes, move them up"),
+    "class-alike": _hint("names of classes that may mean one", "if so, give them one name"),
+    "class-several": _hint(
+        "names of classes that look like several", "if they are, separate them by | and set data.labels to multi"
+    ),
+    "name-blanks": _hint("names of classes with blanks around them", "remove the blanks"),
+    "name-control": _hint("names with characters that are not seen", "rename them"),
     "picture-shared": _hint("pictures of training that validation has too", "remove them from one of the two"),
     "picture-repeated": _hint("pictures that are there a second time", "remove the copies"),
     "class-conflict": _hint("pictures that are there a second time, with other classes", "see which is right"),
@@ -139,9 +188,17 @@ class Faults:
     def notes(self, *, hints: bool = False) -> tuple[str, ...]:
         """A sentence for each kind of what was dropped or clipped, and where `hints` are asked for of those."""
         return tuple(
-            f"{self.counts[kind]} {about.what}, {about.remedy}: {_listed(self._examples[kind], 3)}"
+            f"{about.counted(self.counts[kind])}, {about.remedy}: {_listed(self._examples[kind], 3)}"
             for kind, about in KINDS.items()
             if not about.fatal and (hints or not about.hint) and self.counts[kind]
+        )
+
+    def hints(self) -> tuple[str, ...]:
+        """A sentence for each kind of what may be meant so."""
+        return tuple(
+            f"hint: {about.counted(self.counts[kind])}: {_listed(self._examples[kind], 3)}; {about.remedy}"
+            for kind, about in KINDS.items()
+            if about.hint and self.counts[kind]
         )
 
     def refuse(self, where: object) -> None:
@@ -149,7 +206,7 @@ class Faults:
         kinds = {kind: about for kind, about in KINDS.items() if about.fatal and self.counts[kind]}
         if not kinds:
             return
-        what = ", ".join(f"{self.counts[kind]} {about.what}" for kind, about in kinds.items())
+        what = ", ".join(about.counted(self.counts[kind]) for kind, about in kinds.items())
         remedy = "; ".join(about.remedy for about in kinds.values())
         if len(kinds) > 1:
             what = f"{self.fatal} faults ({what})"

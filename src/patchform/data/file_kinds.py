@@ -120,7 +120,9 @@ def unread(data: bytes) -> tuple[str, str] | None:
     numbers = {2: "signed numbers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}.get(form)
     widths = " and ".join(str(width) for width in sorted(set(bits)))
     if bands not in (1, 3, 4) or numbers or not {*bits} <= {1, 2, 4, 8, 16} or len({*bits}) > 1:
-        what = f"a TIFF picture of {bands} band{'s' * (bands > 1)} of {widths} bits" + (f", {numbers}" if numbers else "")
+        what = f"a TIFF picture of {bands} band{'s' * (bands > 1)} of {widths} bits" + (
+            f", {numbers}" if numbers else ""
+        )
         return what, "save it as .npy, (height, width, bands) of uint8 or uint16"
     if packing not in _ALWAYS:
         return f"a TIFF picture packed by {_PACKINGS.get(packing, f'method {packing}')}", "save it unpacked, or as PNG"

@@ -64,6 +64,7 @@ _NUMPY = b"\x93NUMPY"
 _HEAD = 1 << 18
 """Bytes that hold the header of most JPEG files."""
 
+
 class Facts(NamedTuple):
     """What a header says, for reports on a data set."""
 
@@ -133,6 +134,9 @@ def to_image(source: Any, preprocessing: Preprocessing) -> Tensor:
     """
     if isinstance(source, Image.Image):
         try:
+            if isinstance(source, JpegImagePlugin.JpegImageFile) and source.tile and not source.decoderconfig:
+                source.fp.seek(0)  # not decoded yet: whether it is whole is seen in its bytes
+                return _arrange(_pixels(source.fp.read(), MAX_PIXELS, True), preprocessing)
             return _arrange(_from_pil(source), preprocessing)
         except DataError:
             raise
@@ -162,11 +166,12 @@ def facts(data: bytes) -> Facts:
     return Facts(format_, animated, deep)
 
 
-def is_turned(data: bytes) -> bool:
-    """Whether an orientation tag says that the pixels of the file, which `decode` accepts, are mirrored or turned."""
+def orientation_of(data: bytes) -> int:
+    """The orientation tag of a file that `decode` accepts: 2 to 8 where pixels are mirrored or turned, else 1."""
     if is_array(data) or (data.startswith(b"\x89PNG") and b"exif" not in data.lower()):  # PIL would decode a PNG whole
-        return False
-    return 2 <= orientation(_open(data)[1]) <= 8
+        return 1
+    turned = orientation(_open(data)[1])
+    return turned if 2 <= turned <= 8 else 1
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -189,7 +194,7 @@ def _upright_size(data: bytes) -> tuple[int, int]:
         return height, width
     format_, image = _open(data)
     width, height = image.size
-    axes_exchanged = format_ != "TIFF" and is_turned(data) and orientation(image) >= 5  # PIL has done it for TIFF
+    axes_exchanged = format_ != "TIFF" and orientation_of(data) >= 5  # PIL has done it for TIFF
     return (width, height) if axes_exchanged else (height, width)
 
 

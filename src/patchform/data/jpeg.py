@@ -7,8 +7,8 @@ What is noticed, at the cost of one search for markers:
 * data that are left over when the picture is complete: they were read as other codes than they were written as;
 * restart markers that are missing or out of order, and progressive files without their last scans.
 
-With a second decoding (`Stream.padded`): a file of several scans whose last one is cut. What is not noticed: codes that were
-changed so that as many pixels come out of as many bytes, less than a block or two missing at the end, and pixels
+With a second decoding (`Stream.padded`): a file of several scans whose last one is cut. What is not noticed: codes that
+were changed so that as many pixels come out of as many bytes, less than a block or two missing at the end, and pixels
 missing in front of a restart marker. (ISO/IEC 10918-1, annexes B, F and G.)
 """
 
@@ -31,7 +31,7 @@ _NO_CODE = b"\xff\0" * 16
 _TAIL = 64
 """Bytes at the end of the data without which no picture is complete."""
 _NOT_READ = {0xC3: "lossless JPEG", 0xC5: "hierarchical JPEG", 0xC6: "hierarchical JPEG", 0xC7: "hierarchical JPEG"}
-_NOT_READ |= {marker: "arithmetically coded JPEG" for marker in (0xCB, 0xCD, 0xCE, 0xCF)} | {0xF7: "JPEG-LS"}
+_NOT_READ |= dict.fromkeys((0xCB, 0xCD, 0xCE, 0xCF), "arithmetically coded JPEG") | {0xF7: "JPEG-LS"}
 
 
 class Component(NamedTuple):
@@ -199,8 +199,12 @@ def _refuse_gaps(data: bytes, found: Layout) -> None:
             raise DataError(f"the picture is cut short: {missing} of {len(found.components)} components are missing")
     if found.process in _PROGRESSIVE:
         whole = {id_ for scan in found.scans if scan.band[0] == 0 and scan.low == 0 for id_ in scan.components}
-        begun = {(id_, c) for s in found.scans if s.low for id_ in s.components for c in range(s.band[0], s.band[1] + 1)}
-        done = {(id_, c) for s in found.scans if not s.low for id_ in s.components for c in range(s.band[0], s.band[1] + 1)}
+        begun = {
+            (id_, c) for s in found.scans if s.low for id_ in s.components for c in range(s.band[0], s.band[1] + 1)
+        }
+        done = {
+            (id_, c) for s in found.scans if not s.low for id_ in s.components for c in range(s.band[0], s.band[1] + 1)
+        }
         bands = {id_ for id_, coefficient in done | begun if coefficient}
         ids = {component.id for component in found.components}
         if ids - whole or begun - done or (bands and ids - bands):

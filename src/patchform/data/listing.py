@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,8 @@ class Listing:
     """Of objects: the raw category ids in the order of the classes; None where a format has none of its own."""
     medium: Medium = PICTURES
     """What an item is."""
+    sizes_annotated: bool = True
+    """Whether the sizes of pictures with objects were annotated, or else are those of the files."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -297,15 +300,29 @@ def mapping_note(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_names(names: Sequence[str], where: Path) -> None:
-    """Raise DataError when two class names are equal up to case and spaces: most likely they mean one class."""
+    """Raise DataError when two class names look alike: most likely they mean one class."""
     seen: dict[str, str] = {}
     for name in names:
-        key = "".join(name.casefold().split())
-        if key in seen:
-            raise DataError(
-                f'classes "{seen[key]}" and "{name}" differ only by case or spaces', where=where, remedy="rename one"
-            )
+        key = _look_of(name)
+        if key in seen and seen[key] != name:
+            what = f'classes "{seen[key]}" and "{name}" {_difference(seen[key], name)}'
+            raise DataError(what, where=where, remedy="rename one")
         seen[key] = name
+
+
+def _look_of(name: str) -> str:
+    """What is seen of a name, without case and spaces."""
+    seen = (letter for letter in unicodedata.normalize("NFC", name.casefold()) if unicodedata.category(letter) != "Cf")
+    return unicodedata.normalize("NFC", "".join("".join(seen).split()))
+
+
+def _difference(name: str, other: str) -> str:
+    """In what two names of one look differ."""
+    if "".join(name.casefold().split()) == "".join(other.casefold().split()):
+        return "differ only by case or spaces"
+    spelt = (ascii(unicodedata.normalize("NFC", each)) == ascii(each) for each in (name, other))
+    form = "are written in two forms of Unicode, NFC and NFD" if not all(spelt) else "differ by what is not seen"
+    return f"look alike, and {form}"
 
 
 def by_name(names: Iterable[str], classes: Sequence[str], where: Path) -> dict[str, int]:
@@ -313,8 +330,11 @@ def by_name(names: Iterable[str], classes: Sequence[str], where: Path) -> dict[s
     indices = {name: index for index, name in enumerate(classes)}
     unknown = [name for name in names if name not in indices]
     if unknown:
+        looks = {_look_of(name): name for name in classes}
+        alike = [(name, looks[_look_of(name)]) for name in unknown if _look_of(name) in looks]
+        near = "".join(f'; "{name}" and the known "{known}" {_difference(name, known)}' for name, known in alike[:3])
         raise DataError(
-            f"{len(unknown)} unknown class{'es' * (len(unknown) > 1)}: {quoted(unknown)}",
+            f"{len(unknown)} unknown class{'es' * (len(unknown) > 1)}: {quoted(unknown)}{near}",
             where=where,
             remedy=f"known are {quoted(classes)}",
         )

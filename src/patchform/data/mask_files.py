@@ -44,6 +44,8 @@ _STRETCHED = {"L;2": 85, "L;4": 17}
 _INVERTED = ("1;I", "1;IR", "L;I", "L;IR")
 """TIFF files whose zero is white, which PIL turns round."""
 _UNKNOWN = -1
+_NEAR = 16
+"""Levels of red, green and blue by which a colour that was meant may differ."""
 
 
 def decode_mask(source: Path | bytes | PolygonMask, coding: MaskCodes, size: tuple[int, int] | None = None) -> Tensor:
@@ -121,7 +123,10 @@ def _values(data: bytes, *, by_color: bool) -> np.ndarray:
         values = np.array(image, np.int32)
     else:
         what = f"a mask of colours (mode {image.mode}), not of numbers"
-        raise DataError(what, remedy="set data.colors to a file of names and colours")
+        bands = np.array(image.convert("RGB"))
+        alike = bool((bands == bands[..., :1]).all())
+        remedy = "all channels are alike: save one, or " * alike + "set data.colors to a file of names and colours"
+        raise DataError(what, remedy=remedy)
     turned = orientation(image)
     if turned == 1:
         return values
@@ -147,16 +152,27 @@ def _by_id(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
         beyond = classes == _UNKNOWN
     if beyond.any():
         number, count = _most_frequent(values[beyond])
-        raise _no_class(number, count, coding)
+        raise _no_class(number, count, coding, _are_levels(values))
     return classes.astype(np.uint8)
 
 
-def _no_class(number: int, count: int, coding: MaskCodes) -> DataError:
+def _are_levels(values: np.ndarray) -> bool:
+    """Whether the numbers are a few grey levels as far from each other as 255 allows: 0, 127, 255."""
+    levels = np.unique(values)
+    if not 2 <= len(levels) <= 16 or levels[0] != 0 or levels[-1] > 255:
+        return False
+    steps = np.diff(levels)
+    return bool(steps.min() >= 8 and steps.max() - steps.min() <= 1)
+
+
+def _no_class(number: int, count: int, coding: MaskCodes, levels: bool) -> DataError:
     valid = [id_ for id_, class_ in coding.ids if class_ != IGNORED]
     ignored = [id_ for id_, class_ in coding.ids if class_ == IGNORED]
     if name := dict(coding.unknown).get(number):
         return DataError(f'number {number} in {count} pixels is "{name}", a class that is not known here')
     what = f"number {number} in {count} pixels is no class ({min(valid)}..{max(valid)} are, {_few(ignored)} ignored)"
+    if levels:
+        return DataError(what, remedy="if grey levels stand for classes, give each as a colour in data.colors")
     if min(valid) == 0 and number == max(valid) + 1:
         return DataError(what, remedy="if numbers begin at 1, set data.zero to ignore; else check the list of classes")
     return DataError(what, remedy="check the list of classes, data.zero and data.ignore")
@@ -173,11 +189,22 @@ def _by_color(values: np.ndarray, coding: MaskCodes) -> np.ndarray:
     if (unknown := keys[index] != packed).any():
         code, count = _most_frequent(packed[unknown])
         color = (code >> 16, code >> 8 & 255, code & 255)
-        raise DataError(
-            f"colour {color} in {count} pixels is none of the {len(keys)} that are known",
-            remedy="add it to the file of data.colors",
-        )
+        what = f"colour {color} in {count} pixels is none of the {len(keys)} that are known"
+        near, distance = _nearest(color, coding)
+        if distance <= _NEAR:
+            what += f", the nearest is {near}"
+            raise DataError(
+                what, remedy="masks that were resized or saved with loss have such: export them anew as PNG"
+            )
+        raise DataError(what, remedy="add it to the file of data.colors")
     return classes[index]
+
+
+def _nearest(color: tuple[int, int, int], coding: MaskCodes) -> tuple[tuple[int, int, int], int]:
+    """The known colour that is most like another, and by how much it differs at most in red, green or blue."""
+    distances = [max(abs(a - b) for a, b in zip(color, known)) for known, _ in coding.colors]
+    least = min(distances)
+    return coding.colors[distances.index(least)][0], least
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, lookup, page
-from patchform.data import warnings
+from patchform.data.checks import copies, names
+from patchform.data.checks.base import Check, Subject, look
+from patchform.data.checks.examination import Report
 from patchform.data.faults import Faults
 from patchform.data.listing import Listing
 from patchform.data.results import Writer
@@ -114,6 +116,11 @@ class Task(ABC):
     """Of what predictions are put together window by window: of the model's input (`inference.SlidingWindow`), or of
     the picture itself (`inference.SlicedObjects`)."""
 
+    unit: ClassVar[str] = "pictures"
+    """What `numbers` count."""
+    checks: ClassVar[tuple[Check, ...]] = (names.ENCODING, names.CONTROL, *names.OF_CLASSES, copies.REPEATED)
+    """What may be wrong with data for this task, in the order of reports."""
+
     better: str
     """Name of the number, higher is better, that selects the best checkpoint."""
 
@@ -173,24 +180,25 @@ class Task(ABC):
         """How much there is of each class, where no pixels were counted: pictures."""
         return listing.counts()
 
-    def faults(self, listing: Listing, faults: Faults) -> None:
-        """Note what makes a listing useless for this task, though it can be read."""
-        return
+    def subject(self, listing: Listing, *, training: bool, report: Report | None = None) -> Subject:
+        """A listing as checks look at it; with `report`, after its files were opened."""
+        numbers = (report.pixels if report is not None else None) or self.numbers(listing)
+        return Subject(listing, numbers, training, report)
 
-    def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
-        """Note what is unusual in a training set. `numbers`: of each class, the pictures, objects or pixels."""
-        warnings.on_classes(listing, numbers, faults)
+    def refuse(self, listing: Listing, *, training: bool = False) -> tuple[str, ...]:
+        """Make the checks that need no file. Raises DataError for what is fatal, and gives a sentence for each hint."""
+        faults = Faults()
+        look(self.checks, self.subject(listing, training=training), faults, "listed")
+        faults.refuse(listing.root)
+        return faults.hints()
 
-    def remarks(self, listing: Listing) -> tuple[str, ...]:
-        """What a run says of a training set before its first epoch: sentences."""
-        return ()
-
-    def refuse(self, *listings: Listing) -> None:
-        """Raise DataError for the first listing with `faults`."""
-        for listing in listings:
-            faults = Faults()
-            self.faults(listing, faults)
-            faults.refuse(listing.root)
+    def refuse_opened(self, listing: Listing, report: Report, *, training: bool) -> tuple[str, ...]:
+        """Likewise the checks of what was found in the files."""
+        faults = Faults()
+        look(self.checks, self.subject(listing, training=training, report=report), faults, "opened")
+        faults.extend(report.hints)
+        faults.refuse(listing.root)
+        return faults.hints()
 
     # --------------------------------------------------------------------------------------------- judgement
 

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, page
+from patchform.data.checks import amounts, folders
+from patchform.data.checks.base import Check
 from patchform.data.listing import Listing
 from patchform.data.pictures import LabelledPictures
 from patchform.data.samples import Samples, labels_of
@@ -44,6 +46,8 @@ class Classification(Task):
     classes: ClassVar[int] = 1000
     recognised: ClassVar[Literal["by layout", "last", "named"]] = "last"
 
+    checks: ClassVar[tuple[Check, ...]] = (*Task.checks, *folders.ALL, amounts.NOTHING, amounts.SINGLE, amounts.UNEVEN)
+
     def __init__(self, labels: Literal["single", "multi"] = "single") -> None:
         self.labels = labels
         self.better = "top1" if labels == "single" else "map"
@@ -64,13 +68,6 @@ class Classification(Task):
     ) -> Samples[Any]:
         """Pictures with labels."""
         return LabelledPictures(listing, evaluation_transform(preprocessing), preprocessing, seed)
-
-    def remarks(self, listing: Listing) -> tuple[str, ...]:
-        """Where one label each is all that there is to tell, that there is but one."""
-        present = [name for name, count in zip(listing.classes, listing.counts()) if count]
-        if self.labels == "multi" or len(present) > 1:
-            return ()
-        return (f"every {listing.thing} is of one class, {', '.join(present)}: there is nothing to tell apart",)
 
     def mixing(self, augmentation: AugmentationSettings, classes: int) -> Mix:
         """Mixup and CutMix."""

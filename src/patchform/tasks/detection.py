@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, page
-from patchform.data import warnings
+from patchform.data.checks import amounts, boxes
+from patchform.data.checks.base import Check
 from patchform.data.detection_transforms import evaluation_objects, take, training_objects
 from patchform.data.listing import Listing
 from patchform.data.pictures import ObjectPictures, outlined
@@ -44,6 +45,11 @@ class Detection(Task):
     target: ClassVar[type] = Instances
     head: ClassVar[str] = "retinanet"
     windows: ClassVar[Literal["none", "input", "picture"]] = "picture"
+    unit: ClassVar[str] = "objects"
+    checks: ClassVar[tuple[Check, ...]] = (
+        *(*Task.checks, amounts.NOTHING, amounts.UNEVEN),
+        *(boxes.PERCENT, boxes.AROUND, boxes.CLOSE),
+    )
     better = "ap"
     kinds: ClassVar[tuple[Kind, ...]] = ("boxes",)
 
@@ -89,7 +95,7 @@ class Detection(Task):
 
     def numbers(self, listing: Listing) -> tuple[int, ...]:
         """Objects."""
-        return warnings.objects_of(listing)
+        return amounts.objects_of(listing)
 
     def metric(self, classes: Sequence[str]) -> Metric:
         """Average precision as COCO defines it, and the thresholds with the best F1."""

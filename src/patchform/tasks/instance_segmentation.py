@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from patchform.data.annotations import missing_outlines
-from patchform.data.faults import Faults
-from patchform.data.listing import Listing
+from patchform.data.checks import boxes
+from patchform.data.checks.base import Check
 from patchform.metrics.overlap import Kind
 from patchform.tasks.detection import Detection
 
@@ -17,8 +16,5 @@ class InstanceSegmentation(Detection):
     name: ClassVar[str] = "instance_segmentation"
     head: ClassVar[str] = "mask_rcnn"
     recognised = "named"
+    checks: ClassVar[tuple[Check, ...]] = (boxes.OUTLINED, *Detection.checks)
     kinds: ClassVar[tuple[Kind, ...]] = ("masks", "boxes")
-
-    def faults(self, listing: Listing, faults: Faults) -> None:
-        """Objects without an outline."""
-        missing_outlines(listing, faults)

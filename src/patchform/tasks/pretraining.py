@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, page
+from patchform.data.checks import copies, names
+from patchform.data.checks.base import Check
 from patchform.data.listing import Listing
 from patchform.data.multi_crop import MultiCrop
 from patchform.data.pictures import LabelledPictures, ViewedPictures
@@ -36,6 +38,7 @@ class Pretraining(Task):
     models: ClassVar[Literal["heads", "pretraining"]] = "pretraining"
     labelled: ClassVar[bool] = False
     recognised: ClassVar[Literal["by layout", "last", "named"]] = "named"
+    checks: ClassVar[tuple[Check, ...]] = (names.ENCODING, names.CONTROL, copies.REPEATED)
     better = "knn"
 
     def training_samples(

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import drawing, page
-from patchform.data.faults import Faults
+from patchform.data.checks import masks
+from patchform.data.checks.base import Check
 from patchform.data.listing import Listing
 from patchform.data.pictures import MaskedPictures
 from patchform.data.samples import Samples
@@ -40,6 +41,8 @@ class SemanticSegmentation(Task):
     head: ClassVar[str] = "setr"
     classes: ClassVar[int] = 150
     windows: ClassVar[Literal["none", "input", "picture"]] = "input"
+    unit: ClassVar[str] = "pixels"
+    checks: ClassVar[tuple[Check, ...]] = (*Task.checks, masks.LABELLED, masks.ABSENT)
     better = "mean_iou"
 
     def training_samples(
@@ -61,15 +64,6 @@ class SemanticSegmentation(Task):
     ) -> Target:
         """Any class at any pixel."""
         return Regions(torch.randint(len(listing.classes), size, dtype=torch.uint8, generator=generator))
-
-    def hints(self, listing: Listing, numbers: Sequence[int], faults: Faults) -> None:
-        """None: of pixels, some classes always have few."""
-
-    def remarks(self, listing: Listing) -> tuple[str, ...]:
-        """That there is but one class, where that is so."""
-        if len(listing.classes) > 1:
-            return ()
-        return (f"every pixel is of one class, {', '.join(listing.classes)}: there is nothing to tell apart",)
 
     def metric(self, classes: Sequence[str]) -> Metric:
         """Intersection over union, from pixel counts over the whole data set."""

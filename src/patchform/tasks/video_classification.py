@@ -24,6 +24,7 @@ class VideoClassification(Classification):
     name: ClassVar[str] = "video_classification"
     classes: ClassVar[int] = 400
     frames: ClassVar[int] = 8
+    unit: ClassVar[str] = "videos"
     recognised: ClassVar[Literal["by layout", "last", "named"]] = "by layout"
 
     def training_samples(

@@ -47,13 +47,14 @@ def open_training(recipe: Recipe, context: RunContext, *, resume: bool) -> Train
     """
     preprocessing = recipe.preprocessing
     splits = open_data(recipe.data, seed=recipe.training.seed, preprocessing=preprocessing, task=recipe.task)
-    find_task(recipe.task).refuse(splits.train, splits.validation)
-    for note in splits.notes:
+    task = find_task(recipe.task)
+    hints = (*task.refuse(splits.train, training=True), *task.refuse(splits.validation))
+    for note in (*splits.notes, *hints):
         context.reporter.note(note)
     counts = splits.train.counts()
     weighted = recipe.loss.class_weights in ("balanced", "root")
     if not resume or recipe.data.skip_bad or weighted:  # a resumed run was checked already
-        splits, counts = checked(splits, recipe.data, preprocessing, context.reporter, stop=context.stop)
+        splits, counts = checked(splits, task, recipe.data, preprocessing, context.reporter, stop=context.stop)
     return TrainingData(splits, counts, preprocessing)
 
 

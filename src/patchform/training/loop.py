@@ -13,7 +13,6 @@ from patchform.device import pick_device
 from patchform.errors import DivergedError
 from patchform.model import Model, save
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
-from patchform.tasks.base import find_task
 from patchform.training import resuming, run, summary
 from patchform.training.batches import Batches, open_training
 from patchform.training.freezing import statistics_note
@@ -159,7 +158,6 @@ def _announce(start: Start, context: RunContext) -> None:
         say(note)
     summary.announce(start, context)
     remarks = [
-        *find_task(learner.recipe.task).of(learner.model.head).remarks(start.data.listing),
         statistics_note(learner.model, learner.recipe, context.rank),
         resuming.rate_note(start.settled, start.step, learner.length),
         "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,

@@ -143,7 +143,7 @@ def _listing(recipe: Recipe, notes: list[str]) -> Listing:
     """What is learnt from, or of classes alone where nothing is given."""
     if recipe.data.path:
         splits = open_data(recipe.data, seed=recipe.training.seed, preprocessing=recipe.preprocessing, task=recipe.task)
-        find_task(recipe.task).refuse(splits.train)
+        notes += find_task(recipe.task).refuse(splits.train, training=True)
         return splits.train
     weights = recipe.loss.class_weights
     count = len(weights) if isinstance(weights, list) else find_task(recipe.task).classes

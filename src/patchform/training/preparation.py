@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from patchform import lookup, settings
-from patchform.data.checks import check, overlap
+from patchform.data.checks.copies import overlap
+from patchform.data.checks.examination import check
 from patchform.data.dataset import Splits, check_before
 from patchform.data.listing import Listing
 from patchform.descriptions import Preprocessing
@@ -25,7 +26,7 @@ from patchform.loading import load_weights
 from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
-from patchform.tasks.base import find_task
+from patchform.tasks.base import Task, find_task
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 
@@ -68,14 +69,15 @@ def seed_everything(seed: int) -> None:
 
 
 def checked(
-    splits: Splits, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
+    splits: Splits, task: Task, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
 ) -> tuple[Splits, tuple[int, ...]]:
     """The splits without bad pictures, and how much there is to learn of each class; says what was found."""
     interruptible = functools.partial(_check_stop, stop)
     train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
     validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
-    for report in (first, second):
-        for note in report.notes:
+    for listing, report in ((train, first), (validation, second)):
+        hints = task.refuse_opened(listing, report, training=report is first)
+        for note in (*report.notes, *hints):
             reporter.note(note)
         if report.faults:
             bad = report.faults[0]

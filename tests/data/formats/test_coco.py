@@ -7,7 +7,7 @@ from bad_pictures import encode, exif, gradient, tree_state
 from PIL import Image
 
 from patchform.data import json_lists
-from patchform.data.checks import check, examine
+from patchform.data.checks.examination import check, examine
 from patchform.data.dataset import open_data
 from patchform.data.faults import KINDS, Faults
 from patchform.data.formats.coco import Coco

@@ -6,7 +6,7 @@ import torch
 from faster_coco_eval import mask as coco
 from PIL import Image
 
-from patchform.data.checks import check
+from patchform.data.checks.examination import check
 from patchform.data.dataset import open_data
 from patchform.data.formats.coco_stuff import CocoStuff
 from patchform.data.mask_files import decode_mask

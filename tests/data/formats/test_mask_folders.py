@@ -9,7 +9,7 @@ from bad_pictures import encode, mask_folders, tree_state
 from PIL import Image
 from torchvision.datasets import Cityscapes
 
-from patchform.data.checks import check
+from patchform.data.checks.examination import check
 from patchform.data.dataset import open_data, open_evaluation
 from patchform.data.formats.mask_folder import _LABEL_IDS, _TRAIN_IDS, CITYSCAPES, MaskFolders
 from patchform.data.mask_files import decode_mask

@@ -9,7 +9,8 @@ import pytest
 from annotated import random_listing, same
 from bad_pictures import tree_state
 
-from patchform.data.checks import check
+from patchform.data.checks.base import look
+from patchform.data.checks.examination import check
 from patchform.data.dataset import formats, has_validation, open_data, open_evaluation
 from patchform.data.faults import Faults
 from patchform.data.formats.base import WritableFormat
@@ -142,7 +143,7 @@ def test_outlines_are_needed_for_instance_segmentation(name, tmp_path):
     with pytest.raises(DataError, match=r"objects with a box but no outline: .*object 1 of"):
         task.refuse(listing)
     faults = Faults()
-    task.faults(listing, faults)
+    look(task.checks, task.subject(listing, training=True), faults, "listed")
     assert set(faults.counts) == {"outline-missing"}
 
 

@@ -56,7 +56,7 @@ def test_what_is_ignored_is_said(tmp_path):
     assert [name for name, _ in names(listing)] == ["a/1.mp4", "a/more/2.mp4", "b/1.webm"]
     assert listing.notes == (
         'ignored folders: ".git"',
-        "ignored 1 files beside the class folders",
+        'ignored 1 files beside the class folders: "README"',
         "ignored files that are no videos: {'.jpg': 2, '.txt': 1}",
     )
 

@@ -73,7 +73,7 @@ class Format(ABC):
         if faults is not None:
             return listing
         collected.refuse(collected.file or path)
-        return replace(listing, notes=listing.notes + collected.notes(hints=True))
+        return replace(listing, notes=listing.notes + collected.notes() + collected.hints())
 
 
 class WritableFormat(Format):

@@ -124,7 +124,7 @@ class Yolo(WritableFormat):
         notes += more + ((f"{unlabelled} pictures have no file of labels, so no objects",) if unlabelled else ())
         notes += (f"{lines.with_points} objects have key points, which are left out",) if lines.with_points else ()
         notes += notes_on(items, "regions")
-        return Listing(classes=order, items=items, root=root, notes=notes)
+        return Listing(classes=order, items=items, root=root, notes=notes, sizes_annotated=False)
 
     def write(
         self, listing: Listing, folder: Path, *, part: str = "train", pictures: Copies = "none"

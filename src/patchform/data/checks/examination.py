@@ -1,14 +1,13 @@
-"""Faults of a data set, found and counted before training. Nothing is ever written into it."""
+"""Every file of a part of a data set, looked at once before training. Nothing is ever written into it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +15,9 @@ from torch import Tensor
 from patchform.data import check_cache
 from patchform.data.clips import span
 from patchform.data.faults import Fault
-from patchform.data.images import MAX_BYTES, decode, facts, is_turned, read
-from patchform.data.listing import Item, Listing, PolygonMask, files_of, quoted, relative_name
+from patchform.data.images import decode, facts, orientation_of, read
+from patchform.data.listing import PICTURE_FORMATS, Item, Listing, PolygonMask, quoted, relative_name
 from patchform.data.mask_files import decode_mask
-from patchform.data.shards import open_file, status
 from patchform.data.videos import open_video
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError
@@ -29,7 +27,7 @@ THREADS = 4
 """Decoding releases Python's lock."""
 EXTREME_ASPECT = 100
 """Pictures whose sides differ by more are noted."""
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WebP", ".npy": "NumPy"}
+_FORMATS = {suffix: format_ for format_, suffixes in PICTURE_FORMATS.items() for suffix in suffixes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,13 @@ class Report:
     """Things that are no faults, each with its count."""
     pixels: tuple[int, ...] | None = None
     """Of each class in the masks of the pictures without a fault; None where there are no masks."""
+    ignored: int = 0
+    """Pixels of these masks that count for nothing."""
+    hints: tuple[Fault, ...] = ()
+    """Of pictures without a fault, which may be meant so."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(height, width), of the pictures without a fault: the least of each, those of the middle one by area, and the
+    most of each; or none."""
 
     @property
     def used(self) -> int:
@@ -116,146 +121,118 @@ def examine(
     if cached is not None:
         if progress:
             progress(len(listing), len(listing))
-        faults = tuple(Fault(*fault) for fault in cached["faults"])
-        pixels = None if cached["pixels"] is None else tuple(cached["pixels"])
-        return Report(checked=len(listing), faults=faults, notes=tuple(cached["notes"]), pixels=pixels)
+        return _restored(cached, len(listing))
     report = _examined(listing, preprocessing, progress)
     if key and key == check_cache.key(listing, preprocessing):  # nothing was edited meanwhile
-        rows = [fault[:3] for fault in report.faults]
-        check_cache.store(key, {"faults": rows, "notes": report.notes, "pixels": report.pixels})
+        check_cache.store(key, _stored(report))
     return report
+
+
+def _extent(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """`Report.sizes`."""
+    if not sizes:
+        return ()
+    middle = sorted(sizes, key=lambda size: (size[0] * size[1], size))[len(sizes) // 2]
+    heights, widths = zip(*sizes)
+    return (min(heights), min(widths)), middle, (max(heights), max(widths))
+
+
+def _stored(report: Report) -> dict[str, Any]:
+    """As plain values."""
+    rows = {name: [fault[:3] for fault in getattr(report, name)] for name in ("faults", "hints")}
+    return {**rows, **{name: getattr(report, name) for name in ("notes", "pixels", "ignored", "sizes")}}
+
+
+def _restored(stored: dict[str, Any], checked: int) -> Report:
+    """What `_stored` gave. Raises KeyError or TypeError for anything else."""
+    return Report(
+        checked=checked,
+        faults=tuple(Fault(kind, where, what) for kind, where, what in stored["faults"]),
+        hints=tuple(Fault(kind, where, what, fatal=False) for kind, where, what in stored["hints"]),
+        notes=tuple(stored["notes"]),
+        pixels=None if stored["pixels"] is None else tuple(stored["pixels"]),
+        ignored=stored["ignored"],
+        sizes=tuple((height, width) for height, width in stored["sizes"]),
+    )
+
+
+class _Look(NamedTuple):
+    """What is found at one item: why it cannot be used, as (kind, reason), or what else there is to say."""
+
+    fault: tuple[str, str] | None = None
+    hint: tuple[str, str] | None = None
+    remarks: tuple[str, ...] = ()
+    pixels: Tensor | None = None
+    """(IGNORED + 1,) of each class in its mask."""
+    size: tuple[int, int] | None = None
 
 
 def _examined(listing: Listing, preprocessing: Preprocessing, progress: Callable[[int, int], None] | None) -> Report:
     faults: list[Fault] = []
+    hints: list[Fault] = []
+    sizes: list[tuple[int, int]] = []
     pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
     remarks: dict[str, list[str]] = defaultdict(list)
     with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(partial(_examine, listing=listing, preprocessing=preprocessing), listing.items)
-        for done, (item, (fault, own, counts)) in enumerate(zip(listing.items, results), 1):
-            if counts is not None:
-                pixels += counts
-            if fault:
-                faults.append(Fault(fault[0], _name(item, listing), fault[1]))
-            for remark in own:
-                remarks[remark].append(_name(item, listing))
+        looks = pool.map(partial(_examine, listing=listing, preprocessing=preprocessing), listing.items)
+        for done, (item, look) in enumerate(zip(listing.items, looks), 1):
+            name = _name(item, listing)
+            if look.pixels is not None:
+                pixels += look.pixels
+            if look.fault:
+                faults.append(Fault(look.fault[0], name, look.fault[1]))
+            if look.hint:
+                hints.append(Fault(look.hint[0], name, look.hint[1], fatal=False))
+            if look.size:
+                sizes.append(look.size)
+            for remark in look.remarks:
+                remarks[remark].append(name)
             if progress:
                 progress(done, len(listing))
-    notes = tuple(f"{len(names)} {remark}: {quoted(names, 3)}" for remark, names in sorted(remarks.items()))
-    if listing.mask_codes is None:
-        return Report(checked=len(listing), faults=tuple(faults), notes=notes)
-    of_classes = tuple(pixels[: len(listing.classes)].tolist())
-    notes += _remarks_on_masks(listing, of_classes)
-    return Report(checked=len(listing), faults=tuple(faults), notes=notes, pixels=of_classes)
-
-
-def _remarks_on_masks(listing: Listing, pixels: Sequence[int]) -> tuple[str, ...]:
-    absent = [name for name, number in zip(listing.classes, pixels) if number == 0]
-    notes: tuple[str, ...] = (f"no mask has a pixel of class {quoted(absent)}",) if absent else ()
-    zero = dict(listing.mask_codes.ids).get(0, IGNORED) if listing.mask_codes else IGNORED
-    if zero != IGNORED and pixels[zero] == 0:
-        notes += ("no mask has a 0: if their numbers begin at 1, set data.zero to ignore",)
-    return notes
-
-
-def overlap(first: Listing, second: Listing) -> tuple[tuple[str, str], ...]:
-    """Names of pictures of equal content in both listings, such as of training and validation.
-
-    Only files of equal size are read. A content that occurs several times is paired once for each item of `second`.
-    """
-    by_size: dict[int, list[Item]] = defaultdict(list)
-    for item in first.items:
-        by_size[_bytes(item.path)].append(item)
-    digests: dict[int, dict[bytes, Item]] = {}
-    pairs = []
-    for item in second.items:
-        size = _bytes(item.path)
-        if size in by_size:
-            if size not in digests:
-                digests[size] = {_digest(candidate): candidate for candidate in reversed(by_size[size])}
-            original = digests[size].get(_digest(item))
-            if original is not None:
-                pairs.append((_name(original, first), _name(item, second)))
-    return tuple(pairs)
-
-
-def copies(listing: Listing) -> tuple[tuple[int, int], ...]:
-    """Indices of pictures of equal content, each with that of the first one.
-
-    Only files of equal size and middle are read as a whole.
-    """
-    paths = [item.path for item in listing.items]
-    sizes = {index: _bytes(path) for index, path in enumerate(paths)}
-    middles = {index: (sizes[index], _middle(paths[index])) for index in _alike(sizes)}
-    first: dict[bytes, int] = {}
-    pairs = []
-    for index in _alike(middles):
-        digest = _digest(listing.items[index])
-        if first.setdefault(digest, index) != index:
-            pairs.append((first[digest], index))
-    return tuple(pairs)
-
-
-def _alike(values: Mapping[int, object]) -> list[int]:
-    """The keys whose value another one has too."""
-    times = Counter(values.values())
-    return [index for index, value in values.items() if times[value] > 1]
-
-
-def _bytes(path: Path) -> int:
-    """Of a file, or of all frames in a folder."""
-    return sum(status(file).size for file in files_of(path))
-
-
-def _middle(path: Path) -> bytes:
-    """A few thousand bytes: beginnings of pictures are alike. Of a folder, of the frame in the middle."""
-    files = files_of(path)
-    path = files[len(files) // 2]
-    with open_file(path, MAX_BYTES) as file:
-        file.seek(status(path).size // 2)
-        return file.read(4096)
-
-
-def _digest(item: Item) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files_of(item.path):
-        with open_file(path, MAX_BYTES) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.digest()
+    masks = listing.mask_codes is not None
+    of_classes = tuple(pixels[: len(listing.classes)].tolist()) if masks else None
+    return Report(
+        checked=len(listing),
+        faults=tuple(faults),
+        hints=tuple(hints),
+        notes=tuple(f"{len(names)} {remark}: {quoted(names, 3)}" for remark, names in sorted(remarks.items())),
+        pixels=of_classes,
+        ignored=int(pixels[IGNORED]),
+        sizes=_extent(sizes),
+    )
 
 
 def _name(item: Item, listing: Listing) -> str:
     return relative_name(item.path, listing.root)
 
 
-def _examine(
-    item: Item, listing: Listing, preprocessing: Preprocessing
-) -> tuple[tuple[str, str] | None, tuple[str, ...], Tensor | None]:
-    """Why a picture cannot be used, if so: (kind, reason); remarks, and how many pixels of its mask have each class."""
+def _examine(item: Item, listing: Listing, preprocessing: Preprocessing) -> _Look:
+    """Look at a picture, its mask, and its size for its objects; or at a video."""
     if listing.videos:
-        return *_examine_video(item, preprocessing), None
+        return _examine_video(item, preprocessing)
     try:
         data = read(item.path)
         height, width = decode(data, preprocessing).shape[-2:]
     except DataError as error:
-        return ("picture-bad", error.what), (), None
+        return _Look(("picture-bad", "; ".join(part for part in (error.what, error.remedy) if part)))
+    turned = orientation_of(data)
     if item.objects is not None and tuple(item.objects.size) != (height, width):
-        (tall, wide), turned = item.objects.size, is_turned(data) and item.objects.size == (width, height)
+        (tall, wide), lies = item.objects.size, turned >= 2 and item.objects.size == (width, height)
         reason = f"annotated as {wide} x {tall} pixels, it has {width} x {height}"
-        return ("size-turned", f"{reason} upright") if turned else ("size-differs", reason), (), None
-    counts, turned = None, False
+        return _Look(("size-turned", f"{reason} upright") if lies else ("size-differs", reason))
+    pixels, bare = None, False
     if item.mask is not None and listing.mask_codes is not None:
         try:
             mask = item.mask if isinstance(item.mask, PolygonMask) else read(item.mask)
-            counts = torch.bincount(
-                decode_mask(mask, listing.mask_codes, (height, width)).flatten(), minlength=IGNORED + 1
-            )
-            turned = is_turned(data) and isinstance(mask, bytes) and not is_turned(mask)
+            values = decode_mask(mask, listing.mask_codes, (height, width))
+            pixels = torch.bincount(values.flatten(), minlength=IGNORED + 1)
+            bare = isinstance(mask, PolygonMask) or orientation_of(mask) < 2
         except DataError as error:
             reason = "; ".join(part for part in (error.what, error.remedy) if part)
             what = "its regions" if isinstance(item.mask, PolygonMask) else f"mask {item.mask.name}"
-            return ("mask-bad", f"{what}: {reason}"), (), None
+            return _Look(("mask-bad", f"{what}: {reason}"))
+    untold = turned in (2, 3, 4) or (turned >= 5 and (height == width or not listing.sizes_annotated))
+    asks = untold and (bare or (item.objects is not None and len(item.objects.boxes) > 0))
     format_, animated, deep = facts(data)
     suffix = item.path.suffix.lower()
     remarks = (
@@ -266,19 +243,23 @@ def _examine(
             max(height, width) > EXTREME_ASPECT * min(height, width),
         ),
         (f"files named {suffix} are {format_}, and read as such", _FORMATS.get(suffix, suffix[1:].upper()) != format_),
-        ("masks hold nothing but ignored pixels", counts is not None and int(counts[:IGNORED].sum()) == 0),
-        ("pictures are turned by an orientation tag that their masks do not have", turned),
+        ("masks hold nothing but ignored pixels", pixels is not None and int(pixels[:IGNORED].sum()) == 0),
     )
-    return None, tuple(text for text, holds in remarks if holds), counts
+    return _Look(
+        hint=("orientation-untold", f"tag {turned}") if asks else None,
+        remarks=tuple(text for text, holds in remarks if holds),
+        pixels=pixels,
+        size=(height, width),
+    )
 
 
-def _examine_video(item: Item, preprocessing: Preprocessing) -> tuple[tuple[str, str] | None, tuple[str, ...]]:
+def _examine_video(item: Item, preprocessing: Preprocessing) -> _Look:
     """The same of a video: all packets, or the names of the frames, and the first and last frame are looked at."""
     try:
         video = open_video(item.path)
         video.frames([0, len(video) - 1], preprocessing)
     except DataError as error:
-        return ("video-bad", error.what), ()
+        return _Look(("video-bad", error.what))
     needed = span(preprocessing)
     short = preprocessing.frames > 0 and len(video) < needed
-    return None, (f"videos have less than {needed} frames, and repeat the last one",) * short
+    return _Look(remarks=(f"videos have less than {needed} frames, and repeat the last one",) * short, size=video.size)

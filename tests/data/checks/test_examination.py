@@ -4,11 +4,15 @@ import pytest
 from bad_pictures import class_folders, encode, exif, mask_folders, tree_state
 from PIL import Image
 
-from patchform.data.checks import check, examine, overlap
+from patchform.data.checks.base import look
+from patchform.data.checks.copies import overlap
+from patchform.data.checks.examination import check, examine
 from patchform.data.dataset import open_evaluation
+from patchform.data.faults import Faults
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
+from patchform.tasks.base import find_task
 
 PLAIN = Preprocessing()
 
@@ -82,6 +86,13 @@ def test_equal_files_in_both_parts_are_found(tmp_path):
     assert overlap(listing(train), listing(validation)) == (("a/001.png", "b/copy.png"),)
 
 
+def found(listing, report, task="semantic_segmentation"):
+    """What the checks of a task say of what was found in files: kinds and places."""
+    faults, kind = Faults(), find_task(task)
+    look(kind.checks, kind.subject(listing, training=True, report=report), faults, "opened")
+    return {(fault.kind, fault.where) for fault in faults}
+
+
 def with_masks(root, names, **settings):
     mask_folders(root, names)
     return lambda: open_evaluation(root, DataSettings(**settings), ("sky", "road", "tree"), "semantic_segmentation")
@@ -115,12 +126,18 @@ def test_masks_of_nothing_and_missing_classes_are_noted(tmp_path):
     report = check(opened(), PLAIN)[1]
     assert report.pixels == (0, 768, 0)
     assert any('1 masks hold nothing but ignored pixels: "a.png"' in note for note in report.notes)
-    assert any('no mask has a pixel of class "sky", "tree"' in note for note in report.notes)
-    assert any("no mask has a 0" in note for note in report.notes)
-    (tmp_path / "masks" / "b.png").write_bytes(encode(Image.fromarray(np.zeros((24, 32), np.uint8)), "PNG"))
-    assert not any("no mask has a 0" in note for note in check(opened(), PLAIN)[1].notes)
+    assert found(opened(), report) == {
+        ("mask-from-one", "all 2 masks"),
+        ("class-unused", 'class "sky"'),
+        ("class-unused", 'class "tree"'),
+        ("class-single", 'class "road"'),
+    }
+    for name, value in (("a", 1), ("b", 0)):
+        content = encode(Image.fromarray(np.full((24, 32), value, np.uint8)), "PNG")
+        (tmp_path / "masks" / f"{name}.png").write_bytes(content)
+    assert found(opened(), check(opened(), PLAIN)[1]) == {("class-unused", 'class "tree"')}
     ignored = open_evaluation(tmp_path, DataSettings(zero="ignore"), ("sky",), "semantic_segmentation")
-    assert not any("no mask has a 0" in note for note in check(ignored, PLAIN)[1].notes)
+    assert found(ignored, check(ignored, PLAIN)[1]) == {("class-single", 'class "sky"')}
 
 
 def test_pictures_turned_without_their_masks_are_noted(tmp_path):
@@ -132,4 +149,4 @@ def test_pictures_turned_without_their_masks_are_noted(tmp_path):
     report = examine(opened(), PLAIN)
     assert [fault.where for fault in report.faults] == ["b.jpg"]
     assert "orientation tag" in report.faults[0].what
-    assert any("turned by an orientation tag" in note and "a.jpg" in note for note in report.notes)
+    assert [(hint.kind, hint.where, hint.what) for hint in report.hints] == [("orientation-untold", "a.jpg", "tag 3")]
