@@ -14,7 +14,8 @@ from patchform.records import Preprocessing
 from patchform.settings import DataSettings
 
 TASKS = ("classification", "detection", "semantic_segmentation", "video_classification")
-XML = "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
+BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+XML = f"<annotation><object><name>cat</name>{BOX}</object></annotation>"
 ANNOTATION = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0, "area": 25}
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}],

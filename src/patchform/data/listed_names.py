@@ -136,7 +136,8 @@ def _difference(name: str, other: str) -> str:
     other_stem, other_suffix = posixpath.splitext(other_last)
     plain, other_plain = unquote(stem), unquote(other_stem)
     differences = (
-        ("in another folder", folder != other_folder),
+        ("in another folder", folder.casefold() != other_folder.casefold()),
+        ("in other case", folder != other_folder and folder.casefold() == other_folder.casefold()),
         ("without % codes", stem != plain and other_stem == plain),
         ("with % codes", stem == plain and other_stem != other_plain),
         ("in other case", plain != other_plain and plain.casefold() == other_plain.casefold()),
