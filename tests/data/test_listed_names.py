@@ -64,6 +64,8 @@ def test_names_that_no_file_can_have(tmp_path):
         ("a.jpg", "images\\a.jpg", "in another folder"),
         ("a.jpg", "C:\\mine\\a.jpg", "in another folder"),
         ("deep/A.PNG", "a.jpg", "in another folder and in other case and with another suffix"),
+        (f"deep/{NFD}", NFC, "in another folder and in the other Unicode form of its letters"),
+        (f"{NFD[:-4]}.png", NFC, "in the other Unicode form of its letters and with another suffix"),
         ("my_photo.jpg", "my photo.jpg", "spelt otherwise"),
         ("photo.jpg", "1a2b3c4d-photo.jpg", "spelt otherwise"),
     ],

@@ -116,6 +116,8 @@ class CocoLists:
 
     def _category(self, record: Mapping[str, Any]) -> None:
         id_, name = _id(record["id"]), record["name"]
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = str(name)  # as it is written
         if not isinstance(name, str) or not name:
             raise TypeError("name is no text")
         if id_ in self._category_ids or name in self.categories:
@@ -226,6 +228,8 @@ def _unlisted(id_: Id, listed: Iterable[Id]) -> str:
 
 
 def _whole(value: object) -> int:
+    """A number of pixels, which may be written as text."""
+    value = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if isinstance(value, int | float) and value == int(value) and 0 < value < 1 << 31:
         return int(value)
     raise ValueError(f"{str(value)[:40]!r} is no size")

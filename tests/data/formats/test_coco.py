@@ -69,6 +69,7 @@ def faults_of(root, annotations, **more):
         ("train_annotations.json", "train"),
         ("annotations/instances_train.json", "."),
         ("train.json", "data"),
+        ("annotations/person_keypoints_train2017.json", "train2017"),
     ],
 )
 def test_where_files_lie(tmp_path, file, folder):
@@ -409,6 +410,16 @@ def test_neither_box_nor_outline(tmp_path, outline):
     assert [fault[:2] for fault in faults] == [("record-bad", "instances_train.json, annotations[1]")]
     assert "neither a bbox nor an outline" in faults[0][2]
     assert len(listing.items[0].objects.boxes) == 1
+
+
+def test_names_and_sizes_of_the_other_type(tmp_path):
+    content = document([annotation()], categories=((7, 10), (2, 9)))
+    content["images"][0].update(width=str(WIDTH), height=str(HEIGHT))
+    listing = coco.open(placed(tmp_path, content), PLAIN, None)
+    assert (listing.classes, listing.items[0].objects.size) == (("10", "9"), (HEIGHT, WIDTH))
+    content["categories"][0]["name"] = 1.5
+    coco.open(placed(tmp_path, content), PLAIN, None, faults := Faults())
+    assert faults.counts == {"record-bad": 1, "class-unknown": 1}
 
 
 def test_keys_that_are_null_or_whole_numbers_with_a_point(tmp_path):

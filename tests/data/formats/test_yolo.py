@@ -497,6 +497,15 @@ def test_lists_with_names_that_are_near_long_or_whole(tmp_path):
     assert 'there is "images/train/a.jpg", in another folder' in said["picture-outside"]
 
 
+def test_labels_and_parts_with_near_names(tmp_path):
+    root = described(placed(tmp_path, {"a": BOX}), train="images/Train", val="images/train")
+    with pytest.raises(DataError, match=r'no such train: "images/Train".*; there is "images/train"'):
+        opened(root)
+    (root / "labels" / "train" / "a.txt").rename(root / "labels" / "train" / "a.jpg.txt")
+    yolo.open(root, PLAIN, None, faults := Faults())
+    assert [(fault.kind, fault.what) for fault in faults] == [("labels-alone", 'there is "train/a.jpg"')]
+
+
 def test_texts_in_utf16_and_labels_of_other_case(tmp_path):
     root = described(placed(tmp_path, {"a": BOX, "b": BOX}, names=""), train="images/train", val="images/train")
     for file in (root / "data.yaml", root / "labels" / "train" / "a.txt"):

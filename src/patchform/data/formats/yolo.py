@@ -219,7 +219,7 @@ def _pictures(path: Path, given: DataYaml | None, faults: Faults) -> tuple[Path,
     for file in walk(folders.labels):
         if file.suffix.lower() == ".txt" and file not in expected and file.name.lower() not in _NO_LABELS:
             name = file.relative_to(folders.labels).as_posix()
-            offer = near.offer(name) if folders.labels != folders.pictures else ""
+            offer = near.offer(name) or near.offer(name[: -len(file.suffix)])  # of "a.jpg.txt" too
             faults.add("labels-alone", shortened(name), offer)
     return folders.pictures, pictures, labels
 
