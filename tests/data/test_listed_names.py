@@ -66,6 +66,7 @@ def test_names_that_no_file_can_have(tmp_path):
         ("deep/A.PNG", "a.jpg", "in another folder and in other case and with another suffix"),
         (f"deep/{NFD}", NFC, "in another folder and in the other Unicode form of its letters"),
         (f"{NFD[:-4]}.png", NFC, "in the other Unicode form of its letters and with another suffix"),
+        ("a.jpg", " a.jpg ", "without spaces around it"),
         ("my_photo.jpg", "my photo.jpg", "spelt otherwise"),
         ("photo.jpg", "1a2b3c4d-photo.jpg", "spelt otherwise"),
     ],

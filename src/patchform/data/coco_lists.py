@@ -143,10 +143,10 @@ class CocoLists:
             box = around
             self.drawn += 1
         else:
-            x, y, width, height = record["bbox"]
+            x, y, width, height = _four(record["bbox"])
             box = (x, y, x + width, y + height)
         area = float("nan") if record.get("area") is None else float(record["area"])
-        self._boxes.extend(array("d", box))  # refuses what is no number
+        self._boxes.extend(box)
         if bad:
             self._bad_outlines[len(self._ids)] = bad
         self._areas.append(area)
@@ -225,6 +225,14 @@ def _unlisted(id_: Id, listed: Iterable[Id]) -> str:
     others = "number" if isinstance(id_, str) else "text"
     other = bool(listed) and all(isinstance(one, str) != isinstance(id_, str) for one in listed)
     return f"{id_!r}" + f" is {'text' if others == 'number' else 'a number'}, those listed are {others}s" * other
+
+
+def _four(value: object) -> tuple[float, float, float, float]:
+    """The numbers of a bbox."""
+    if isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value):
+        x, y, width, height = map(float, value)
+        return x, y, width, height
+    raise TypeError(f"bbox {str(value)[:50]} is not four numbers")
 
 
 def _whole(value: object) -> int:

@@ -26,6 +26,7 @@ from patchform.errors import DataError
 USUAL = ("data.yaml", "data.yml", "dataset.yaml")
 """Names of such files."""
 SUFFIXES = (".yaml", ".yml")
+_KEYS = frozenset(("names", "train", "val", "test", "nc"))
 _NOTHING = ("", "~", "null", "Null", "NULL")
 _LARGEST = 1 << 22
 """Bytes of a file of another name that is looked into."""
@@ -38,6 +39,13 @@ class _Texts(yaml.SafeLoader):
         letter: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:merge"]
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises ConstructorError for a key that is there twice, of which the last one would count."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f'the key "{twice}" a second time')
+        return super().construct_mapping(node, deep)
 
 
 class Keypoints(NamedTuple):
@@ -186,6 +194,14 @@ def read_yaml(file: Path) -> DataYaml:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError("no keys", where=file, remedy="write names, train and val")
     return DataYaml(file, content)
+
+
+def describes(path: Path) -> bool:
+    """Whether it is such a file, by what it speaks of, or cannot be read."""
+    try:
+        return is_yaml(path) and not _KEYS.isdisjoint(read_yaml(path).content)
+    except DataError:
+        return True  # whoever reads it says why not
 
 
 def is_yaml(path: Path) -> bool:

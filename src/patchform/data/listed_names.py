@@ -129,8 +129,8 @@ _KEYS: tuple[Callable[[str], str], ...] = (_key, _without_suffix, _last, _stem)
 def _difference(name: str, other: str) -> str:
     """In what a listed name differs from a file's; "" where it does not."""
     name = name.replace("\\", "/")
-    if name == other:
-        return ""
+    if name.strip() == other:
+        return "" if name == other else "without spaces around it"
     raw_stem, raw_other_stem = (posixpath.splitext(posixpath.basename(one))[0] for one in (name, other))
     (folder, last), (other_folder, other_last) = (posixpath.split(_nfc(one)) for one in (name, other))
     (stem, suffix), (other_stem, other_suffix) = posixpath.splitext(last), posixpath.splitext(other_last)

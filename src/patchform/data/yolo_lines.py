@@ -54,6 +54,7 @@ class LabelLines:
         """Lines whose key points were left out."""
         self._lines: list[_Line] = []
         self._odd = ""
+        self._tracked = False
 
     def read(self, file: Path, picture: int, name: str, size: tuple[int, int]) -> None:
         """Take the objects of a picture in, given its index and (height, width)."""
@@ -97,6 +98,9 @@ class LabelLines:
         if points and len(values) in (_BOX + points, _BOX + points + 1):
             self.with_points += 1
             values = values[:_BOX] + values[_BOX + points :]
+        if len(values) == _BOX + 2 and words[-1].isdigit() and int(words[-1]) > 1:  # no share of an outline
+            values.pop()
+            self._tracked = True
         if len(values) == _BOX + 1:
             score = values.pop()
             if not 0 <= score <= 1:
@@ -115,6 +119,7 @@ class LabelLines:
         Args:
             learnt_from: a part to validate on may lack any class.
         """
+        self._settle()
         used = {line.class_ for line in self._lines}
         if learnt_from and len(self.names) > 1 and 0 not in used and len(self.names) - 1 in used:
             self.faults.add("class-first", f'class "{self.names[0]}"')
@@ -129,6 +134,13 @@ class LabelLines:
         self._odd = kind
         for line in self._lines:
             self.faults.add(kind, line.where, f"{1 + len(line.values)} numbers")
+
+    def _settle(self) -> None:
+        """Where lines end with a score and the number of a track, those of track 1 are no outlines of three points."""
+        for index, line in enumerate(self._lines if self._tracked else ()):
+            if len(line.values) == _BOX + 2 and line.values[-1] == 1:
+                self._lines[index] = line._replace(values=line.values[:_BOX], outline=None)
+                self.faults.add("score-ignored", line.where, f"{line.values[_BOX]:g}")
 
     def rows(self, table: Sequence[int]) -> Annotations:
         """All objects, given the index of the class of each number."""

@@ -69,6 +69,14 @@ def test_folders(tmp_path, pictures, texts, path):
     assert tree_state(tmp_path) == before
 
 
+def test_other_yaml_is_none(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("task: detection\n")
+    assert not yolo.recognises(tmp_path / "recipe.yaml")
+    (tmp_path / "broken.yaml").write_text("names: [a\n")
+    with pytest.raises(DataError, match="not YAML"):
+        opened(tmp_path / "broken.yaml")
+
+
 def test_a_folder_of_pictures_alone_is_none(tmp_path):
     placed(tmp_path, {"a": None}, pictures=".", texts=".")
     (tmp_path / "notes.txt").write_text("")
@@ -118,6 +126,8 @@ def test_data_yaml_leads_nowhere_else(tmp_path, place):
     [
         ("names: [a\n", "not YAML"),
         ("- a\n", "no keys"),
+        ("names: [a]\nnames: [b]\n", 'the key "names" a second time'),
+        ("names: {0: a, 0: b}\n", 'the key "0" a second time'),
         ("names: !!python/object/apply:os.system ['true']\n", "not YAML"),
         ("names: {0: a, 2: b}\n", "without gaps"),
         ("names: 7\n", "no list of names"),
@@ -397,6 +407,15 @@ def test_scores_of_predictions_are_left_out_and_said(tmp_path):
             faults := Faults(),
         )
         assert faults.counts == {"record-bad": 1}
+
+
+def test_tracks_of_predictions_are_left_out_too(tmp_path):
+    text = f"{BOX} 0.9 1\n0 0.5 0.5 0.2 0.25 0.8 12\n1 0.1 0.1 0.5 0.1 0.5 0.5\n"
+    listing = yolo.open(placed(tmp_path, {"a": text}), PLAIN, None, faults := Faults())
+    np.testing.assert_allclose(listing.items[0].objects.boxes, [[20, 15, 30, 25]] * 2 + [[5, 4, 25, 20]])
+    assert faults.counts == {"score-ignored": 2}
+    triangle = yolo.open(placed(tmp_path, {"a": f"{BOX} 0.9 1\n"}), PLAIN, None)
+    assert triangle.items[0].objects.segmentations is not None
 
 
 @pytest.mark.parametrize(

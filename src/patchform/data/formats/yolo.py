@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 from patchform.data.annotations import Picture, annotate, class_table, notes_on, present
-from patchform.data.data_yaml import USUAL, DataYaml, above, find_yaml, is_yaml, read_yaml
+from patchform.data.data_yaml import USUAL, DataYaml, above, describes, find_yaml, is_yaml, read_yaml
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.listed_names import NearNames, inside, is_file, with_offer
@@ -71,7 +71,7 @@ class Yolo(WritableFormat):
         """Whether `path` is a data.yaml, a list of pictures beside one, or a folder of pictures with labels."""
         if path.is_file():
             listed = path.suffix.lower() == ".txt" and _home_of(path) is not None
-            return is_yaml(path) or path.name.lower() == _DARKNET or listed
+            return describes(path) or path.name.lower() == _DARKNET or listed
         folders = _folders(path) if path.is_dir() else None
         masks = folders is not None and folders.labels != folders.pictures  # pictures among labels are masks
         return folders is not None and not (masks and first_suffix(folders.labels, (*SUFFIXES, ".txt")) in SUFFIXES)
