@@ -8,6 +8,7 @@ from bad_pictures import class_folders, encode, mask_folders
 from PIL import Image
 
 from patchform.data.dataset import open_data, open_evaluation
+from patchform.data.inputs import expand
 from patchform.doctor import task_of
 from patchform.errors import DataError
 from patchform.records import Preprocessing
@@ -165,6 +166,18 @@ def test_captions_beside_pictures_are_no_lines_of_boxes(tmp_path):
     text(tmp_path / "classes.txt", "cat")
     with pytest.raises(DataError, match="but for pretraining"):
         opened(tmp_path, "detection")
+
+
+def test_a_path_in_other_case_is_offered(tmp_path, monkeypatch):
+    classes(tmp_path / "My Photos")
+    for listed in ("my photos", "My%20Photos", "my_photos"):
+        with pytest.raises(DataError, match=f'no such file or folder.*there is "{tmp_path}/My Photos"'):
+            opened(tmp_path / listed, "classification")
+        with pytest.raises(DataError, match=f'there is "{tmp_path}/My Photos/cat/1.jpg"'):
+            expand(tmp_path / listed / "cat" / "1.JPG")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match='there is "My Photos"'):
+        opened("my photos", "detection")
 
 
 def test_a_path_that_no_file_can_have(tmp_path):

@@ -10,16 +10,15 @@ kpt_shape: [17, 3]         # lines are a box and so many key points
 from __future__ import annotations
 
 import posixpath
-import unicodedata
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from patchform.data.faults import Faults
-from patchform.data.listed_names import exists, is_inside
-from patchform.data.listing import is_hidden, quoted, relative_name
+from patchform.data.listed_names import exists, is_inside, near_path
+from patchform.data.listing import is_hidden, quoted
 from patchform.data.text_files import read_text
 from patchform.errors import DataError
 
@@ -126,7 +125,7 @@ class DataYaml(NamedTuple):
         for candidate in (home / name for home in homes for name in names):
             if exists(candidate):
                 return candidate
-        near = next((other for home in homes for name in names if (other := _near_folder(home, name))), None)
+        near = next((other for home in homes for name in names if (other := near_path(home, name))), None)
         what, remedy = f'no such {key}: "{value[:80]}"', f"looked in {quoted(homes)}"
         remedy += f'; there is "{near}"' if near else ""
         if base is None:
@@ -160,25 +159,6 @@ class DataYaml(NamedTuple):
             f"put {self.file.name} beside the pictures, with relative paths, or set data.path to the folder of pictures"
         )
         return f"{what}, {folder}"
-
-
-def _near_folder(home: Path, name: str) -> str | None:
-    """The folder, or file, whose path in `home` differs by case or Unicode form alone."""
-    path = home
-    for part in PurePosixPath(name).parts:
-        try:
-            entries = sorted(entry.name for entry in path.iterdir())
-        except OSError:
-            return None
-        alike = [entry for entry in entries if _folded(entry) == _folded(part)]
-        if not alike:
-            return None
-        path /= alike[0]
-    return relative_name(path, home)
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
 
 
 def read_yaml(file: Path) -> DataYaml:

@@ -12,7 +12,7 @@ from patchform import lookup
 from patchform.data.faults import Faults
 from patchform.data.foreign_formats import refuse_foreign
 from patchform.data.formats.base import Format
-from patchform.data.listed_names import exists
+from patchform.data.listed_names import exists, nearest
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
@@ -207,7 +207,8 @@ def _layouts(task: str) -> str:
 
 def _must_exist(path: Path, task: str) -> None:
     if not exists(path):
-        raise DataError("no such file or folder", where=shortened(str(path)), remedy=f"looked for {_layouts(task)}")
+        remedy = nearest(path) or f"looked for {_layouts(task)}"
+        raise DataError("no such file or folder", where=shortened(str(path)), remedy=remedy)
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise DataError("no permission to read", where=path)
 

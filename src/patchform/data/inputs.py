@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from patchform.data import shards
-from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, natural, videos_among, walk
+from patchform.data.listed_names import nearest
+from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, natural, shortened, videos_among, walk
 from patchform.errors import DataError
 
 WRITTEN = "predictions.jsonl"
@@ -57,7 +58,8 @@ def expand(sources: Any, *, videos: bool = False) -> list[Source]:
     if not expanded:
         raise DataError(f"no {noun} was given")
     if not any(not isinstance(content, Path) or shards.exists(content) for _, content in expanded):
-        raise DataError("no such file or folder", where=expanded[0].name)
+        name = expanded[0].name
+        raise DataError("no such file or folder", where=shortened(name), remedy=nearest(Path(name)))
     return expanded
 
 

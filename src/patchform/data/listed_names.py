@@ -99,6 +99,28 @@ class NearNames:
         return tables
 
 
+def near_path(home: Path, name: str) -> str | None:
+    """The file or folder whose path in `home` differs by case, Unicode form or % codes alone, if there is one."""
+    path = home
+    for part in PurePosixPath(name).parts:
+        if not exists(path / part):
+            try:
+                alike = [entry.name for entry in sorted(path.iterdir()) if _key(entry.name) == _key(part)]
+            except (OSError, ValueError):
+                return None
+            if not alike:
+                return None
+            part = alike[0]
+        path /= part
+    return path.relative_to(home).as_posix()
+
+
+def nearest(path: Path) -> str:
+    """Words that name the file or folder that was meant by a path to nowhere; "" where there is none."""
+    near = near_path(Path(path.anchor or "."), path.relative_to(path.anchor).as_posix())
+    return f'there is "{Path(path.anchor, near)}"' if near else ""
+
+
 def with_offer(what: str, offer: str) -> str:
     """What is missing, and what there is in place of it."""
     return "; ".join(part for part in (what, offer) if part)

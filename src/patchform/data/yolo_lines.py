@@ -19,6 +19,8 @@ _BOX = 4
 """Numbers of a box."""
 _FIRST_POINTS = _BOX + 2 * 3
 """Least numbers of a box and key points: with fewer, an outline may look like them by chance."""
+_SEVERAL = 3
+"""Boxes that tell something together."""
 _SKEW = 0.02
 """Of its diagonal, by how much a rectangle that was rounded may miss."""
 _NAN = (float("nan"),) * 4
@@ -123,6 +125,9 @@ class LabelLines:
         used = {line.class_ for line in self._lines}
         if learnt_from and len(self.names) > 1 and 0 not in used and len(self.names) - 1 in used:
             self.faults.add("class-first", f'class "{self.names[0]}"')
+        boxes = np.array([line.values for line in self._lines if line.outline is None]).reshape(-1, _BOX)
+        if len(boxes) >= _SEVERAL and (boxes[:, 2:] > boxes[:, :2]).all():  # large in the middle, or no sizes at all
+            self.faults.add("box-order", self._lines[0].where, f"and {len(boxes) - 1} more")
         if len({len(line.values) for line in self._lines}) != 1:
             return  # other outlines have as many points as they need
         if all(map(_is_oriented, self._lines)) and any(map(_is_turned, self._lines)):

@@ -434,6 +434,19 @@ def test_other_notations_are_recognised(tmp_path, lines, said):
     assert ("looks like pixels" in str(caught.value)) == said.startswith("pixels")
 
 
+@pytest.mark.parametrize(
+    ("lines", "hints"),
+    [
+        ("0 .4 .4 .6 .6\n1 .5 .5 .7 .7\n0 .42 .4 .6 .6\n", 1),
+        ("0 .4 .4 .6 .6\n1 .5 .5 .7 .7\n", 0),  # two could be so by chance
+        ("0 .4 .4 .6 .6\n1 .5 .5 .7 .7\n0 .42 .4 .6 .3\n", 0),
+    ],
+)
+def test_corners_inside_their_picture_are_a_hint(tmp_path, lines, hints):
+    yolo.open(placed(tmp_path, {"a": lines}), PLAIN, None, faults := Faults())
+    assert (faults.counts["box-order"], faults.fatal) == (hints, 0)
+
+
 def darknet(root, *, data=True, pictures=True):
     for part in ("train", "valid"):
         placed(
