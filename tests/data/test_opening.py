@@ -139,6 +139,14 @@ def test_a_folder_around_a_layout_is_no_class(tmp_path, layout):
         opened(tmp_path / "unpacked", right)
 
 
+def test_a_list_beside_flat_pictures_is_named(tmp_path):
+    picture(tmp_path / "a.jpg")
+    text(tmp_path / "labels.csv", "image,label\na.jpg,cat\n")
+    for task in ("classification", None):
+        with pytest.raises(DataError, match=r"a CSV list in labels\.csv.*; give that file"):
+            opened(tmp_path, task) if task else task_of(tmp_path)
+
+
 def test_pictures_without_labels(tmp_path):
     picture(tmp_path / "a.jpg")
     for task in TASKS:

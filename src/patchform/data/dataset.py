@@ -45,7 +45,8 @@ _LAYOUT_FOLDERS = frozenset(
 )
 """Names, in lower case, that folders of classes hardly have."""
 _LOOKED_AT = 20
-"""Folders inside that are looked into for what was meant."""
+"""Folders, and files, inside that are looked into for what was meant."""
+_LISTS = (".csv", ".tsv", ".json", ".yaml", ".yml")
 
 
 class Splits(NamedTuple):
@@ -274,6 +275,15 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Folders and lists inside one, the first few."""
+    if not folder.is_dir():
+        return []
+    files = (entry for entry in sorted(folder.iterdir()) if not is_hidden(entry.name) and entry.is_file())
+    lists = [file for file in files if file.suffix.lower() in _LISTS]
+    return [*_inside(folder)[:_LOOKED_AT], *lists[:_LOOKED_AT]]
+
+
 def _tasks_of(path: Path, but: str | None, takes: str) -> str:
     """The tasks other than one that formats of this kind have data for, in words; "" where there are none."""
     if path.is_dir() and first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES)) is None:
@@ -305,11 +315,11 @@ def unknown(path: Path, task: str | None = None) -> DataError:
         refuse_foreign(path)
     except DataError as error:
         return error
-    for folder in _inside(path)[:_LOOKED_AT] if path.is_dir() else ():
+    for entry in _entries(path):
         for format_ in _of_layouts(task):
-            if format_.recognises(folder) or _knows_parts(format_, folder):
-                what = f"no known layout of data, but {format_.layout} in {folder.name}/"
-                return DataError(what, where=path, remedy="give that folder")
+            if (format_.recognises(entry) and format_.is_meant(entry)) or _knows_parts(format_, entry):
+                what = f"no known layout of data, but {format_.layout} in {entry.name}{'/' * entry.is_dir()}"
+                return DataError(what, where=path, remedy=f"give that {'folder' if entry.is_dir() else 'file'}")
     if others := _tasks_of(path, task, "folders") or _tasks_of(path, task, "anything"):
         return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
     layouts = ", ".join(format_.layout for format_ in formats().values()) if task is None else _layouts(task)
