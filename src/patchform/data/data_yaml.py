@@ -142,6 +142,8 @@ class DataYaml(NamedTuple):
         base, folder = self.content.get("path"), self.file.parent.absolute()
         if not isinstance(base, str) or base in _NOTHING:
             return ""
+        if base.startswith("~") or ":" in base.split("/")[0]:
+            return None  # a home, or a drive
         whole = Path(posixpath.normpath((folder / base.replace("\\", "/")).as_posix()))
         for root in (folder, folder.resolve()):
             if whole.is_relative_to(root):

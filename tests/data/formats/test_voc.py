@@ -183,7 +183,7 @@ def learnt_and_validated(path):
     return [sorted(item.path.stem for item in part.items) for part in (train, validation)], notes
 
 
-@pytest.mark.parametrize("folder", ["ImageSets/Main", "ImageSets"])
+@pytest.mark.parametrize("folder", ["ImageSets/Main", "ImageSets", "imagesets/main"])
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
@@ -199,6 +199,11 @@ def test_what_is_listed_to_test_on_is_not_learnt_from(tmp_path, parts, expected,
     if folder == "ImageSets":
         for file in (tmp_path / "ImageSets" / "Main").iterdir():
             file.rename(tmp_path / "ImageSets" / file.name)
+    if folder == "imagesets/main":
+        for file in (tmp_path / "ImageSets" / "Main").iterdir():
+            file.rename(file.with_name(file.name.upper()))
+        (tmp_path / "ImageSets" / "Main").rename(tmp_path / "ImageSets" / "main")
+        (tmp_path / "ImageSets").rename(tmp_path / "imagesets")
     assert learnt_and_validated(tmp_path)[0] == expected
 
 

@@ -319,6 +319,14 @@ def test_names_of_the_file_that_was_given(tmp_path):
     assert open_evaluation(root / "other.yml", other, ("cat", "dog"), "detection").items[0].classes == (1,)
 
 
+def test_a_list_of_a_file_of_any_name(tmp_path):
+    root = placed(tmp_path, {"a": BOX, "c": BOX}, names="")
+    (root / "mine.txt").write_text("images/train/c.jpg\n")
+    (root / "custom.yaml").write_text("train: mine.txt\nval: images/train\nnames: [elk, owl]\n")
+    train, validation, _ = opened(root / "custom.yaml")
+    assert ([item.path.name for item in train.items], len(validation), train.classes) == (["c.jpg"], 2, ("elk", "owl"))
+
+
 @pytest.mark.parametrize(("number", "hints"), [("2", 0), ("3", 1), ("1", 1), ("two", 1)])
 def test_a_number_of_classes_that_is_not_that_of_the_names(tmp_path, number, hints):
     root = placed(tmp_path, {"a": f"0 .1 .1 .1 .1\n{BOX}"}, names="")
@@ -479,6 +487,21 @@ def test_lists_of_darknet_as_cvat_writes_them(tmp_path, data):
     assert tree_state(root) == before
 
 
+def test_names_and_lists_that_are_called_otherwise(tmp_path):
+    root = darknet(tmp_path)
+    (root / "obj.names").rename(root / "birds.names")
+    (root / "obj.data").rename(root / "birds.data")
+    text = (root / "birds.data").read_text().replace("obj.names", "birds.names").replace("train.txt", "Train.txt")
+    (root / "birds.data").write_text(text)
+    (root / "train.txt").rename(root / "Train.txt")
+    for path in (root, root / "birds.data"):
+        train, validation, _ = opened(path)
+        assert train.classes == validation.classes == ("cat", "dog")
+        assert (len(train), len(validation)) == (2, 2)
+    (root / "other.data").write_text("hello = there\n")
+    assert not yolo.recognises(root / "other.data")
+
+
 def test_lists_of_darknet_without_pictures(tmp_path):
     with pytest.raises(DataError, match=r"2 listed pictures that are not there: data/obj_train_data/train1\.jpg"):
         opened(darknet(tmp_path, pictures=False))
@@ -493,7 +516,7 @@ def test_a_path_that_stays_in_its_folder(tmp_path, base):
     assert not any("followed" in note for note in notes)
 
 
-@pytest.mark.parametrize("base", ["../datasets/c8", "ABOVE/datasets/c8", "..\\datasets\\c8"])
+@pytest.mark.parametrize("base", ["../datasets/c8", "ABOVE/datasets/c8", "..\\datasets\\c8", "~/c8", "D:/c8"])
 def test_a_path_that_leads_elsewhere_is_not_followed_and_what_to_give_is_said(tmp_path, base):
     placed(tmp_path / "datasets" / "c8", {"a": BOX})
     (tmp_path / "cfg").mkdir()
@@ -502,7 +525,7 @@ def test_a_path_that_leads_elsewhere_is_not_followed_and_what_to_give_is_said(tm
     with pytest.raises(DataError, match=r'no such train: "images/train", and path ".*" leads out') as caught:
         opened(tmp_path / "cfg" / "data.yaml")
     assert base in str(caught.value)
-    assert f"{tmp_path}/datasets/c8/images/train" in caught.value.remedy
+    assert f"{tmp_path}/datasets/c8/images/train" in caught.value.remedy or base in ("~/c8", "D:/c8")
     placed(tmp_path / "cfg", {"b": BOX})  # and with pictures beside it is a note
     described(tmp_path / "cfg", path=base, train="images/train", val="images/train")
     assert any(
