@@ -338,7 +338,7 @@ PLANTED = {
     "partly-outside": ("boxes", annotation("bbox", [-7, 2, 20, 9]), "box-clipped", "x1 -7"),
     "corners": ("boxes", coco(corners), "box-corners", "looks like x1, y1, x2, y2"),
     "cut-json": ("boxes", replace("annotations/*train*", lambda data: data[:-900], 0), "layout", "line 1, column"),
-    "three-numbers": ("boxes", annotation("bbox", [1, 2, 3], r"annotations\[4\]"), "record-bad", "unpack"),
+    "three-numbers": ("boxes", annotation("bbox", [1, 2, 3], r"annotations\[4\]"), "record-bad", "not four numbers"),
     "shared": ("boxes", lambda root: shared(root), "picture-shared", "of train"),
     "box-twice": ("boxes", another(lambda first, other: {}), "box-same", "over"),
     "two-classes": ("boxes", another(lambda first, other: {"category_id": other}), "box-rival", "over"),

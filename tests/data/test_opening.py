@@ -8,13 +8,15 @@ from bad_pictures import class_folders, encode, mask_folders
 from PIL import Image
 
 from patchform.data.dataset import open_data, open_evaluation
+from patchform.data.inputs import expand
 from patchform.doctor import task_of
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
 
 TASKS = ("classification", "detection", "semantic_segmentation", "video_classification")
-XML = "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></object></annotation>"
+BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+XML = f"<annotation><object><name>cat</name>{BOX}</object></annotation>"
 ANNOTATION = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0, "area": 25}
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}],
@@ -137,6 +139,14 @@ def test_a_folder_around_a_layout_is_no_class(tmp_path, layout):
         opened(tmp_path / "unpacked", right)
 
 
+def test_a_list_beside_flat_pictures_is_named(tmp_path):
+    picture(tmp_path / "a.jpg")
+    text(tmp_path / "labels.csv", "image,label\na.jpg,cat\n")
+    for task in ("classification", None):
+        with pytest.raises(DataError, match=r"a CSV list in labels\.csv.*; give that file"):
+            opened(tmp_path, task) if task else task_of(tmp_path)
+
+
 def test_pictures_without_labels(tmp_path):
     picture(tmp_path / "a.jpg")
     for task in TASKS:
@@ -164,6 +174,18 @@ def test_captions_beside_pictures_are_no_lines_of_boxes(tmp_path):
     text(tmp_path / "classes.txt", "cat")
     with pytest.raises(DataError, match="but for pretraining"):
         opened(tmp_path, "detection")
+
+
+def test_a_path_in_other_case_is_offered(tmp_path, monkeypatch):
+    classes(tmp_path / "My Photos")
+    for listed in ("my photos", "My%20Photos", "my_photos"):
+        with pytest.raises(DataError, match=f'no such file or folder.*there is "{tmp_path}/My Photos"'):
+            opened(tmp_path / listed, "classification")
+        with pytest.raises(DataError, match=f'there is "{tmp_path}/My Photos/cat/1.jpg"'):
+            expand(tmp_path / listed / "cat" / "1.JPG")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match='there is "My Photos"'):
+        opened("my photos", "detection")
 
 
 def test_a_path_that_no_file_can_have(tmp_path):

@@ -116,6 +116,8 @@ class CocoLists:
 
     def _category(self, record: Mapping[str, Any]) -> None:
         id_, name = _id(record["id"]), record["name"]
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = str(name)  # as it is written
         if not isinstance(name, str) or not name:
             raise TypeError("name is no text")
         if id_ in self._category_ids or name in self.categories:
@@ -141,10 +143,10 @@ class CocoLists:
             box = around
             self.drawn += 1
         else:
-            x, y, width, height = record["bbox"]
+            x, y, width, height = _four(record["bbox"])
             box = (x, y, x + width, y + height)
         area = float("nan") if record.get("area") is None else float(record["area"])
-        self._boxes.extend(array("d", box))  # refuses what is no number
+        self._boxes.extend(box)
         if bad:
             self._bad_outlines[len(self._ids)] = bad
         self._areas.append(area)
@@ -225,7 +227,17 @@ def _unlisted(id_: Id, listed: Iterable[Id]) -> str:
     return f"{id_!r}" + f" is {'text' if others == 'number' else 'a number'}, those listed are {others}s" * other
 
 
+def _four(value: object) -> tuple[float, float, float, float]:
+    """The numbers of a bbox."""
+    if isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value):
+        x, y, width, height = map(float, value)
+        return x, y, width, height
+    raise TypeError(f"bbox {str(value)[:50]} is not four numbers")
+
+
 def _whole(value: object) -> int:
+    """A number of pixels, which may be written as text."""
+    value = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if isinstance(value, int | float) and value == int(value) and 0 < value < 1 << 31:
         return int(value)
     raise ValueError(f"{str(value)[:40]!r} is no size")

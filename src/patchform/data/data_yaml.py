@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from patchform.data.faults import Faults
-from patchform.data.listed_names import exists, is_inside
+from patchform.data.listed_names import exists, is_inside, near_path
 from patchform.data.listing import is_hidden, quoted
 from patchform.data.text_files import read_text
 from patchform.errors import DataError
@@ -25,6 +25,7 @@ from patchform.errors import DataError
 USUAL = ("data.yaml", "data.yml", "dataset.yaml")
 """Names of such files."""
 SUFFIXES = (".yaml", ".yml")
+_KEYS = frozenset(("names", "train", "val", "test", "nc"))
 _NOTHING = ("", "~", "null", "Null", "NULL")
 _LARGEST = 1 << 22
 """Bytes of a file of another name that is looked into."""
@@ -37,6 +38,13 @@ class _Texts(yaml.SafeLoader):
         letter: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:merge"]
         for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises ConstructorError for a key that is there twice, of which the last one would count."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f'the key "{twice}" a second time')
+        return super().construct_mapping(node, deep)
 
 
 class Keypoints(NamedTuple):
@@ -117,7 +125,9 @@ class DataYaml(NamedTuple):
         for candidate in (home / name for home in homes for name in names):
             if exists(candidate):
                 return candidate
+        near = next((other for home in homes for name in names if (other := near_path(home, name))), None)
         what, remedy = f'no such {key}: "{value[:80]}"', f"looked in {quoted(homes)}"
+        remedy += f'; there is "{near}"' if near else ""
         if base is None:
             what += f", and {self._refused()}"
             remedy += f"; {self._instead(value)}"
@@ -132,6 +142,8 @@ class DataYaml(NamedTuple):
         base, folder = self.content.get("path"), self.file.parent.absolute()
         if not isinstance(base, str) or base in _NOTHING:
             return ""
+        if base.startswith("~") or ":" in base.split("/")[0]:
+            return None  # a home, or a drive
         whole = Path(posixpath.normpath((folder / base.replace("\\", "/")).as_posix()))
         for root in (folder, folder.resolve()):
             if whole.is_relative_to(root):
@@ -164,6 +176,14 @@ def read_yaml(file: Path) -> DataYaml:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise DataError("no keys", where=file, remedy="write names, train and val")
     return DataYaml(file, content)
+
+
+def describes(path: Path) -> bool:
+    """Whether it is such a file, by what it speaks of, or cannot be read."""
+    try:
+        return is_yaml(path) and not _KEYS.isdisjoint(read_yaml(path).content)
+    except DataError:
+        return True  # whoever reads it says why not
 
 
 def is_yaml(path: Path) -> bool:

@@ -12,7 +12,7 @@ from patchform import lookup
 from patchform.data.faults import Faults
 from patchform.data.foreign_formats import refuse_foreign
 from patchform.data.formats.base import Format
-from patchform.data.listed_names import exists
+from patchform.data.listed_names import exists, nearest
 from patchform.data.listing import (
     SUFFIXES,
     TRAIN,
@@ -46,9 +46,11 @@ _LAYOUT_FOLDERS = frozenset(
 )
 """Names, in lower case, that folders of classes hardly have."""
 _LOOKED_AT = 20
-"""Folders inside that are looked into for what was meant."""
-_LISTS = (".csv", ".tsv", ".xlsx")
-"""Files that may be meant to say what the pictures are."""
+"""Folders, and files, inside that are looked into for what was meant."""
+_LISTS = (".csv", ".tsv", ".json", ".yaml", ".yml")
+"""Files that may say what pictures are."""
+_TABLES = (".csv", ".tsv", ".xlsx")
+"""Those that no layout has beside its parts."""
 
 
 class Splits(NamedTuple):
@@ -211,21 +213,15 @@ def _layouts(task: str) -> str:
 
 def _must_exist(path: Path, task: str) -> None:
     if not exists(path):
-        raise DataError("no such file or folder", where=shortened(str(path)), remedy=f"looked for {_layouts(task)}")
+        remedy = nearest(path) or f"looked for {_layouts(task)}"
+        raise DataError("no such file or folder", where=shortened(str(path)), remedy=remedy)
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise DataError("no permission to read", where=path)
 
 
 def _read(
-    path: Path,
-    settings: DataSettings,
-    classes: tuple[str, ...] | None,
-    task: str,
-    faults: Faults | None,
-    *,
-    given: Path | None = None,
+    path: Path, settings: DataSettings, classes: tuple[str, ...] | None, task: str, faults: Faults | None
 ) -> Listing:
-    """List what is in `path`. Where it cannot be, the error names the tasks for which `given` can."""
     _must_exist(path, task)
     for format_ in formats(task).values():
         if format_.recognises(path) and format_.takes == "folders":
@@ -284,6 +280,15 @@ def _inside(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Folders and lists inside one, the first few."""
+    if not folder.is_dir():
+        return []
+    files = (entry for entry in sorted(folder.iterdir()) if not is_hidden(entry.name) and entry.is_file())
+    lists = [file for file in files if file.suffix.lower() in _LISTS]
+    return [*_inside(folder)[:_LOOKED_AT], *lists[:_LOOKED_AT]]
+
+
 def tasks_of(path: Path, but: str | None, takes: str) -> str:
     """The tasks other than one that formats of this kind have data for, in words; "" where there are none."""
     if path.is_dir() and first_suffix(path, (*SUFFIXES, *VIDEO_SUFFIXES)) is None:
@@ -315,11 +320,11 @@ def unknown(path: Path, task: str | None = None) -> DataError:
         refuse_foreign(path)
     except DataError as error:
         return error
-    for folder in _inside(path)[:_LOOKED_AT] if path.is_dir() else ():
+    for entry in _entries(path):
         for format_ in _of_layouts(task):
-            if format_.recognises(folder) or _knows_parts(format_, folder):
-                what = f"no known layout of data, but {format_.layout} in {folder.name}/"
-                return DataError(what, where=path, remedy="give that folder")
+            if (format_.recognises(entry) and format_.is_meant(entry)) or _knows_parts(format_, entry):
+                what = f"no known layout of data, but {format_.layout} in {entry.name}{'/' * entry.is_dir()}"
+                return DataError(what, where=path, remedy=f"give that {'folder' if entry.is_dir() else 'file'}")
     if others := tasks_of(path, task, "folders") or tasks_of(path, task, "anything"):
         return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
     layouts = ", ".join(format_.layout for format_ in formats().values()) if task is None else _layouts(task)
@@ -372,7 +377,7 @@ def _unused(path: Path, train: Path | None, validation: Path | None) -> tuple[st
     if train is None or train.parent != path or validation is None or validation.parent != path:
         return ()
     beside = [entry for entry in path.iterdir() if entry not in (train, validation) and not is_hidden(entry.name)]
-    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in beside if e.is_dir() or e.suffix.lower() in _LISTS)
+    names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in beside if e.is_dir() or e.suffix.lower() in _TABLES)
     return (f"not used, beside {train.name} and {validation.name}: {quoted(names)}",) if names else ()
 
 

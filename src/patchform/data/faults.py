@@ -116,6 +116,7 @@ KINDS: dict[str, Kind] = {
     "names-count": _hint("files whose nc is not the number of their names", "the names count; mend one of the two"),
     "score-ignored": _hint("lines with a sixth number, as of predictions", "taken for a score and left out"),
     "box-oriented": _hint("lines of four corners, as of oriented boxes (OBB)", "detection has the upright box around"),
+    "box-order": _hint("parts all of whose boxes could be corners x1, y1, x2, y2", "look at some: patchform data show"),
     "points-likely": _hint("lines that may be a box and key points", "if so, give kpt_shape in data.yaml"),
     "nothing-to-judge": _hint("nothing to judge by", "annotate some", whole=True),
     "orientation-untold": _hint(

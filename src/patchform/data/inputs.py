@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from patchform.data import shards
-from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, natural, relative_name, videos_among, walk
+from patchform.data.listed_names import nearest
+from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, natural, relative_name, shortened, videos_among, walk
 from patchform.data.outputs import WRITTEN, listed
 from patchform.errors import DataError
 
@@ -95,7 +96,8 @@ def find(sources: Any, *, videos: bool = False) -> Found:
     if not expanded:
         raise DataError(f"no {'video' if videos else 'picture'} was given")
     if not any(not isinstance(source.content, Path) or shards.exists(source.content) for source in expanded):
-        raise DataError("no such file or folder", where=expanded[0].name)
+        name = expanded[0].name
+        raise DataError("no such file or folder", where=shortened(name), remedy=nearest(Path(name)))
     passed: Counter[str] = Counter()
     for part in parts:
         passed.update(part.passed)

@@ -83,7 +83,7 @@ class NearNames:
         for table, key in zip(self._tables, _KEYS, strict=True):
             if near := table.get(key(name)):
                 more = f" and {len(near) - 1} more" if len(near) > 1 else ""
-                return f'there is "{near[0]}"{more}, {_difference(name, near[0])}'
+                return ", ".join(part for part in (f'there is "{near[0]}"{more}', _difference(name, near[0])) if part)
         return ""
 
     def _all(self) -> list[dict[str, list[str]]]:
@@ -99,6 +99,28 @@ class NearNames:
         return tables
 
 
+def near_path(home: Path, name: str) -> str | None:
+    """The file or folder whose path in `home` differs by case, Unicode form or % codes alone, if there is one."""
+    path = home
+    for part in PurePosixPath(name).parts:
+        if not exists(path / part):
+            try:
+                alike = [entry.name for entry in sorted(path.iterdir()) if _key(entry.name) == _key(part)]
+            except (OSError, ValueError):
+                return None
+            if not alike:
+                return None
+            part = alike[0]
+        path /= part
+    return path.relative_to(home).as_posix()
+
+
+def nearest(path: Path) -> str:
+    """Words that name the file or folder that was meant by a path to nowhere; "" where there is none."""
+    near = near_path(Path(path.anchor or "."), path.relative_to(path.anchor).as_posix())
+    return f'there is "{Path(path.anchor, near)}"' if near else ""
+
+
 def with_offer(what: str, offer: str) -> str:
     """What is missing, and what there is in place of it."""
     return "; ".join(part for part in (what, offer) if part)
@@ -106,7 +128,7 @@ def with_offer(what: str, offer: str) -> str:
 
 def _key(name: str) -> str:
     """Equal for names that differ by case, Unicode form, slashes, % codes, or by what stands for a space."""
-    plain = unicodedata.normalize("NFC", unquote(name.replace("\\", "/"), errors="replace")).casefold()
+    plain = _nfc(unquote(name.replace("\\", "/"), errors="replace")).casefold()
     return re.sub(r"[ _+\xa0]+", "_", posixpath.normpath(plain.strip()))
 
 
@@ -127,16 +149,18 @@ _KEYS: tuple[Callable[[str], str], ...] = (_key, _without_suffix, _last, _stem)
 
 
 def _difference(name: str, other: str) -> str:
-    """In what a listed name differs from a file's."""
-    name, other = unicodedata.normalize("NFC", name.replace("\\", "/")), unicodedata.normalize("NFC", other)
-    if name == other:
-        return "in the other Unicode form of its letters"
-    (folder, last), (other_folder, other_last) = posixpath.split(name), posixpath.split(other)
-    stem, suffix = posixpath.splitext(last)
-    other_stem, other_suffix = posixpath.splitext(other_last)
+    """In what a listed name differs from a file's; "" where it does not."""
+    name = name.replace("\\", "/")
+    if name.strip() == other:
+        return "" if name == other else "without spaces around it"
+    raw_stem, raw_other_stem = (posixpath.splitext(posixpath.basename(one))[0] for one in (name, other))
+    (folder, last), (other_folder, other_last) = (posixpath.split(_nfc(one)) for one in (name, other))
+    (stem, suffix), (other_stem, other_suffix) = posixpath.splitext(last), posixpath.splitext(other_last)
     plain, other_plain = unquote(stem), unquote(other_stem)
     differences = (
-        ("in another folder", folder != other_folder),
+        ("in another folder", folder.casefold() != other_folder.casefold()),
+        ("in other case", folder != other_folder and folder.casefold() == other_folder.casefold()),
+        ("in the other Unicode form of its letters", stem == other_stem and raw_stem != raw_other_stem),
         ("without % codes", stem != plain and other_stem == plain),
         ("with % codes", stem == plain and other_stem != other_plain),
         ("in other case", plain != other_plain and plain.casefold() == other_plain.casefold()),
@@ -144,4 +168,9 @@ def _difference(name: str, other: str) -> str:
         ("in other case", plain == other_plain and suffix != other_suffix and suffix.lower() == other_suffix.lower()),
         ("with another suffix", suffix.lower() != other_suffix.lower()),
     )
-    return " and ".join(dict.fromkeys(words for words, applies in differences if applies))
+    words = " and ".join(dict.fromkeys(words for words, applies in differences if applies))
+    return words or "in the other Unicode form of its letters"  # of a folder
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)

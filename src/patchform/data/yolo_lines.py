@@ -19,6 +19,8 @@ _BOX = 4
 """Numbers of a box."""
 _FIRST_POINTS = _BOX + 2 * 3
 """Least numbers of a box and key points: with fewer, an outline may look like them by chance."""
+_SEVERAL = 3
+"""Boxes that tell something together."""
 _SKEW = 0.02
 """Of its diagonal, by how much a rectangle that was rounded may miss."""
 _NAN = (float("nan"),) * 4
@@ -54,6 +56,7 @@ class LabelLines:
         """Lines whose key points were left out."""
         self._lines: list[_Line] = []
         self._odd = ""
+        self._tracked = False
 
     def read(self, file: Path, picture: int, name: str, size: tuple[int, int]) -> None:
         """Take the objects of a picture in, given its index and (height, width)."""
@@ -97,6 +100,9 @@ class LabelLines:
         if points and len(values) in (_BOX + points, _BOX + points + 1):
             self.with_points += 1
             values = values[:_BOX] + values[_BOX + points :]
+        if len(values) == _BOX + 2 and words[-1].isdigit() and int(words[-1]) > 1:  # no share of an outline
+            values.pop()
+            self._tracked = True
         if len(values) == _BOX + 1:
             score = values.pop()
             if not 0 <= score <= 1:
@@ -115,9 +121,13 @@ class LabelLines:
         Args:
             learnt_from: a part to validate on may lack any class.
         """
+        self._settle()
         used = {line.class_ for line in self._lines}
         if learnt_from and len(self.names) > 1 and 0 not in used and len(self.names) - 1 in used:
             self.faults.add("class-first", f'class "{self.names[0]}"')
+        boxes = np.array([line.values for line in self._lines if line.outline is None]).reshape(-1, _BOX)
+        if len(boxes) >= _SEVERAL and (boxes[:, 2:] > boxes[:, :2]).all():  # large in the middle, or no sizes at all
+            self.faults.add("box-order", self._lines[0].where, f"and {len(boxes) - 1} more")
         if len({len(line.values) for line in self._lines}) != 1:
             return  # other outlines have as many points as they need
         if all(map(_is_oriented, self._lines)) and any(map(_is_turned, self._lines)):
@@ -129,6 +139,13 @@ class LabelLines:
         self._odd = kind
         for line in self._lines:
             self.faults.add(kind, line.where, f"{1 + len(line.values)} numbers")
+
+    def _settle(self) -> None:
+        """Where lines end with a score and the number of a track, those of track 1 are no outlines of three points."""
+        for index, line in enumerate(self._lines if self._tracked else ()):
+            if len(line.values) == _BOX + 2 and line.values[-1] == 1:
+                self._lines[index] = line._replace(values=line.values[:_BOX], outline=None)
+                self.faults.add("score-ignored", line.where, f"{line.values[_BOX]:g}")
 
     def rows(self, table: Sequence[int]) -> Annotations:
         """All objects, given the index of the class of each number."""

@@ -7,6 +7,7 @@ from bad_pictures import encode, exif, gradient, tree_state
 from PIL import Image
 
 from patchform.data import json_lists
+from patchform.data.annotations import outline_box
 from patchform.data.checks.examination import check, examine
 from patchform.data.dataset import open_data
 from patchform.data.faults import KINDS, Faults
@@ -68,6 +69,7 @@ def faults_of(root, annotations, **more):
         ("train_annotations.json", "train"),
         ("annotations/instances_train.json", "."),
         ("train.json", "data"),
+        ("annotations/person_keypoints_train2017.json", "train2017"),
     ],
 )
 def test_where_files_lie(tmp_path, file, folder):
@@ -364,3 +366,155 @@ def test_a_large_set_is_listed_in_linear_time(tmp_path):
     listing = coco.open(placed(tmp_path, content, names=[]), DataSettings(skip_bad=0.99), None, Faults())
     assert len(listing) == 0
     assert json_lists.MAX_BYTES == 2_000_000_000
+
+
+@pytest.mark.parametrize("lacking", [{}, {"bbox": None}, {"bbox": []}, {"bbox": [0, 0, 0, 0]}])
+def test_a_box_that_is_not_given_is_that_of_the_outline(tmp_path, lacking):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[3:9, 4:20] = True
+    column = np.zeros_like(mask)
+    column[30:, 7] = column[:2, 8] = True  # one run, from the foot of a column to the head of the next
+    outlines = [
+        [[1, 2, 10, 2, 10, 9.5], [20, 20, 30, 20, 30, 30]],
+        {"size": [HEIGHT, WIDTH], "counts": list(runs(mask).counts)},
+        {"size": [HEIGHT, WIDTH], "counts": list(runs(column).counts)},
+    ]
+    records = [{**annotation(segmentation=outline), **lacking} for outline in outlines]
+    for record in records:
+        del record["area"]
+        if not lacking:
+            del record["bbox"]
+    listing = coco.open(placed(tmp_path, document(records)), PLAIN, None)
+    boxes = [[1, 2, 30, 30], [4, 3, 20, 9], [7, 0, 9, HEIGHT]]
+    assert listing.items[0].objects.boxes.tolist() == boxes
+    assert listing.items[0].objects.areas is None
+    assert "3 boxes are those of their outlines, none was given" in listing.notes
+
+
+def test_boxes_around_random_run_lengths():
+    random = np.random.default_rng(3)
+    for _ in range(50):
+        mask = random.uniform(0, 1, (7, 9)) > random.uniform(0.5, 0.99)
+        if not mask.any():
+            assert outline_box(runs(mask)) is None
+            continue
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert outline_box(runs(mask)) == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    assert outline_box(RLE((3, 4), (7, 9))) is None  # too short
+    assert outline_box(RLE(b"~~", (7, 9))) is None
+
+
+@pytest.mark.parametrize("outline", [None, [], [[]], [[1, 2, 3, 4]], {"size": [1, 1], "counts": [1]}, "polygon"])
+def test_neither_box_nor_outline(tmp_path, outline):
+    faults, listing = faults_of(tmp_path, [annotation(), annotation(bbox=(), segmentation=outline)])
+    assert [fault[:2] for fault in faults] == [("record-bad", "instances_train.json, annotations[1]")]
+    assert "neither a bbox nor an outline" in faults[0][2]
+    assert len(listing.items[0].objects.boxes) == 1
+
+
+def test_names_and_sizes_of_the_other_type(tmp_path):
+    content = document([annotation()], categories=((7, 10), (2, 9)))
+    content["images"][0].update(width=str(WIDTH), height=str(HEIGHT))
+    listing = coco.open(placed(tmp_path, content), PLAIN, None)
+    assert (listing.classes, listing.items[0].objects.size) == (("10", "9"), (HEIGHT, WIDTH))
+    content["categories"][0]["name"] = 1.5
+    coco.open(placed(tmp_path, content), PLAIN, None, faults := Faults())
+    assert faults.counts == {"record-bad": 1, "class-unknown": 1}
+
+
+def test_keys_that_are_null_or_whole_numbers_with_a_point(tmp_path):
+    record = annotation(1.0, 7.0, iscrowd=None, area=None, segmentation=None)
+    faults, listing = faults_of(tmp_path, [record, annotation(1.5)])
+    assert [(kind, what) for kind, _, what in faults] == [("record-bad", "'1.5' is no id")]
+    assert listing.items[0].objects.classes.tolist() == [0]
+
+
+@pytest.mark.parametrize("empty", [[], None])
+def test_no_annotations_at_all(tmp_path, empty):
+    listing = coco.open(placed(tmp_path, {**document([]), "annotations": empty}), PLAIN, None)
+    assert [len(item.objects.boxes) for item in listing.items] == [0, 0]
+    content = document([])
+    del content["annotations"]
+    with pytest.raises(DataError, match='no list "annotations"'):
+        coco.open(placed(tmp_path, content), PLAIN, None)
+
+
+def test_ids_of_the_other_type_are_matched_and_said(tmp_path):
+    faults, listing = faults_of(tmp_path, [annotation("1", "7"), annotation("2", 2)])
+    assert [item.objects.classes.tolist() for item in listing.items] == [[0], [1]]
+    assert [fault[0] for fault in faults] == ["id-type"] * 3
+    assert 'image_id the text "1", listed is the number 1' in {what for _, _, what in faults}
+    (note,) = coco.open(tmp_path / "annotations" / "instances_train.json", PLAIN, None).notes
+    assert "3 ids that are text where those listed are numbers" in note
+
+
+def test_ids_of_the_other_type_that_are_not_clear(tmp_path):
+    content = document([annotation("1"), annotation("01"), annotation("3")])
+    content["images"].append({"id": "1", "file_name": "c.jpg", "width": WIDTH, "height": HEIGHT})
+    content["images"] += [{"id": id_, "file_name": f"{id_}.jpg", "width": 9, "height": 9} for id_ in (4, 5)]
+    faults = Faults()
+    listing = coco.open(
+        placed(tmp_path, content, names=("a.jpg", "b.jpg", "c.jpg", "4.jpg", "5.jpg")), PLAIN, None, faults
+    )
+    assert [len(item.objects.boxes) for item in listing.items] == [0, 0, 1, 0, 0]  # of its own type comes first
+    assert faults.counts == {"picture-unknown": 2}
+    faults, _ = faults_of(tmp_path, [annotation("01"), annotation(1, "x")])
+    assert {(kind, what) for kind, _, what in faults} == {
+        ("picture-unknown", "image_id '01' is text, those listed are numbers"),
+        ("class-unknown", "category_id 'x' is text, those listed are numbers"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("listed", "there"),
+    [
+        ("my%20photo.jpg", "my photo.jpg"),
+        ("A.JPG", "a.jpg"),
+        ("train/deep/a.jpg", "a.jpg"),
+        ("C:\\mine\\a.jpg", "a.jpg"),
+        ("/data/upload/1/a.jpg", "a.jpg"),
+    ],
+)
+def test_near_names_of_pictures_are_offered(tmp_path, listed, there):
+    file = placed(tmp_path, document([annotation()], images=(listed,)), names=(there,))
+    faults = Faults()
+    assert len(coco.open(file, PLAIN, None, faults)) == 0
+    (fault,) = faults
+    assert fault.kind in ("picture-missing", "picture-outside")
+    assert f'there is "train/{there}"' in fault.what
+    with pytest.raises(DataError, match=there):
+        coco.open(file, PLAIN, None)
+
+
+def test_absolute_names_inside_the_set_and_detours(tmp_path):
+    names = (f"{tmp_path}/train/a.jpg", "../train/b.jpg", f"file://{tmp_path}/train/c.jpg", "train/./d.jpg")
+    file = placed(tmp_path, document([annotation()], images=names), names=("a.jpg", "b.jpg", "c.jpg", "d.jpg"))
+    listing = coco.open(file, PLAIN, None)
+    assert [listing.name(index) for index in range(4)] == [f"train/{name}.jpg" for name in "abcd"]
+    assert len(listing.items[0].objects.boxes) == 1
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    file, faults = placed(tmp_path, document([], images=("x" * 5000 + ".jpg", "a\0b.jpg", "b.jpg"))), Faults()
+    assert len(coco.open(file, PLAIN, None, faults)) == 1
+    assert [(fault.kind, len(fault.where) < 200) for fault in faults] == [("picture-missing", True)] * 2
+
+
+def test_a_list_in_utf16(tmp_path):
+    file = placed(tmp_path, document([annotation()]))
+    file.write_bytes(file.read_text().encode("utf-16"))
+    assert coco.recognises(file)
+    assert coco.recognises(tmp_path)
+    assert len(coco.open(file, PLAIN, None)) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [document([])],
+        document([{"segments_info": [], "file_name": "a.png", "image_id": 1}]),
+        {"images": [], "annotations": [{"id": 1, "caption": "a cat", "image_id": 1}]},
+    ],
+)
+def test_lists_of_other_things_are_none(tmp_path, content):
+    assert not coco.recognises(placed(tmp_path, content))

@@ -174,3 +174,82 @@ def test_what_is_lost_is_said(tmp_path):
     listing = random_listing(tmp_path / "source", 1, segmentations=True)
     outlined = sum(len(item.objects.boxes) for item in listing.items)
     assert voc.write(listing, tmp_path / "target") == (f"{outlined} outlines, which Pascal VOC's xml has no place for",)
+
+
+def learnt_and_validated(path):
+    train, validation, notes = open_data(
+        DataSettings(path=str(path)), seed=0, preprocessing=Preprocessing(size=(8, 8)), task="detection"
+    )
+    return [sorted(item.path.stem for item in part.items) for part in (train, validation)], notes
+
+
+@pytest.mark.parametrize("folder", ["ImageSets/Main", "ImageSets", "imagesets/main"])
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"trainval": "a b", "test": "c d"}, [["a", "b"], ["c", "d"]]),
+        ({"train": "a", "val": "b", "trainval": "a b", "test": "c d"}, [["a"], ["b"]]),
+        ({"train": "a b", "test": "c"}, [["a", "b"], ["c"]]),
+        ({"trainval": "a b c", "val": "c"}, [["a", "b"], ["c"]]),
+        ({"trainval": "a b c d", "val": "c", "test": "d"}, [["a", "b"], ["c"]]),
+    ],
+)
+def test_what_is_listed_to_test_on_is_not_learnt_from(tmp_path, parts, expected, folder):
+    lists(placed(tmp_path, {name: xml(thing()) for name in "abcd"}), **parts)
+    if folder == "ImageSets":
+        for file in (tmp_path / "ImageSets" / "Main").iterdir():
+            file.rename(tmp_path / "ImageSets" / file.name)
+    if folder == "imagesets/main":
+        for file in (tmp_path / "ImageSets" / "Main").iterdir():
+            file.rename(file.with_name(file.name.upper()))
+        (tmp_path / "ImageSets" / "Main").rename(tmp_path / "ImageSets" / "main")
+        (tmp_path / "ImageSets").rename(tmp_path / "imagesets")
+    assert learnt_and_validated(tmp_path)[0] == expected
+
+
+def test_lists_to_test_on_alone(tmp_path):
+    lists(placed(tmp_path, {name: xml(thing()) for name in "abcd"}), test="c d")
+    listing = voc.open(tmp_path, DataSettings(path=str(tmp_path)), None)
+    assert [item.path.stem for item in listing.items] == ["a", "b"]
+    assert "2 pictures of test.txt are not learnt from" in listing.notes
+    assert len(voc.open(tmp_path, PLAIN, ("cat",))) == 4  # to judge on
+    lists(tmp_path, test="a b c d")
+    with pytest.raises(DataError, match=r"all pictures are listed to test on.*train\.txt"):
+        voc.open(tmp_path, PLAIN, None)
+
+
+def test_a_list_that_is_named_is_taken_as_it_is(tmp_path):
+    lists(placed(tmp_path, {name: xml(thing()) for name in "abc"}), trainval="a b c", val="c")
+    file = tmp_path / "ImageSets" / "Main" / "trainval.txt"
+    assert len(voc.open(file, DataSettings(path=str(file)), None)) == 3
+
+
+def test_near_names(tmp_path):
+    lists(placed(tmp_path, {"a": xml(thing()), "b": xml(thing())}), train="A.jpg JPEGImages/b " + "x" * 5000)
+    faults = Faults()
+    voc.open(tmp_path / "ImageSets" / "Main" / "train.txt", PLAIN, None, faults)
+    whats = [fault.what for fault in faults if fault.kind == "labels-missing"]
+    assert 'there is "a.xml"' in whats[0]
+    assert 'there is "b.xml"' in whats[1]
+    assert len(whats[2]) < 300
+    (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "A.JPG")
+    voc.open(tmp_path, PLAIN, None, faults := Faults())
+    assert [(fault.kind, fault.what.partition("; ")[2]) for fault in faults] == [
+        ("picture-missing", 'there is "A.JPG", in other case')
+    ]
+
+
+def test_xml_in_other_encodings(tmp_path):
+    root = placed(tmp_path, {"a": "", "b": ""})
+    text = xml(thing("größe"))
+    (root / "Annotations" / "a.xml").write_bytes(f'<?xml version="1.0" encoding="UTF-16"?>{text}'.encode("utf-16"))
+    (root / "Annotations" / "b.xml").write_bytes(text.encode("latin-1"))
+    faults = Faults()
+    assert voc.open(root, PLAIN, None, faults).classes == ("größe",)
+    assert [(fault.kind, fault.where) for fault in faults] == [("labels-bad", "b")]
+    assert all("Latin-1" in fault.what for fault in faults)
+
+
+def test_other_xml_is_none(tmp_path):
+    placed(tmp_path, {"a": "<annotations><image/></annotations>"})
+    assert not voc.recognises(tmp_path)

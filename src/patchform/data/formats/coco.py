@@ -34,8 +34,8 @@ from patchform.data.writing import Copies, check_target, place_pictures, write_n
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
-_OTHER = ("captions", "person_keypoints", "panoptic", "image_info", "stuff")
-"""How the names of other lists of annotations begin."""
+_OTHER, _KEYPOINTS = ("captions", "panoptic", "image_info", "stuff"), "person_keypoints"
+"""How the names of other lists of annotations begin, and of one that is read where there is no other."""
 _LISTS = re.compile(r'"(?:images|annotations|categories)"\s*:\s*\[')
 _OTHERS = re.compile(r'"segments_info"\s*:\s*\[|"caption"\s*:(?!.*"category_id")', re.DOTALL)
 """Of lists that look alike: panoptic segments, and captions."""
@@ -115,9 +115,10 @@ def _lists(folder: Path) -> list[Path]:
         if directory.is_dir():
             files = [file for file in sorted(directory.iterdir()) if not is_hidden(file.name) and _is_list(file)]
             files = [file for file in files if not file.name.lower().startswith(_OTHER)]
+            others = [file for file in files if not file.name.lower().startswith(_KEYPOINTS)]
             instances = [file for file in files if "instances" in file.name.lower()]
             if files:
-                return instances or files
+                return instances or others or files
     return []
 
 
@@ -146,7 +147,7 @@ def _home(file: Path) -> Path:
 def _folder(file: Path, names: Sequence[str]) -> Path:
     """Where the pictures lie: the first of the usual places that has most of some of them."""
     home = _home(file)
-    part = re.sub(r"^_?(instances|annotations)[_.-]?|[_.-]?(annotations|coco)$", "", file.stem)
+    part = re.sub(r"^_?(instances|annotations|person_keypoints)[_.-]?|[_.-]?(annotations|coco)$", "", file.stem)
     words = [word for word in dict.fromkeys((part, part.rstrip("0123456789"))) if word and is_inside(word)]
     candidates = [file.parent, home]
     for word in words:

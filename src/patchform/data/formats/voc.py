@@ -44,8 +44,7 @@ from patchform.errors import DataError
 from patchform.settings import DataSettings
 
 _LABELS, _PICTURES = ("Annotations", "annotations"), ("JPEGImages", "images")
-_SETS, _BARE_SETS = Path("ImageSets", "Main"), Path("ImageSets")
-"""Folders of lists, the usual one first."""
+_SETS = Path("ImageSets", "Main")
 _BOTH = "trainval"
 _ROOT = re.compile(r"<annotation[\s>]")
 _SNIFFED = 4096
@@ -163,12 +162,10 @@ class Voc(WritableFormat):
 def _folders(path: Path) -> _Folders | None:
     if path.is_file():
         lists = path.absolute().parent
-        depth = next(
-            (len(sets.parts) for sets in (_SETS, _BARE_SETS) if lists.parts[-len(sets.parts) :] == sets.parts), 0
-        )
-        if path.suffix.lower() != ".txt" or not depth:
+        home = lists.parent if lists.name.lower() == "main" else lists
+        if path.suffix.lower() != ".txt" or home.name.lower() != "imagesets":
             return None
-        folders = _folders(path.parent.parent.parent if depth == 2 else path.parent.parent)
+        folders = _folders(path.parent.parent if home == lists else path.parent.parent.parent)
         return folders and folders._replace(names=path)
     for labels in (path / name for name in _LABELS):
         if labels.is_dir() and any(map(_is_annotation, walk(labels))):
@@ -185,8 +182,20 @@ def _is_annotation(file: Path) -> bool:
 
 def _lists(folder: Path, names: Sequence[str]) -> list[Path]:
     """Lists of these names, in their order, of a folder of data."""
-    candidates = (folder / sets / f"{name}.txt" for sets in (_SETS, _BARE_SETS) for name in names)
-    return [file for file in candidates if file.is_file()]
+    lists: list[Path] = []
+    for sets in (
+        *_folders_called("main", *_folders_called("imagesets", folder)),
+        *_folders_called("imagesets", folder),
+    ):
+        texts = {entry.stem.lower(): entry for entry in sorted(sets.iterdir()) if entry.suffix.lower() == ".txt"}
+        lists += [texts[name] for name in names if name in texts]
+    return lists
+
+
+def _folders_called(name: str, *homes: Path) -> list[Path]:
+    """Folders of a name in any case."""
+    inside = (entry for home in homes if home.is_dir() for entry in sorted(home.iterdir()))
+    return [entry for entry in inside if entry.name.lower() == name and entry.is_dir()]
 
 
 def _names_in(file: Path) -> list[str]:
@@ -200,7 +209,7 @@ def _held_out(folders: _Folders, explicit: bool) -> dict[str, str]:
         folders: where there is no list of training alone.
         explicit: the user named this very list.
     """
-    if folders.names is not None and (explicit or folders.names.stem != _BOTH):
+    if folders.names is not None and (explicit or folders.names.stem.lower() != _BOTH):
         return {}
     home = folders.labels if folders.labels == folders.pictures else folders.labels.parent
     return {name: file.name for file in _lists(home, VALIDATION) for name in _names_in(file)}

@@ -23,16 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from patchform.data import darknet
 from patchform.data.annotations import Picture, annotate, class_table, notes_on, present
-from patchform.data.data_yaml import USUAL, DataYaml, above, find_yaml, is_yaml, read_yaml
+from patchform.data.data_yaml import USUAL, DataYaml, above, describes, find_yaml, is_yaml, read_yaml
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.listed_names import NearNames, inside, is_file, with_offer
 from patchform.data.listing import (
     RLE,
     SUFFIXES,
-    TRAIN,
-    VALIDATION,
     Listing,
     Objects,
     Segmentation,
@@ -51,7 +50,7 @@ from patchform.data.yolo_lines import LabelLines, is_number
 from patchform.errors import DataError, FolderError, ResourceError
 from patchform.settings import DataSettings
 
-_NAMES, _DARKNET = ("classes.txt", "obj.names"), "obj.data"
+_NAMES = ("classes.txt", darknet.NAMES)
 _ABOVE = 3
 """Folders above the pictures in which names are looked for."""
 _NO_LABELS = (*_NAMES, "readme.txt", "requirements.txt", "train.txt", "val.txt", "test.txt", "license.txt")
@@ -68,10 +67,10 @@ class Yolo(WritableFormat):
     inside = ("images",)
 
     def recognises(self, path: Path) -> bool:
-        """Whether `path` is a data.yaml, a list of pictures beside one, or a folder of pictures with labels."""
+        """Whether `path` is a data.yaml, a list of pictures, or a folder of pictures with labels."""
         if path.is_file():
-            listed = path.suffix.lower() == ".txt" and _home_of(path) is not None
-            return is_yaml(path) or path.name.lower() == _DARKNET or listed
+            listed = path.suffix.lower() == ".txt" and (_home_of(path) is not None or _lists_pictures(path))
+            return describes(path) or darknet.is_data(path) or listed
         folders = _folders(path) if path.is_dir() else None
         masks = folders is not None and folders.labels != folders.pictures  # pictures among labels are masks
         return folders is not None and not (masks and first_suffix(folders.labels, (*SUFFIXES, ".txt")) in SUFFIXES)
@@ -85,7 +84,7 @@ class Yolo(WritableFormat):
         """
         file = path if is_yaml(path) else find_yaml(path) if path.is_dir() else None
         if file is None:
-            return _darknet_parts(path)
+            return darknet.lists_of(path)
         content = read_yaml(file)
         train = content.part("train")
         validation = content.part("val") or content.part("test")
@@ -105,7 +104,7 @@ class Yolo(WritableFormat):
         if not pictures:
             raise DataError("no picture", where=path, remedy=f"known file names end in {', '.join(SUFFIXES)}")
         described = given or _yaml_above(root)
-        names, notes = _names(root, described, given is not None, settings, classes)
+        names, notes = _given_names(path, given, settings) or _names(root, described, settings, classes)
         order, table, more = class_table(names, settings, classes, root)
         if described is not None and classes is None:
             described.check_number(faults)
@@ -219,7 +218,7 @@ def _pictures(path: Path, given: DataYaml | None, faults: Faults) -> tuple[Path,
     for file in walk(folders.labels):
         if file.suffix.lower() == ".txt" and file not in expected and file.name.lower() not in _NO_LABELS:
             name = file.relative_to(folders.labels).as_posix()
-            offer = near.offer(name) if folders.labels != folders.pictures else ""
+            offer = near.offer(name) or near.offer(name[: -len(file.suffix)])  # of "a.jpg.txt" too
             faults.add("labels-alone", shortened(name), offer)
     return folders.pictures, pictures, labels
 
@@ -244,7 +243,7 @@ def _listed(path: Path, home: Path, faults: Faults) -> tuple[Path, list[Path], l
             what = with_offer(listed[:80], near.offer(listed))
             faults.add("picture-outside", f"{path.name}, line {number}", what)
             continue
-        file = _resolved(name, path.parent, home)
+        file = darknet.resolved(name, path.parent, home)
         if file in pictures:
             faults.add("picture-twice", shortened(name), f"lines {pictures[file]} and {number} of {path.name}")
         pictures[file] = number
@@ -252,11 +251,10 @@ def _listed(path: Path, home: Path, faults: Faults) -> tuple[Path, list[Path], l
     return home, list(pictures), [folders[file.parent] / f"{file.stem}.txt" for file in pictures]
 
 
-def _resolved(name: str, *folders: Path) -> Path:
-    """The first file of this name; darknet's lists begin with "data/", the folder that they are copied to."""
-    names = (name, name.removeprefix("data/"))
-    candidates = (folder / one for one in dict.fromkeys(names) for folder in folders)
-    return next((candidate for candidate in candidates if is_file(candidate)), folders[-1] / name)
+def _lists_pictures(path: Path) -> bool:
+    """Whether the first line of a text is the name of a picture, and nothing else."""
+    lines = beginning(path, _SNIFFED).split("\n", 1)
+    return lines[0].strip().lower().endswith(SUFFIXES)
 
 
 def _home_of(path: Path) -> Path | None:
@@ -265,27 +263,6 @@ def _home_of(path: Path) -> Path | None:
         if any((folder / name).is_file() for name in (*USUAL, *_NAMES)) and path.name not in _NAMES:
             return folder
     return None
-
-
-def _darknet_parts(path: Path) -> Parts | None:
-    """The lists that obj.data names, or that lie beside obj.names."""
-    folder = path if path.is_dir() else path.parent
-    if not (path.is_dir() or path.name.lower() == _DARKNET):
-        return None
-    if (file := folder / _DARKNET).is_file():
-        pairs = (line.partition("=") for line in read_text(file).splitlines())
-        values = {key.strip().lower(): value.strip() for key, _, value in pairs}
-        lists = {}
-        for key in (*TRAIN, *VALIDATION):
-            name = inside(values[key], folder) if values.get(key) else None
-            if name is not None and is_file(list_ := _resolved(name, folder)):
-                lists[key] = list_
-    elif (folder / _NAMES[1]).is_file():
-        lists = {key: folder / f"{key}.txt" for key in (*TRAIN, *VALIDATION) if (folder / f"{key}.txt").is_file()}
-    else:
-        return None
-    train, validation = (next((lists[key] for key in keys if key in lists), None) for keys in (TRAIN, VALIDATION))
-    return (train, validation) if train else None
 
 
 # -------------------------------------------------------------------------------------------------------------- names
@@ -308,21 +285,32 @@ def _yaml_above(root: Path) -> DataYaml | None:
     return next((file for file in files if file.names()), files[0] if files else None)
 
 
-def _names(
-    root: Path, described: DataYaml | None, given: bool, settings: DataSettings, classes: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the classes in the order of their numbers, and where they come from.
+_Named = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names of the classes in the order of their numbers, and notes on where they come from."""
+
+
+def _given_names(path: Path, given: DataYaml | None, settings: DataSettings) -> _Named | None:
+    """Of the file that was given, or lies in the folder that was: they count before those of other files."""
+    if given is not None and (names := given.names()):
+        return names, (f"names of classes from {given.file.name}",)
+    for origin in (path, *((Path(settings.path).expanduser(),) if settings.path else ())):
+        file = origin if darknet.is_data(origin) else darknet.find_data(origin) if origin.is_dir() else None
+        listed = darknet.named(file, "names") if file else None
+        if file and listed and path.absolute().is_relative_to(file.parent.absolute()):
+            return read_names(listed), (f"names of classes from {listed.name}",)
+    return None
+
+
+def _names(root: Path, described: DataYaml | None, settings: DataSettings, classes: tuple[str, ...] | None) -> _Named:
+    """Of the nearest file.
 
     Args:
         root: folder of the pictures.
         described: a file that may have them.
-        given: it counts before other files; else the nearest one does.
         settings: `classes`.
         classes: those known already.
     """
     named = described.names() if described else None
-    if described and named and given:
-        return named, (f"names of classes from {described.file.name}",)
     for folder in (root, _labels_of(root), *root.absolute().parents[:_ABOVE]):
         if described and named and described.file.parent.absolute() == folder.absolute():
             return named, (f"names of classes from {described.file.name}",)
