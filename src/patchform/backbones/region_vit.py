@@ -61,6 +61,8 @@ class RegionViT(Backbone):
         UsageError: an unknown stem.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

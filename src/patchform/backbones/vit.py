@@ -43,6 +43,8 @@ class ViT(Backbone):
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

@@ -28,6 +28,8 @@ class Head(nn.Module):
 
     tasks: ClassVar[tuple[str, ...]]
     """Names of the tasks whose targets this head learns from and predicts."""
+    reads_maps_alone: ClassVar[bool] = False
+    """Whether it looks at nothing of the features but their maps."""
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Any:
@@ -135,6 +137,7 @@ class DenseHead(Head):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("semantic_segmentation",)
+    reads_maps_alone: ClassVar[bool] = True
 
     def __init__(
         self,
