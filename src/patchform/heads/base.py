@@ -55,11 +55,11 @@ def number_of(items: Sized) -> Tensor:
     return torch.tensor(float(len(items)))
 
 
-def map_norms(norm: str, channels: Sequence[int]) -> nn.ModuleList:
+def map_norms(norm: str, channels: Sequence[int], *, eps: float = 1e-6) -> nn.ModuleList:
     """A norm in front of each map: "layer" or "none". Raises UsageError for any other."""
     if norm not in ("layer", "none"):
         raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
-    return nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in channels)
+    return nn.ModuleList(CellNorm(width, eps=eps) if norm == "layer" else nn.Identity() for width in channels)
 
 
 class Cells(NamedTuple):
