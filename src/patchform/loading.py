@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -28,8 +29,12 @@ OWN = "patchform"
 """The layout of models that `patchform.save` wrote."""
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "teacher.", "student.")
 """What programs put in front of all names; taken off by itself, and the report says so."""
-CLASSIFIERS = ("head.classifier.", "head.auxiliary.")
-"""Layers of heads whose rows are classes."""
+CLASSIFIER = "classifier|classify"
+"""How the layer of a head is called whose rows are the classes."""
+_ROWS = re.compile(
+    rf"head\.(({CLASSIFIER}|auxiliary|decoder\.classify|auxiliary_decoder\.2)|auxiliary_decoders\.\d+(\.classify)?)"
+    r"\.(weight|bias)"
+)
 FRESH = "fresh"
 """How the report's note on a classifier begins that stays as it was."""
 
@@ -82,7 +87,7 @@ def load_weights(
         may_miss=may_miss,
         adapt=_Adapter(target, level, context, transfer.classes or weights.classes, weights.grids),
     )
-    fresh = {entry.note.startswith(FRESH) for entry in report.entries if entry.name.startswith(CLASSIFIERS)}
+    fresh = {entry.note.startswith(FRESH) for entry in report.entries if _ROWS.fullmatch(entry.name)}
     if len(fresh) > 1:
         raise ModelFileError("the tensors of the classifier are not of one number of classes")
     target.load_state_dict({key.removeprefix(level): tensor for key, tensor in {**own, **filled}.items()})
@@ -292,7 +297,7 @@ class _Adapter:
     def __call__(self, key: str, tensor: Tensor) -> Fitted:
         name = key.removeprefix(self.level)
         own = self.own[name]
-        if key.startswith(CLASSIFIERS) and self.source_classes != self.classes and tensor.shape[1:] == own.shape[1:]:
+        if _ROWS.fullmatch(key) and self.source_classes != self.classes and tensor.shape[1:] == own.shape[1:]:
             return self._rows(tensor, own)
         layers = list(_layers_around(self.target, name))
         nearest, parameter = layers[0]

@@ -91,7 +91,17 @@ class Model(nn.Module):
             features = over_frames(self.backbone, pixels, padding=batch.padding)
         else:
             features = self.backbone(pixels, padding=batch.padding)
+        if self.head.reads_maps_alone and torch.is_grad_enabled():
+            features = self._with_all_gradients(features)
         return features._replace(pixel_padding=batch.padding)
+
+    def _with_all_gradients(self, features: Features) -> Features:
+        """The same, and whatever is learnt from maps gives parameters that they do not come from a gradient of zeros:
+        distributed training waits for that of every parameter.
+        """
+        idle = [parameter for parameter in self.backbone.parameters_beyond_maps() if parameter.requires_grad]
+        *maps, last = features.maps
+        return features._replace(maps=(*maps, _ZeroGradients.apply(last, *idle))) if idle else features
 
     def normalise(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
         """(..., C, H, W) uint8 0..255 or float 0..1 -> float, (x - mean) / std, and 0 on padding.
@@ -134,6 +144,19 @@ class Model(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step, counted from 0; for models that keep a teacher or a queue."""
+
+
+class _ZeroGradients(torch.autograd.Function):
+    """The first tensor; the others get a gradient of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return (gradients[0], *map(torch.zeros_like, ctx.saved_tensors))
 
 
 def build_backbone(name: str, **options: Any) -> Backbone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class Backbone(nn.Module):
         frames: native number of frames of a clip; None for backbones of single images.
         prefers_channels_last: whether its convolutions are faster on weights in that memory format; a `Model` then has
             them so.
+        beyond_maps: its parts, by name, that tokens and summary alone come from: under a head that reads nothing but
+            maps there is nothing for them to learn.
     """
 
     channels: tuple[int, ...]
@@ -38,6 +41,7 @@ class Backbone(nn.Module):
     width: int
     frames: int | None = None
     prefers_channels_last: bool = False
+    beyond_maps: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,6 +52,13 @@ class Backbone(nn.Module):
         """C of the images, as the first layer has it; None where it does not say."""
         counts = (getattr(layer, "in_channels", None) for layer in self.modules() if layer is not self)
         return next((count for count in counts if isinstance(count, int)), None)
+
+    def parameters_beyond_maps(self) -> list[nn.Parameter]:
+        """Those that no map comes from."""
+        parts = [attrgetter(name)(self) for name in self.beyond_maps]
+        modules = [part for part in parts if isinstance(part, nn.Module)]
+        own = [part for part in parts if isinstance(part, nn.Parameter)]
+        return [*own, *(parameter for module in modules for parameter in module.parameters())]
 
     def check(self, images: Tensor) -> None:
         """Raise UsageError for images of another number of axes or channels than `forward` takes."""

@@ -95,6 +95,7 @@ class CrossViT(Backbone):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=EPS) for width in widths)
 
+        self.beyond_maps = ("norms", f"stages.{len(self.stages) - 1}.fusions")  # which make class tokens alone
         blocks.init_weights(self.stages)
         for token in self.class_tokens:
             nn.init.trunc_normal_(token, std=0.02)

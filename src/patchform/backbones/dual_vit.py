@@ -97,6 +97,8 @@ class DualViT(Backbone):
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
+    beyond_maps = ("class_block",)
+
     def __init__(
         self,
         *,

@@ -59,6 +59,8 @@ class ParallelViT(Backbone):
         UsageError: an unknown stem, or one that is not defined for these patches.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

@@ -56,6 +56,8 @@ class PVT(Backbone):
         UsageError: the last stage is to be reduced.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

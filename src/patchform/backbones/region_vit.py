@@ -62,6 +62,8 @@ class RegionViT(Backbone):
         UsageError: an unknown stem.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

@@ -46,6 +46,8 @@ class Sparse(Backbone):
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

@@ -89,6 +89,8 @@ class Stages(Backbone):
         in_channels, image_size, patch, width, depths, window, windows, drop_path: see `Swin`.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         block: Callable[[int, Windows, float], Block],

@@ -43,6 +43,8 @@ class Twins(Backbone):
             tokens.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self, in_channels: int, widths: Sequence[int], stages: Sequence[Sequence[nn.Module]], norm_maps: bool
     ) -> None:

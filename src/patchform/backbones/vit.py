@@ -44,6 +44,8 @@ class ViT(Backbone):
             whose queries, keys and values have none.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

@@ -46,6 +46,8 @@ class ViTDet(Backbone):
         UsageError: more global blocks than blocks, or none.
     """
 
+    beyond_maps = ("norm",)
+
     def __init__(
         self,
         *,

@@ -55,6 +55,8 @@ class VOLO(Backbone):
             outlookers and class blocks go without (the authors' code).
     """
 
+    beyond_maps = ("class_token", "class_blocks", "norm")
+
     def __init__(
         self,
         *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,16 @@ from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
 from patchform.heads.base import Head
 from patchform.layers.fitting import keeps_numbers
-from patchform.loading import OWN, class_names, computing_options, export_weights, layouts_of, load_weights, prefixes_of
+from patchform.loading import (
+    CLASSIFIER,
+    OWN,
+    class_names,
+    computing_options,
+    export_weights,
+    layouts_of,
+    load_weights,
+    prefixes_of,
+)
 from patchform.model import Model, build_model, load, save
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
@@ -26,8 +36,13 @@ ENOUGH = 0.5
 """Share of a small backbone's tensors by which a family is worth a closer look."""
 NAMED, ALIKE = 0.95, 0.8
 """Shares of a backbone's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
-DETECTORS = ("detr", "detr_masks")
-"""Heads that are tried at their published size where a family has a layout of that name."""
+PUBLISHED_HEADS: dict[str, Mapping[str, Any]] = {
+    "detr": {},
+    "detr_masks": {},
+    "upernet": {"norm_eps": 1e-5},
+    "semantic_fpn": {},
+}
+"""Heads that are tried at their published size where a family has a layout whose name ends so, and their options."""
 
 
 class Fit(NamedTuple):
@@ -127,7 +142,7 @@ def fit(tensors: Mapping[str, Tensor], candidate: Candidate, layout: str | None 
 
     Args:
         tensors: may be on "meta".
-        candidate: the model; without a head, linear ones, the one of token labels and `DETECTORS` are tried.
+        candidate: the model; without a head, linear ones, the one of token labels and `PUBLISHED_HEADS` are tried.
         layout: of the tensors; recognised if None.
 
     Raises:
@@ -136,15 +151,22 @@ def fit(tensors: Mapping[str, Tensor], candidate: Candidate, layout: str | None 
     """
     bare = {name: tensor.to("meta") for name, tensor in tensors.items()}
     first_error: ModelFileError | None = None
+    headless: Fit | None = None
     for head, head_options in _heads(candidate):
         variant = replace(candidate, head=head, head_options=head_options)
         try:
             with torch.device("meta"):
                 first_fit = _fit(_build(variant), bare, layout)
                 model = _build(variant, tuple(map(str, range(first_fit.classes or 1))))
-            return _fit(model, bare, first_fit.report.layout)
+            fitting = _fit(model, bare, first_fit.report.layout)
         except ModelFileError as error:
             first_error = first_error or error
+            continue
+        if not any(entry.name.startswith("head.") for entry in fitting.report.of("new")):
+            return fitting
+        headless = headless or fitting
+    if headless is not None:
+        return headless
     assert first_error is not None
     raise first_error
 
@@ -153,8 +175,8 @@ def _fit(model: Model, tensors: Mapping[str, Tensor], layout: str | None) -> Fit
     """How tensors fill this model."""
     assert model.architecture is not None
     report = load_weights(model, tensors, layout=layout)
-    biases = (entry for entry in report.entries if entry.name.startswith("head.classifier.") and entry.sources)
-    bias = next((entry for entry in biases if entry.name.endswith(".bias")), None)
+    named = (entry for entry in report.entries if re.fullmatch(rf"head\.({CLASSIFIER})\.bias", entry.name))
+    bias = next((entry for entry in named if entry.sources), None)
     if bias is None:
         return Fit(model.architecture, report, 0)
     own = model.state_dict()  # what else comes from the same tensor is no class: that there is nothing, for detectors
@@ -173,9 +195,9 @@ def _heads(candidate: Candidate) -> Iterator[tuple[str, Mapping[str, Any]]]:
         backbone = _build(replace(candidate, head="linear")).backbone
     yield "linear", {"hidden": backbone.width}
     yield "token_label", {}
-    for detector in DETECTORS:
-        if detector in layouts_of(backbone):
-            yield detector, {}
+    for head, options in PUBLISHED_HEADS.items():
+        if any(name == head or name.endswith(f"_{head}") for name in layouts_of(backbone)):
+            yield head, options
 
 
 def _build(candidate: Candidate, classes: Sequence[str] = ("?",)) -> Model:

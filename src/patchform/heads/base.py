@@ -28,6 +28,8 @@ class Head(nn.Module):
 
     tasks: ClassVar[tuple[str, ...]]
     """Names of the tasks whose targets this head learns from and predicts."""
+    reads_maps_alone: ClassVar[bool] = False
+    """Whether it looks at nothing of the features but their maps."""
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Any:
@@ -53,11 +55,11 @@ def number_of(items: Sized) -> Tensor:
     return torch.tensor(float(len(items)))
 
 
-def map_norms(norm: str, channels: Sequence[int]) -> nn.ModuleList:
+def map_norms(norm: str, channels: Sequence[int], *, eps: float = 1e-6) -> nn.ModuleList:
     """A norm in front of each map: "layer" or "none". Raises UsageError for any other."""
     if norm not in ("layer", "none"):
         raise UsageError(f'norm is "{norm}"', remedy='it is "layer" or "none"')
-    return nn.ModuleList(CellNorm(width) if norm == "layer" else nn.Identity() for width in channels)
+    return nn.ModuleList(CellNorm(width, eps=eps) if norm == "layer" else nn.Identity() for width in channels)
 
 
 class Cells(NamedTuple):
@@ -135,6 +137,7 @@ class DenseHead(Head):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("semantic_segmentation",)
+    reads_maps_alone: ClassVar[bool] = True
 
     def __init__(
         self,

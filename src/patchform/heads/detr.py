@@ -121,6 +121,7 @@ class DETR(Head):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("detection",)
+    reads_maps_alone = True
     factors: ClassVar[Mapping[str, float]] = LOSSES
 
     def __init__(

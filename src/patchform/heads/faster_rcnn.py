@@ -164,6 +164,7 @@ class FasterRCNN(Head):
     """
 
     tasks = ("detection",)
+    reads_maps_alone = True
     losses: ClassVar[tuple[str, ...]] = ("objectness", "proposal", "classification", "box")
 
     def __init__(

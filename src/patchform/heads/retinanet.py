@@ -108,6 +108,7 @@ class RetinaNet(Head):
     """
 
     tasks = ("detection",)
+    reads_maps_alone = True
 
     def __init__(
         self,

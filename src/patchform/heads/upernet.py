@@ -12,7 +12,7 @@ Above a backbone of one stride stand the levels of `layers.pyramids.Levels`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_n
 from patchform.layers.convolutions import ConvNorm, classifier
 from patchform.layers.pyramids import Levels, to_size, top_down
 from patchform.records import FeatureInfo, Features, Target
+from patchform.schema import Range
 
 POOLS = (1, 2, 3, 6)
 """Cells a side that the coarsest map is pooled to."""
@@ -36,6 +37,7 @@ class UPerNet(DenseHead):
         classes: number of classes.
         channels_inside: of all levels; the auxiliary decoder has half as many.
         norm: "layer" normalises the cells of each map first, as Swin has it; "none" takes them as they are.
+        norm_eps: added to the variance by those norms; published Swins have 1e-5.
         dropout: rate of whole channels in front of the classifiers, in [0, 1).
         auxiliary: number of the level (0 is the finest, -1 the coarsest) that has a decoder, one convolution and a
             classifier, and a loss in training; None for none.
@@ -53,6 +55,7 @@ class UPerNet(DenseHead):
         classes: int,
         channels_inside: int = 512,
         norm: Literal["layer", "none"] = "layer",
+        norm_eps: Annotated[float, Range(above=0, most=1)] = 1e-6,
         dropout: float = 0.1,
         auxiliary: int | None = -2,
         auxiliary_weight: float = 0.4,
@@ -66,7 +69,7 @@ class UPerNet(DenseHead):
         widths = self.levels.channels
         if auxiliary is not None and not -len(widths) <= auxiliary < len(widths):
             raise UsageError(f"no level {auxiliary}", remedy=f"there are {len(widths)}, counted from 0")
-        self.norms = map_norms(norm, widths)
+        self.norms = map_norms(norm, widths, eps=norm_eps)
         self.pools = Pools(widths[-1], inside)
         self.laterals = nn.ModuleList(ConvNorm(width, inside, 1) for width in widths[:-1])
         self.outputs = nn.ModuleList(ConvNorm(inside, inside, 3) for _ in widths[:-1])

@@ -13,10 +13,11 @@ class CellNorm(nn.LayerNorm):
 
     Args:
         channels: C.
+        eps: added to the variance.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from patchform.backbones.dual_vit import QUERY_SIDE
 from patchform.descriptions import Score
+from patchform.published import segmenters
 from patchform.weights.operations import join_shares, reshape
 from patchform.weights.rules import Rules, prefix
 
@@ -53,9 +54,13 @@ LAYOUTS = {
         ("aux_head.{p}", "head.auxiliary.{p}"),
     )
 }
-"""authors: YehLi/ImageNetModel. One for the forms with the heads "linear" and "token_label" (the authors' weights) and
-for the dense one (summary="mean"): each has only names that another has too, so layouts of their own could not be told
-apart by them."""
+LAYOUTS |= {
+    f"authors_{name}": rules for name, rules in segmenters.behind(LAYOUTS["authors"], segmenters.MMSEG_HEADS).items()
+}
+"""_upernet, _semantic_fpn: whole segmenters (summary="mean", the head's norm "none"). authors: YehLi/ImageNetModel.
+One for the forms with the heads "linear" and "token_label" (the authors' weights) and for the dense one
+(summary="mean"): each has only names that another has too, so layouts of their own could not be told apart by
+them."""
 
 SCORES = tuple(
     Score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from patchform.descriptions import Score
+from patchform.published import segmenters
 from patchform.published.base import timm
 from patchform.weights.operations import Operation, join, join_shares, squares, squeeze
 from patchform.weights.rules import Rule, Rules, prefix
@@ -126,13 +127,18 @@ LAYOUTS = {
     "transformers_v1_backbone": _with(_HF_V1, "classifier"),
     "mm_backbone": _with(_MM, "head.fc"),
 }
-"""authors: whai362/PVT, both versions, and detectors and segmenters of version 2. timm and mm_backbone: version 2.
-transformers: PvtV2ForImageClassification; _v1: PvtForImageClassification; _backbone: the models without a head.
-mm_backbone: what is behind prefix="backbone." in detectors of open-mmlab/mmdetection; its names are from the source,
-not run.
+LAYOUTS |= {
+    f"{publisher}_{head}": rules
+    for publisher, layout in (("authors", "authors"), ("mmseg", "mm_backbone"))
+    for head, rules in segmenters.behind(LAYOUTS[layout], segmenters.MMSEG_HEADS).items()
+}
+"""_upernet, _semantic_fpn: whole segmenters of version 2. authors: whai362/PVT, both versions, and detectors and
+segmenters of version 2. timm and mm_backbone: version 2. transformers: PvtV2ForImageClassification; _v1:
+PvtForImageClassification; _backbone: the models without a head. mm_backbone: what is behind prefix="backbone." in
+detectors of open-mmlab/mmdetection; its names are from the source, not run.
 
-Detectors of version 1, the authors' and OpenMMLab's, have no class token in their last stage, as ours has: they are
-another function, and their files are refused."""
+Detectors of version 1, the authors' and OpenMMLab's, have no class token in their last stage, as ours has: they
+are another function, and their files are refused."""
 
 DIFFERS = {
     "authors": "in version 1 the authors' code leaves out what makes no whole square at sizes that 32 does not divide; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchform.descriptions import Score
-from patchform.published import detr, faster_rcnn, retinanet
+from patchform.published import detr, faster_rcnn, retinanet, segmenters
 from patchform.published.base import Origin, timm
 from patchform.weights.rules import Rules, prefix
 
@@ -38,12 +38,14 @@ LAYOUTS = {
     **retinanet.layouts(_TORCHVISION),
     **faster_rcnn.layouts(_TORCHVISION),
     **detr.layouts(_TORCHVISION, _TRANSFORMERS),
+    **{f"mmseg_{name}": rules for name, rules in segmenters.behind(_TORCHVISION, segmenters.MMSEG_HEADS).items()},
 }
-"""torchvision: also timm's resnet18 to resnet152, and what mmdet, mmseg and DETR have behind prefix="backbone." or
-"backbone.0.body.". transformers: ResNetForImageClassification; _backbone: ResNetModel. mm: classifiers of mmpretrain,
-names of their source. detr, torchvision_retinanet, torchvision_rcnn and what begins so: see `published.detr`,
-`published.retinanet` and `published.faster_rcnn`.
-ResNets with a deep stem or a mean in their shortcuts (ResNet-D, resnet50c) are refused."""
+"""mmseg_upernet, mmseg_semantic_fpn: whole segmenters without a deep stem (depth 50 of mmseg's "ResNet").
+torchvision: also timm's resnet18 to resnet152, and what mmdet, mmseg and DETR have behind prefix="backbone." or
+"backbone.0.body.". transformers: ResNetForImageClassification; _backbone: ResNetModel. mm: classifiers of
+mmpretrain, names of their source. detr, torchvision_retinanet, torchvision_rcnn and what begins so: see
+`published.detr`, `published.retinanet` and `published.faster_rcnn`. ResNets with a deep stem or a mean in their
+shortcuts (ResNet-D, resnet50c) are refused."""
 
 SCORES = tuple(
     Score(variant=variant, scores={"imagenet-1k top-1": score}, source="torchvision, weights IMAGENET1K_V1")

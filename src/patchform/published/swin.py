@@ -10,6 +10,7 @@ from patchform.backbones.swin import (
     VARIANTS,
 )
 from patchform.descriptions import Score
+from patchform.published import segmenters
 from patchform.published.base import Origin, timm, torchvision
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.rules import DROP, Drop, Rule, Rules, prefix
@@ -92,10 +93,11 @@ def _transformers(*block: Rule) -> Rules:
     )
 
 
+_NOT_USED: Rule = ("swin.layernorm.{p}", Drop("files of the library's version 5 hold it, and nothing uses it"))
 _HF_NORMS: tuple[Rule, ...] = (
     ("hidden_states_norms.stage4.{p}", "norm.{p}"),
     ("hidden_states_norms.stage{n}.{p}", _OF_A_MAP),
-    ("swin.layernorm.{p}", Drop("files of the library's version 5 hold it, and nothing uses it")),
+    _NOT_USED,
 )
 
 
@@ -192,16 +194,25 @@ LAYOUTS = {
         for part in ("", "_backbone")
     },
     "transformers_dense": _with(Rules(*_HF_NORMS, *_HF), "classifier"),
+    **{
+        f"transformers{version}_upernet": segmenters.on_swin(
+            segmenters.UPERNET_TRANSFORMERS, Rules(_NOT_USED, *rules), "hidden_states_norms.stage{s+1}"
+        )
+        for version, rules in (("", _HF), ("_5", prefix(_HF5, "swin.", "")))
+    },
+    "microsoft_upernet": segmenters.on_swin(segmenters.UPERNET, Rules(*_STAGES, *_MERGES), "norm{s}"),
+    "mmseg_upernet": segmenters.on_swin(segmenters.UPERNET, _MM, "norm{s}"),
 }
 """microsoft, microsoft_dense: microsoft/Swin-Transformer, and its repositories for detection and segmentation, whose
 backbones have a norm for every map. torchvision, torchvision_v2: in version 1 the name "attn.qkv.bias" is of another
 tensor, so that none serves both. transformers, transformers_v2: Swin and Swinv2ForImageClassification as files have
-them; _5: version 1 as it is in memory since the library's version 5. mm, mm_v2: classifiers of open-mmlab/mmpretrain.
-_backbone: the model without a head; mm_backbone is also what is behind prefix="backbone." in mmdetection and
-mmsegmentation, and transformers_dense in the library's own segmenters (SwinBackbone; that of version 2 lacks the norm:
-refused).
+them; _5: version 1 as it is in memory since the library's version 5. mm, mm_v2: classifiers of
+open-mmlab/mmpretrain. _upernet: whole segmenters, transformers' UperNetForSemanticSegmentation, those of Microsoft
+and of mmsegmentation; they want the head's option norm_eps=1e-5. _backbone: the model without a head; mm_backbone is
+also what is behind prefix="backbone." in mmdetection and mmsegmentation, and transformers_dense in the library's own
+segmenters (SwinBackbone; that of version 2 lacks the norm: refused).
 
-The names of microsoft_dense and of mm are from their sources, not run."""
+The names of microsoft_dense, microsoft_upernet, mm and mmseg are from their sources, not run."""
 
 COMPUTES: dict[str, dict[str, Any]] = {
     "microsoft": {"windows": "zeros_map"},

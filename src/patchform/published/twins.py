@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from patchform.descriptions import Score
+from patchform.published import segmenters
 from patchform.published.base import Origin, timm
 from patchform.weights.operations import join_shares, squares
 from patchform.weights.rules import Drop, Rule, Rules, prefix
@@ -68,10 +69,16 @@ LAYOUTS = {
     "mm_backbone": Rules(*_MM, _MM_HEAD),
     "mmseg_svt": Rules(*_MMSEG, _MM_HEAD),
 }
-"""meituan: Meituan-AutoML/Twins and timm; _dense: the former's detectors and segmenters (norm_maps=True). mm:
-classifiers of open-mmlab/mmpretrain; _backbone: their backbone. mmseg_svt: what is behind prefix="backbone." in
-segmenters of open-mmlab/mmsegmentation (norm_maps=True); those with PCPVT have no norm of the tokens and are refused.
-The names of mm and mmseg_svt are from the sources, not run."""
+LAYOUTS |= {
+    f"{layout}_{head}": rules
+    for layout in ("meituan_dense", "mmseg_svt")
+    for head, rules in segmenters.behind(LAYOUTS[layout], segmenters.MMSEG_HEADS).items()
+}
+"""_upernet, _semantic_fpn: whole segmenters (norm_maps=True, the head's norm "none"). meituan: Meituan-AutoML/Twins
+and timm; _dense: the former's detectors and segmenters (norm_maps=True). mm: classifiers of open-mmlab/mmpretrain;
+_backbone: their backbone. mmseg_svt: what is behind prefix="backbone." in segmenters of open-mmlab/mmsegmentation
+(norm_maps=True); those with PCPVT have no norm of the tokens and are refused. The names of mm and mmseg_svt are
+from the sources, not run."""
 
 COMPUTES: dict[str, dict[str, Any]] = {
     "meituan": {"windows": "zeros"},

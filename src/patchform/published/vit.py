@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from patchform.descriptions import Preprocessing, Score, WeightsFile
-from patchform.published import mae
+from patchform.published import mae, segmenters
 from patchform.published.base import HALF, Origin, timm, torchvision
 from patchform.weights import flax
 from patchform.weights.operations import Operation, join, reshape
@@ -188,23 +188,24 @@ LAYOUTS = {
     },
     "mm": Rules(*prefix(_MM, "backbone.", ""), *_MM_HEAD),
     "mm_backbone": Rules(*_MM, *_MM_HEAD),
+    **segmenters.setr(Rules(*_TIMM)),
     "mmseg": Rules(*_mm("attn.attn.in_proj_{p}", "attn.attn.out_proj.{p}"), *_MM_HEAD),
 }
-"""timm: also facebookresearch/deit (without distillation) and facebookresearch/dino, whose file of student and
-teacher wants prefix="module.backbone." or "backbone.". google: arrays of the .npz files of
+"""timm: also facebookresearch/deit (without distillation) and facebookresearch/dino, whose file of student and teacher
+wants prefix="module.backbone." or "backbone.". google: arrays of the .npz files of
 google-research/vision_transformer (they want gelu="tanh"). big_vision: those of google-research/big_vision with
-learned positions and the mean of the patches (summary="mean"). transformers: ViT and ViT-MAE as files have
-them; _5: as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _backbone: a bare model,
-whose pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours have 1e-6. mae: files of
-pre-training by facebookresearch/mae, without their decoder; with it, and for backbones of fixed positions: see
-`published.mae`. dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks.
-mm: classifiers of mmpretrain; _backbone: their backbone. mmseg: its VisionTransformer with a final norm. The names of
-mae, dinov2 and mm are from their source.
+learned positions and the mean of the patches (summary="mean"). transformers: ViT and ViT-MAE as files have them; _5:
+as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _backbone: a bare model, whose
+pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours have 1e-6. mae: files of pre-training
+by facebookresearch/mae, without their decoder; with it, and for backbones of fixed positions: see `published.mae`.
+dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks. setr_naive, setr_pup, setr_mla: whole
+models of fudan-zvg/SETR, the last for a ViT with summary="mean". mm: classifiers of mmpretrain; _backbone: their
+backbone. mmseg: its VisionTransformer with a final norm. The names of mae, dinov2 and mm are from their source.
 
 A table without a row for the class token (timm's no_embed_class, so its DINOv2 with registers) gets one of zeros.
-Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table with rows
-for registers; a norm behind the mean (timm's fc_norm, MAE fine-tuned); the SwiGLU of DINOv2's g14; the classifier of
-Dinov2ForImageClassification, which reads the mean beside the class token."""
+Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table with
+rows for registers; a norm behind the mean (timm's fc_norm, MAE fine-tuned); the SwiGLU of DINOv2's g14; the
+classifier of Dinov2ForImageClassification, which reads the mean beside the class token."""
 
 _KERNEL = Operation(  # flat, but for model folders, whose kernels are told apart (`loading`)
     lambda tensors, shape, sizes: _PATCHES.forward(tensors, shape, sizes) if tensors[0].dim() == 4 else tensors[0],

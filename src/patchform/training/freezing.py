@@ -70,6 +70,9 @@ class Freezing:
         to_the_end = not (recipe.model.frozen_epochs and recipe.optimizer.backbone_rate)
         self.until = math.inf if to_the_end else recipe.model.frozen_epochs * steps_per_epoch
         self._frozen: bool | None = None
+        if model.head.reads_maps_alone:  # nothing to learn for them, and weight decay is not to wear them down
+            for parameter in model.trained.parameters_beyond_maps():
+                parameter.requires_grad_(False)
         modules = frozen_of(model.trained, frozen)
         self._modules = [module for module in modules if all(part in modules for part in module.modules())]
         parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))

@@ -293,7 +293,9 @@ class Rules:
         return Plan(filled, tuple(dropped), tuple(faults))
 
     def dump(self, own: Mapping[str, Tensor], *, sizes: SizesOf | None = None) -> dict[str, Tensor]:
-        """Write the model's tensors in the published layout; `load` of it gives the same bits. Dropped ones stay away.
+        """Write the model's tensors in the published layout; `load` of it gives the same bits.
+
+        Dropped ones stay away, and so does what the layout has nothing for (`CrossFamily`).
 
         Args:
             own: the model's state dict.
@@ -305,6 +307,8 @@ class Rules:
         """
         written: dict[str, Tensor] = {}
         for name, tensor in own.items():
+            if self.cross_family.copy_source(name)[1] or _why(self.cross_family.fresh, name):
+                continue  # the layout has no place of its own for it
             origin = self._sources_of(name)
             if origin is None:
                 raise ModelFileError(f"no rule for {name}{_near(name, self._own_patterns())}")
