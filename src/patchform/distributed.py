@@ -198,7 +198,9 @@ def _wait(store: dist.Store, keys: list[str], rank: Rank, end: float) -> None:
                 )
             time.sleep(0.05)
     except RuntimeError as error:  # of torch: the first one is gone
-        raise ResourceError("another process of this run ended before all had come", remedy="see what it says") from error
+        raise ResourceError(
+            "another process of this run ended before all had come", remedy="see what it says"
+        ) from error
 
 
 def rank_and_world() -> Rank:

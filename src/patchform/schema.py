@@ -201,6 +201,8 @@ class Misfit(ValueError):
     def what(self) -> str:
         """What is wrong."""
         name, shown = self.key or "it", self.value
+        if isinstance(shown, str | list | tuple):  # of a million nobody sees more
+            shown = shown[:200]
         if self.fault:
             return f"{name} {_cut(self.fault)}"
         if not self.outside:

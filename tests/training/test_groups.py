@@ -142,9 +142,7 @@ def loading(tmp_path):
         script.write_text(LOAD)
         command = [sys.executable, str(script), method, str(Path(__file__).parent), str(seconds)]
         started.append(
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-            )
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
         )
         return started[-1]
 

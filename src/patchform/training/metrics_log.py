@@ -143,13 +143,14 @@ class MetricsLog:
             readable = path.is_file() and path.stat().st_size <= LARGEST  # no pipe, nor /dev/zero
             *lines, half = path.read_bytes().split(b"\n") if readable else [b""]
             read = parse(lines)
-            if readable and not read.bad and (not half or (name == STEPS and b"\0" not in half)):  # being written
+            being_written = name == STEPS and b"\0" not in half
+            if readable and not read.bad and (being_written or not half):
                 return read.kept
             aside = next(place for place in _places(path) if not os.path.lexists(place))
             os.replace(path, aside)
         self.notes.append(
-            f"{name} is damaged: {len(read.kept)} of its {len(read.kept) + read.bad} lines can be read and are kept, the"
-            f" file as it was is in {aside.name}"
+            f"{name} is damaged: {len(read.kept)} of its {len(read.kept) + read.bad} lines can be read and are kept,"
+            f" the file as it was is in {aside.name}"
         )
         return read.kept
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import os
 import shlex
+import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
