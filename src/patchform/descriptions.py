@@ -78,9 +78,9 @@ class Description:
     """Names in the order of the head's outputs; none of models that learn without labels."""
     preprocessing: Preprocessing
     """With its statistics."""
-    thresholds: tuple[Factor, ...] | None = None
+    thresholds: Annotated[tuple[Factor, ...], Length(most=100_000)] | None = None
     """Scores from which a prediction of an object counts, one a class; null where none were chosen."""
-    ids: tuple[int | str, ...] | None = None
+    ids: Annotated[tuple[int | str, ...], Length(most=100_000)] | None = None
     """Of the classes in the data that they were learnt from (COCO's category ids), all different; null without."""
 
 

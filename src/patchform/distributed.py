@@ -73,7 +73,8 @@ def process_group() -> Iterator[Rank]:
         remedy = "start it with torchrun, or unset WORLD_SIZE"
         raise UsageError(f"WORLD_SIZE is set and {missing[0]} is not", remedy=remedy)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        local = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+        torch.cuda.set_device(local % torch.cuda.device_count())
     rank, store = _meet()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _peer_errors():
@@ -139,8 +140,7 @@ def _store(host: str, port: int, rank: Rank, *, serves: bool, end: float) -> dis
 
     def make() -> None:
         try:
-            patience = timedelta(seconds=MEETING)
-            made.put(dist.TCPStore(host, port, rank.world_size, serves, patience, wait_for_workers=False))
+            made.put(dist.TCPStore(host, port, rank.world_size, serves, timedelta(minutes=1), wait_for_workers=False))
         except Exception as error:
             made.put(error)
 
@@ -198,7 +198,9 @@ def _wait(store: dist.Store, keys: list[str], rank: Rank, end: float) -> None:
                 )
             time.sleep(0.05)
     except RuntimeError as error:  # of torch: the first one is gone
-        raise ResourceError("another process of this run ended before all had come", remedy="see what it says") from error
+        raise ResourceError(
+            "another process of this run ended before all had come", remedy="see what it says"
+        ) from error
 
 
 def rank_and_world() -> Rank:

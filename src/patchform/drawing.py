@@ -16,9 +16,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from patchform.errors import ResourceError
 from patchform.geometry import masks
 from patchform.records import IGNORED, Bitmaps, Instances
+from patchform.resources import writing
 
 SMALLEST = 224
 """Pixels of the shorter side below which a picture is enlarged, by a whole factor so that its pixels stay squares."""
@@ -273,13 +273,12 @@ def save(content: bytes, path: Path) -> None:
         ResourceError: the disk is full or the folder is not writable.
     """
     unfinished = path.with_name(f".tmp-{os.getpid()}.png")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror})", where=path) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with writing(path, len(content)):
+        try:
+            unfinished.write_bytes(content)
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def confusion(matrix: Sequence[Sequence[float | None]], classes: Sequence[str]) -> bytes:

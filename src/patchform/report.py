@@ -13,13 +13,14 @@ from patchform.data.checks import without_bad
 from patchform.data.collate import collate
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
-from patchform.errors import ModelFileError, ResourceError
+from patchform.errors import ModelFileError
 from patchform.evaluation import CONFUSION, REPORT, settings_for
 from patchform.inspect.base import Picture, to_png
 from patchform.model import Model
 from patchform.page import Section, chart, render, table
 from patchform.prediction import Predictor, load
 from patchform.records import Target
+from patchform.resources import writing
 from patchform.settings import DataSettings
 from patchform.tasks.base import Evidence, Example
 from patchform.training.metrics_log import METRICS
@@ -96,10 +97,9 @@ def write_report(
         *inspections(findings),
     ]
     page = folder / PAGE
-    try:
-        page.write_text(render(f"{run_folder.resolve().name}: {_name_of(predictor.model)}", sections), encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot be written ({error.strerror})", where=page) from error
+    text = render(f"{run_folder.resolve().name}: {_name_of(predictor.model)}", sections)
+    with writing(page, len(text)):
+        page.write_text(text, encoding="utf-8")
     return page
 
 

@@ -201,6 +201,8 @@ class Misfit(ValueError):
     def what(self) -> str:
         """What is wrong."""
         name, shown = self.key or "it", self.value
+        if isinstance(shown, str | list | tuple):  # of a million nobody sees more
+            shown = shown[:200]
         if self.fault:
             return f"{name} {_cut(self.fault)}"
         if not self.outside:
@@ -308,6 +310,9 @@ def _annotated(value: Any, plain: Any, notes: tuple[Any, ...], parse: Parse | No
     if Same() in notes and not isinstance(value, list | tuple):
         value = parse(value) if parse is not None and isinstance(value, str) else value
         value = value if isinstance(value, list) else [value] * len(get_args(plain))
+    for note in notes:
+        if isinstance(note, Length) and isinstance(value, list | tuple):
+            _check_length(value, note)  # before each of a million values is looked at
     try:
         result = read(value, plain, parse)
     except Misfit as misfit:
@@ -320,10 +325,15 @@ def _annotated(value: Any, plain: Any, notes: tuple[Any, ...], parse: Parse | No
             for number in [result] if isinstance(result, int | float) else _numbers(result):
                 if not note.holds(number):
                     raise Misfit(result, note.violated_by(number), outside=True)
-        if isinstance(note, Length) and not note.least <= len(result) <= note.most:
-            unit = "character" if isinstance(result, str) else "value"
-            raise Misfit(result, f"of {note} {unit}s")
+        if isinstance(note, Length):
+            _check_length(result, note)
     return result
+
+
+def _check_length(value: Any, bound: Length) -> None:
+    if not bound.least <= len(value) <= bound.most:
+        unit = "character" if isinstance(value, str) else "value"
+        raise Misfit(value, f"of {bound} {unit}s")
 
 
 def _numbers(value: Any, depth: int = 0) -> Iterator[float]:

@@ -253,7 +253,7 @@ class TrainingSettings:
     patience: Annotated[int, Range(least=0, most=1_000_000)] = 0
     """Stop after so many validations without a better score; 0 never."""
     on_save_error: Literal["stop", "continue"] = "stop"
-    """What a full disk does to the run."""
+    """What a disk that is full, or cannot be written, does to the run; `continue` says what was not saved or logged."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where it runs."""
     threads: Annotated[int, Range(least=0, most=1024)] = 0

@@ -10,8 +10,8 @@ from types import FrameType
 from typing import NoReturn
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""From `timeout`, systemd, Slurm and `kill`; Ctrl-C; a terminal that was lost; the warnings of Slurm (`--signal=USR1@60`)
-and of Grid Engine; a limit of processor time. The exit code is 128 + the number."""
+"""From `timeout`, systemd, Slurm and `kill`; Ctrl-C; a terminal that was lost; the warnings of Slurm (as of
+`--signal=USR1@60`) and of Grid Engine; a limit of processor time. The exit code is 128 + the number."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked() -> tuple[signal.Signals, ...]:
-    """Those of `STOPPING` that mean something here: whoever starts a program with `nohup` wants it to outlive a terminal."""
+    """Those of `STOPPING` that mean something here: what was started with `nohup` is to outlive its terminal."""
     return tuple(one for one in STOPPING if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN)
 
 

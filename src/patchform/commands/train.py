@@ -26,6 +26,13 @@ RESUME = (
 )
 
 
+HOW_IT_ENDS = """
+how it ends: SIGTERM, Ctrl-C, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU save the step and stop, with exit code 128 + the
+number of the signal; a second Ctrl-C or SIGTERM stops at once. Processes that train together (torchrun) wait two
+minutes for one another at the start.
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe, `--section.key value`, is taken too."""
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, packaged recipe, run folder, or a task's name")
@@ -42,8 +49,8 @@ def more_help(words: Sequence[str]) -> str:
     named = next((word for word in words if word in known or f"{word}/{recipes.DEFAULT}" in known), None)
     if named is None:
         title = f"settings (patchform train {recipes.tasks()[0]} --help shows those of a task)"
-        return f"\n{title}:\n{recipes.help_text()}"
-    return f"\nsettings, as in the recipe {named}:\n" + recipes.help_text(recipes.resolve(named))
+        return f"\n{title}:\n{recipes.help_text()}{HOW_IT_ENDS}"
+    return f"\nsettings, as in the recipe {named}:\n{recipes.help_text(recipes.resolve(named))}{HOW_IT_ENDS}"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -301,7 +301,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _shared(batch: Batch) -> Batch:
-    """The batch in memory that the run can look into. Left to torch, a lack of that is noticed where nobody hears it."""
+    """The batch in memory that the run can look into. Left to torch, nobody would hear that there is none left."""
     for tensor in (batch.images, batch.padding, batch.views):
         if tensor is not None:
             share_memory(tensor)

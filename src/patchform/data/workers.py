@@ -1,4 +1,4 @@
-"""Processes that load: deaf to signals that are meant for the run, ended with it, and missed at once when one is killed.
+"""Processes that load: deaf to signals that are meant for the run, ended with it, missed at once when one is killed.
 
 `timeout`, Slurm, systemd and a terminal send their signals to the whole group. What to do then is the run's affair:
 were its loader processes to end first, it could not finish the step that it is to save.

@@ -2,8 +2,8 @@
 
     best/   checkpoints/best-00000004/   checkpoints/step-00000006/ (whose best is of step 4)
 
-A run ends with its best model, which training cannot make again. So every checkpoint has the one that it speaks of, whole
-and with sums of its own; a run with `training.keep` checkpoints holds at most one more copy than that, of the size of
+A run ends with its best model, which training cannot make again. So every checkpoint has the one that it speaks of,
+with sums of its own: `training.keep` copies at most, and one more while a checkpoint is written, each of the size of
 the model without its optimizer. `best/` may be damaged or deleted, or be of a step that a killed run takes again.
 """
 

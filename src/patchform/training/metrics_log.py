@@ -16,6 +16,8 @@ from patchform.resources import writing
 from patchform.weights.files import replace_text
 
 METRICS, STEPS, EVENTS = "metrics.csv", "steps.jsonl", "tensorboard"
+LARGEST = 1 << 32
+"""Bytes of a log that are still read."""
 _KEYS = ("epoch", "step")
 """Columns of metrics.csv in any case."""
 
@@ -136,18 +138,19 @@ class MetricsLog:
         """What can be read of a log. One that is damaged is kept beside, and said."""
         path = self.folder / name
         with writing(path):
-            if not path.exists():
+            if not os.path.lexists(path):
                 return []
-            content = path.read_bytes()
-            *lines, half = content.split(b"\n")
+            readable = path.is_file() and path.stat().st_size <= LARGEST  # no pipe, nor /dev/zero
+            *lines, half = path.read_bytes().split(b"\n") if readable else [b""]
             read = parse(lines)
-            if not read.bad and (not half or (name == STEPS and b"\0" not in half)):  # it was being written
+            being_written = name == STEPS and b"\0" not in half
+            if readable and not read.bad and (being_written or not half):
                 return read.kept
-            aside = next(place for place in _places(path) if not place.exists())
+            aside = next(place for place in _places(path) if not os.path.lexists(place))
             os.replace(path, aside)
         self.notes.append(
-            f"{name} is damaged: {len(read.kept)} of its {len(read.kept) + read.bad} lines can be read and are kept, the"
-            f" file as it was is in {aside.name}"
+            f"{name} is damaged: {len(read.kept)} of its {len(read.kept) + read.bad} lines can be read and are kept,"
+            f" the file as it was is in {aside.name}"
         )
         return read.kept
 

@@ -39,7 +39,9 @@ class Reporter:
     """
 
     def __init__(self, *, shown: bool, heard: bool = True) -> None:
-        self._console = Console(file=cast("IO[str]", _Stderr()), soft_wrap=True, highlight=False, markup=False, quiet=not heard)
+        self._console = Console(
+            file=cast("IO[str]", _Stderr()), soft_wrap=True, highlight=False, markup=False, quiet=not heard
+        )
         self._shown, self._steps = shown and heard, 0
         self._live: Progress | None = None
         if self._shown and self._console.is_terminal:

@@ -170,7 +170,9 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
                 if distributed.rank_and_world().is_main:
                     shutil.rmtree(folder, ignore_errors=True)
                 if isinstance(error, Interrupted):
-                    raise Interrupted(error.exit_code, after=" before anything was begun", remedy="start again") from None
+                    raise Interrupted(
+                        error.exit_code, after=" before anything was begun", remedy="start again"
+                    ) from None
             raise
 
 

@@ -174,7 +174,7 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    data = text.encode("utf-8", errors="backslashreplace")
+    data = text.encode(errors="backslashreplace")
     with writing(path, len(data)), replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
         file.flush()
@@ -271,8 +271,9 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> list[str]:
                 faults.append(f"{name}: not a file of the manifest")
             elif not (folder / name).is_file():
                 faults.append(f"{name}: missing")
-            elif (actual := _sum(folder / name)) != files[name]:
-                faults.append(f"{name}: its {actual['bytes']} bytes do not have the manifest's size and SHA-256")
+            elif not _is(folder / name, files[name]):
+                size = (folder / name).stat().st_size
+                faults.append(f"{name}: its {size} bytes do not have the manifest's size and SHA-256")
         return faults
     except (ModelFileError, OSError) as error:
         return [f"{MANIFEST}: {error}"]
@@ -282,6 +283,11 @@ def clear_temporaries(folder: Path) -> None:
     """Delete what a killed process left unfinished in a folder. Only its owner may call this."""
     for left in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _is(path: Path, told: Any) -> bool:
+    """Whether a file is as a manifest says; of a file of another size nothing is read."""
+    return isinstance(told, dict) and told.get("bytes") == path.stat().st_size and _sum(path) == told
 
 
 def _sum(path: Path) -> dict[str, Any]:
