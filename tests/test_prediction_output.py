@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,11 @@ def test_ids_of_a_file_that_is_named(predictor, tmp_path):
     write(predictor, tmp_path / "in", out=tmp_path / "out", format="coco", ids=file)
     rows = {row["image_id"] for row in rows_of(tmp_path / "out")}
     assert rows == {1, 2, 3}
+    write(predictor, tmp_path / "in", out=tmp_path / "of", format="coco", ids=tmp_path)  # the only one in a folder
+    assert rows_of(tmp_path / "of") == rows_of(tmp_path / "out")
     alone = listed(tmp_path / "one.json", {"1.png": 1})
+    with pytest.raises(DataError, match="2 annotation files"):
+        write(predictor, tmp_path / "in", out=tmp_path / "no", format="coco", ids=tmp_path)
     with pytest.raises(DataError, match=r"x/1\.png and y/1\.png are both the picture 1"):
         write(predictor, tmp_path / "in", out=tmp_path / "no", format="coco", ids=alone)
     other = listed(tmp_path / "other.json", {"q.png": 1})
@@ -280,6 +285,17 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path):
     assert find(tmp_path / "c.heic").notes() == ()  # a file that is named is looked at
     with pytest.raises(DataError, match=r"no picture \(1 file passed over: 1 \.cr2\)"):
         find(tmp_path / "x" / "y")
+
+
+def test_what_is_passed_over_in_a_shard(tmp_path):
+    put(tmp_path / "in" / "x" / "1.png", tmp_path / "in" / "y" / "1.png")
+    for name in ("x/1.txt", "x/1.json", ".hidden"):
+        (tmp_path / "in" / name).write_text("?")
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.add(tmp_path / "in", arcname=".")
+    found = find(tmp_path / "0.tar")
+    assert [source.place for source in found.sources] == ["x/1.png", "y/1.png"]
+    assert found.passed == {".txt": 1, ".json": 1}
 
 
 def test_what_is_passed_over_for_a_model_of_clips(tmp_path):

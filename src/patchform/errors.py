@@ -1,6 +1,7 @@
 """What goes wrong, said in one line: what, where, and the remedy; with the exit code of its kind."""
 
 import unicodedata
+import warnings
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -117,6 +118,11 @@ def printable(text: str, *, keep: str = "") -> str:
 
 def unheard(sentence: str) -> None:
     """Say nothing: where nobody asked to be told."""
+
+
+def warned(sentence: str) -> None:
+    """Say it as a warning of Python: where the caller should hear of it unasked."""
+    warnings.warn(sentence, stacklevel=3)
 
 
 def expect(value: object, kind: type[T], what: str) -> T:

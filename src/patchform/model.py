@@ -16,7 +16,7 @@ from patchform import lookup, schema
 from patchform.backbones.base import Backbone, over_frames
 from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
-from patchform.errors import ModelFileError, UsageError, unheard
+from patchform.errors import ModelFileError, UsageError, warned
 from patchform.heads.base import Head
 from patchform.records import Batch, Features, Loss, Target
 from patchform.schema import Misfit
@@ -331,7 +331,7 @@ def save(model: Model, folder: str | Path, *, thresholds: Sequence[float] | None
         files.write_json(unfinished / DESCRIPTION, description)
 
 
-def load(folder: str | Path, *, weights: bool = True, say: Callable[[str], None] = unheard) -> Model:
+def load(folder: str | Path, *, weights: bool = True, say: Callable[[str], None] = warned) -> Model:
     """Build the model of a run folder, in evaluation mode on the CPU.
 
     Names in the file select entries of the registry and nothing else: opening a model runs no code of its author.
@@ -340,7 +340,7 @@ def load(folder: str | Path, *, weights: bool = True, say: Callable[[str], None]
         folder: what `save` or a training run wrote. Of a run that has not ended, the best model so far is taken, or
             that of its newest checkpoint.
         weights: False builds the architecture with fresh weights.
-        say: called with which model of such a run it is, a sentence.
+        say: called with which model of such a run it is, a sentence; default: a warning of Python.
 
     Raises:
         ModelFileError: a file is missing, damaged, of a newer format, or says something that is not understood; the

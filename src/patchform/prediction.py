@@ -28,7 +28,7 @@ from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
 from patchform.device import Precision, autocast, pick_device
 from patchform.drawing import PAPER, to_png_bytes
-from patchform.errors import DataError, UsageError, unheard
+from patchform.errors import DataError, UsageError, warned
 from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
 from patchform.records import Sample, Target, tensors_of
@@ -231,11 +231,12 @@ def load(
     precision: Precision = "float32",
     infer: Inference = Model.predict,
     threshold: float | None = None,
-    say: Callable[[str], None] = unheard,
+    say: Callable[[str], None] = warned,
 ) -> Predictor:
     """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact.
 
-    Of a run that has not ended it is the best so far, which `say` is told; other arguments are those of `Predictor`.
+    Of a run that has not ended it is the best so far, which `say` is told, by default a warning of Python; other
+    arguments are those of `Predictor`.
     """
     return Predictor(models.load(run, say=say), device=device, precision=precision, infer=infer, threshold=threshold)
 

@@ -13,7 +13,7 @@ from patchform.data.checks import without_bad
 from patchform.data.collate import collate
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
-from patchform.errors import ModelFileError
+from patchform.errors import ModelFileError, ResourceError, unheard
 from patchform.evaluation import CONFUSION, REPORT, settings_for
 from patchform.inspect.base import Picture, to_png
 from patchform.model import Model
@@ -81,7 +81,7 @@ def write_report(
         ResourceError: the page cannot be written.
     """
     run_folder, folder = Path(run), Path(run if out is None else out)
-    predictor = load(run)
+    predictor = load(run, say=unheard)  # the evaluation has said it
     try:
         evaluation = json.loads((folder / REPORT).read_text())
     except (OSError, ValueError) as error:

@@ -56,6 +56,8 @@ def test_the_best_so_far_is_taken(tmp_path):
     run = tmp_path / "run"
     checkpoint(run / "checkpoints" / "step-00000003", a_model(1))
     save(a_model(2), run / "best")
+    with pytest.warns(UserWarning, match="its best so far"):
+        load(run)
     model, said = opened(run)
     assert same(model, a_model(2))
     assert said == [f"{run} has not ended: the model is its best so far, best"]
@@ -124,7 +126,7 @@ def test_what_a_checkpoint_says_is_checked(change, tmp_path):
     sums = {name: {"bytes": (folder / name).stat().st_size, "sha256": files.sha256_of(folder / name)} for name in names}
     (folder / files.MANIFEST).write_text(json.dumps({"files": sums}))
     with pytest.raises(ModelFileError):
-        load(tmp_path / "run")
+        opened(tmp_path / "run")
 
 
 def test_weights_want_the_best_by_its_name(tmp_path):
