@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from patchform import lookup
-from patchform.data.checks import without_bad
+from patchform.data.checks.examination import without_bad
 from patchform.data.collate import collate
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
-from patchform.errors import ModelFileError, ResourceError, unheard
+from patchform.errors import ModelFileError, unheard
 from patchform.evaluation import CONFUSION, REPORT, settings_for
 from patchform.inspect.base import Picture, to_png
 from patchform.model import Model
