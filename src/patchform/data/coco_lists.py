@@ -248,7 +248,10 @@ def _outline(value: Any) -> Segmentation | None:
     if not value:
         return None
     if isinstance(value, dict):
-        counts, (height, width) = value["counts"], value["size"]
+        counts, size = value["counts"], value["size"]
+        if not isinstance(size, list) or len(size) != 2:
+            raise TypeError(f"size {str(size)[:40]} is not height and width")
+        height, width = size
         if isinstance(counts, str):
             return RLE(counts.encode("ascii"), (_whole(height), _whole(width)))
         if not all(type(count) is int for count in counts):

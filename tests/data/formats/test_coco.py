@@ -185,6 +185,7 @@ def found_bytes(record):
         ({"size": [HEIGHT, WIDTH], "counts": [1.5]}, "outline-bad"),
         ({"size": [HEIGHT, WIDTH]}, "outline-bad"),
         ({"size": "large", "counts": []}, "outline-bad"),
+        ({"size": "72", "counts": []}, "outline-bad"),
         ([[1, 2, 3, 4]], "outline-degenerate"),
         ([[1, 2, 3, 4, 5, 6, 7]], "outline-degenerate"),
         ([[5, 2, 5, 9, 5, 4]], "outline-degenerate"),
