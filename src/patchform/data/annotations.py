@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchform.data.faults import Faults
+from patchform.data.faults import KEPT, Faults
 from patchform.data.images import upright_size
 from patchform.data.listed_names import NearNames, with_offer
 from patchform.data.listing import (
@@ -143,7 +143,8 @@ def present(
                 raise FileNotFoundError
             sized[index] = picture if picture.size else picture._replace(size=upright_size(picture.path))
         except FileNotFoundError:
-            what = with_offer(f"looked in {shortened(folder)}", near.offer(picture.name))
+            offer = near.offer(picture.name) if len(lost) < KEPT else ""
+            what = with_offer(f"looked in {shortened(folder)}", offer)
             lost.append(("picture-missing", shortened(picture.name), what))
         except DataError as error:
             lost.append(("picture-bad", picture.name, error.what))
