@@ -4,10 +4,10 @@ import pytest
 from bad_pictures import array_bytes, encode, exif, gradient
 from PIL import Image
 
-from patchform.data.annotations import polygon_area, runs_of
 from patchform.data.images import decode, upright_size
 from patchform.data.listed_names import is_inside
 from patchform.data.listing import RLE
+from patchform.data.outlines import polygon_area, runs_of
 from patchform.errors import DataError
 from patchform.records import Preprocessing
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchform.data.annotations import Alternative, Annotations, Picture, outline_box
+from patchform.data.annotations import Alternative, Annotations, Picture
 from patchform.data.faults import Faults
 from patchform.data.json_lists import elements
 from patchform.data.listed_names import NearNames, inside, with_offer
 from patchform.data.listing import RLE, Segmentation, shortened
+from patchform.data.outlines import outline_box
 from patchform.errors import DataError
 
 Id = int | str
@@ -248,7 +249,10 @@ def _outline(value: Any) -> Segmentation | None:
     if not value:
         return None
     if isinstance(value, dict):
-        counts, (height, width) = value["counts"], value["size"]
+        counts, size = value["counts"], value["size"]
+        if not isinstance(size, list) or len(size) != 2:
+            raise TypeError(f"size {str(size)[:40]} is not height and width")
+        height, width = size
         if isinstance(counts, str):
             return RLE(counts.encode("ascii"), (_whole(height), _whole(width)))
         if not all(type(count) is int for count in counts):

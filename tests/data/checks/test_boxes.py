@@ -10,6 +10,7 @@ from planted import make_set
 from patchform.data.checks import boxes, notation
 from patchform.data.dataset import open_training
 from patchform.data.listing import RLE, Item, Listing, Objects
+from patchform.data.outlines import outline_box
 from patchform.errors import DataError
 from patchform.settings import DataSettings
 
@@ -109,7 +110,7 @@ def test_bounds_of_run_lengths_are_those_of_their_pixels():
         edges = np.flatnonzero(np.diff(flat.astype(int)))
         runs = np.diff(np.concatenate([[0], edges, [mask.size]]))
         y, x = np.nonzero(mask)
-        left, top, right, bottom = notation.bounds(RLE(tuple(runs.tolist()), (9, 7)))
+        left, top, right, bottom = outline_box(RLE(tuple(runs.tolist()), (9, 7)))
         assert (left, right) == (x.min(), x.max() + 1)
         assert top <= y.min()
         assert bottom >= y.max() + 1

@@ -7,12 +7,12 @@ from bad_pictures import encode, exif, gradient, tree_state
 from PIL import Image
 
 from patchform.data import json_lists
-from patchform.data.annotations import outline_box
 from patchform.data.checks.examination import check, examine
 from patchform.data.dataset import open_data
 from patchform.data.faults import KINDS, Faults
 from patchform.data.formats.coco import Coco
 from patchform.data.listing import RLE
+from patchform.data.outlines import outline_box
 from patchform.errors import DataError, UsageError
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings
@@ -185,6 +185,7 @@ def found_bytes(record):
         ({"size": [HEIGHT, WIDTH], "counts": [1.5]}, "outline-bad"),
         ({"size": [HEIGHT, WIDTH]}, "outline-bad"),
         ({"size": "large", "counts": []}, "outline-bad"),
+        ({"size": "72", "counts": []}, "outline-bad"),
         ([[1, 2, 3, 4]], "outline-degenerate"),
         ([[1, 2, 3, 4, 5, 6, 7]], "outline-degenerate"),
         ([[5, 2, 5, 9, 5, 4]], "outline-degenerate"),

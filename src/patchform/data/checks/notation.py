@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from patchform.data.listing import RLE, Segmentation
-from patchform.geometry.masks import run_lengths
+from patchform.data.listing import Segmentation
+from patchform.data.outlines import outline_box
 
 SHARE_SIDE, PERCENT_SIDE = 8, 200
 """Pixels of the shorter side, from which numbers up to 1, and up to 100, are no pixels."""
@@ -40,33 +40,12 @@ def are_percent(boxes: np.ndarray, sizes: np.ndarray) -> bool:
     return bool(boxes.min() >= 0 and boxes.max() <= 100 and (boxes[:, 2:].max(0) > 80).all())
 
 
-def bounds(outline: Segmentation) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 of an outline that holds a pixel."""
-    if isinstance(outline, RLE):
-        return _bounds_of_runs(outline)
-    low = np.min([polygon.min(0) for polygon in outline], axis=0)
-    high = np.max([polygon.max(0) for polygon in outline], axis=0)
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
-
-
-def _bounds_of_runs(runs: RLE) -> tuple[float, float, float, float]:
-    lengths = run_lengths(runs.counts) if isinstance(runs.counts, bytes) else np.array(runs.counts, np.int64)
-    ends, height = lengths.cumsum(), runs.size[0]
-    starts, last = ends[: len(lengths) // 2 * 2 : 2], ends[1::2] - 1
-    held = last >= starts
-    starts, last = starts[held], last[held]
-    left, right = starts.min() // height, last.max() // height + 1
-    if (starts // height != last // height).any():  # from one column into the next: over its upper and lower edge
-        return float(left), 0.0, float(right), float(height)
-    return float(left), float((starts % height).min()), float(right), float((last % height).max() + 1)
-
-
 def around(outlines: Sequence[Segmentation | None], limits: np.ndarray) -> np.ndarray:
     """(N, 4) xyxy of the outline of each object inside its picture, NaN where there is none."""
     boxes = np.full((len(outlines), 4), np.nan)
     for index, outline in enumerate(outlines):
-        if outline is not None:
-            boxes[index] = bounds(outline)
+        if outline is not None and (box := outline_box(outline)) is not None:
+            boxes[index] = box
     return np.clip(boxes, 0, limits)
 
 

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from patchform.data.annotations import annotate, class_table, notes_on, polygon_area, present, runs_of
+from patchform.data.annotations import annotate, class_table, notes_on, present
 from patchform.data.coco_lists import CocoLists
 from patchform.data.faults import Faults
 from patchform.data.formats.base import Parts, WritableFormat
 from patchform.data.listed_names import NearNames, is_file, is_inside
 from patchform.data.listing import RLE, TRAIN, VALIDATION, Listing, Objects, Segmentation, is_hidden, quoted
+from patchform.data.outlines import polygon_area, runs_of
 from patchform.data.text_files import beginning
 from patchform.data.writing import Copies, check_target, place_pictures, write_new
 from patchform.errors import DataError
