@@ -5,8 +5,8 @@ import platform
 import pytest
 import torch
 
-from patchform import device
 from patchform.device import autocast, fast_precision, slow_precision
+from patchform.errors import UsageError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -88,4 +88,9 @@ def test_layers_compute_in_the_precision(precision):
     with autocast("cpu", precision):
         assert layer(x).dtype == getattr(torch, precision)
     assert layer(x).dtype == torch.float32
-    assert set(device.AUTOCAST) == {"bfloat16", "float16"}
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16", "half", "FLOAT16", ""])
+def test_a_precision_that_is_none_is_refused(precision):
+    with pytest.raises(UsageError, match="there are float32, bfloat16, float16"):
+        autocast("cpu", precision)

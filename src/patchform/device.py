@@ -7,7 +7,7 @@ import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -61,7 +61,13 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 
 def autocast(device: str | torch.device, precision: str) -> torch.autocast:
-    """The context in which layers compute in a precision; parameters stay float32."""
+    """The context in which layers compute in a precision; parameters stay float32.
+
+    Raises:
+        UsageError: there is no such precision.
+    """
+    if precision not in get_args(Precision):
+        raise UsageError(f'no precision "{precision}"', remedy=f"there are {', '.join(get_args(Precision))}")
     kind = torch.device(device).type
     return torch.autocast(kind, AUTOCAST.get(precision, torch.bfloat16), enabled=precision in AUTOCAST)
 

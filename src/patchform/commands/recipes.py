@@ -54,7 +54,9 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     """A complete recipe, and where it came from; arguments and errors as of `resolve`."""
     above = renamed(settings or {}, None)
     path = None if isinstance(recipe, Recipe) else find(recipe)
-    below = dataclasses.asdict(recipe) if path is None else renamed(read(path), path)
+    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else renamed(read(find(recipe)), path)
+    asked = dict(flat(above)).get("model.backbone")
+    other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
     below, notes = _fitted(below, above)
     try:
         resolved = schema.build(Recipe, plain(merged(below, above)), parse=parse)
@@ -64,7 +66,7 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     check(resolved)
     if resolved.task not in lookup.names("tasks"):
         raise lookup.no_such("task", resolved.task, lookup.names("tasks"))
-    if notes and (note := _input_note(resolved, above)):
+    if other and (note := _input_note(resolved, above)):
         notes.append(note)
     return resolved, Origin(_called(path), tuple(notes))
 
@@ -97,7 +99,7 @@ def _called(path: Path | None) -> str:
 
 
 def _fitted(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A recipe without the options of a backbone and a head that are replaced, and a sentence on each of these."""
+    """A recipe without the options of a backbone and a head that are replaced, and a sentence on these options."""
     before, after, notes = below.get("model", {}), above.get("model"), list[str]()
     if not isinstance(before, dict) or not isinstance(after, Mapping):
         return below, notes
@@ -106,10 +108,12 @@ def _fitted(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, 
         old, new = str(before.get(part, getattr(ModelSettings, part))), str(after.get(part))
         if part not in after or old == new:
             continue
-        options = before.get(key) if isinstance(before.get(key), dict) else {}
+        given = before.get(key)
+        options: dict[str, Any] = given if isinstance(given, dict) else {}
         gone = replaced(old, new, options)
         left[key] = {name: value for name, value in options.items() if name not in gone}
-        notes.append(f"{part} {new} in place of the recipe's {old}" + _fate(options, gone))
+        if options:
+            notes.append(f"{part} {new} in place of the recipe's {old}" + _fate(options, gone))
     return {**below, "model": left}, notes
 
 
@@ -140,8 +144,6 @@ def _fate(options: Mapping[str, Any], gone: set[str]) -> str:
 
 def _input_note(recipe: Recipe, above: Mapping[str, Any]) -> str | None:
     """A sentence where a backbone that was asked for gets smaller pictures or other clips than it was published at."""
-    if "backbone" not in above.get("model", {}):
-        return None
     _, row = lookup.backbone(recipe.model.backbone)
     p, frames = recipe.preprocessing, row.options.get("frames", 0)
     typed = above.get("preprocessing", {})

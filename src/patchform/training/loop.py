@@ -158,14 +158,14 @@ def _announce(start: Start, context: RunContext) -> None:
     for note in start.settled.origin.notes:
         say(note)
     summary.announce(start, context)
-    for note in (
+    remarks = [
         *find_task(learner.recipe.task).of(learner.model.head).remarks(start.data.listing),
         statistics_note(learner.model, learner.recipe, context.rank),
         resuming.rate_note(start.settled, start.step, learner.length),
         "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,
-    ):
-        if note:
-            say(note)
+    ]
+    for remark in filter(None, remarks):
+        say(remark)
 
 
 def _skipped(learner: Learner, step: int) -> str:

@@ -9,10 +9,10 @@ the run that is done, so it may rise where the run goes on, and is then said.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from patchform import distributed, schema
-from patchform.device import fast_precision, slow_precision
+from patchform.device import Precision, fast_precision, slow_precision
 from patchform.errors import UsageError
 from patchform.settings import Origin, Recipe
 from patchform.training import run, schedule
@@ -82,13 +82,14 @@ def settle(recipe: Recipe, origin: Origin, context: RunContext, *, resume: bool)
     A run keeps the precision that it began with, wherever it goes on, unless another one is asked for by name.
     """
     earlier, asked = _earlier(context) if resume else None, recipe.training.precision
-    fast, why = fast_precision(context.device), ""
-    precision: str = asked
+    precision, why = asked, ""
     if asked == "auto":
-        precision, why = fast.precision, f" (auto: {fast.reason})"
+        precision, reason = fast_precision(context.device)
         if earlier is not None and earlier.training.precision != "auto":
-            precision, why = earlier.training.precision, " (auto: what the run began with)"
-        precision = distributed.broadcast_text(lambda: precision)  # processes may be on unlike machines
+            precision, reason = earlier.training.precision, "what the run began with"
+        names = {name: name for name in get_args(Precision)}
+        precision = names[distributed.broadcast_text(lambda: precision)]  # processes may be on unlike machines
+        why = f" (auto: {reason})"
     if slow := slow_precision(context.device, precision):
         why += f"; {slow}"
     settled = Settled(

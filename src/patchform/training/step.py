@@ -103,7 +103,7 @@ def gradients(
         with autocast(part.images.device, precision):
             sums = {name: loss.sum for name, loss in model(part).items()}
         loss = torch.stack([share * total / counts[name] for name, total in sums.items()]).sum()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()
         losses.append(loss.detach())
     total = torch.stack(losses).sum()
     _add_up(model, total, reduce)

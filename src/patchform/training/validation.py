@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from patchform.data.loader import evaluation_loader
+from patchform.device import Precision
 from patchform.evaluation import evaluate
 from patchform.metrics.base import Scores
 from patchform.model import save
@@ -61,7 +64,7 @@ class Validation:
             self.learner.evaluated,
             self.loader,
             self.task,
-            precision=self.settings.precision,
+            precision=cast("Precision", self.settings.precision),
             pixels=self.settings.pixels_at_once,
             progress=self._between_batches,
         )
