@@ -11,6 +11,7 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.model import build_backbone
 from patchform.settings import MOVED, Recipe
+from patchform.training import preparation
 
 
 def test_a_task_names_its_default_and_settings_go_over_it():
@@ -265,6 +266,33 @@ def test_what_became_otherwise_is_said():
     (headed,) = notes("semantic_segmentation", model={"head": "setr"})
     assert headed.startswith("head setr in place of the recipe's semantic_fpn; its channels_pyramid 64")
     assert all("\n" not in note for note in (*small, *clips, kept, headed))
+
+
+ANCHORS = (
+    "model: {backbone: pvt/nano, options: {depths: [1, 1]}, head: faster_rcnn, head_options: {anchor_sizes: [8, 16]}}"
+)
+
+
+def test_lists_of_levels_go_where_the_levels_are_others(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(ANCHORS + "\n")
+    for model, wanted in (
+        ({"backbone": "pvt/v2_b0"}, {}),
+        ({"backbone": "swin/t"}, {}),
+        ({"backbone": "pvt/nano"}, {"anchor_sizes": [8, 16]}),
+        ({"backbone": "swin/t", "head_options": {"anchor_sizes": [4]}}, {"anchor_sizes": [4]}),
+    ):
+        recipe, origin = recipes.traced(file, {"model": model})
+        assert recipe.model.head_options == wanted
+        assert any("its anchor_sizes [8, 16] go with it" in note for note in origin.notes) == (
+            model["backbone"] != "pvt/nano"
+        )
+
+
+@pytest.mark.parametrize("name", ["detection", "detection/digits", "instance_segmentation"])
+@pytest.mark.parametrize("backbone", ["vit/b16", "swin/t", "volo/d1", "cross_vit/9", "pvt/v1_s", "resnet/18"])
+def test_detectors_are_built_above_any_backbone(name, backbone):
+    preparation.check_model(recipes.resolve(name, {"model": {"backbone": backbone}}))
 
 
 def test_a_recipe_is_called_by_its_name_or_its_file(tmp_path):

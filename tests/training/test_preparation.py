@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from patchform.commands import recipes
 from patchform.data.listing import Listing
 from patchform.errors import UsageError
 from patchform.model import save
@@ -37,6 +38,15 @@ def test_options_that_make_no_model_are_refused_before_data_are_read(model, word
     with pytest.raises(UsageError) as caught:
         loop.train(recipe, progress=False)
     assert str(caught.value).startswith(words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("task", ["classification", "semantic_segmentation", "detection"])
+@pytest.mark.parametrize("backbone", ["timesformer/nano", "vivit/nano"])
+def test_a_backbone_of_clips_is_refused_for_pictures_before_data_are_read(task, backbone, tmp_path):
+    recipe = recipes.resolve(task, {"data": {"path": "nowhere"}, "runs": tmp_path, "model": {"backbone": backbone}})
+    with pytest.raises(UsageError, match=f"{backbone} looks at clips, not at pictures"):
+        loop.train(recipe, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 

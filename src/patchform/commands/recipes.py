@@ -23,6 +23,10 @@ SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp
 """Options that tell the variants of a family apart even where their rows leave them to the default of the class."""
 
 
+LEVELWISE = {"anchor_sizes"}
+"""Options of heads that are lists with a value for each level of the recipe's backbone."""
+
+
 def packaged() -> list[str]:
     """Names of the recipes that come with the package, such as "classification/small"."""
     return sorted(path.relative_to(PACKAGED).with_suffix("").as_posix() for path in PACKAGED.rglob("*.yaml"))
@@ -103,22 +107,31 @@ def _fitted(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, 
     before, after, notes = below.get("model", {}), above.get("model"), list[str]()
     if not isinstance(before, dict) or not isinstance(after, Mapping):
         return below, notes
+
+    def part(name: str, key: str) -> tuple[str, str, dict[str, Any]]:
+        old, options = str(before.get(name, getattr(ModelSettings, name))), before.get(key)
+        return old, str(after.get(name, old)), options if isinstance(options, dict) else {}
+
+    old, new, options = part("backbone", "options")
+    old_head, new_head, head_options = part("head", "head_options")
+    gone = _replaced_sizes(old, new, options) if old != new else set()
+    other_levels = bool(gone) or old.partition("/")[0] != new.partition("/")[0]
+    gone_head = set(head_options)
+    if old_head == new_head:
+        gone_head &= LEVELWISE if other_levels else set()
+    if options and old != new:
+        notes.append(f"backbone {new} in place of the recipe's {old}{_fate(options, gone)}")
+    if head_options and old_head != new_head:
+        notes.append(f"head {new_head} in place of the recipe's {old_head}{_fate(head_options, gone_head)}")
+    elif gone_head:
+        notes.append(
+            f"head {new_head} has other levels{_fate({name: head_options[name] for name in gone_head}, gone_head)}"
+        )
     left = dict(before)
-    for part, key, replaced in (("backbone", "options", _replaced_sizes), ("head", "head_options", _all_options)):
-        old, new = str(before.get(part, getattr(ModelSettings, part))), str(after.get(part))
-        if part not in after or old == new:
-            continue
-        given = before.get(key)
-        options: dict[str, Any] = given if isinstance(given, dict) else {}
-        gone = replaced(old, new, options)
-        left[key] = {name: value for name, value in options.items() if name not in gone}
-        if options:
-            notes.append(f"{part} {new} in place of the recipe's {old}" + _fate(options, gone))
+    for key, values, dropped in (("options", options, gone), ("head_options", head_options, gone_head)):
+        if dropped:
+            left[key] = {name: value for name, value in values.items() if name not in dropped}
     return {**below, "model": left}, notes
-
-
-def _all_options(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
-    return set(options)
 
 
 def _replaced_sizes(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
@@ -128,9 +141,10 @@ def _replaced_sizes(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
         UsageError: there is no such backbone.
     """
     _, row = lookup.backbone(new)
-    (family, _, size), rows = old.partition("/"), lookup.module("backbones", new.partition("/")[0]).VARIANTS
+    family, _, size = old.partition("/")
     if family != new.partition("/")[0]:
         return set(options)
+    rows = lookup.module("backbones", family).VARIANTS
     stated = set(row.options) | (set(rows[size].options) if size in rows else set())
     return set(options) & (SIZES | stated)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from patchform.heads.base import Head, number_of
 from patchform.layers.necks import NECKS
 from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
+from patchform.schema import Range
 
 BETA = 1 / 9
 """Where the smooth L1 loss turns from a parabola to a line."""
@@ -40,6 +41,8 @@ SCALES = (10.0, 10.0, 5.0, 5.0)
 """Factors of the deltas of proposals (the inverse of their usual spread)."""
 SMALLEST = 1e-2
 """Side in pixels below which a box is none."""
+PYRAMID = (4, 8, 16, 32, 64)
+"""Pixels a cell of the usual levels, whose anchors a single level has all."""
 O = TypeVar("O")  # noqa: E741
 
 
@@ -49,6 +52,8 @@ class RPNOptions:
 
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width of the anchors of each size."""
+    cells: Annotated[float, Range(above=0, most=1000)] = 8.0
+    """Side of an anchor in cells of its level, where `anchor_sizes` does not say it."""
     spacing: Literal["stride", "input"] = "stride"
     """How far apart the anchors of neighbouring cells are, see `geometry.anchors.spacing`."""
     candidates: tuple[int, int] = (2000, 1000)
@@ -149,7 +154,7 @@ class FasterRCNN(Head):
         channels_inside: of the levels, and of all convolutions.
         norm: "layer" normalises the cells of each map first; "none" takes them as they are.
         anchor_sizes: square roots of the areas of anchors, pixels: one a level, fine to coarse, or all on the single
-            one. Default: 8 cells of each level; 32, 64, 128, 256, 512 on the single one.
+            one. Default: `cells` (8) of each level; on the single one as on levels of 4 to 64 pixels a cell.
         score_threshold: predictions below it are not given.
         proposals: options of `RPNOptions`, by name.
         boxes: options of `BoxOptions`, by name.
@@ -290,7 +295,7 @@ class RPN(nn.Module):
         self, channels: int, strides: Sequence[float], sizes: Sequence[float] | None, options: RPNOptions
     ) -> None:
         super().__init__()
-        sizes = sizes or ([8 * stride for stride in strides] if len(strides) > 1 else (32, 64, 128, 256, 512))
+        sizes = sizes or [options.cells * cell for cell in (strides if len(strides) > 1 else PYRAMID)]
         per_level = [[size] for size in sizes] if len(strides) > 1 else [list(sizes)]
         if len(per_level) != len(strides):
             raise UsageError(f"{len(per_level)} anchor_sizes for {len(strides)} levels", remedy="give one a level")

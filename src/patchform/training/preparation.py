@@ -120,6 +120,9 @@ def check_model(recipe: Recipe) -> None:
     try:
         with torch.device("meta"), torch.no_grad():
             built = _build(bare, Listing(classes=("a", "b"), items=(), root=Path()), p, ()).eval()
+            if built.backbone.frames is not None and not p.frames:
+                remedy = "take another backbone, or learn from videos"
+                raise UsageError(f"{model.backbone} looks at clips, not at pictures", remedy=remedy)
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
             built.features(Batch(image, (), ("",), (p.size,)))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
