@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 EXAMPLE = "patchform train classification --data photos/ --name first --optimizer.lr 5e-4"
 
+RESUME = (
+    "go on with a run that was stopped, or further: settings that changed are listed with what that does;"
+    " more epochs stretch the schedule, from the step on that was reached"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe, `--section.key value`, is taken too."""
@@ -27,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list: short for --data.path")
     parser.add_argument("--name", help="run folder below --runs")
     parser.add_argument("--runs", metavar="DIR", help="folder of run folders (default: runs)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--resume", action="store_true", help=RESUME)
     parser.add_argument("--plan", action="store_true", help="train nothing: say what it would take of memory, and fit")
 
 
