@@ -1,7 +1,7 @@
 """One training run in a process of its own, to be killed: python child.py '{"path": ..., "runs": ..., ...}'.
 
 A mutant forgets one part of a run's state on resume: each must make the comparison fail, or it compares nothing. Or it
-does not listen to the other processes, or cannot read a batch.
+does not listen to the other processes, or cannot read a batch, or begins float16 with a scale far too large.
 """
 
 import json
@@ -11,7 +11,7 @@ import tiny
 
 from patchform import distributed
 from patchform.errors import DataError, PatchformError
-from patchform.training import batches, checkpoint, loop, schedule
+from patchform.training import batches, checkpoint, loop, scaling, schedule
 
 load = checkpoint._load
 
@@ -32,6 +32,7 @@ MUTANTS = {
     "no_schedule": lambda: setattr(schedule, "multiplier", forgetful(schedule.multiplier)),
     "restart_epoch": lambda: setattr(batches, "TrainingBatches", RestartedEpoch),
     "deaf": lambda: setattr(distributed, "all_reduce_sum", lambda tensors: None),
+    "large_scale": lambda: setattr(scaling, "FIRST_SCALE", 2.0**23),
     "unreadable": lambda: setattr(batches, "training_loader", unreadable(batches.training_loader)),
 }
 

@@ -155,3 +155,16 @@ def test_half_of_a_place_is_refused(runs):
         2,
         "UsageError: WORLD_SIZE is set and RANK is not; start it with torchrun, or unset WORLD_SIZE\n",
     )
+
+
+def test_two_processes_skip_what_is_beyond_float16_together(runs):
+    """One decision for both: the gradient is added up before it is looked at."""
+    sections = {"training": {"precision": "float16", "epochs": 1, "batch_size": 40}}
+    wish, alone = (runs(name, sections=sections, mutant="large_scale") for name in ("together", "by one"))
+    codes, said = finished(pair(wish, mutants=("large_scale", "large_scale")))
+    assert codes == (0, 0), said
+    code, one = kills.finish(kills.start(alone))
+    assert code == 0, one
+    assert said[0].count("was skipped") == one.count("was skipped") >= 2
+    assert said[1].count("was skipped") == 0  # it is not heard
+    assert losses(folder_of(wish)) == pytest.approx(losses(folder_of(alone)), rel=2e-3)
