@@ -322,6 +322,18 @@ def test_learns_one_batch(neck):
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
+@pytest.mark.parametrize("neck", ["fpn", "single"])
+def test_anchors_are_so_many_cells(neck):
+    def of(**options):
+        return [level.tolist() for level in small(neck=neck, **options).rpn.cell_anchors]
+
+    assert of(proposals={"cells": 4}) == of(anchor_sizes=(16, 32, 64, 128, 256))
+    assert of(proposals={"cells": 8}) == of() == of(anchor_sizes=(32, 64, 128, 256, 512))
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(UsageError, match="cells"):
+            small(proposals={"cells": wrong})
+
+
 def test_what_it_refuses():
     with pytest.raises(UsageError, match='did you mean "simple"'):
         small(neck="simpel")

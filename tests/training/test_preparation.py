@@ -8,7 +8,7 @@ import torch
 
 from patchform.commands import recipes
 from patchform.data.listing import Listing
-from patchform.errors import UsageError
+from patchform.errors import ModelFileError, UsageError
 from patchform.model import save
 from patchform.records import Preprocessing
 from patchform.settings import DataSettings, LossSettings, ModelSettings, Recipe, Transfer
@@ -82,6 +82,26 @@ def test_weights_arrive_as_the_transfer_says(head, arrives, tmp_path):
     model = classifier(model=ModelSettings(backbone="vit/nano", **source))
     assert torch.equal(model.backbone.class_token, start.backbone.class_token)
     assert torch.equal(model.head.classifier.weight, start.head.classifier.weight) == arrives
+
+
+@pytest.mark.parametrize(
+    ("ours", "flags"),
+    [
+        ({"backbone": "swin/nano"}, "--model.backbone vit/nano --model.options '{\"depth\": 1}'"),
+        (
+            {"backbone": "vit/nano", "options": {"depth": 3}},
+            "--model.backbone vit/nano --model.options '{\"depth\": 1}'",
+        ),
+    ],
+)
+def test_weights_of_another_backbone_name_it(ours, flags, tmp_path):
+    save(classifier(model=ModelSettings(backbone="vit/nano", options={"depth": 1}, drop_path=0.1)), tmp_path / "start")
+    with pytest.raises(ModelFileError) as caught:
+        classifier(model=ModelSettings(**ours, init_from=str(tmp_path / "start")))
+    assert 'the weights are of vit/nano with {"depth": 1}, the model to train has ' in str(caught.value)
+    assert str(caught.value).endswith(f"take {flags}")
+    own = ModelSettings(backbone="vit/nano", options={"depth": 1}, init_from=str(tmp_path / "start"))
+    classifier(model=own)
 
 
 CLASSES, COUNTS = ("sky", "road", "pole", "boat"), (900, 90, 10, 0)

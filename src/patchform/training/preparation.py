@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from patchform.data.checks.examination import check
 from patchform.data.dataset import Splits, check_before
 from patchform.data.listing import Listing
 from patchform.descriptions import Preprocessing
-from patchform.errors import UsageError
+from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import DenseHead, Head
 from patchform.loading import load_weights
 from patchform.model import Model, build_model, describe
@@ -29,6 +30,7 @@ from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
+from patchform.weights.sources import DESCRIPTION, read_description
 
 
 def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
@@ -108,12 +110,37 @@ def model_of(
         preprocessing: of the model.
         counts: pictures, or pixels, of each class.
         say: called with what became of the weights that it starts from.
+
+    Raises:
+        ModelFileError: weights that do not fit; where they say of which backbone they are, that one is named.
     """
-    model = _build(recipe, listing, preprocessing, counts)
-    if recipe.model.init_from is not None:
-        report = load_weights(model, recipe.model.init_from, transfer=recipe.model.transfer)
-        say(f"starting from {recipe.model.init_from}: {report}")
+    model, source = _build(recipe, listing, preprocessing, counts), recipe.model.init_from
+    if source is not None:
+        try:
+            report = load_weights(model, source, transfer=recipe.model.transfer)
+        except ModelFileError as error:
+            theirs, own = _backbone_of(source), (recipe.model.backbone, recipe.model.options)
+            if theirs is None or theirs == own:
+                raise
+            what, mine = (f"{name}{f' with {json.dumps(options)}' * bool(options)}" for name, options in (theirs, own))
+            flags = f"--model.backbone {theirs[0]} --model.options {shlex.quote(json.dumps(theirs[1]))}"
+            raise ModelFileError(
+                f"the weights are of {what}, the model to train has {mine}", where=source, remedy=f"take {flags}"
+            ) from error
+        say(f"starting from {source}: {report}")
     return model
+
+
+def _backbone_of(source: str) -> tuple[str, dict[str, Any]] | None:
+    """The backbone, and its options, that a run folder or a published name says its weights are of; else None."""
+    if source in (published := lookup.weights_files()):
+        return published[source].variant, plain(published[source].backbone_options)
+    if not (Path(source) / DESCRIPTION).is_file():
+        return None
+    architecture = read_description(Path(source)).get("architecture")
+    names = architecture if isinstance(architecture, dict) else {}
+    options = {name: value for name, value in dict(names.get("backbone_options") or {}).items() if name != "drop_path"}
+    return str(names.get("backbone")), options
 
 
 def check_model(recipe: Recipe) -> None:
