@@ -177,14 +177,22 @@ class Rules:
             (source pattern, Drop("why")).
         corners: its home resizes position tables bilinearly with the corners aligned, as scipy.ndimage.zoom of order 1
             does, and not bicubically.
-        cross_family: for models of another family: how they differ. Such a layout is not written, only read.
+        cross_family: how models differ that the layout was not written for.
+        needs: patterns of which a name of the source fits one, or it is not of this layout.
 
     Raises:
         UsageError: a rule that cannot be run both ways.
     """
 
-    def __init__(self, *rules: Rule, corners: bool = False, cross_family: CrossFamily = SAME_FAMILY) -> None:
+    def __init__(
+        self,
+        *rules: Rule,
+        corners: bool = False,
+        cross_family: CrossFamily = SAME_FAMILY,
+        needs: tuple[str, ...] = (),
+    ) -> None:
         self.rules, self.corners, self.cross_family = rules, corners, cross_family
+        self._needs = [Pattern(text) for text in needs]
         self._rules = [_read(rule) for rule in rules]
 
     def __iter__(self) -> Iterator[Rule]:
@@ -236,7 +244,9 @@ class Rules:
 
     def knows(self, source: Iterable[str]) -> bool:
         """Whether there is a rule for every name: where not, a plan has faults, and takes far longer to say so."""
-        return all(self._targets_of(name) is not None for name in source)
+        names = list(source)
+        told = not self._needs or any(pattern.match(name) is not None for name in names for pattern in self._needs)
+        return told and all(self._targets_of(name) is not None for name in names)
 
     def plan(
         self, source: Iterable[str], own: Iterable[str], may_miss: Mapping[str, str], *, hints: bool = False
@@ -289,7 +299,9 @@ class Rules:
                         f"{source_name} goes elsewhere" if source_name in source else f"the source has no {source_name}"
                     )
                     faults.append(f"{name} is not filled: {why}")
-        faults += [f"{name} fills {to}, which is made from {', '.join(filled[to][1])}" for name, to in pending]
+        for name, to in pending:
+            made_from = ", ".join(filled[to][1]) if to in filled else "nothing by this layout"
+            faults.append(f"{name} fills {to}, which is made from {made_from}")
         return Plan(filled, tuple(dropped), tuple(faults))
 
     def dump(self, own: Mapping[str, Tensor], *, sizes: SizesOf | None = None) -> dict[str, Tensor]:
