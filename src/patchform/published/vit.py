@@ -9,8 +9,9 @@ from patchform.descriptions import Preprocessing, Score, WeightsFile
 from patchform.published import dino, mae, segmenters
 from patchform.published.base import HALF, Origin, timm, torchvision
 from patchform.weights import flax
+from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import Operation, join, reshape
-from patchform.weights.rules import CrossFamily, Drop, Rule, Rules, prefix
+from patchform.weights.rules import Drop, Rule, Rules, prefix
 
 _QKV = ("query", "key", "value")
 _PATCHES = reshape(-1, "channels", "patch", "patch")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy
 import torch
@@ -40,7 +40,8 @@ class _Kind:
     """In place of numpy.dtype: a kind of numbers by its code, such as "f4"."""
 
     def __init__(self, code: Any = "", *options: Any) -> None:
-        self.code, self.order = str(code), "="
+        self.code = str(code)
+        self.order: Literal["=", "<", ">"] = "="
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
@@ -76,7 +77,7 @@ def _no_bytes(*arguments: Any) -> bytes:
     return b""
 
 
-_NUMPY = [
+_NUMPY: list[tuple[Callable[..., Any], str]] = [
     (_no_bytes, "builtins.bytes"),
     (_no_bytes, "__builtin__.bytes"),
     (_Kind, "numpy.dtype"),
