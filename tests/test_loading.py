@@ -1,5 +1,7 @@
 """Weights meet models that are not quite theirs: what differs is resized by the rules, said, or refused."""
 
+import re
+
 import pytest
 import torch
 from reference import randomise
@@ -315,13 +317,50 @@ def test_the_backbone_of_something_larger_is_named():
     parts = export_weights(source, "timm")
     larger = {f"student.{name}": tensor for name, tensor in parts.items() if not name.startswith("head")}
     larger |= {f"decoder.{n}": torch.zeros(2) for n in range(3)}
-    with pytest.raises(ModelFileError, match="no known layout"):
+    with pytest.raises(
+        ModelFileError, match=r"no known layout, but 30 names begin with student\.; give --prefix student\."
+    ):
         pf.load_weights(backbone, larger)
     with pytest.raises(ModelFileError, match=r'no tensor begins with "teacher\."'):
         pf.load_weights(backbone, larger, prefix="teacher.")
     report = pf.load_weights(backbone, larger, prefix="student.")
     assert equal(backbone, source.backbone)
     assert [entry.name for entry in report.dropped] == ["decoder.0", "decoder.1", "decoder.2"]
+
+
+@pytest.mark.parametrize("front", ["detector.backbone.", "a.b.c.", "backbone.0.body."])
+def test_a_prefix_is_proposed_and_taken_from_the_settings(front):
+    source, backbone = randomise(model()), randomise(pf.build_backbone("vit/nano", image_size=64), seed=1)
+    parts = export_weights(source, "timm")
+    inside = {front + name: tensor for name, tensor in parts.items() if not name.startswith("head")}
+    larger = {**inside, "neck.0.weight": torch.zeros(2), "box.weight": torch.zeros(2)}
+    before = kept(backbone)
+    with pytest.raises(ModelFileError) as caught:
+        pf.load_weights(backbone, larger)
+    assert f"{len(inside)} names begin with {front}; give --prefix {front} " in str(caught.value)
+    assert len(str(caught.value)) <= 300
+    assert unchanged(backbone, before)
+    report = pf.load_weights(backbone, larger, transfer=Transfer(prefix=front))
+    assert (report.prefix, len(report.dropped)) == (front, 2)
+    assert equal(backbone, source.backbone)
+    both = {**larger, **{f"other.{name}": tensor for name, tensor in inside.items()}}  # two of them: both are named
+    with pytest.raises(
+        ModelFileError, match=rf"begin with {re.escape(front)}, .* begin with other\.{re.escape(front)};"
+    ):
+        pf.load_weights(backbone, both)
+
+
+@pytest.mark.parametrize("heads", [("head.mlp.0.weight", "head.last_layer.weight_v"), ("dino_head.x", "ibot_head.y")])
+@pytest.mark.parametrize("front", ["", "module."])
+def test_a_teacher_of_dino_leaves_its_head_behind(heads, front):
+    source, other = randomise(model()), randomise(model(), seed=1)
+    parts = export_weights(source, "timm")
+    teacher = {f"{front}backbone.{name}": tensor for name, tensor in parts.items() if not name.startswith("head")}
+    teacher |= {front + name: torch.ones(3, 3) for name in heads}
+    report = pf.load_weights(other, teacher)
+    assert equal(source.backbone, other.backbone)
+    assert {entry.name for entry in report.dropped} == set(heads)
+    assert {entry.name for entry in report.of("new")} == {"head.classifier.weight", "head.classifier.bias"}
 
 
 def test_the_nearest_layout_says_what_does_not_fit():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -24,6 +25,7 @@ from patchform.weights.hub import locate
 from patchform.weights.load_report import Entry, Report, shorten
 from patchform.weights.operations import Operation, Sizes, reshape
 from patchform.weights.rules import Rules, recognise
+from patchform.weights.signatures import known_as
 
 OWN = "patchform"
 """The layout of models that `patchform.save` wrote."""
@@ -35,6 +37,8 @@ _ROWS = re.compile(
     rf"head\.(({CLASSIFIER}|auxiliary|decoder\.classify|auxiliary_decoder\.2)|auxiliary_decoders\.\d+(\.classify)?)"
     r"\.(weight|bias)"
 )
+DEEPEST_PREFIX = 6
+"""Parts of a name that may stand in front of a backbone that is proposed."""
 FRESH = "fresh"
 """How the report's note on a classifier begins that stays as it was."""
 
@@ -54,8 +58,8 @@ def load_weights(
         source: a state dict in a published layout; or a file of tensors or a run folder (`weights.sources.read`); or a
             name of published weights, which are fetched (`weights.hub.locate`).
         layout: one of the family's layouts or starts, or "patchform"; recognised from the names if None.
-        prefix: only what begins so is meant, without it: "backbone." of a whole segmenter. None: what programs put in
-            front of all names is taken off.
+        prefix: only what begins so is meant, without it: "backbone." of a whole segmenter. None: `transfer.prefix`, or
+            what programs put in front of all names is taken off.
         transfer: what may differ between the two; default: `Transfer()`.
 
     Returns:
@@ -76,6 +80,7 @@ def load_weights(
         layouts = {layout: layouts[layout]}
     own = {level + name: tensor for name, tensor in target.state_dict().items()}
     options = _may_miss(target, weights, transfer)
+    prefix = transfer.prefix if prefix is None else prefix
     tensors, used_prefix, layout_name, may_miss = _recognised(layouts, weights.tensors, own, prefix, options)
     rules = layouts[layout_name]
     _check_grid(transfer, weights)
@@ -396,8 +401,37 @@ def _recognised(
             return _Recognised(tensors, prefix, recognise(whole, tensors, own, may_miss=may_miss), may_miss)
     if not behind(prefixes[0]):
         raise ModelFileError(f'no tensor begins with "{named}"', remedy=f"the names are {shorten(list(source))}")
+    if named is None:
+        _propose_prefix(layouts, source, own, may_miss_options[-1])
+    if signature := known_as(source):
+        raise ModelFileError(
+            f"these are weights of {signature.name}, which is not built here", remedy=signature.instead
+        )
     nearest = recognise(layouts, behind(prefixes[0]), own, may_miss=may_miss_options[0])  # says what does not fit
     return _Recognised(behind(prefixes[0]), prefixes[0], nearest, may_miss_options[0])
+
+
+def _propose_prefix(
+    layouts: Mapping[str, Rules], source: Mapping[str, Tensor], own: Mapping[str, Tensor], may_miss: Mapping[str, str]
+) -> None:
+    """Raise an error that names the beginnings of names behind which the backbone lies whole, if there are any."""
+    backbone = {name: tensor for name, tensor in own.items() if name.startswith("backbone.")}
+    beginnings = Counter(name[: dot.end()] for name in source for dot in re.finditer(r"\.", name))
+    fitting: dict[str, int] = {}
+    for prefix, count in beginnings.items():
+        if 2 * count < len(backbone) or prefix.count(".") > DEEPEST_PREFIX:
+            continue
+        tensors = {name.removeprefix(prefix) for name in source if name.startswith(prefix)}
+        for rules in layouts.values():
+            if rules.knows(tensors) and not rules.plan(tensors, backbone, {**may_miss, "head.": "no head"}).faults:
+                fitting[prefix] = count
+    if fitting:
+        counts = ", ".join(f"{count} names begin with {prefix}" for prefix, count in fitting.items())
+        first = next(iter(fitting))
+        raise ModelFileError(
+            f"the weights are of no known layout, but {counts}",
+            remedy=f"give --prefix {first} (in a recipe model.transfer.prefix, in Python prefix={first!r})",
+        )
 
 
 def _fills_some_of_the_head(rules: Rules, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:

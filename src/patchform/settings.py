@@ -69,6 +69,9 @@ class Transfer:
     """Patch kernels for another patch size: resample keeps the product with a patch that is resized likewise."""
     frames: Literal["refuse", "central", "average"] = "refuse"
     """Kernels of single frames in a model of clips: in the middle frame of a tubelet, or shared by its frames."""
+    prefix: str | None = None
+    """Only tensors whose names begin so are meant, without it, such as "teacher.backbone."; null: what programs put in
+    front of all names is taken off."""
     grid: tuple[Side, Side] | None = None
     """Rows and columns of the source's (finest) position table where they are not equal."""
 

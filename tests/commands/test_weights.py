@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import patchform as pf
 from patchform import cli
-from patchform.commands.conversion import Candidate, fit
+from patchform.commands.candidates import Candidate, fit
 from patchform.commands.weights import ACTIONS, EXAMPLE
 from patchform.errors import ModelFileError
 from patchform.loading import export_weights, load_weights
@@ -184,6 +184,26 @@ def test_pickles_are_opened_here(tmp_path, capsys):
     assert '"model_ema" (32)' in said(capsys)
     assert weights(*words, "--part", "model_ema") == 0
     assert same(load_file(out), export_weights(made(), "torchvision"))
+
+
+def test_a_prefix_says_what_of_a_file_is_meant(tmp_path, capsys):
+    state = export_weights(made(), "timm")
+    larger = {f"backbone.{name}": tensor for name, tensor in state.items()} | {"neck.weight": torch.ones(2)}
+    save_file(larger, tmp_path / "larger.safetensors")
+    torch.save({"model": larger, "best": 0.5}, tmp_path / "larger.pth")
+    out = tmp_path / "out.safetensors"
+    for name in ("larger.safetensors", "larger.pth"):
+        words = ("convert", tmp_path / name, "--model", "vit/nano", "--to", "timm", "--out", out, "--force")
+        assert weights(*words) == 4
+        assert "32 names begin with backbone.; give --prefix backbone. " in said(capsys)
+        assert weights(*words, "--prefix", "backbone.") == 0
+        assert same(load_file(out), state)
+        assert weights(*words, "--prefix", "back.") == 4
+        assert 'no tensor begins with "back."' in said(capsys)
+    assert weights("show", tmp_path / "larger.safetensors", "--model", "vit/nano") == 0
+    assert "give --prefix backbone." in capsys.readouterr().out
+    assert weights("show", tmp_path / "larger.safetensors", "--prefix", "backbone.", "--json") == 0
+    assert [fit["backbone"] for fit in json.loads(capsys.readouterr().out)["fits"]] == ["vit/nano"]
 
 
 def test_a_hostile_pickle_runs_nothing(tmp_path, capsys):

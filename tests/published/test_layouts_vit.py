@@ -629,7 +629,7 @@ def deep_stem():
 @pytest.mark.parametrize(
     ("family", "source", "options", "said"),
     [
-        ("vit", distilled_deit, {}, "no rule for dist_token"),
+        ("vit", distilled_deit, {}, "weights of distilled DeiT, which is not built here"),
         (
             "vit",
             lambda: timm_vit(reg_tokens=2, no_embed_class=False).state_dict(),

@@ -95,6 +95,81 @@ def test_a_part_is_chosen_by_name_or_because_it_is_the_only_one():
         choose(parts, "modle")
 
 
+NUMPY = {
+    "best_acc": numpy.float64(71.2),
+    "step": numpy.int32(7),
+    "done": numpy.bool_(True),
+    "name": numpy.str_("run"),
+    "when": numpy.datetime64("2024-01-01"),
+    "frequencies": numpy.arange(6.0).reshape(2, 3),
+    "empty": numpy.zeros((0, 3)),
+    "words": numpy.array(["a", "bc"]),
+    "mixed": numpy.array([1, None], dtype=object),
+    "deep": [{"rng": ("MT19937", numpy.arange(4, dtype=numpy.uint32), 3, 0, 0.0)}],
+}
+
+
+@pytest.mark.parametrize("form", [ZIP, LEGACY])
+@pytest.mark.parametrize("core", ["as it is", "of numpy 1"])
+def test_what_numpy_puts_beside_weights_does_not_stop_them(tmp_path, form, core, monkeypatch):
+    path = put(tmp_path / "x.pth", {"state_dict": STATE, **NUMPY}, **form)
+    if core == "of numpy 1":
+        data = path.read_bytes()
+        if form is ZIP:
+            with zipfile.ZipFile(path) as archive:
+                entries = {name: archive.read(name) for name in archive.namelist()}
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, content in entries.items():
+                    archive.writestr(name, content.replace(b"numpy._core.", b"numpy.core."))
+        else:
+            path.write_bytes(data.replace(b"numpy._core.", b"numpy.core."))
+    found = read_pickle(path)
+    assert list(found.parts) == ["state_dict"]
+    assert equal(found.parts["state_dict"], STATE)
+    assert {"best_acc", "frequencies", "deep"} <= set(found.ignored)
+
+
+def test_arrays_are_weights_where_there_are_no_tensors(tmp_path):
+    arrays = {
+        "a": numpy.arange(6, dtype=numpy.float32).reshape(2, 3),
+        "columns": numpy.asfortranarray(numpy.arange(6.0).reshape(2, 3)),
+        "other order": numpy.arange(3, dtype=">f4"),
+        "half": numpy.ones(2, numpy.float16),
+        "count": numpy.array(3),
+    }
+    found = choose(read_pickle(put(tmp_path / "x.pth", {"model": {**arrays, "epoch": 3}})).parts)
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        wanted = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+        assert torch.equal(found[name], wanted)
+        assert found[name].dtype == wanted.dtype
+        assert found[name].is_contiguous()
+
+
+def test_arrays_that_lie_are_refused(tmp_path):
+    class Lies:
+        def __init__(self, shape, code="f4", data=b"1234"):
+            self.parts = shape, numpy.dtype(code), data
+
+        def __reduce__(self):
+            shape, kind, data = self.parts
+            make, arguments, _ = numpy.zeros(1).__reduce__()
+            return make, arguments, (1, shape, kind, False, data)
+
+    for shape in ((1 << 40,), (-1,), ("a",), (2,)):
+        path = put(tmp_path / "x.pth", {"a": Lies(shape)})
+        with pytest.raises(ModelFileError, match="nothing of it was executed"):
+            read_pickle(path)
+    assert torch.equal(choose(read_pickle(put(tmp_path / "x.pth", {"a": Lies((1,))})).parts)["a"].view(torch.uint8),
+                       torch.tensor(list(b"1234"), dtype=torch.uint8))  # fmt: skip
+
+
+def test_the_refusal_says_how_a_file_is_made_that_is_read(tmp_path):
+    path = put(tmp_path / "x.pth", nn.Linear(2, 2))
+    with pytest.raises(ModelFileError, match=r'torch\.save\(model\.state_dict\(\), "weights\.pth"\)'):
+        read_pickle(path)
+
+
 # ------------------------------------------------------------------------------------------------- nothing is executed
 
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from patchform.errors import ModelFileError, UsageError
+from patchform.weights.cross_family import CrossFamily
 from patchform.weights.load_report import Entry
 from patchform.weights.operations import join, join_shares, permute, reshape, squeeze
-from patchform.weights.rules import DROP, CrossFamily, Drop, Rules, prefix, recognise
+from patchform.weights.rules import DROP, Drop, Rules, prefix, recognise
 
 WINDOWED = Rules(
     ("patch_embed.proj.weight", "backbone.patches.weight", reshape(-1, "channels", "patch", "patch")),

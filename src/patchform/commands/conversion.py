@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,21 +12,12 @@ import torch
 from torch import Tensor
 
 from patchform import lookup
-from patchform.descriptions import Architecture, Preprocessing
+from patchform.commands.candidates import Candidate, Fit, build, fill, fit
+from patchform.descriptions import Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
-from patchform.heads.base import Head
 from patchform.layers.fitting import keeps_numbers
-from patchform.loading import (
-    CLASSIFIER,
-    OWN,
-    class_names,
-    computing_options,
-    export_weights,
-    layouts_of,
-    load_weights,
-    prefixes_of,
-)
-from patchform.model import Model, build_model, load, save
+from patchform.loading import OWN, class_names, computing_options, export_weights, layouts_of, load_weights, prefixes_of
+from patchform.model import Model, load, save
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
 from patchform.weights.load_report import Report, shorten
@@ -36,22 +26,6 @@ ENOUGH = 0.5
 """Share of a small backbone's tensors by which a family is worth a closer look."""
 NAMED, ALIKE = 0.95, 0.8
 """Shares of a backbone's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
-PUBLISHED_HEADS: dict[str, Mapping[str, Any]] = {
-    "detr": {},
-    "detr_masks": {},
-    "upernet": {"norm_eps": 1e-5},
-    "semantic_fpn": {},
-}
-"""Heads that are tried at their published size where a family has a layout whose name ends so, and their options."""
-
-
-class Fit(NamedTuple):
-    """A model that a file's tensors fill."""
-
-    architecture: Architecture
-    report: Report
-    classes: int
-    """Outputs of the file's classifier; 0 where it has none."""
 
 
 class Look(NamedTuple):
@@ -82,31 +56,22 @@ class Look(NamedTuple):
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """The model that a file is for, as far as it is known."""
-
-    backbone: str
-    """family/size."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    head: str | None = None
-    """None: the one that fits."""
-    head_options: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Preprocessing | None = None
-    """None: the variant's."""
-    classes: tuple[str, ...] = ()
-    """Empty: not known."""
-
-
 # -------------------------------------------------------------------------------------------------------------- look
 
 
-def look(source: str | Path, *, model: str | None = None, say: Callable[[str], None] = lambda sentence: None) -> Look:
+def look(
+    source: str | Path,
+    *,
+    model: str | None = None,
+    prefix: str | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Look:
     """Say what a file holds and which models it fills. Nothing of it is executed and no pickle is opened.
 
     Args:
         source: what `weights.hub.locate` takes.
         model: family/size or published weights that it is for; None tries all.
+        prefix: only tensors whose names begin so are looked at, without it.
         say: called before the network is used.
 
     Raises:
@@ -116,14 +81,14 @@ def look(source: str | Path, *, model: str | None = None, say: Callable[[str], N
     candidate = None if model is None else _candidate(model, SourceOptions())
     path = locate(source, say=say)
     content = sources.read(path)
-    bare = {name: tensor.to("meta") for name, tensor in content.tensors.items()}
+    bare = {name: tensor.to("meta") for name, tensor in _behind(content.tensors, prefix, path).items()}
     fits: list[Fit] = []
     nearest: dict[str, float] = {}
     why = ""
     if content.own:
         with torch.device("meta"):
             own_model = load(sources.model_folder(path) or path, weights=False)
-        fits = [_fit(own_model, bare, OWN)]
+        fits = [fill(own_model, bare, OWN)]
     elif candidate is not None:
         try:
             fits = [fit(bare, candidate)]
@@ -137,82 +102,6 @@ def look(source: str | Path, *, model: str | None = None, say: Callable[[str], N
     return Look(_kind(path), bare, content.metadata, content.classes, tuple(fits), {} if fits else nearest, why)
 
 
-def fit(tensors: Mapping[str, Tensor], candidate: Candidate, layout: str | None = None) -> Fit:
-    """How a file's tensors fill a model: everything but the numbers is looked at.
-
-    Args:
-        tensors: may be on "meta".
-        candidate: the model; without a head, linear ones, the one of token labels and `PUBLISHED_HEADS` are tried.
-        layout: of the tensors; recognised if None.
-
-    Raises:
-        UsageError: no such backbone, option, head or layout.
-        ModelFileError: they do not fill it.
-    """
-    bare = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    first_error: ModelFileError | None = None
-    headless: Fit | None = None
-    for head, head_options in _heads(candidate):
-        variant = replace(candidate, head=head, head_options=head_options)
-        try:
-            with torch.device("meta"):
-                first_fit = _fit(_build(variant), bare, layout)
-                model = _build(variant, tuple(map(str, range(first_fit.classes or 1))))
-            fitting = _fit(model, bare, first_fit.report.layout)
-        except ModelFileError as error:
-            first_error = first_error or error
-            continue
-        if not any(entry.name.startswith("head.") for entry in fitting.report.of("new")):
-            return fitting
-        headless = headless or fitting
-    if headless is not None:
-        return headless
-    assert first_error is not None
-    raise first_error
-
-
-def _fit(model: Model, tensors: Mapping[str, Tensor], layout: str | None) -> Fit:
-    """How tensors fill this model."""
-    assert model.architecture is not None
-    report = load_weights(model, tensors, layout=layout)
-    named = (entry for entry in report.entries if re.fullmatch(rf"head\.({CLASSIFIER})\.bias", entry.name))
-    bias = next((entry for entry in named if entry.sources), None)
-    if bias is None:
-        return Fit(model.architecture, report, 0)
-    own = model.state_dict()  # what else comes from the same tensor is no class: that there is nothing, for detectors
-    siblings = [entry.name for entry in report.entries if entry is not bias and entry.sources == bias.sources]
-    rows = len(tensors[report.prefix + bias.sources[0]]) - sum(len(own[name]) for name in siblings)
-    return Fit(model.architecture, report, rows)
-
-
-def _heads(candidate: Candidate) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Heads to try: the one that is named, else those of published models."""
-    if candidate.head is not None or candidate.head_options:
-        yield candidate.head or "linear", candidate.head_options
-        return
-    yield "linear", {}
-    with torch.device("meta"):
-        backbone = _build(replace(candidate, head="linear")).backbone
-    yield "linear", {"hidden": backbone.width}
-    yield "token_label", {}
-    for head, options in PUBLISHED_HEADS.items():
-        if any(name == head or name.endswith(f"_{head}") for name in layouts_of(backbone)):
-            yield head, options
-
-
-def _build(candidate: Candidate, classes: Sequence[str] = ("?",)) -> Model:
-    head = candidate.head or "linear"
-    return build_model(
-        lookup.the_class("heads", head, Head).tasks[0],
-        backbone=candidate.backbone,
-        head=head,
-        classes=classes,
-        preprocessing=candidate.preprocessing,
-        backbone_options=dict(candidate.options),
-        head_options=dict(candidate.head_options),
-    )
-
-
 class _Overlap(NamedTuple):
     """How much a backbone and a file have in common, by the layout that finds most."""
 
@@ -224,7 +113,7 @@ class _Overlap(NamedTuple):
 
 def _overlap(candidate: Candidate, tensors: Mapping[str, Tensor]) -> _Overlap:
     with torch.device("meta"):
-        model = _build(candidate)
+        model = build(candidate)
     own = {  # without counters of batches, which old files lack
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -296,6 +185,8 @@ class SourceOptions:
     """None: recognised."""
     part: str | None = None
     """Of a pickle that holds several."""
+    prefix: str | None = None
+    """Only tensors whose names begin so are meant, without it."""
     image_size: int | None = None
     """Side in pixels that it is for; None: the model's."""
     head: str | None = None
@@ -377,7 +268,7 @@ def _own_model(path: Path, options: SourceOptions) -> tuple[Model, Report]:
 
 def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, Report]:
     """The model that a file is for, with as many classes as it has, filled with its tensors."""
-    tensors = _tensors(path, options.part)
+    tensors = _behind(_tensors(path, options.part), options.prefix, path)
     if options.model is None:
         raise UsageError("which model is it for?", where=path, remedy="--model family/size; `weights show` helps")
     candidate = _candidate(options.model, options)
@@ -391,7 +282,7 @@ def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, R
     architecture = fitted.architecture
     computing = computing_options(candidate.backbone, fitted.report.layout)
     candidate = replace(candidate, options={**computing, **candidate.options})
-    model = _build(replace(candidate, head=architecture.head, head_options=architecture.head_options), names)
+    model = build(replace(candidate, head=architecture.head, head_options=architecture.head_options), names)
     report = load_weights(model, tensors, layout=fitted.report.layout, prefix=fitted.report.prefix)
     if to == OWN and not candidate.classes:
         raise UsageError("the classes have no names", where=path, remedy="--classes imagenet-1k, or a file of names")
@@ -425,6 +316,17 @@ def _candidate(name: str, options: SourceOptions) -> Candidate:
         preprocessing=preprocessing,
         classes=tuple(options.classes or candidate.classes),
     )
+
+
+def _behind(tensors: dict[str, Tensor], prefix: str | None, path: Path) -> dict[str, Tensor]:
+    """Those whose names begin so, without it."""
+    if prefix is None:
+        return tensors
+    named = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not named:
+        remedy = f"the names are {shorten(list(tensors))}"
+        raise ModelFileError(f'no tensor begins with "{prefix}"', where=path, remedy=remedy)
+    return named
 
 
 def _tensors(path: Path, part: str | None) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from patchform.commands.conversion import Look
 
 EXAMPLE = 'patchform weights list "swin/*"'
+PREFIX = "only tensors whose names begin so are meant, without it, such as backbone. of a whole detector"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="file or folder of weights, hub:owner/name, or published weights")
     parser.add_argument("--model", metavar="NAME", help="family/size that it is for; default: all are tried")
+    parser.add_argument("--prefix", metavar="TEXT", help=PREFIX)
     parser.add_argument("--all", action="store_true", help="every tensor, and what becomes of it")
 
 
@@ -90,7 +92,7 @@ def _show(arguments: argparse.Namespace) -> int:
         lines = (f"{key:17} {value}" for key, value in facts.items())
         print(json.dumps(facts) if arguments.json else "\n".join(lines))
         return 0
-    file = look(arguments.file, model=arguments.model, say=_to_stderr)
+    file = look(arguments.file, model=arguments.model, prefix=arguments.prefix, say=_to_stderr)
     if arguments.json:
         print(json.dumps(_plain(file, everything=arguments.all)))
         return 0
@@ -130,6 +132,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="PLACE", required=True, help="new .safetensors, or folder with --to patchform")
     parser.add_argument("--from", dest="layout", metavar="LAYOUT", help="layout of FILE (default: recognised)")
     parser.add_argument("--part", metavar="NAME", help='of a pickle with several: "model", "model_ema"')
+    parser.add_argument("--prefix", metavar="TEXT", help=PREFIX)
     size_help = "input that FILE is for (default: the model's)"
     parser.add_argument("--image-size", type=inference_options.SIDE, metavar="N", help=size_help)
     parser.add_argument("--head", metavar="NAME", help="head of the model (default: the one that fits)")
@@ -146,6 +149,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         layout=arguments.layout,
         part=arguments.part,
+        prefix=arguments.prefix,
         image_size=arguments.image_size,
         head=arguments.head,
         options=_options(arguments.option),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchform.descriptions import Score
-from patchform.published import detr, faster_rcnn, retinanet, segmenters
+from patchform.published import detr, dino, faster_rcnn, retinanet, segmenters
 from patchform.published.base import Origin, timm
 from patchform.weights.rules import Rules, prefix
 
@@ -35,6 +35,7 @@ LAYOUTS = {
         for name, root in {"transformers": "resnet.", "transformers_backbone": ""}.items()
     },
     "mm": Rules(*prefix(_TORCHVISION, "backbone.", ""), ("head.fc.{p}", "head.classifier.{p}")),
+    "dino": dino.layout(_TORCHVISION),
     **retinanet.layouts(_TORCHVISION),
     **faster_rcnn.layouts(_TORCHVISION),
     **detr.layouts(_TORCHVISION, _TRANSFORMERS),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
+from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import Operation
-from patchform.weights.rules import CrossFamily, Drop, Rule, Rules, prefix
+from patchform.weights.rules import Drop, Rule, Rules, prefix
 
 MADE = Drop("every head of that library has it, and this one does not use it")
 
@@ -66,7 +67,7 @@ def on_swin(head: Rules, backbone: Rules, norm: str) -> Rules:
         (f"backbone.{norm}.{{p}}", "head.norms.{s}.{p}"),
         *prefix(backbone, "backbone.", "backbone."),
         *head,
-        cross_family=CrossFamily({}, copies, {}),
+        cross_family=CrossFamily({}, copies, {}, unread=tuple(copies)),
     )
 
 
@@ -123,6 +124,7 @@ def setr(backbone: Rules) -> dict[str, Rules]:
             ("auxiliary_head.{i}.aux.{p}", "head.auxiliary_decoders.{i}.{p}"),
         ),
     }
-    own = CrossFamily({"backbone.norm.{p}": "the head has norms of its own"}, {}, {})
+    norm = "backbone.norm.{p}"
+    own = CrossFamily({norm: "the head has norms of its own"}, {}, {}, unread=(norm,))
     body = prefix(backbone, "backbone.", "")
     return {name: Rules(unused, *rules, *body, cross_family=own) for name, rules in decoders.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from patchform.backbones.timesformer import VARIANTS
 from patchform.descriptions import Score
 from patchform.published import vit
+from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import reshape
-from patchform.weights.rules import CrossFamily, Rules, prefix
+from patchform.weights.rules import Rules, prefix
 
 _patches = reshape(-1, "channels", "patch", "patch")
 

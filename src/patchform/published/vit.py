@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from patchform.descriptions import Preprocessing, Score, WeightsFile
-from patchform.published import mae, segmenters
+from patchform.published import dino, mae, segmenters
 from patchform.published.base import HALF, Origin, timm, torchvision
 from patchform.weights import flax
+from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import Operation, join, reshape
-from patchform.weights.rules import CrossFamily, Drop, Rule, Rules, prefix
+from patchform.weights.rules import Drop, Rule, Rules, prefix
 
 _QKV = ("query", "key", "value")
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -188,6 +189,10 @@ LAYOUTS = {
     },
     "mm": Rules(*prefix(_MM, "backbone.", ""), *_MM_HEAD),
     "mm_backbone": Rules(*_MM, *_MM_HEAD),
+    "dino": dino.layout(Rules(*_TIMM)),
+    "dinov2_training": dino.layout(
+        Rules(*_timm("register_tokens", _block("blocks.{b}.", _TIMM_BLOCK)), ("mask_token", _MASK))
+    ),
     **segmenters.setr(Rules(*_TIMM)),
     "mmseg": Rules(*_mm("attn.attn.in_proj_{p}", "attn.attn.out_proj.{p}"), *_MM_HEAD),
 }

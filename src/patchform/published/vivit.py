@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from patchform.descriptions import Score
 from patchform.published import vit
 from patchform.weights import flax
+from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import reshape
-from patchform.weights.rules import CrossFamily, Rule, Rules, prefix
+from patchform.weights.rules import Rule, Rules, prefix
 
 # -------------------------------------------------------------------------------------------------------------- scenic
 

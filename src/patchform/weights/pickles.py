@@ -1,9 +1,11 @@
 """Checkpoints of others that are pickles: the one place that opens them, for the command that converts a named file.
 
 A pickle is a program. torch.load with weights_only=True runs only what builds tensors, numbers, text and containers,
-and here argparse.Namespace, in which many training scripts keep their options, and refuses everything else. Holes were
-found in that twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch that patchform takes), so no pickle is
-opened on the way to anything else: once converted it is safetensors.
+and here argparse.Namespace, in which many training scripts keep their options, and refuses everything else. What numpy
+puts beside weights (a best score, an array of class frequencies) is read without running numpy: the names that its
+pickles call stand for functions and classes of this file, which take a number for nothing and an array for the bytes
+that it is. Holes were found in weights_only twice (CVE-2025-32434, CVE-2026-24747; mended in the oldest torch that
+patchform takes), so no pickle is opened on the way to anything else: once converted it is safetensors.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import argparse
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +26,66 @@ from patchform.errors import ModelFileError, UsageError
 from patchform.weights import files
 from patchform.weights.sources import MOST_ENTRIES, archive, is_pickle, most_unpacked
 
+SAVE = 'import torch; torch.save(model.state_dict(), "weights.pth")'
+"""What makes a file that is read."""
 DEEPEST = 16
 """Dictionaries inside one another that are still followed."""
+
+
+NUMBERS = ("f", "i", "u", "b")
+"""How the codes of kinds begin of which there are tensors."""
+
+
+class _Kind:
+    """In place of numpy.dtype: a kind of numbers by its code, such as "f4"."""
+
+    def __init__(self, code: Any = "", *options: Any) -> None:
+        self.code = str(code)
+        self.order: Literal["=", "<", ">"] = "="
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
+
+
+class _Array:
+    """In place of numpy.ndarray: a tensor, or None for what is no array of numbers."""
+
+    tensor: Tensor | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        match state:
+            case (int(), tuple(shape), _Kind() as kind, bool(by_columns), bytes(data)) if kind.code[:1] in NUMBERS:
+                dtype = numpy.dtype(kind.code).newbyteorder(kind.order)
+                array = numpy.ndarray(shape, dtype, buffer=data, order="F" if by_columns else "C")
+                if min(shape, default=0) < 0 or array.nbytes != len(data):
+                    raise ValueError(f"{len(data)} bytes are no array of shape {shape}")
+                self.tensor = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=True))
+
+
+def _array(*arguments: Any) -> _Array:
+    """In place of what numpy calls to make an array, whose content is told to it later."""
+    return _Array()
+
+
+def _number(*arguments: Any) -> None:
+    """In place of what numpy calls to make a number, which no weights are made of."""
+
+
+def _no_bytes(*arguments: Any) -> bytes:
+    """In place of the type, which pickles call to make none of them: the content of an empty array."""
+    return b""
+
+
+_NUMPY: list[tuple[Callable[..., Any], str]] = [
+    (_no_bytes, "builtins.bytes"),
+    (_no_bytes, "__builtin__.bytes"),
+    (_Kind, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What stands for the names in a pickle that numpy wrote."""
 
 
 class Contents(NamedTuple):
@@ -54,12 +115,16 @@ def read_pickle(path: Path) -> Contents:
         raise ModelFileError("not a checkpoint of torch.save", where=path, remedy=remedy)
     try:
         quiet = warnings.catch_warnings(action="ignore")  # of odd protocols, which it then reads or refuses
-        with quiet, torch.serialization.safe_globals([argparse.Namespace]):
+        with quiet, torch.serialization.safe_globals([argparse.Namespace, *_NUMPY]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # a hostile file may make it raise anything
-        remedy = "nothing of it was executed; ask for safetensors, or for the state dict alone"
+        remedy = "nothing of it was executed; save the weights alone, where it was made: " + SAVE
         raise ModelFileError(_reason(str(error)), where=path, remedy=remedy) from error
-    return _contents(content, path)
+    contents = _contents(content, path, arrays=False)
+    contents = contents if contents.parts else _contents(content, path, arrays=True)
+    if not contents.parts:
+        raise ModelFileError("it holds no tensors with names", where=path)
+    return contents
 
 
 def holds_pickle(path: Path) -> bool:
@@ -99,8 +164,11 @@ def _reason(message: str) -> str:
     return f"a pickle that is not opened: {files.one_line(message.partition('In PyTorch')[0])}"
 
 
-def _contents(content: Any, path: Path) -> Contents:
-    """Sort what was in the pickle; the file may hold a dictionary in itself, or one tensor a million times."""
+def _contents(content: Any, path: Path, *, arrays: bool) -> Contents:
+    """Sort what was in the pickle; the file may hold a dictionary in itself, or one tensor a million times.
+
+    Arrays of numpy count as tensors only where they are asked for: beside tensors they are no weights.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     ignored: list[str] = []
     size, most, entries = 0, most_unpacked(path.stat().st_size), 0
@@ -113,6 +181,8 @@ def _contents(content: Any, path: Path) -> Contents:
         for name, inner in value.items():
             if not name.isprintable():
                 raise ModelFileError(f"a name that cannot be printed: {name!a}", where=path)
+            if arrays and isinstance(inner, _Array) and inner.tensor is not None:
+                inner = inner.tensor
             if isinstance(inner, Tensor):
                 size += inner.nbytes if inner.layout == torch.strided else 0
                 tensors[name] = inner
@@ -127,8 +197,6 @@ def _contents(content: Any, path: Path) -> Contents:
             raise ModelFileError(f'two parts are called "{key}"', where=path)
         if tensors:
             parts[key] = {name: _owned(tensor, name, path) for name, tensor in tensors.items()}
-    if not parts:
-        raise ModelFileError("it holds no tensors with names", where=path)
     return Contents(parts, tuple(ignored))
 
 

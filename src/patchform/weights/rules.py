@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from patchform.errors import ModelFileError, UsageError
+from patchform.weights.cross_family import SAME_FAMILY, CrossFamily
 from patchform.weights.load_report import Entry, Fate, Report, shorten
 from patchform.weights.name_patterns import Binding, Pattern
 from patchform.weights.operations import Operation, Sizes, copy
@@ -49,35 +50,6 @@ class Drop(NamedTuple):
     why: str
 
 
-class CrossFamily(NamedTuple):
-    """What a model has beside, or lacks of, the family that a layout was written for; patterns are of own names."""
-
-    fresh: Mapping[str, str]
-    """Pattern -> why the layout has nothing for it: it stays as it was."""
-    copies: Mapping[str, str]
-    """Pattern -> the one whose sources it is made from too, with the same placeholders."""
-    lacks: Mapping[str, str]
-    """Pattern -> why the model may do without it: what the source has for it is dropped."""
-    from_images: bool = False
-    """The layout is of single pictures, the model of clips."""
-
-    def copy_source(self, own: str) -> tuple[str, str]:
-        """The own tensor that this one is a copy of, itself else, and the pattern of a copy, "" else."""
-        for copied, original in self.copies.items():
-            binding = Pattern(copied).match(own)
-            if binding is not None:
-                return Pattern(original).render(binding) or own, original
-        return own, ""
-
-    def below(self, own_prefix: str) -> CrossFamily:
-        """The same one level deeper."""
-        fresh, lacks = ({own_prefix + name: why for name, why in of.items()} for of in (self.fresh, self.lacks))
-        return CrossFamily(
-            fresh, {own_prefix + to: own_prefix + of for to, of in self.copies.items()}, lacks, self.from_images
-        )
-
-
-SAME_FAMILY = CrossFamily({}, {}, {})
 DROP = Drop("follows from the architecture")
 Names: TypeAlias = str | tuple[str, ...]
 Rule: TypeAlias = tuple[Names, Names | Drop] | tuple[Names, Names | Drop, Operation]
@@ -177,14 +149,22 @@ class Rules:
             (source pattern, Drop("why")).
         corners: its home resizes position tables bilinearly with the corners aligned, as scipy.ndimage.zoom of order 1
             does, and not bicubically.
-        cross_family: for models of another family: how they differ. Such a layout is not written, only read.
+        cross_family: how models differ that the layout was not written for.
+        needs: patterns of which a name of the source fits one, or it is not of this layout.
 
     Raises:
         UsageError: a rule that cannot be run both ways.
     """
 
-    def __init__(self, *rules: Rule, corners: bool = False, cross_family: CrossFamily = SAME_FAMILY) -> None:
+    def __init__(
+        self,
+        *rules: Rule,
+        corners: bool = False,
+        cross_family: CrossFamily = SAME_FAMILY,
+        needs: tuple[str, ...] = (),
+    ) -> None:
         self.rules, self.corners, self.cross_family = rules, corners, cross_family
+        self._needs = [Pattern(text) for text in needs]
         self._rules = [_read(rule) for rule in rules]
 
     def __iter__(self) -> Iterator[Rule]:
@@ -236,7 +216,9 @@ class Rules:
 
     def knows(self, source: Iterable[str]) -> bool:
         """Whether there is a rule for every name: where not, a plan has faults, and takes far longer to say so."""
-        return all(self._targets_of(name) is not None for name in source)
+        names = list(source)
+        told = not self._needs or any(pattern.match(name) is not None for name in names for pattern in self._needs)
+        return told and all(self._targets_of(name) is not None for name in names)
 
     def plan(
         self, source: Iterable[str], own: Iterable[str], may_miss: Mapping[str, str], *, hints: bool = False
@@ -289,13 +271,15 @@ class Rules:
                         f"{source_name} goes elsewhere" if source_name in source else f"the source has no {source_name}"
                     )
                     faults.append(f"{name} is not filled: {why}")
-        faults += [f"{name} fills {to}, which is made from {', '.join(filled[to][1])}" for name, to in pending]
+        for name, own_name in pending:
+            made_from = ", ".join(filled[own_name][1]) if own_name in filled else "nothing by this layout"
+            faults.append(f"{name} fills {own_name}, which is made from {made_from}")
         return Plan(filled, tuple(dropped), tuple(faults))
 
     def dump(self, own: Mapping[str, Tensor], *, sizes: SizesOf | None = None) -> dict[str, Tensor]:
         """Write the model's tensors in the published layout; `load` of it gives the same bits.
 
-        Dropped ones stay away, and so does what the layout has nothing for (`CrossFamily`).
+        Dropped ones stay away, and so does what is `CrossFamily.unread`.
 
         Args:
             own: the model's state dict.
@@ -307,8 +291,8 @@ class Rules:
         """
         written: dict[str, Tensor] = {}
         for name, tensor in own.items():
-            if self.cross_family.copy_source(name)[1] or _why(self.cross_family.fresh, name):
-                continue  # the layout has no place of its own for it
+            if any(Pattern(text).match(name) is not None for text in self.cross_family.unread):
+                continue
             origin = self._sources_of(name)
             if origin is None:
                 raise ModelFileError(f"no rule for {name}{_near(name, self._own_patterns())}")

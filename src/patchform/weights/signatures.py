@@ -1,0 +1,83 @@
+"""Weights of models that are not built here, known by names of their tensors: a row each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Signature(NamedTuple):
+    """A model that is called by its name."""
+
+    name: str
+    forms: tuple[tuple[str, ...], ...]
+    """Expressions that are all found in names of its tensors; one of several publishers each."""
+    instead: str = "use weights of a family that `patchform models` lists"
+
+
+SIGNATURES = (
+    Signature(
+        "SigLIP", ((r"(vision_model|^)\.?head\.probe$",), (r"attn_pool\.latent$", r"patch_embed\.proj\.weight$"))
+    ),
+    Signature(
+        "CLIP",
+        (
+            (r"pre_layrnorm",),
+            (r"visual\.transformer\.resblocks\.",),
+            (r"visual\.attnpool\.",),
+            (r"^norm_pre\.weight$", r"^pos_embed$"),
+        ),
+    ),
+    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"blocks\.0\.attn\.inner_attn_ln\.",), (r"mlp\.ffn_ln\.",))),
+    Signature("BEiT", ((r"gamma_1$", r"relative_position_bias_table$"), (r"lambda_1$", r"relative_position_bias"))),
+    Signature(
+        "BEiT or EVA", ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"), (r"lambda_1$",))
+    ),
+    Signature(
+        "distilled DeiT",
+        ((r"(^|\.)dist_token$",), (r"distillation_token$",), (r"head_dist\.weight$",)),
+        "use DeiT without distillation, such as vit/b16.deit_in1k",
+    ),
+    Signature(
+        "DINOv3",
+        (
+            (r"storage_tokens$",),
+            (r"rope_embed\.periods$",),
+            (r"register_tokens$", r"mlp\.up_proj"),
+            (r"reg_token$", r"gamma_1$"),
+        ),
+        "use DINOv2, such as vit/b14.dinov2_lvd142m",
+    ),
+    Signature("SAM", ((r"mask_decoder\.", r"(image|vision)_encoder\."), (r"neck\.0\.weight$", r"attn\.rel_pos_h$"))),
+    Signature("DPT", ((r"neck\.reassemble_stage\.",), (r"scratch\.refinenet",), (r"reassemble_blocks\.",))),
+    Signature("SegFormer", ((r"decode_head\.linear_(c|fuse)\.",), (r"sequence_reduction\.sequence_reduction\.",))),
+    Signature("Mask2Former or MaskFormer", ((r"pixel_level_module\.",), (r"sem_seg_head\.",))),
+    Signature(
+        "ConvNeXt",
+        (
+            (r"stages\.0\.blocks\.0\.conv_dw\.",),
+            (r"downsample_layers\.", r"\.dwconv\."),
+            (r"stages\.0\.layers\.0\.dwconv",),
+        ),
+    ),
+    Signature("YOLOS", ((r"detection_tokens$",),)),
+    Signature("CaiT", ((r"blocks_token_only\.",),)),
+    Signature("Hiera", ((r"pos_embed_spatial$",), (r"pos_embed_window$",))),
+    Signature("EfficientNet", ((r"blocks\.0\.0\.conv_dw\.",), (r"_blocks\.0\._depthwise_conv",))),
+    Signature("a YOLO of Ultralytics", ((r"model\.0\.conv\.weight$", r"model\.\d+\.cv1\.conv"),)),
+    Signature("a diffusion model", ((r"down_blocks\.0\.", r"mid_block\."), (r"model\.diffusion_model\.",))),
+    Signature(
+        "a language model",
+        ((r"layers\.0\.self_attn\.q_proj", r"embed_tokens"), (r"h\.0\.attn\.c_attn",), (r"word_embeddings\.weight$",)),
+    ),
+)
+
+
+def known_as(names: Iterable[str]) -> Signature | None:
+    """What tensors of these names are the weights of; None: nothing that is known."""
+    joined = "\n".join(names)
+    for signature in SIGNATURES:
+        if any(all(re.search(part, joined, re.MULTILINE) for part in form) for form in signature.forms):
+            return signature
+    return None
