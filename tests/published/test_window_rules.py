@@ -13,6 +13,7 @@ from patchform import lookup
 from patchform.backbones.swin import Swin, SwinV2
 from patchform.backbones.twins import SVT
 from patchform.errors import UsageError
+from patchform.model import load as load_model
 from patchform.model import save
 from patchform.published import swin, twins
 
@@ -284,7 +285,7 @@ def test_the_rule_is_kept_in_the_model_file(tmp_path):
         backbone_options={"windows": "zeros"},
     ).eval()
     save(model, tmp_path / "model")
-    again = pf.load(tmp_path / "model")
+    again = load_model(tmp_path / "model")
     assert again.backbone.windows == "zeros"
     batch = pictures((44, 60))
     with torch.no_grad():

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 _NARROW = 128
-"""Up to this width oneDNN's float32 products to a larger one are 1.1 to 1.9 times faster than MKL's, else about as fast;
-those in bfloat16 are faster at any, for the bias is not copied first."""
+"""Up to this width oneDNN's float32 products to a larger one are 1.1 to 1.9 times faster than MKL's, else about as
+fast; those in bfloat16 are faster at any, for the bias is not copied first."""
 _ROWS = 4096, 3136
-"""Of which numbers of rows are multiples where oneDNN computes in float32: it keeps a kernel of half a megabyte for each
-number, a thousand of them. Pictures of one size make such batches (3136 are the cells of 224 pixels); pictures of any
-size would each leave theirs, where torch's own product leaves none. A rule of the shape alone gives equal bits."""
+"""Of one of these the number of rows is a multiple where oneDNN computes in float32: it keeps a kernel of half a
+megabyte for each number, a thousand of them. Pictures of one size make such batches (3136 are the cells of 224 pixels);
+pictures of any size would each leave theirs, where torch's own product leaves none. As the shape alone decides, bits
+stay equal."""
 
 
 class Linear(nn.Linear):
