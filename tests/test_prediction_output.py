@@ -167,6 +167,12 @@ def test_several_files_of_ids_decide_nothing(predictor, tmp_path):
     write(predictor, tmp_path / "in", out=tmp_path / "out", format="coco", say=said.append)
     assert {row["image_id"] for row in rows_of(tmp_path / "out")} == {"train/train.png", "valid/valid.png"}
     assert any("--ids FILE" in sentence for sentence in said)
+    file = tmp_path / "in" / "train" / "_annotations.coco.json"
+    put(tmp_path / "in" / "valid" / "train.png")  # of the other part, by the name of one of this
+    write(predictor, tmp_path / "in", out=tmp_path / "one", format="coco", ids=file, say=said.append)
+    assert {row["image_id"] for row in rows_of(tmp_path / "one")} == {0}
+    assert '2 of 3 pictures are not in it, so not in the results: "valid/train.png", "valid/valid.png"' in said
+    (tmp_path / "in" / "valid" / "train.png").unlink()
     (tmp_path / "in" / "valid" / "_annotations.coco.json").write_text('{"images": [1], "categories": [')
     write(predictor, tmp_path / "in" / "valid", out=tmp_path / "cut", format="coco", say=said.append)
     assert {row["image_id"] for row in rows_of(tmp_path / "cut")} == {"valid.png"}

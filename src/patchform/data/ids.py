@@ -29,6 +29,7 @@ class Ids(NamedTuple):
         """Ids by name, of those pictures that the file has.
 
         A picture is the one whose `file_name` its path ends with, the longest such; else the only one of its file name.
+        Of several the one is meant that lies where the file is, or beside its folder.
 
         Args:
             names: of the pictures.
@@ -41,19 +42,25 @@ class Ids(NamedTuple):
         counts = Counter(name.rsplit("/", 1)[-1] for name in by_name)
         by_end = {end: id_ for name, id_ in by_name.items() if counts[end := name.rsplit("/", 1)[-1]] == 1}
         deepest = max((name.count("/") for name in by_name), default=0) + 1
-        ids: dict[str, int | str] = {}
-        owners: dict[int | str, str] = {}
+        homes = [_plain(folder.as_posix()) for folder in self.file.absolute().parents[:2]]
+        places = {f"{home}/{name}": id_ for home in homes for name, id_ in by_name.items()}
+        matches: dict[int | str, list[str]] = {}
+        exact: dict[int | str, str] = {}
         for name, path in zip(names, paths, strict=True):
-            parts = _plain(name if path is None else path.absolute().as_posix()).split("/")
+            whole = _plain(name if path is None else path.absolute().as_posix())
+            parts = whole.split("/")
             ends = ("/".join(parts[-number:]) for number in range(min(deepest, len(parts)), 0, -1))
             id_ = next((by_name[end] for end in ends if end in by_name), by_end.get(parts[-1]))
-            if id_ is None:
-                continue
-            if (other := owners.setdefault(id_, name)) != name:
-                what = f"{other} and {name} are both the picture {id_!r}"
+            if whole in places:
+                id_ = places[whole]
+                exact.setdefault(id_, name)
+            if id_ is not None:
+                matches.setdefault(id_, []).append(name)
+        for id_, owners in matches.items():
+            if len(owners) > 1 and id_ not in exact:
+                what = f"{owners[0]} and {owners[1]} are both the picture {id_!r}"
                 raise DataError(what, where=self.file, remedy="predict the pictures of this file alone")
-            ids[name] = id_
-        return ids
+        return {exact.get(id_, owners[0]): id_ for id_, owners in matches.items()}
 
     def of_classes(self, classes: Sequence[str]) -> tuple[list[int | str], list[str]]:
         """An id for each class, and the names that the file does not have: they get new ids above all others."""
