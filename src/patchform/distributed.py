@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,7 @@ SINGLE = Rank(0, 1)
 _TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 MEETING = 120.0
 """Seconds in which all processes of a run must have come: they are started together."""
+_stores: Any = dist  # torch has no types for them
 ANSWER = 10.0
 """Seconds in which what listens at the meeting place must have answered: another program never does."""
 
@@ -85,7 +86,7 @@ def process_group() -> Iterator[Rank]:
         dist.destroy_process_group()
 
 
-def _meet() -> tuple[Rank, dist.Store]:
+def _meet() -> tuple[Rank, Any]:
     """Wait until all processes are there; the rank of this one, and what they share.
 
     torch alone waits for hours for one that never comes, and for ever for another program on the port.
@@ -96,9 +97,9 @@ def _meet() -> tuple[Rank, dist.Store]:
         raise UsageError(f"RANK {rank.rank} of {rank.world_size} at port {port} is no place", remedy=_START)
     end = time.monotonic() + MEETING
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    store: dist.Store = _store(host, port, rank, serves=rank.is_main and not agent, end=end)
+    store = _store(host, port, rank, serves=rank.is_main and not agent, end=end)
     if agent:
-        store = dist.PrefixStore(f"patchform/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = _stores.PrefixStore(f"patchform/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # the first one answers each of them: a store of another run has old keys and nobody who answers
     others = [str(number) for number in range(1, rank.world_size)]
     mark = secrets.token_hex(8)
@@ -122,7 +123,7 @@ def _number(name: str, least: int) -> int:
     return int(text)
 
 
-def _store(host: str, port: int, rank: Rank, *, serves: bool, end: float) -> dist.TCPStore:
+def _store(host: str, port: int, rank: Rank, *, serves: bool, end: float) -> Any:
     """The place where they meet: made by the first one, where no agent of torchrun has made it already."""
     where = f"{host}:{port}"
     if not serves:
@@ -136,11 +137,13 @@ def _store(host: str, port: int, rank: Rank, *, serves: bool, end: float) -> dis
             except OSError as error:
                 what = f"port {port} of this machine cannot be had ({error.strerror})"
                 raise ResourceError(what, remedy="name another MASTER_PORT (torchrun --master-port)") from None
-    made: queue.Queue[dist.TCPStore | Exception] = queue.Queue()
+    made: queue.Queue[Any] = queue.Queue()
 
     def make() -> None:
         try:
-            made.put(dist.TCPStore(host, port, rank.world_size, serves, timedelta(minutes=1), wait_for_workers=False))
+            made.put(
+                _stores.TCPStore(host, port, rank.world_size, serves, timedelta(minutes=1), wait_for_workers=False)
+            )
         except Exception as error:
             made.put(error)
 
@@ -185,7 +188,7 @@ def _reach(host: str, port: int, end: float) -> None:
             time.sleep(0.2)
 
 
-def _wait(store: dist.Store, keys: list[str], rank: Rank, end: float) -> None:
+def _wait(store: Any, keys: list[str], rank: Rank, end: float) -> None:
     """Wait for keys, in small steps: a signal is heard meanwhile. Raises ResourceError."""
     waiting = list(keys)
     try:

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from patchform.errors import ModelFileError
-from patchform.model import DESCRIPTION, WEIGHTS, Model, load, save
+from patchform.model import Model, load, save
 from patchform.training import run
 from patchform.training.checkpoint import Counters
 from patchform.weights import files
+from patchform.weights.sources import DESCRIPTION, WEIGHTS
 
 _PREFIX = "best-"
 _FILES = (WEIGHTS, DESCRIPTION)
