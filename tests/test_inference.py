@@ -53,6 +53,12 @@ def local():
     return randomise(model, scale=3.0).eval()
 
 
+def same_classes(found, whole):
+    """Whether classes are equal but where the two best are nearly equal: rounding differs with the batch's shape."""
+    sure = whole.scores.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-5
+    return sure.float().mean() > 0.999 and torch.equal(found.classes[sure], whole.classes[sure])
+
+
 def pictures(*size, count=2, seed=0):
     images = torch.randint(256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Batch(images, (), ("",) * count, (size,) * count)
@@ -66,7 +72,7 @@ def test_windows_of_a_local_model_are_the_whole_picture(size, window, stride):
     for at_once in (1, 3):
         for found, whole in zip(SlidingWindow(window, stride, at_once)(model, batch), wanted):
             assert found.scores is None
-            assert torch.equal(found.classes, whole.classes)
+            assert same_classes(found, whole)
 
 
 def test_overlapping_windows_are_averaged():
@@ -100,7 +106,7 @@ def test_a_picture_in_one_window_is_the_whole():
     ).eval()
     batch = pictures(48, 40)
     for found, whole in zip(SlidingWindow((64, 64), (32, 32))(model, batch), model.predict(batch)):
-        assert torch.equal(found.classes, whole.classes)
+        assert same_classes(found, whole)
 
 
 def test_a_margin_as_wide_as_the_model_looks_gives_the_whole():
@@ -137,7 +143,7 @@ def test_padding_and_resizing_are_undone():
     given = batch._replace(images=padded, padding=hidden)
     for way in (SlidingWindow((16, 16), (8, 8)), MultiScale((1.0,))):
         for found, wanted in zip(way(model, given), alone):
-            assert torch.equal(found.classes, wanted.classes)
+            assert same_classes(found, wanted)
     (large,) = SlidingWindow((16, 16), (8, 8))(model, batch._replace(images=batch.images[:1], sizes=((48, 72),)))
     assert torch.equal(large.classes[::2, ::2], alone[0].classes)
 
