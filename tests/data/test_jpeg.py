@@ -36,7 +36,9 @@ def scan_of(data):
 
 
 def by_pil(data):
-    return to_image(JpegImagePlugin.JpegImageFile(io.BytesIO(data)), RGB)
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    image.load()
+    return to_image(image, RGB)
 
 
 @pytest.mark.parametrize("kind", KINDS)

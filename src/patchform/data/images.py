@@ -134,10 +134,8 @@ def to_image(source: Any, preprocessing: Preprocessing) -> Tensor:
     """
     if isinstance(source, Image.Image):
         try:
-            if isinstance(source, JpegImagePlugin.JpegImageFile) and source.tile and not source.decoderconfig:
-                source.fp.seek(0)  # not decoded yet: whether it is whole is seen in its bytes
-                return _arrange(_pixels(source.fp.read(), MAX_PIXELS, True), preprocessing)
-            return _arrange(_from_pil(source), preprocessing)
+            data = jpeg.not_decoded(source)
+            return _arrange(_from_pil(source) if data is None else _pixels(data, MAX_PIXELS, True), preprocessing)
         except DataError:
             raise
         except Exception as error:  # a lazily opened file is decoded only now

@@ -18,6 +18,9 @@ import io
 import re
 from typing import NamedTuple
 
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
 from patchform.errors import DataError
 
 _START, _END, _SCAN, _RESTARTS = 0xD8, 0xD9, 0xDA, 0xDD
@@ -173,6 +176,14 @@ class Stream(io.BytesIO):
             return None
         data, end = self.getvalue(), found.scans[-1].end
         return data[:end] + _NO_CODE * 4 + data[end:]
+
+
+def not_decoded(image: Image.Image) -> bytes | None:
+    """The bytes of a JPEG file that PIL has opened and not yet decoded, at its full size; None for any other image."""
+    if not isinstance(image, JpegImageFile) or not image.fp or not image.tile or image.decoderconfig:
+        return None
+    image.fp.seek(0)
+    return image.fp.read()
 
 
 def unread_process(data: bytes) -> str | None:
