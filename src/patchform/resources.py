@@ -37,6 +37,8 @@ _OF_MEMORY = (
 """Words of torch, CUDA and the C library when there is no memory left."""
 _SHARED = ("</torch_", "shared memory")
 """Words of torch when memory that processes share is short."""
+_FILES = "too many open files"
+"""Which that memory is, too."""
 
 
 def refused(error: OSError, path: object = None, needed: int = 0) -> ResourceError:
@@ -84,11 +86,13 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in (*_OF_MEMORY, *_SHARED))
+    return isinstance(error, RuntimeError) and any(words in text for words in (*_OF_MEMORY, *_SHARED, _FILES))
 
 
 def of_memory(error: BaseException, what: str, remedy: str) -> ResourceError:
     """The line on an error of `out_of_memory`."""
+    if _FILES in str(error).lower():
+        return ResourceError(f"{what}: no more open files", remedy=_REMEDIES[errno.EMFILE])
     if any(words in str(error).lower() for words in _SHARED):
         return ResourceError(
             f"{what}: no more shared memory", where="/dev/shm", remedy="enlarge it (docker run --shm-size 8g), or take"

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -81,18 +82,6 @@ def test_other_signals_to_a_group_are_saved_too(pictures, tmp_path, number):
     assert code == 128 + number, said
     last, _ = checkpoint.newest(folder / "checkpoints")
     assert int(last.name[5:]) == kills.log(folder)[-1]["step"]
-
-
-@pytest.mark.slow
-def test_a_second_signal_ends_a_group_at_once(pictures, tmp_path):
-    process, folder = kills.start(wish(pictures, tmp_path)), tmp_path / "run"
-    until(process, folder, 5)
-    os.kill(process.pid, signal.SIGSTOP)  # both arrive before a step is over
-    os.killpg(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGCONT)
-    code, _ = kills.finish(process)
-    assert code == 143
-    assert group_is_gone(process.pid)
 
 
 # ---------------------------------------------------------------------------------------------- loader processes alone
@@ -198,6 +187,18 @@ def test_a_process_that_is_killed_while_waited_for_is_missed_at_once():
         next(loaded)
     assert time.monotonic() - begun < 3  # torch alone looks every five seconds
     killer.wait()
+
+
+class Unsendable(Numbers):
+    """Samples that cannot go to another process."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)._replace(name=threading.Lock())
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for():
+    with pytest.raises(ResourceError, match="a data worker cannot hand over a batch"):
+        list(evaluation_loader(Unsendable(), 2, 1))
 
 
 def test_the_end_of_a_loader_process_interrupts_nothing_else():

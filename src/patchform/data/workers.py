@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from types import FrameType
 
 import torch
@@ -24,7 +25,10 @@ from patchform.signals import STOPPING
 
 PERIOD = 0.5
 """Seconds within which a loader process notices that the run is gone."""
+CANNOT_SEND = 75
+"""Exit code of a loader process whose batch cannot go to the run."""
 _REASONS = {
+    CANNOT_SEND: ("cannot hand over a batch: no more memory or open files", "lower data.workers, or raise ulimit -n"),
     -signal.SIGKILL: ("was killed, most often because memory ran out", "lower data.workers or training.batch_size"),
     -signal.SIGBUS: ("has no more shared memory", "enlarge /dev/shm (docker run --shm-size 8g), or lower data.workers"),
 }
@@ -35,6 +39,12 @@ def begin(_: int) -> None:
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # where the process that forks it did not
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    # the thread that sends batches only prints its errors, and the run would wait for ever
+    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+
+
+def _end_unsent(error: Exception, batch: object) -> None:
+    os._exit(CANNOT_SEND)
 
 
 def _end_with_parent(starter: int) -> None:
