@@ -207,8 +207,8 @@ def _hold_out(listing: Listing, settings: DataSettings, faults: Faults) -> None:
     if listing.items and 0 < settings.validation_share < 1:
         try:
             split_listing(listing, settings.validation_share, 0)
-        except DataError as error:
-            _note(error, faults)
+        except DataError:
+            faults.add("nothing-to-hold-out", str(listing.root), "no class has two")
 
 
 def _note(error: DataError, faults: Faults) -> None:

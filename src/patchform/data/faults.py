@@ -118,6 +118,7 @@ KINDS: dict[str, Kind] = {
     "box-oriented": _hint("lines of four corners, as of oriented boxes (OBB)", "detection has the upright box around"),
     "box-order": _hint("parts all of whose boxes could be corners x1, y1, x2, y2", "look at some: patchform data show"),
     "points-likely": _hint("lines that may be a box and key points", "if so, give kpt_shape in data.yaml"),
+    "nothing-to-hold-out": _hint("too little to hold some out to validate on", "set data.validation", whole=True),
     "nothing-to-judge": _hint("nothing to judge by", "annotate some", whole=True),
     "orientation-untold": _hint(
         "annotated pictures with an orientation tag that their sizes cannot check",
