@@ -18,8 +18,8 @@ Cell: TypeAlias = tuple[Tensor, Tensor]
 """(row, column), int64, broadcasting."""
 Sees: TypeAlias = Callable[[Cell, Cell, Grid], Tensor]
 
-MOST_BYTES = 64 * 2**20
-"""That tables may take in all: those of a Swin for some thirty pictures of a megapixel."""
+MOST_BYTES = 40 * 2**20
+"""That tables may take in all: those of a Swin for some twenty pictures of a megapixel."""
 
 
 class Cells(NamedTuple):
