@@ -105,7 +105,7 @@ def test_that_there_is_but_one_class_is_said_before_the_first_epoch(tmp_path, ca
         place.rmdir()
     loop.train(tiny.recipe(folder, tmp_path), progress=True)
     first = capsys.readouterr().err.split("epoch 1")[0]
-    assert "every picture is of one class, h: there is nothing to tell apart" in first
+    assert 'hint: a single class, which is the answer to everything: class "h"' in first
 
 
 def test_json_alone_is_on_standard_output(pictures, tmp_path, capsys):
