@@ -107,11 +107,11 @@ METHODS = ["fork", pytest.param("forkserver", marks=pytest.mark.slow), pytest.pa
 LOAD = """
 import multiprocessing, os, sys, time
 sys.path.insert(0, sys.argv[2])
-multiprocessing.set_start_method(sys.argv[1])
 from test_groups import Numbers
 from patchform.data.loader import evaluation_loader
 if __name__ == "__main__":
     import signal
+    multiprocessing.set_start_method(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: None)
     for count, batch in enumerate(evaluation_loader(Numbers(float(sys.argv[3])), 2, 2)):
