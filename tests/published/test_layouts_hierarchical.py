@@ -56,7 +56,8 @@ def test_any_other_layout_is_refused(layout, kind, tmp_path):
 def test_the_table_has_every_layout():
     families = {family(kind) for _, kind in TABLE}
     named = {(name, layout) for name in families for layout in layouts_of(pf.build_backbone(f"{name}/nano"))}
-    assert {(family(kind), layout) for layout, kind in TABLE} == {pair for pair in named if pair[1] != "patchform"}
+    elsewhere = ("patchform", "_upernet", "_semantic_fpn")  # those of whole segmenters are in test_segmenters
+    assert {(family(kind), layout) for layout, kind in TABLE} == {p for p in named if not p[1].endswith(elsewhere)}
 
 
 # ------------------------------------------------------------------------------------------------------------ controls
@@ -134,10 +135,14 @@ def test_a_whole_segmenter_by_its_prefix():
     segmenter = {name: tensor for name, tensor in of.weights.items() if not name.startswith("head.")}
     segmenter["decode_head.conv_seg.weight"] = torch.zeros(19, 8, 1, 1)
     segmenter["backbone.norm0.weight"] = segmenter["backbone.norm0.bias"] = torch.ones(8)
+    whole, model = built(of), built(of)
+    report = pf.load_weights(whole, segmenter)  # its own layout knows all names, and the head stays as it is
+    assert report.layout == "mmseg_upernet"
+    assert {entry.name for entry in report.of("new")} == {"head.classifier.weight", "head.classifier.bias"}
     with pytest.raises(ModelFileError):
-        pf.load_weights(built(of), segmenter)
-    model = built(of)
+        pf.load_weights(built(of), {**segmenter, "neck.0.weight": torch.ones(2)})
     report = pf.load_weights(model.backbone, segmenter, prefix="backbone.")
+    assert all(torch.equal(tensor, whole.backbone.state_dict()[n]) for n, tensor in model.backbone.state_dict().items())
     assert (report.layout, report.prefix) == ("mm_backbone", "backbone.")
     head, _, norm = (next(e for e in report.dropped if e.name == n) for n in (
         "decode_head.conv_seg.weight", "norm0.weight", "norm0.bias",

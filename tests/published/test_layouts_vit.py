@@ -580,8 +580,12 @@ def test_the_backbone_of_dino_is_taken_out_of_student_and_teacher():
     assert {entry.name for entry in report.dropped} == {name for name in whole if ".head." in name}
     with torch.no_grad():
         assert (summary(model, made.images) - made.expected).abs().max() <= made.tolerance
-    with pytest.raises(ModelFileError):
-        pf.load_weights(model, whole)
+    other = ours("vit", Case("timm", timm_vit))
+    report = pf.load_weights(other, whole)
+    assert (report.layout, report.prefix) == ("dino", "module.")
+    assert all(torch.equal(tensor, other.backbone.state_dict()[n]) for n, tensor in model.backbone.state_dict().items())
+    with pytest.raises(ModelFileError, match=r"names begin with module\.backbone\."):
+        pf.load_weights(model, {**whole, "module.neck.weight": torch.zeros(4)})
 
 
 @pytest.mark.parametrize("front", ["backbone.0.body.", "backbone."])

@@ -6,7 +6,7 @@ from reference import golden, randomise
 from safetensors.torch import load_file, save_file
 
 import patchform as pf
-from patchform import cli
+from patchform import cli, lookup
 from patchform.errors import ModelFileError
 from patchform.loading import export_weights
 from patchform.records import Preprocessing
@@ -88,11 +88,25 @@ LAYOUTS = [
     ("pvt/nano", "upernet", "authors_upernet", {}),
     ("twins/nano_dense", "upernet", "meituan_dense_upernet", {}),
     ("twins/nano_dense", "semantic_fpn", "mmseg_svt_semantic_fpn", {}),
+    ("pvt/nano", "upernet", "mmseg_upernet", {}),
+    ("twins/nano_dense", "semantic_fpn", "meituan_dense_semantic_fpn", {}),
+    ("twins/nano_dense", "upernet", "mmseg_svt_upernet", {}),
     ("dual_vit/nano", "upernet", "authors_upernet", {"summary": "mean"}),
+    ("dual_vit/nano", "semantic_fpn", "authors_semantic_fpn", {"summary": "mean"}),
     ("vit/nano", "setr", "setr_naive", {}),
     ("vit/nano", "setr", "setr_pup", {"patch": 16}),
     ("vit/nano", "setr", "setr_mla", {"maps_from": (1, 2), "summary": "mean"}),
 ]
+
+
+def test_the_table_has_every_layout_of_a_segmenter():
+    named = {
+        (family, layout)
+        for family in lookup.names("backbones")
+        for layout in lookup.published(family).layouts
+        if layout.endswith(("_upernet", "_semantic_fpn")) or layout.startswith("setr")
+    }
+    assert {(backbone.partition("/")[0], layout) for backbone, _, layout, _ in LAYOUTS} == named
 
 
 def of(backbone, head, layout, options, classes="abc"):
