@@ -49,7 +49,7 @@ def test_upernet_of_transformers_loads_whole_and_gives_the_same_numbers(theirs, 
         assert len(source) == len(theirs.state_dict())
     else:
         source = theirs.state_dict()
-    model = upernet()
+    model = upernet(windows="zeros")
     report = pf.load_weights(model, tmp_path if kept == "file" else source)
     assert report.layout == ("transformers_upernet" if kept == "file" else "transformers_5_upernet")
     assert not report.of("new")
@@ -57,14 +57,18 @@ def test_upernet_of_transformers_loads_whole_and_gives_the_same_numbers(theirs, 
     assert {entry.name for entry in report.dropped} == {
         f"backbone.swin.layernorm.{part}" for part in ("weight", "bias")
     } & set(source)
-    for side in (256, 384):  # whole windows at every stage, and more than one
+    masked = upernet()
+    masked.load_state_dict(model.state_dict())
+    for side in (224, 256, 320, 384, 512):  # windows divide the maps of 256, 384 and 512
         images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             wanted = theirs(images).logits
             rounding = (theirs.double()(images.double()).logits - wanted).abs().max()
             theirs.float()
             logits = model.head(model.backbone(images)).cells.enlarged((side, side))
+            other = masked.head(masked.backbone(images)).cells.enlarged((side, side))
         assert (logits - wanted).abs().max() <= 10 * rounding
+        assert ((other - wanted).abs().max() > 100 * rounding) == (side not in (256, 384, 512))
         assert rounding < 1e-5 * wanted.abs().max()
     model.head.norms[0].eps = 1.0  # control: the norms of maps count
     with torch.no_grad():

@@ -226,7 +226,10 @@ COMPUTES: dict[str, dict[str, Any]] = {
     "transformers_5_backbone": {"windows": "zeros_map"},
     "transformers_v2": {"windows": "zeros_native"},
     "transformers_v2_backbone": {"windows": "zeros_native"},
-    "transformers_dense": {"windows": "zeros"},
+    **dict.fromkeys(
+        ("transformers_dense", "transformers_upernet", "transformers_5_upernet", "microsoft_upernet", "mmseg_upernet"),
+        {"windows": "zeros"},
+    ),
     "mm": {"windows": "zeros_map"},
     "mm_v2": {"windows": "zeros_map"},
     "mm_backbone": {"windows": "zeros"},

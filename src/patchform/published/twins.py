@@ -87,6 +87,11 @@ COMPUTES: dict[str, dict[str, Any]] = {
     "mm_backbone": {"windows": "zeros_half"},
     "mmseg_svt": {"windows": "zeros_half"},
 }
+COMPUTES |= {
+    f"{layout}_{head}": {"windows": "zeros_half"}
+    for layout in ("meituan_dense", "mmseg_svt")
+    for head in segmenters.MMSEG_HEADS
+}
 """meituan is timm's; the authors' classifiers ask for maps of whole windows. meituan_dense is that of their detectors;
 their segmenters compute with zeros_half."""
 
