@@ -53,6 +53,7 @@ class Adapter:
         self.own = target.state_dict()
 
     def __call__(self, key: str, tensor: Tensor) -> Fitted:
+        """A tensor of the source as the model's of that name, and what was done. Raises ValueError."""
         name = key.removeprefix(self.level)
         own = self.own[name]
         if ROWS.fullmatch(key) and self.source_classes != self.classes and tensor.shape[1:] == own.shape[1:]:
