@@ -100,7 +100,7 @@ def outcome(folder):
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}, lines
 
 
-class Cut(Exception):
+class Cut(BaseException):
     """The end of a process, without one."""
 
 

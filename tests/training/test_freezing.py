@@ -155,7 +155,7 @@ def test_more_layers_than_there_are_are_refused():
 THAWING = {"model": {"backbone": "resnet/nano", "frozen": 2, "frozen_epochs": 1}, "training": {"ema": 0.9}}
 
 
-class Cut(Exception):
+class Cut(BaseException):
     """The end of a process, without one."""
 
 

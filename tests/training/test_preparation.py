@@ -26,7 +26,10 @@ OPTIONS = [
     ({"options": {"pacth": 8}}, 'no option of vit/nano "pacth"; did you mean "patch"?'),
     ({"head_options": {"dropout": "much"}}, "option dropout of head linear cannot be 'much'; it is a number"),
     ({"head_options": {"dropout": float("nan")}}, "model.head_options is {'dropout': nan}; it must be in "),
-    ({"backbone": "pvt/nano", "options": {"widths": (8, 0, 8, 8)}}, "pvt/nano under linear cannot be built with these"),
+    (
+        {"backbone": "pvt/nano", "options": {"widths": (8, 0, 8, 8), "heads": (1, 1, 1, 1)}},
+        "pvt/nano under linear cannot be built with these",
+    ),
 ]
 
 

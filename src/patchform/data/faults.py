@@ -140,6 +140,7 @@ KINDS: dict[str, Kind] = {
         "names of classes that look like several", "if they are, separate them by | and set data.labels to multi"
     ),
     "name-blanks": _hint("names of classes with blanks around them", "remove the blanks"),
+    "name-odd": _hint("names of files that are not UTF-8", "they are spelt with \\udc.. in what is written"),
     "name-control": _hint("names with characters that are not seen", "rename them"),
     "picture-shared": _hint("pictures of training that validation has too", "remove them from one of the two"),
     "picture-repeated": _hint("pictures that are there a second time", "remove the copies"),

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from patchform.data.listing import Item, Listing, MaskCodes, PolygonMask, quoted
-from patchform.errors import DataError
+from patchform.data.listing import Item, Listing, MaskCodes, PolygonMask, quoted, unknown_classes
 from patchform.records import IGNORED
 
 
@@ -40,8 +39,7 @@ def only_known(listing: Listing, classes: Sequence[str], where: Path) -> Listing
     codes = listing.mask_codes
     if used or (codes is not None and not _any_class(_known_codes(codes, listing.classes, number))):
         names = [listing.classes[class_] for class_ in used] or unknown
-        what = f"{len(names)} unknown class{'es' * (len(names) > 1)}: {quoted(names)}"
-        raise DataError(what, where=where, remedy=f"known are {quoted(classes)}")
+        raise unknown_classes(names, classes, where)
     fate = "of which there is nothing" if codes is None or not codes.ids else "refused where a mask has one"
     return replace(
         listing,

@@ -330,15 +330,17 @@ def by_name(names: Iterable[str], classes: Sequence[str], where: Path) -> dict[s
     indices = {name: index for index, name in enumerate(classes)}
     unknown = [name for name in names if name not in indices]
     if unknown:
-        looks = {_look_of(name): name for name in classes}
-        alike = [(name, looks[_look_of(name)]) for name in unknown if _look_of(name) in looks]
-        near = "".join(f'; "{name}" and the known "{known}" {_difference(name, known)}' for name, known in alike[:3])
-        raise DataError(
-            f"{len(unknown)} unknown class{'es' * (len(unknown) > 1)}: {quoted(unknown)}{near}",
-            where=where,
-            remedy=f"known are {quoted(classes)}",
-        )
+        raise unknown_classes(unknown, classes, where)
     return indices
+
+
+def unknown_classes(names: Sequence[str], classes: Sequence[str], where: Path) -> DataError:
+    """The error for names that are not among `classes`; those that look like one of them are told."""
+    looks = {_look_of(name): name for name in classes}
+    alike = [(name, looks[_look_of(name)]) for name in names if _look_of(name) in looks]
+    near = "".join(f'; "{name}" and the known "{known}" {_difference(name, known)}' for name, known in alike[:3])
+    what = f"{len(names)} unknown class{'es' * (len(names) > 1)}: {quoted(names)}{near}"
+    return DataError(what, where=where, remedy=f"known are {quoted(classes)}")
 
 
 def chosen_names(classes: str | Sequence[str]) -> tuple[str, ...]:

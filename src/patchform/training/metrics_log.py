@@ -187,7 +187,8 @@ def _rows(lines: Sequence[bytes]) -> Lines:
     if not lines:
         return Lines([], 0)
     columns = _cells(lines[0])
-    if not set(_KEYS) <= set(columns) or len(set(columns)) < len(columns):
+    whole = set(_KEYS) <= set(columns) and len(set(columns)) == len(columns) and all(map(str.isprintable, columns))
+    if not whole:
         return Lines([], len(lines))
     rows, bad = [], 0
     for line in lines[1:]:

@@ -59,9 +59,9 @@ def test_a_part_without_objects_is_refused_before_training(left, tmp_path):
 
 def test_one_picture_or_one_class_is_said(tmp_path):
     class_folders(tmp_path / "one", {"a": 1})
-    assert set(kinds(tmp_path / "one")) == {"layout", "class-single"}  # nothing can be held out
+    assert set(kinds(tmp_path / "one")) == {"nothing-to-hold-out", "class-single"}
     class_folders(tmp_path / "few", {"a": 1, "b": 1})
-    assert kinds(tmp_path / "few")["layout"] == 1
+    assert kinds(tmp_path / "few")["nothing-to-hold-out"] == 1
     class_folders(tmp_path / "alone", {"a": 5})
     assert kinds(tmp_path / "alone") == {"class-single": 1}
     assert diagnose(DataSettings(path=str(tmp_path / "alone"))).fatal == 0

@@ -104,8 +104,8 @@ def test_names_with_unseen_characters_or_blanks_are_hints(tmp_path):
     assert found((names.ENCODING, names.CONTROL), of_files(elsewhere, ["a"], ["a/b.jpg"])) == []
 
 
-@pytest.mark.parametrize("path", [f"{LATIN}/1.png", f"tea/{LATIN}.png"])
-def test_names_that_are_not_utf8_are_faults_before_training(path, tmp_path):
+@pytest.mark.parametrize(("path", "kind"), [(f"{LATIN}/1.png", "name-bytes"), (f"tea/{LATIN}.png", "name-odd")])
+def test_names_that_are_not_utf8_are_told_before_training_and_refused_for_classes(path, kind, tmp_path):
     for part in ("train", "val"):
         class_folders(tmp_path / part, {"cup": 2, "tea": 2})
         place = tmp_path / part / path
@@ -114,9 +114,12 @@ def test_names_that_are_not_utf8_are_faults_before_training(path, tmp_path):
             place.write_bytes((tmp_path / part / "tea" / "001.png").read_bytes())
         except OSError:
             pytest.skip("a system that refuses such names")
-    assert kinds(tmp_path)["name-bytes"] >= 1
+    assert kinds(tmp_path)[kind] >= 1
     settings = DataSettings(path=str(tmp_path))
     listing, _ = open_training(settings)
+    if kind == "name-odd":
+        assert any("not UTF-8" in hint for hint in find_task("classification").refuse(listing))
+        return
     with pytest.raises(DataError, match="not UTF-8"):
         find_task("classification").refuse(listing, training=True)
     with pytest.raises(DataError, match="not UTF-8"):

@@ -7,6 +7,7 @@ from bad_pictures import encode, exif, gradient, tree_state
 from PIL import Image
 
 from patchform.data import json_lists
+from patchform.data.checks.base import look
 from patchform.data.checks.examination import check, examine
 from patchform.data.dataset import open_data
 from patchform.data.faults import KINDS, Faults
@@ -208,7 +209,8 @@ def test_bad_outlines(tmp_path, segmentation, kind):
         assert abs(polygon).max() <= 2 * WIDTH
     else:
         assert objects.segmentations is None
-        InstanceSegmentation().faults(listing, told := Faults())
+        task = InstanceSegmentation()
+        look(task.checks, task.subject(listing, training=True), told := Faults(), "listed")
         assert (told.counts["outline-missing"], told.fatal) == (2, 2)
 
 

@@ -528,9 +528,8 @@ def test_a_path_that_leads_elsewhere_is_not_followed_and_what_to_give_is_said(tm
     assert f"{tmp_path}/datasets/c8/images/train" in caught.value.remedy or base in ("~/c8", "D:/c8")
     placed(tmp_path / "cfg", {"b": BOX})  # and with pictures beside it is a note
     described(tmp_path / "cfg", path=base, train="images/train", val="images/train")
-    assert any(
-        f'path "{base}" leads out of its folder and is not followed' in note for note in opened(tmp_path / "cfg").notes
-    )
+    notes = opened(tmp_path / "cfg").notes
+    assert any(f'path "{base[:80]}" leads out of its folder and is not followed' in note for note in notes)
 
 
 def test_folders_in_any_case(tmp_path):

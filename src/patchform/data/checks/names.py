@@ -28,10 +28,10 @@ def _told(listing: Listing) -> Iterator[tuple[str, str]]:
 
 
 def encoding(subject: Subject, faults: Faults) -> None:
-    """Names that are not UTF-8, as far as the system gave them: no model, list or report can hold them."""
+    """Names that are not UTF-8, as far as the system gave them: no model or list can hold those of classes."""
     for name, where in _told(subject.listing):
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            faults.add("name-bytes", where or _last(name), _spelt(name) if where else "")
+            faults.add("name-bytes" if where else "name-odd", where or _last(name), _spelt(name) if where else "")
 
 
 def control(subject: Subject, faults: Faults) -> None:
