@@ -31,7 +31,7 @@ Key = tuple[int, int]
 
 def derive(*parts: int | str) -> int:
     """A seed, 0 <= seed < 2**63, from several numbers or words: equal for equal parts, unrelated for others."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
