@@ -22,6 +22,7 @@ FLOORS = (
     ("tasks",),
     ("model",),
     ("pretraining",),
+    ("adaptation",),
     ("loading",),
     ("inference",),
     ("timeline",),

@@ -9,8 +9,9 @@ from torch import nn
 
 import patchform as pf
 from patchform import lookup
+from patchform.adaptation import sizes_of
 from patchform.errors import ModelFileError, UsageError
-from patchform.loading import export_weights, layouts_of, sizes_of
+from patchform.loading import export_weights, layouts_of
 from patchform.model import save
 from patchform.records import Batch, Preprocessing
 from patchform.settings import Transfer

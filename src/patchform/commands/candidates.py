@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from patchform import lookup
+from patchform.adaptation import CLASSIFIER
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import ModelFileError
 from patchform.heads.base import Head
-from patchform.loading import CLASSIFIER, layouts_of, load_weights
+from patchform.loading import layouts_of, load_weights
 from patchform.model import Model, build_model
 from patchform.weights.load_report import Report
 
