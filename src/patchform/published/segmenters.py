@@ -197,7 +197,7 @@ def _mmseg_mla() -> Iterator[Rule]:
 def mmseg_setr(backbone: Rules) -> dict[str, Rules]:
     """Whole models of OpenMMLab by decoder, on its ViT without a final norm; the head has form="openmmlab".
 
-    mla wants summary="mean" of the backbone, and auxiliary decoders of all its levels, 0 to 3, or of none.
+    mla wants summary="mean" of the backbone, four maps and, as the files have them, auxiliary=(0, 1, 2, 3).
     """
     auxiliary = _mmseg_steps("auxiliary_head.{i}", "head.auxiliary_decoders.{i}", "{j}")
     decoders: dict[str, tuple[Rule, ...]] = {
