@@ -165,7 +165,7 @@ def test_control_another_structure_gives_other_numbers(name):
 def test_control_the_auxiliary_decoder_of_pup_grows_in_two_steps():
     _, data, state, rounding = golden("setr_pup")
     model = filled("pup", state)
-    model.head.in_two_steps = False
+    model.head.auxiliary_by_quarter = False
     found = answers(model(data["input"]))["aux0"]
     assert (found - data["aux0"]).abs().max() > 1000 * rounding["aux0"]
 
@@ -235,3 +235,10 @@ def test_what_is_not_there_is_named():
         SETR(features, classes=3, auxiliary=(2,))
     with pytest.raises(UsageError, match="decoder"):
         SETR(features, classes=3, decoder="pub")
+    with pytest.raises(UsageError, match="form"):
+        SETR(features, classes=3, form="mmseg")
+    for options in ({"form": "openmmlab", "decoder": "mla"}, {"form": "authors"}):
+        with pytest.raises(UsageError, match="auxiliary_steps"):
+            SETR(features, classes=3, auxiliary_steps=2, **options)
+    with pytest.raises(UsageError, match="auxiliary_steps"):
+        SETR(features, classes=3, auxiliary_steps=0, form="openmmlab")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import golden, randomise
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +101,9 @@ LAYOUTS = [
     ("vit/nano", "setr", "setr_naive", {}),
     ("vit/nano", "setr", "setr_pup", {"patch": 16}),
     ("vit/nano", "setr", "setr_mla", {"maps_from": (1, 2), "summary": "mean"}),
+    ("vit/nano", "setr", "mmseg_setr_naive", {}),
+    ("vit/nano", "setr", "mmseg_setr_pup", {"patch": 16}),
+    ("vit/nano", "setr", "mmseg_setr_mla", {"depth": 4, "maps_from": (1, 2, 3, 4), "summary": "mean"}),
 ]
 
 
@@ -108,7 +112,7 @@ def test_the_table_has_every_layout_of_a_segmenter():
         (family, layout)
         for family in lookup.names("backbones")
         for layout in lookup.published(family).layouts
-        if layout.endswith(("_upernet", "_semantic_fpn")) or layout.startswith("setr")
+        if layout.endswith(("_upernet", "_semantic_fpn")) or "setr_" in layout
     }
     assert {(backbone.partition("/")[0], layout) for backbone, _, layout, _ in LAYOUTS} == named
 
@@ -117,8 +121,11 @@ def of(backbone, head, layout, options, classes="abc"):
     form = {
         "upernet": {"channels_inside": 32, "norm": "layer" if "swin" in backbone else "none"},
         "semantic_fpn": {"channels_inside": 16, "channels_pyramid": 16},
-        "setr": {"channels_inside": 16, "decoder": layout.removeprefix("setr_"), "auxiliary": (0,)},
+        "setr": {"channels_inside": 16, "decoder": layout.rpartition("_")[2], "auxiliary": (0,)},
     }
+    if layout.startswith("mmseg_setr"):
+        form["setr"] |= {"form": "openmmlab", "auxiliary_steps": 2 if layout.endswith("pup") else 1}
+        form["setr"] |= {"auxiliary": (0, 1, 2, 3)} if layout.endswith("mla") else {}
     return ours(backbone, head, 64, classes, form[head], **options)
 
 
@@ -127,7 +134,7 @@ def test_any_layout_is_written_and_read_to_the_same_bits(backbone, head, layout,
     source, target = (of(backbone, head, layout, options) for _ in range(2))
     randomise(source)
     written = export_weights(source, layout)
-    if layout == "setr_mla":
+    if layout.endswith("setr_mla"):
         written["backbone.cls_token"] = torch.zeros(1, 1, 48)
     report = pf.load_weights(target, written, layout=layout)
     assert pf.load_weights(target, written).layout == layout  # it is recognised, too
@@ -143,6 +150,163 @@ def test_any_layout_is_written_and_read_to_the_same_bits(backbone, head, layout,
     assert {"fresh" in entry.note for entry in report.of("resized")} == {True}
     assert torch.equal(whole.backbone.state_dict()[(key := next(iter(source.backbone.state_dict())))],
                        source.backbone.state_dict()[key])  # fmt: skip
+
+
+class Stated:
+    """SETR of OpenMMLab, stated anew over a file's tensors: `read` are the names that it took."""
+
+    def __init__(self, tensors, *, heads):
+        self.tensors, self.heads, self.read = tensors, heads, set()
+
+    def get(self, name):
+        self.read.add(name)
+        return self.tensors[name]
+
+    def pair(self, name):
+        return self.get(f"{name}.weight"), self.get(f"{name}.bias")
+
+    def norm(self, name, x):
+        return F.layer_norm(x, x.shape[-1:], *self.pair(name), eps=1e-6)
+
+    def cell_norm(self, name, x):
+        return self.norm(name, x.movedim(1, -1)).movedim(-1, 1)
+
+    def conv(self, name, x):
+        kernel = self.get(f"{name}.conv.weight")
+        moments = (self.get(f"{name}.bn.running_{part}") for part in ("mean", "var"))
+        return F.batch_norm(
+            F.conv2d(x, kernel, padding=kernel.shape[-1] // 2), *moments, *self.pair(f"{name}.bn")
+        ).relu()
+
+    def maps(self, images, depth, *, class_token):
+        kernel, bias = self.pair("backbone.patch_embed.projection")
+        x = F.conv2d(images, kernel, bias, stride=kernel.shape[-1])
+        grid = x.shape[-2:]
+        first = self.get("backbone.cls_token").expand(len(images), 1, -1)
+        x = torch.cat([first, x.flatten(2).mT], 1) + self.get("backbone.pos_embed")
+        x = x if class_token else x[:, 1:]
+        for number in range(depth):
+            of = f"backbone.layers.{number}"
+            joined = self.get(f"{of}.attn.attn.in_proj_weight"), self.get(f"{of}.attn.attn.in_proj_bias")
+            q, k, v = (
+                F.linear(self.norm(f"{of}.ln1", x), *joined).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            )
+            seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x = x + F.linear(seen, *self.pair(f"{of}.attn.attn.out_proj"))
+            inside = F.gelu(F.linear(self.norm(f"{of}.ln2", x), *self.pair(f"{of}.ffn.layers.0.0")))
+            x = x + F.linear(inside, *self.pair(f"{of}.ffn.layers.1"))
+            yield x[:, -grid.numel() :].mT.unflatten(2, grid)
+
+    def steps(self, name, x, convolutions, times):
+        x = self.cell_norm(f"{name}.norm", x)
+        for number in range(convolutions):
+            x = F.interpolate(self.conv(f"{name}.up_convs.{number}.0", x), scale_factor=times, mode="bilinear")
+        return F.conv2d(x, *self.pair(f"{name}.conv_seg"))
+
+    def mla(self, maps):
+        total, levels = 0, []
+        for number in reversed(range(4)):  # from the deepest, which is the first level
+            narrow = self.conv(f"neck.mla.channel_proj.{number}", self.cell_norm(f"neck.norm.{number}", maps[number]))
+            total = total + narrow
+            levels.append(self.conv(f"neck.mla.feat_extract.{len(levels)}", total))
+        grown = []
+        for number, level in enumerate(levels):
+            x = self.conv(f"decode_head.up_convs.{number}.0", level)
+            x = self.conv(f"decode_head.up_convs.{number}.1", x)
+            grown.append(F.interpolate(x, scale_factor=4, mode="bilinear"))
+        yield F.conv2d(torch.cat(grown, 1), *self.pair("decode_head.conv_seg"))
+        for number, level in enumerate(levels):
+            yield F.conv2d(level, *self.pair(f"auxiliary_head.{number}.conv_seg"))
+
+    def logits(self, images, layout, auxiliary_steps):
+        """Of the pixels: of the decoder and of each auxiliary one."""
+        maps = list(self.maps(images, 4, class_token=layout != "mmseg_setr_mla"))
+        if layout == "mmseg_setr_mla":
+            logits = list(self.mla(maps))
+        else:
+            main = (4, 2) if layout == "mmseg_setr_pup" else (1, 4)
+            logits = [self.steps("decode_head", maps[-1], *main)]
+            logits += [self.steps(f"auxiliary_head.{n}", maps[n], auxiliary_steps, 4) for n in range(3)]
+        return [F.interpolate(x, size=images.shape[-2:], mode="bilinear") for x in logits]
+
+
+def one_step(head):
+    head.by_quarter = False
+
+
+def aligned(head):
+    head.decoder.aligned = True
+
+
+def turned(head):
+    head.aggregation.outputs = head.aggregation.outputs[::-1]
+
+
+def exchanged(head):
+    head.decoder.steps[1], head.decoder.steps[2] = head.decoder.steps[2], head.decoder.steps[1]
+
+
+CONTROLS = {"mmseg_setr_naive": (one_step,), "mmseg_setr_pup": (exchanged,), "mmseg_setr_mla": (aligned, turned)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "steps"),
+    [(f"mmseg_setr_{decoder}", steps) for decoder in ("naive", "pup") for steps in (1, 2)] + [("mmseg_setr_mla", 1)],
+)
+@torch.no_grad()
+def test_setr_of_openmmlab_gives_the_numbers_of_its_rules(layout, steps):
+    decoder = layout.rpartition("_")[2]
+    levels = (0, 1, 2, 3) if decoder == "mla" else (0, 1, 2)
+    form = {
+        "channels_inside": 16,
+        "decoder": decoder,
+        "auxiliary": levels,
+        "form": "openmmlab",
+        "auxiliary_steps": steps,
+    }
+    size = {"depth": 4, "maps_from": (1, 2, 3, 4), "patch": 16, "summary": "mean" if decoder == "mla" else "class"}
+    source, model = (ours("vit/nano", "setr", 64, head_options=form, **size) for _ in range(2))
+    draw = torch.Generator().manual_seed(3)
+    tensors = {name: tensor.clone() for name, tensor in named(source, layout).items()}
+    if decoder == "mla":  # it is given to no block
+        tensors["backbone.cls_token"] = torch.randn(1, 1, 48, generator=draw)
+        tensors["backbone.pos_embed"][:, 0] = torch.randn(48, generator=draw)
+    report = pf.load_weights(model, tensors)
+    assert report.layout == layout
+    assert {entry.name for entry in report.of("new")} == {"backbone.norm.weight", "backbone.norm.bias"}
+    assert any("bilinearly" in remark for remark in report.remarks)
+    stated = Stated({name: tensor.double() for name, tensor in tensors.items()}, heads=3)
+    images = torch.randn(2, 3, 64, 64, generator=draw, dtype=torch.float64)
+    wanted = stated.logits(images, layout, steps)
+    assert stated.read == {name for name in tensors if not name.endswith("num_batches_tracked")}
+    model.double().head.training = True  # for the auxiliary decoders; norms stay as they are
+
+    def found():
+        raw = model.head(model.backbone(images))
+        cells = [raw.cells, *(raw.auxiliary[::-1] if decoder == "mla" else raw.auxiliary)]
+        return [F.interpolate(one.logits, size=(64, 64), mode="bilinear") for one in cells]
+
+    for logits, numbers in zip(found(), wanted, strict=True):
+        assert (logits - numbers).abs().max() < 1e-12 * numbers.abs().max()
+    for control in CONTROLS[layout]:
+        control(model.head)
+        assert (found()[0] - wanted[0]).abs().max() > 1e-3 * wanted[0].abs().max()
+
+
+@pytest.mark.parametrize("decoder", ["naive", "pup", "mla"])
+def test_each_form_of_setr_is_read_and_written_as_its_own_alone(decoder):
+    def built(form):
+        options = {"decoder": decoder, "channels_inside": 16, "auxiliary": (0, 1, 2, 3), "form": form}
+        size = {"depth": 4, "maps_from": (1, 2, 3, 4), "patch": 16, "summary": "mean" if decoder == "mla" else "class"}
+        return ours("vit/nano", "setr", 64, head_options=options, **size)
+
+    layouts = {"authors": f"setr_{decoder}", "openmmlab": f"mmseg_setr_{decoder}"}
+    for form, other in (("authors", "openmmlab"), ("openmmlab", "authors")):
+        tensors = named(built(form), layouts[form])
+        with pytest.raises(ModelFileError, match=r"do not fit|of no known layout|does not suit"):
+            pf.load_weights(built(other), tensors, transfer=Transfer(head="load"))
+        with pytest.raises(ModelFileError, match=r"no rule for head|cannot be written as"):
+            named(built(form), layouts[other])
 
 
 @pytest.mark.parametrize(("name", "head"), [("head_upernet", "upernet"), ("head_semantic_fpn", "semantic_fpn")])

@@ -7,6 +7,15 @@
 
 Batch norm and ReLU follow every convolution but the last (section 3.3). All leave the rest to bilinear interpolation.
 Maps, or levels, may have decoders of their own, whose losses help in training.
+
+OpenMMLab's form of it, read from the source of mmsegmentation 1.x:
+
+    naive  map --norm--> 1x1 conv --> 1x1 conv --> logits --> four times the size, and only then the image's
+    pup    as above
+    mla    levels --> 3x3 conv x 2 --> four times the size, corners not aligned --together--> 1x1 conv --> logits
+
+with no bias in front of a batch norm. Its auxiliary decoders of naive and pup are one or two convolutions, four times
+the size after each, and the classifier; those of mla have a bias.
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ from torch import Tensor, nn
 from patchform.errors import UsageError
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
-from patchform.layers.pyramids import doubled, to_size, top_down
+from patchform.layers.pyramids import to_size, top_down
 from patchform.records import FeatureInfo, Features, Target
 
 QUARTER = 4
@@ -43,6 +52,9 @@ class SETR(DenseHead):
             training.
         auxiliary_weight: factor of each of these losses; the authors have three or four (naive: of blocks 10, 15
             and 20 of ViT-L; pup: 24 too; mla: all levels).
+        form: of the program whose weights it takes: "authors", or "openmmlab" (see above).
+        auxiliary_steps: convolutions before the last of an auxiliary decoder, 1 or more; more than one in OpenMMLab's
+            naive and pup only, which have 2 in their files, but for naive on Cityscapes.
         pixels: see `PixelOptions`.
 
     Raises:
@@ -58,41 +70,63 @@ class SETR(DenseHead):
         channels_inside: int = 256,
         auxiliary: Sequence[int] = (),
         auxiliary_weight: float = 0.4,
+        form: Literal["authors", "openmmlab"] = "authors",
+        auxiliary_steps: int = 1,
         **pixels: Unpack[PixelOptions],
     ) -> None:
         super().__init__(features, classes=classes, auxiliary_weight=auxiliary_weight, **pixels)
         if decoder not in ("naive", "pup", "mla"):
             raise UsageError(f'decoder is "{decoder}"', remedy='it is "naive", "pup" or "mla"')
-        channels, strides = features.channels, features.strides
+        if form not in ("authors", "openmmlab"):
+            raise UsageError(f'form is "{form}"', remedy='it is "authors" or "openmmlab"')
+        openmmlab = form == "openmmlab"
+        if auxiliary_steps < 1 or (auxiliary_steps > 1 and (decoder == "mla" or not openmmlab)):
+            raise UsageError(
+                f"auxiliary_steps is {auxiliary_steps}",
+                remedy='it is 1 or more, and more than 1 only with form "openmmlab" and decoder "naive" or "pup"',
+            )
+        channels = features.channels
         for number in auxiliary:
             if not -len(channels) <= number < len(channels):
                 raise UsageError(f"no map {number}", remedy=f"the backbone gives {len(channels)}, counted from 0")
         self.auxiliary, inside = tuple(auxiliary), channels_inside
-        self.in_two_steps = decoder == "pup"  # its auxiliary logits grow to a quarter of the image, then to all of it
+        self.by_quarter = openmmlab and decoder == "naive"  # its logits grow to a quarter of the image, then to all
+        self.auxiliary_by_quarter = self.by_quarter or decoder == "pup"
         self.aggregation = Aggregation(channels, inside) if decoder == "mla" else None
         if decoder == "mla":
-            self.decoder: nn.Module = MLA(len(channels), inside, classes)
-            self.auxiliary_decoders = nn.ModuleList(classifier(inside, classes, bias=False) for _ in auxiliary)
-        else:
-            pup, last = decoder == "pup", channels[-1]
-            self.decoder = PUP(last, inside, classes, stride=strides[-1]) if pup else Naive(last, inside, classes)
-            self.auxiliary_decoders = nn.ModuleList(
-                Naive(channels[number], inside, classes, kernel=3 if pup else 1) for number in auxiliary
+            self.decoder: nn.Module = MLA(
+                len(channels), inside, classes, kernel=1 if openmmlab else 3, aligned=not openmmlab
             )
+            self.auxiliary_decoders = nn.ModuleList(classifier(inside, classes, bias=openmmlab) for _ in auxiliary)
+            return
+        kernel = 3 if decoder == "pup" else 1
+        if decoder == "pup":
+            doublings = max(1, round(math.log2(features.strides[-1])))
+            self.decoder = Steps(channels[-1], inside, classes, number=doublings, growth=2, bias=not openmmlab)
+        elif openmmlab:
+            self.decoder = Steps(channels[-1], inside, classes, number=1, growth=QUARTER, kernel=1, bias=False)
+        else:
+            self.decoder = Naive(channels[-1], inside, classes)
+        self.auxiliary_decoders = nn.ModuleList(
+            Steps(channels[number], inside, classes, number=auxiliary_steps, growth=QUARTER, kernel=kernel, bias=False)
+            if openmmlab
+            else Naive(channels[number], inside, classes, kernel=kernel)
+            for number in auxiliary
+        )
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DenseRaw:
         """Logits of cells; auxiliary ones only in training."""
         maps: Sequence[Tensor] = features.maps
         if self.aggregation is None:
-            cells = Cells(self.decoder(maps[-1]), self.covered(features, -1))
+            cells = _cells(self.decoder(maps[-1]), self.covered(features, -1), by_quarter=self.by_quarter)
         else:
             maps = self.aggregation(maps)
             covered = self.covered(features, 0)
             cells = Cells(self.decoder(maps, _quarter(covered)), covered)
         auxiliary = []
         for number, decoder in zip(self.auxiliary, self.auxiliary_decoders) if self.training else ():
-            logits, covered = decoder(maps[number]), self.covered(features, number)
-            auxiliary.append(Cells(to_size(logits, _quarter(covered)) if self.in_two_steps else logits, covered))
+            covered = self.covered(features, number)
+            auxiliary.append(_cells(decoder(maps[number]), covered, by_quarter=self.auxiliary_by_quarter))
         return self.raw(features, cells, auxiliary)
 
 
@@ -117,28 +151,38 @@ class Naive(nn.Module):
         return self.classify(self.project(self.norm(cells)))
 
 
-class PUP(nn.Module):
-    """The decoder "pup": the map grows by steps of two, up to cells of about two pixels.
+class Steps(nn.Module):
+    """The decoder "pup", and OpenMMLab's but for mla: the map grows after each convolution.
 
     Args:
         channels: C of the map.
         inside: width between the convolutions.
         classes: number of classes.
-        stride: pixels per cell of the map; a convolution for each doubling that makes them pixels, four for 16.
+        number: of convolutions before the last; pup has one for each doubling that makes pixels of cells, four for 16.
+        growth: how many times the size a step makes the map.
+        kernel: side of the convolutions.
+        bias: whether they have one.
     """
 
-    def __init__(self, channels: int, inside: int, classes: int, *, stride: int) -> None:
+    def __init__(
+        self, channels: int, inside: int, classes: int, *, number: int, growth: int, kernel: int = 3, bias: bool
+    ) -> None:
         super().__init__()
+        self.growth = growth
         self.norm = CellNorm(channels)
-        widths = [channels, *[inside] * max(1, round(math.log2(stride)))]
-        self.steps = nn.ModuleList(ConvNorm(*pair, 3, bias=True) for pair in pairwise(widths))
+        widths = [channels, *[inside] * number]
+        self.steps = nn.ModuleList(ConvNorm(*pair, kernel, bias=bias) for pair in pairwise(widths))
         self.classify = classifier(inside, classes)
 
     def forward(self, cells: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, classes, 8 H, 8 W) with four steps: the last doubling is left to the interpolation."""
+        """(B, C, H, W) -> (B, classes, H', W').
+
+        H' is 8 H with four steps of two: the last growth is left to the interpolation of the logits, which is the same,
+        for the classifier looks at a cell at a time.
+        """
         x = self.norm(cells)
         for number, step in enumerate(self.steps):
-            x = step(doubled(x) if number else x)
+            x = step(to_size(x, (self.growth * x.shape[-2], self.growth * x.shape[-1])) if number else x)
         return self.classify(x)
 
 
@@ -169,23 +213,30 @@ class MLA(nn.Module):
         levels: number of levels.
         channels: of a level; half as many inside.
         classes: number of classes.
+        kernel: side of the last convolution.
+        aligned: whether levels grow from corner to corner: the authors align the corners here, and nowhere else.
     """
 
-    def __init__(self, levels: int, channels: int, classes: int) -> None:
+    def __init__(self, levels: int, channels: int, classes: int, *, kernel: int = 3, aligned: bool = True) -> None:
         super().__init__()
-        half = channels // 2
+        self.aligned, half = aligned, channels // 2
         self.branches = nn.ModuleList(
             nn.Sequential(ConvNorm(channels, half, 3), ConvNorm(half, half, 3)) for _ in range(levels)
         )
-        self.classify = classifier(levels * half, classes, kernel=3)
+        self.classify = classifier(levels * half, classes, kernel=kernel)
 
     def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Levels (B, C, H_i, W_i) -> (B, classes, *size). The authors align the corners here, and nowhere else."""
+        """Levels (B, C, H_i, W_i) -> (B, classes, *size)."""
         enlarged = [
-            F.interpolate(branch(x), size=size, mode="bilinear", align_corners=True)
+            F.interpolate(branch(x), size=size, mode="bilinear", align_corners=self.aligned)
             for branch, x in zip(self.branches, levels, strict=True)
         ]
         return self.classify(torch.cat(enlarged, 1))
+
+
+def _cells(logits: Tensor, covered: tuple[int, int], *, by_quarter: bool) -> Cells:
+    """Logits over what they cover, in pixels, or what they grow to on the way."""
+    return Cells(to_size(logits, _quarter(covered)) if by_quarter else logits, covered)
 
 
 def _quarter(covered: tuple[int, int]) -> tuple[int, int]:

@@ -153,6 +153,7 @@ def _mm(qkv: str, proj: str) -> Rules:
 
 
 _MM = _mm("attn.qkv.{p}", "attn.proj.{p}")
+_MMSEG = _mm("attn.attn.in_proj_{p}", "attn.attn.out_proj.{p}")
 _MM_HEAD = Rules(("head.layers.pre_logits.{p}", "head.pre_logits.{p}"), ("head.layers.head.{p}", "head.classifier.{p}"))
 
 # -------------------------------------------------------------------------------------------------------------- Google
@@ -194,7 +195,8 @@ LAYOUTS = {
         Rules(*_timm("register_tokens", _block("blocks.{b}.", _TIMM_BLOCK)), ("mask_token", _MASK))
     ),
     **segmenters.setr(Rules(*_TIMM)),
-    "mmseg": Rules(*_mm("attn.attn.in_proj_{p}", "attn.attn.out_proj.{p}"), *_MM_HEAD),
+    "mmseg": Rules(*_MMSEG, *_MM_HEAD),
+    **segmenters.mmseg_setr(_MMSEG),
 }
 """timm: also facebookresearch/deit (without distillation) and facebookresearch/dino, whose file of student and teacher
 wants prefix="module.backbone." or "backbone.". google: arrays of the .npz files of
@@ -205,12 +207,16 @@ pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours h
 by facebookresearch/mae, without their decoder; with it, and for backbones of fixed positions: see `published.mae`.
 dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks. setr_naive, setr_pup, setr_mla: whole
 models of fudan-zvg/SETR, the last for a ViT with summary="mean". mm: classifiers of mmpretrain; _backbone: their
-backbone. mmseg: its VisionTransformer with a final norm. The names of mae, dinov2 and mm are from their source.
+backbone. mmseg: VisionTransformer of mmsegmentation with a final norm. mmseg_setr_naive, mmseg_setr_pup,
+mmseg_setr_mla: whole SETR models of mmsegmentation, without that norm (the head's form="openmmlab"; the last for a ViT
+with summary="mean"). The names of mae, dinov2, mm and mmseg are from their source.
 
 A table without a row for the class token (timm's no_embed_class, so its DINOv2 with registers) gets one of zeros.
 Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table with
 rows for registers; a norm behind the mean (timm's fc_norm, MAE fine-tuned); the SwiGLU of DINOv2's g14; the
 classifier of Dinov2ForImageClassification, which reads the mean beside the class token."""
+
+DIFFERS = segmenters.MMSEG_SETR_DIFFERS
 
 _KERNEL = Operation(  # flat, but for model folders, whose kernels are told apart (`loading`)
     lambda tensors, shape, sizes: _PATCHES.forward(tensors, shape, sizes) if tensors[0].dim() == 4 else tensors[0],
