@@ -1,6 +1,10 @@
-"""What every test needs: a cache folder of its own."""
+"""What every test needs: a cache folder of its own, and signals as a terminal leaves them."""
+
+import signal
 
 import pytest
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under `nohup` ignores it, and so would all that it starts
 
 
 @pytest.fixture(autouse=True, scope="session")

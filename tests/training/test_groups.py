@@ -22,7 +22,7 @@ from patchform.records import Label, Sample
 from patchform.training import checkpoint, loop
 
 SECTIONS = {**tiny.EVERYTHING, "data": {"balanced": True, "workers": 2}}
-TRIALS = 10
+TRIALS = int(os.environ.get("PATCHFORM_TRIALS", "3"))
 
 
 def wish(pictures, tmp_path, **more):

@@ -80,7 +80,8 @@ def fit(tensors: Mapping[str, Tensor], candidate: Candidate, layout: str | None 
             continue
         if not any(entry.name.startswith("head.") for entry in fitting.report.of("new")):
             return fitting
-        headless = headless or fitting
+        if head not in PUBLISHED_HEADS:  # these are of files that have them
+            headless = headless or fitting
     if headless is not None:
         return headless
     assert first_error is not None

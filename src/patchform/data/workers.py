@@ -93,12 +93,18 @@ class Crew:
         except (RuntimeError, OSError, EOFError) as error:
             if not self.processes or not _is_of_a_killed_one(error):
                 raise
-            self.check()
+            self._settle()
             reason = (str(error) or type(error).__name__).split("\n")[0]
             raise ResourceError(f"a data worker was killed ({reason})", remedy=_REASONS[-signal.SIGKILL][1]) from None
         finally:
             if in_main:
                 signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+    def _settle(self) -> None:
+        """`check`, once the system has noted the end of the process whose connection broke."""
+        for _ in range(50):
+            self.check()
+            time.sleep(0.01)
 
     def _look(self, _: int, frame: FrameType | None) -> None:
         self.check()
