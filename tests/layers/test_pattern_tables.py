@@ -136,3 +136,14 @@ def test_filled_windows_are_windows_of_a_grid_that_zeros_fill():
     wanted = mixed(Windows((4, 4), (2, 2), "nothing"), zeros)[:, :9, :10]
     torch.testing.assert_close(mixed(pattern, x), wanted)
     assert (mixed(Windows((4, 4), (2, 2), "nothing"), x) - wanted).abs().max() > 1e-3  # control
+
+
+def test_freed_memory_is_returned_after_so_many_new_tables_and_never_for_kept_ones(cache, monkeypatch):
+    returned = []
+    monkeypatch.setattr(pattern_tables, "return_freed_memory", lambda: returned.append(cache._built))
+    for _ in range(3):
+        for side in range(1, 2 * pattern_tables.RETURNED_AFTER):
+            tables_of(Windows((2, 2)), (side, 1), CPU)
+    assert returned == [pattern_tables.RETURNED_AFTER]
+    monkeypatch.undo()
+    pattern_tables.return_freed_memory()  # whatever the C library is

@@ -5,6 +5,7 @@ Letters: H x W grid of cells, G groups of N queries that attend to K keys, M mas
 
 from __future__ import annotations
 
+import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
@@ -20,6 +21,9 @@ Sees: TypeAlias = Callable[[Cell, Cell, Grid], Tensor]
 
 MOST_BYTES = 40 * 2**20
 """That tables may take in all: those of a Swin for some twenty pictures of a megapixel."""
+
+RETURNED_AFTER = 24
+"""Tables that are made until freed memory is returned: some six new sizes of a picture. It costs 30 ms."""
 
 
 class Cells(NamedTuple):
@@ -109,7 +113,7 @@ class TableCache:
     """
 
     def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.bytes = most_bytes, 0
+        self.most_bytes, self.bytes, self._built = most_bytes, 0, 0
         self._kept: OrderedDict[Hashable, Tables] = OrderedDict()  # the one that was asked for last is the last
         self._lock = Lock()
 
@@ -130,6 +134,10 @@ class TableCache:
                 self.bytes += size
             while self.bytes > self.most_bytes:
                 self.bytes -= self._kept.popitem(last=False)[1].bytes()
+            self._built += 1
+            often = self._built % RETURNED_AFTER == 0
+        if often:
+            return_freed_memory()
         return tables
 
     def clear(self) -> None:
@@ -137,6 +145,19 @@ class TableCache:
         with self._lock:
             self._kept.clear()
             self.bytes = 0
+
+
+def return_freed_memory() -> None:
+    """Give the system back what is freed, where the C library is glibc.
+
+    Activations of one size leave holes in which those of the next do not fit: with a new size each time, memory grew by
+    2 MB a size though nothing was kept.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    trim(0)
 
 
 CACHE = TableCache(MOST_BYTES)
