@@ -1,4 +1,4 @@
-"""What every test needs: a cache folder of its own, and signals as a terminal leaves them."""
+"""What every test needs: cache folders of its own, and signals as a terminal leaves them."""
 
 import signal
 
@@ -11,4 +11,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under `nohup` ignores it
 def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATCHFORM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        # kernels that were compiled for another processor, or another setting of this one, give other numbers
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
         yield
