@@ -141,9 +141,14 @@ def test_filled_windows_are_windows_of_a_grid_that_zeros_fill():
 def test_freed_memory_is_returned_after_so_many_new_tables_and_never_for_kept_ones(cache, monkeypatch):
     returned = []
     monkeypatch.setattr(pattern_tables, "return_freed_memory", lambda: returned.append(cache._built))
-    for _ in range(3):
-        for side in range(1, 2 * pattern_tables.RETURNED_AFTER):
-            tables_of(Windows((2, 2)), (side, 1), CPU)
+    sides = range(1, 2 * pattern_tables.RETURNED_AFTER)
+    for grad in (False, False, True):
+        with torch.set_grad_enabled(grad):
+            for side in sides:
+                tables_of(Windows((2, 2)), (side, 1), CPU)
+    assert returned == [pattern_tables.RETURNED_AFTER]
+    for side in sides:  # with a gradient none is
+        tables_of(Windows((2, 2), (1, 1)), (side, 1), CPU)
     assert returned == [pattern_tables.RETURNED_AFTER]
     monkeypatch.undo()
     pattern_tables.return_freed_memory()  # whatever the C library is

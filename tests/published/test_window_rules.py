@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hierarchical import Logits
 from reference import Classifier, load, randomise, rounding_of
 from safetensors.torch import load_file
 from torch import nn
@@ -62,15 +63,6 @@ class NormedMaps(nn.Module):
         maps = self.backbone(images).maps
         normed = (norm(map_.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, map_ in zip(self.norms, maps))
         return torch.cat([map_.flatten() for map_ in normed])
-
-
-class Logits(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model(images).logits
 
 
 # -------------------------------------------------------------------------------------------------------- torchvision

@@ -15,7 +15,8 @@ from patchform.records import IGNORED
 
 def with_unknown(names: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
     """The known classes, then the other names of the data."""
-    return (*classes, *(name for name in dict.fromkeys(names) if name not in set(classes)))
+    known = set(classes)  # of which two may have one name
+    return (*classes, *(name for name in dict.fromkeys(names) if name not in known))
 
 
 def only_known(listing: Listing, classes: Sequence[str], where: Path) -> Listing:

@@ -136,7 +136,7 @@ class TableCache:
                 self.bytes -= self._kept.popitem(last=False)[1].bytes()
             self._built += 1
             often = self._built % RETURNED_AFTER == 0
-        if often:
+        if often and not torch.is_grad_enabled():  # a training keeps what it freed: its next step needs it
             return_freed_memory()
         return tables
 
