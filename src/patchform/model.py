@@ -121,7 +121,7 @@ class Model(nn.Module):
         pixels = (pixels - self.mean) / self.std
         if padding is None:
             return pixels
-        shape = (len(padding), *(1,) * (images.dim() - 3), *padding.shape[1:])  # no time, no channels
+        shape = (padding.shape[0], *(1,) * (images.dim() - 3), *padding.shape[1:])  # no time, no channels
         return pixels.masked_fill(padding.view(shape), 0)
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:

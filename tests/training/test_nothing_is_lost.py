@@ -133,7 +133,7 @@ def test_what_ends_a_loader_process_ends_the_run_which_is_saved(pictures, tmp_pa
         patched.setattr(LabelledPictures, "__getitem__", spoiled)
         with pytest.raises(ResourceError, match=line):
             loop.train(recipe, progress=False)
-    # An epoch has seven batches. Of the second the one process ends at its first, and the other may have given one before.
+    # An epoch has seven batches; in the second the other process may have given one before this one ends.
     assert 3 <= saved(tmp_path / "run") <= 8
     loop.train(recipe, resume=True, progress=False)
     assert kills.outcome(tmp_path / "run") == kills.outcome(runs["plain"])

@@ -149,7 +149,7 @@ def zero_pixels(images: Tensor, padding: Tensor | None) -> Tensor:
     """Images (B, ..., C, H, W) with zeros on padding (B, H, W)."""
     if padding is None:
         return images
-    return images.masked_fill(padding.view(len(padding), *(1,) * (images.dim() - 3), *padding.shape[1:]), 0)
+    return images.masked_fill(padding.view(padding.shape[0], *(1,) * (images.dim() - 3), *padding.shape[1:]), 0)
 
 
 def shrink_padding(padding: Tensor | None, stride: int) -> Tensor | None:

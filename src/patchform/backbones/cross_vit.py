@@ -112,7 +112,7 @@ class CrossViT(Backbone):
         for branch, size in enumerate(self.sizes((images.shape[-2], images.shape[-1]))):
             cells = self.stems[branch](_resized(images, size))  # (B, H', W', D)
             grid = (cells.shape[1], cells.shape[2])
-            token = self.class_tokens[branch].expand(len(cells), -1, -1)
+            token = self.class_tokens[branch].expand(cells.shape[0], -1, -1)
             sequences.append(self.positions[branch](torch.cat([token, cells.flatten(1, 2)], 1), grid))
             shapes.append(grid)
             paddings.append(None if padding is None else _on_grid(padding, size, self.patches[branch]))

@@ -203,7 +203,7 @@ class SemanticStart(nn.Module):
         x = pooled.flatten(2).transpose(1, 2)
 
         # as in the authors' dense code; their classifier leaves Q as it is for any 64 squares, 4 x 16 too
-        q = self.query(grids.resize(self.queries, grids.size_of(pooled))).flatten(0, 1).expand(len(x), 1, 1, -1, -1)
+        q = self.query(grids.resize(self.queries, grids.size_of(pooled))).flatten(0, 1).expand(x.shape[0], 1, 1, -1, -1)
         k, v = split_heads(self.kv(x), 1, parts=2)
         attended = attend(q, k, v, allowed=never_empty(real_keys(empty)))[:, 0, 0]  # (1)
         a, b = self.gate(grids.masked_mean(attended + x, empty)).unflatten(1, (2, 1, -1)).softmax(1).unbind(1)

@@ -194,7 +194,9 @@ class StandardisedConv(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1:
             return x
-        bottom, right = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x))
+        bottom, right = (
+            max((grids.ceil_div(side, stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x)
+        )
         return F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
 
 

@@ -119,7 +119,7 @@ class ParallelViT(Backbone):
         grid = (cells.shape[1], cells.shape[2])
 
         patches = self.position(cells.flatten(1, 2), grid)
-        x = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], 1)  # (B, 1 + N, D)
+        x = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], 1)  # (B, 1 + N, D)
         maps = []
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, padding=token_padding)

@@ -115,7 +115,7 @@ class PVT(Backbone):
             cell_padding = shrink_padding(padding, STRIDES[number])
             x, token_padding = x.flatten(1, 2), cell_padding
             if stage is self.stages[-1]:
-                x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+                x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1)
                 token_padding = sequence_padding(cell_padding, 1)
                 x = self.positions[number](x, grid)
             else:

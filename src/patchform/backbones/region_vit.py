@@ -246,7 +246,7 @@ class Stage(nn.Module):
         missing = grid[0] * self.window - size[0], grid[1] * self.window - size[1]
         region_padding, allowed = shrink_padding(padding, self.window), None
         if any(missing):
-            allowed = _published_mask(grid, missing, self.window, cells.device).expand(len(cells), -1, -1, -1, -1)
+            allowed = _published_mask(grid, missing, self.window, cells.device).expand(cells.shape[0], -1, -1, -1, -1)
         if padding is not None and region_padding is not None:
             keys = ~_join(region_padding[..., None], padding[..., None], self.window).transpose(2, 3)[:, :, None]
             allowed = keys if allowed is None else allowed & keys  # keys: (B, G, 1, 1, 1 + N)

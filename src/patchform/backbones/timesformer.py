@@ -171,7 +171,7 @@ class TimeSformer(Backbone):
         batch, frames = clips.shape[:2]
         cells = self.patches(clips.flatten(0, 1))  # (B*T, H/p, W/p, D)
         grid = (cells.shape[1], cells.shape[2])
-        tokens = torch.cat([self.class_token.expand(len(cells), -1, -1), cells.flatten(1, 2)], 1)
+        tokens = torch.cat([self.class_token.expand(cells.shape[0], -1, -1), cells.flatten(1, 2)], 1)
         tokens = self.position(tokens, grid).unflatten(0, (batch, frames))  # (B, T, 1 + N, D)
         patches = tokens[:, :, 1:].transpose(1, 2)
         if self.time is not None:

@@ -144,11 +144,11 @@ class ViT(Backbone):
         """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, with positions."""
         x = patches
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], 1)
         x = self.position(x, grid)
         if self.register_tokens is not None:
             first = self.prefix - self.register_tokens.shape[1]
-            x = torch.cat([x[:, :first], self.register_tokens.expand(len(x), -1, -1), x[:, first:]], 1)
+            x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], 1)
         return x
 
     def layers(self) -> list[nn.Module]:

@@ -82,7 +82,7 @@ class ViViT(Backbone):
 
         self.patches = Tubelets(in_channels, width, patch, tube)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if self.prefix else None
-        self.position = self.make_position(grids.cells(image_size, patch), -(-frames // tube))
+        self.position = self.make_position(grids.cells(image_size, patch), grids.ceil_div(frames, tube))
         self.blocks = nn.ModuleList(
             self.block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, gelu=gelu, drop_path=rate)
             for rate in linear_rates(drop_path, depth)
@@ -113,7 +113,7 @@ class ViViT(Backbone):
         """Features of projected tubelets (B, T/f, H/p, W/p, D); padding (B, H/p, W/p)."""
         _, moments, *grid, _ = tubelets.shape
         assert self.class_token is not None
-        x = torch.cat([self.class_token.expand(len(tubelets), -1, -1), tubelets.flatten(1, 3)], 1)
+        x = torch.cat([self.class_token.expand(tubelets.shape[0], -1, -1), tubelets.flatten(1, 3)], 1)
         x = self.position(x, (grid[0], grid[1]))
         token_padding = None if padding is None else sequence_padding(padding.repeat(1, moments, 1), 1)
         for block in self.blocks:
@@ -181,7 +181,7 @@ class FactorisedEncoder(ViViT):
             self.block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, gelu=gelu, drop_path=rate)
             for rate in linear_rates(drop_path, temporal_depth)
         ]
-        self.temporal = Temporal(width, -(-frames // tube), temporal)
+        self.temporal = Temporal(width, grids.ceil_div(frames, tube), temporal)
 
     def make_position(self, grid: Grid, moments: int) -> Position:
         """One table for all moments."""
@@ -196,7 +196,7 @@ class FactorisedEncoder(ViViT):
         batch, moments, *grid, _ = tubelets.shape
         assert self.class_token is not None
         cells = tubelets.flatten(2, 3).flatten(0, 1)
-        x = self.position(torch.cat([self.class_token.expand(len(cells), -1, -1), cells], 1), (grid[0], grid[1]))
+        x = self.position(torch.cat([self.class_token.expand(cells.shape[0], -1, -1), cells], 1), (grid[0], grid[1]))
         x = x.unflatten(0, (batch, moments))  # (B, T/f, 1 + N, D)
         token_padding = None if padding is None else nn.functional.pad(padding.flatten(1), (1, 0))[:, None]
         for block in self.blocks:
@@ -326,7 +326,7 @@ class Temporal(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T/f, D) -> (B, D)."""
-        x = self.position(torch.cat([self.class_token.expand(len(frames), -1, -1), frames], 1), (1, 1))[:, None]
+        x = self.position(torch.cat([self.class_token.expand(frames.shape[0], -1, -1), frames], 1), (1, 1))[:, None]
         for block in self.blocks:
             x = block(x)
         return self.norm(x[:, 0, 0])

@@ -116,7 +116,7 @@ class VOLO(Backbone):
         maps.append(x.permute(0, 3, 1, 2))
 
         patches = x.flatten(1, 2)
-        token = self.class_token.expand(len(x), -1, -1)
+        token = self.class_token.expand(x.shape[0], -1, -1)
         for block in self.class_blocks:
             token = block(token, patches, real_keys(coarse))
         summary, tokens = self.norm(token)[:, 0], self.norm(patches)

@@ -15,7 +15,7 @@ def picture_sizes(features: Features) -> Tensor:
     """(B, 2) float32: height and width in pixels of the part of each input that is not padding."""
     if features.pixel_padding is None:
         size = torch.tensor(features.size, dtype=torch.float32, device=features.maps[0].device)
-        return size.expand(len(features.maps[0]), 2)
+        return size.expand(features.maps[0].shape[0], 2)
     real = ~features.pixel_padding
     return torch.stack([real.any(2).sum(1), real.any(1).sum(1)], 1).float()
 

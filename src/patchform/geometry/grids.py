@@ -9,8 +9,19 @@ from torch import Tensor
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that may be given as one side."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def ceil_div(length: int, step: int) -> int:
+    """How many steps cover a length. Without a minus: ONNX divides towards zero."""
+    return (length + step - 1) // step
+
+
+def known(*lengths: int) -> bool:
+    """Whether lengths are numbers. While a graph for any size is made they are symbols, and nothing is decided by them:
+    a decision would tie the graph to the sizes of the example.
+    """
+    return all(isinstance(length, int) for length in lengths)
 
 
 def size_of(images: Tensor) -> tuple[int, int]:
@@ -21,7 +32,7 @@ def size_of(images: Tensor) -> tuple[int, int]:
 def cells(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of cells of `stride` pixels that cover an image of `size` pixels."""
     height, width = pair(size)
-    return -(-height // stride), -(-width // stride)
+    return ceil_div(height, stride), ceil_div(width, stride)
 
 
 def resize(table: Tensor, size: tuple[int, int], *, mode: str = "bicubic") -> Tensor:
@@ -65,7 +76,7 @@ def shrink_mask(padding: Tensor, stride: int) -> Tensor:
     height, width = padding.shape[1:]
     rows, columns = cells((height, width), stride)
     whole = F.pad(padding, (0, columns * stride - width, 0, rows * stride - height), value=True)
-    return whole.view(len(padding), rows, stride, columns, stride).all(dim=4).all(dim=2)
+    return whole.view(padding.shape[0], rows, stride, columns, stride).all(dim=4).all(dim=2)
 
 
 def masked_mean(tokens: Tensor, padding: Tensor | None) -> Tensor:

@@ -176,7 +176,7 @@ class DETR(Head):
         for layer in self.encoder:
             memory = layer(memory, positions, allowed)
         memory = self.encoder_norm(memory)
-        x = torch.zeros_like(self.queries).expand(len(memory), -1, -1)
+        x = torch.zeros_like(self.queries).expand(memory.shape[0], -1, -1)
         keys, states = memory + positions, []
         for layer in self.decoder:
             x = layer(x, self.queries, keys, memory, allowed)

@@ -315,7 +315,7 @@ class RPN(nn.Module):
         for x, stride, cell_anchors in zip(levels, self.strides, self.cell_anchors, strict=True):
             hidden = F.relu(self.conv(x))
             objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.shifts(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            deltas.append(self.shifts(hidden).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
             grid = (x.shape[2], x.shape[3])
             spacing = anchors.spacing(size, grid, stride, self.options.spacing)
             grid_anchors.append(anchors.grid_anchors(cell_anchors.to(x.device), grid, spacing))

@@ -266,7 +266,7 @@ class Tower(nn.Module):
         for conv, norm in zip(self.convolutions, self.norms):
             x = F.relu(norm(conv(x)), inplace=True)
         x = self.output(x)
-        return x.permute(0, 2, 3, 1).reshape(len(x), -1, self.outputs)
+        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)
 
 
 # ------------------------------------------------------------------------------------------------- parts of the losses

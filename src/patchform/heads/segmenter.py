@@ -109,7 +109,7 @@ class MaskTransformer(nn.Module):
     def forward(self, cells: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, classes, H, W); cells on padding (B, H, W) are not seen."""
         tokens = self.project(cells.flatten(2).transpose(1, 2))
-        x = torch.cat([tokens, self.class_tokens.expand(len(tokens), -1, -1)], 1)  # (B, H*W + classes, D)
+        x = torch.cat([tokens, self.class_tokens.expand(tokens.shape[0], -1, -1)], 1)  # (B, H*W + classes, D)
         hidden = None if padding is None else F.pad(padding.flatten(1), (0, self.classes))
         for block in self.blocks:
             x = block(x, padding=hidden)

@@ -69,7 +69,7 @@ class TemporalEncoder(Linear):
                 remedy="give it clips and a backbone of single images, or use the head linear",
             )
         frames = self.project(features.frames)
-        x = torch.cat([self.class_token.expand(len(frames), -1, -1), frames], 1)
+        x = torch.cat([self.class_token.expand(frames.shape[0], -1, -1), frames], 1)
         x = self.position(x, (1, frames.shape[1]))
         for block in self.blocks:
             x = block(x)

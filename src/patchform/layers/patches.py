@@ -119,8 +119,9 @@ class Tubelets(nn.Module):
         """(B, T, C, H, W) -> (B, ceil(T / f), ceil(H / p), ceil(W / p), D)."""
         p, f = self.size, self.frames
         clips = pad_to_multiple(clips, p)
-        steps = -(-clips.shape[1] // f)
-        if missing := steps * f - clips.shape[1]:
+        steps = grids.ceil_div(clips.shape[1], f)
+        missing = steps * f - clips.shape[1]
+        if not grids.known(missing) or missing:
             clips = torch.cat([clips, clips[:, -1:].expand(-1, missing, -1, -1, -1)], 1)
         boxes = clips.unflatten(4, (-1, p)).unflatten(3, (-1, p)).unflatten(1, (steps, f))
         return self.proj(boxes.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4))  # C, f, p, p joined
@@ -176,7 +177,9 @@ def to_size(kernel: Tensor, own: Tensor, context: TransferContext) -> tuple[Tens
 def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
     bottom, right = size[0] - images.shape[-2], size[1] - images.shape[-1]
-    return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
+    if grids.known(bottom, right) and not (bottom or right):
+        return images
+    return F.pad(images, (0, right, 0, bottom))
 
 
 def pad_to_multiple(images: Tensor, side: int) -> Tensor:

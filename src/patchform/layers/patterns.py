@@ -219,7 +219,7 @@ class Windows(Pattern):
     def query_index(self, grid: Grid) -> Tensor:
         """A group a window of the rolled grid."""
         (height, width), (tall, wide) = grid, self.size
-        down, across = -(-height // tall), -(-width // wide)
+        down, across = grids.ceil_div(height, tall), grids.ceil_div(width, wide)
         shift = self.shift_on(grid)
         row = (torch.arange(down * tall) + shift[0]) % (down * tall)
         column = (torch.arange(across * wide) + shift[1]) % (across * wide)
@@ -235,7 +235,7 @@ class Windows(Pattern):
 
     def alike(self, grid: Grid) -> Tensor:
         """All windows but those of the last two rows and columns: what is cut or not full lies there."""
-        down, across = (by_distance_to_the_ends(-(-side // n), 0, 2) for side, n in zip(grid, self.size))
+        down, across = (by_distance_to_the_ends(grids.ceil_div(side, n), 0, 2) for side, n in zip(grid, self.size))
         return (3 * down[:, None] + across).flatten()
 
     def group_grid(self, grid: Grid) -> Grid:
@@ -254,7 +254,7 @@ class FilledWindows(Windows):
 
     def filled(self, grid: Grid) -> Grid:
         """Rows and columns of whole windows."""
-        down, across = (-(-side // n) * n for side, n in zip(grid, self.size))
+        down, across = (grids.ceil_div(side, n) * n for side, n in zip(grid, self.size))
         return down, across
 
     def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
@@ -361,8 +361,8 @@ class Neighborhood(Pattern):
         """The tile and its halo."""
         (height, width), tile = grid, self.tile
         span = torch.arange(tile + 2 * self.radius) - self.radius
-        row = (torch.arange(-(-height // tile)) * tile)[:, None] + span  # (tiles down, K side)
-        column = (torch.arange(-(-width // tile)) * tile)[:, None] + span
+        row = (torch.arange(grids.ceil_div(height, tile)) * tile)[:, None] + span  # (tiles down, K side)
+        column = (torch.arange(grids.ceil_div(width, tile)) * tile)[:, None] + span
         inside = ((row >= 0) & (row < height))[:, None, :, None] & ((column >= 0) & (column < width))[None, :, None, :]
         cell = row[:, None, :, None] * width + column[None, :, None, :]
         return torch.where(inside, cell, -1).flatten(2).flatten(0, 1)
@@ -370,7 +370,7 @@ class Neighborhood(Pattern):
     def alike(self, grid: Grid) -> Tensor:
         """All tiles whose halo does not reach the border."""
         tiles = -(-self.radius // self.tile)
-        down, across = (by_distance_to_the_ends(-(-side // self.tile), tiles, tiles + 1) for side in grid)
+        down, across = (by_distance_to_the_ends(grids.ceil_div(side, self.tile), tiles, tiles + 1) for side in grid)
         return (down[:, None] * (tiles + 1) * (tiles + 2) + across).flatten()
 
 
@@ -399,13 +399,13 @@ class Blocks(Pattern):
     def query_index(self, grid: Grid) -> Tensor:
         """A group a block."""
         count = grid[0] * grid[1]
-        cell = torch.arange(-(-count // self.size) * self.size)
+        cell = torch.arange(grids.ceil_div(count, self.size) * self.size)
         return torch.where(cell < count, cell, -1).view(-1, self.size)
 
     def key_index(self, grid: Grid) -> Tensor:
         """Blocks of the band, then landmarks outside it."""
         count = grid[0] * grid[1]
-        block = torch.arange(-(-count // self.size))[:, None]
+        block = torch.arange(grids.ceil_div(count, self.size))[:, None]
         band = block + torch.arange(-self.near, self.near + 1)
         marks = torch.arange(self.landmarks).expand(len(block), -1)
         marks = torch.where((marks - block).abs() > self.near, marks, -1)
@@ -415,4 +415,6 @@ class Blocks(Pattern):
 
     def alike(self, grid: Grid) -> Tensor:
         """All blocks whose band is whole and holds no landmark."""
-        return by_distance_to_the_ends(-(-(grid[0] * grid[1]) // self.size), self.near + self.landmarks, self.near + 1)
+        return by_distance_to_the_ends(
+            grids.ceil_div(grid[0] * grid[1], self.size), self.near + self.landmarks, self.near + 1
+        )

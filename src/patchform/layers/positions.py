@@ -138,7 +138,7 @@ def _sinusoids(coordinate: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 def _add_last(tokens: Tensor, table: Tensor) -> Tensor:
     """Add (N, D) to the last N tokens."""
-    before, cells = tokens.split([tokens.shape[1] - len(table), len(table)], 1)
+    before, cells = tokens.split([tokens.shape[1] - table.shape[0], table.shape[0]], 1)
     cells = cells + table.to(tokens.dtype)
     return torch.cat([before, cells], 1) if before.shape[1] else cells
 
@@ -338,7 +338,7 @@ class Rope2D(RelativePosition):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    prefix = x.shape[-2] - len(cos)
+    prefix = x.shape[-2] - cos.shape[0]
     a, b = x[..., prefix:, :].unflatten(-1, (2, 2, -1)).unbind(-2)  # each (..., N, 2 axes, d/4)
     rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
     return rotated if prefix == 0 else torch.cat([x[..., :prefix, :], rotated], -2)
