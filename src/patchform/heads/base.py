@@ -16,6 +16,7 @@ from patchform.geometry.grids import bilinear
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.pixel_losses import PixelLosses
 from patchform.layers.pyramids import to_size
+from patchform.outputs import Outputs
 from patchform.records import LEAST, FeatureInfo, Features, Loss, Regions, Target
 
 
@@ -42,6 +43,17 @@ class Head(nn.Module):
     @abstractmethod
     def decode(self, raw: Any, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """Predictions, one an image, in pixels of `sizes` (height, width)."""
+
+    def to_outputs(self, raw: Any, sizes: Tensor) -> Outputs:
+        """The predictions of a batch as tensors, all of whose shapes follow from those that went in: what an exported
+        file gives. `decode` is made of the same.
+
+        Args:
+            raw: of images without padding.
+            sizes: (B, 2) int64, height and width of each picture in pixels, before it was resized to the input. A head
+                whose predictions have that size (`Regions`) takes pictures of one size: that of the first.
+        """
+        raise NotImplementedError
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() float32 by name of loss: the counts of `loss`. The targets alone tell them, so that a part of a batch is

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.base import Head, number_of
+from patchform.outputs import LabelOutputs
 from patchform.records import FeatureInfo, Features, Label, Loss, Target
 
 
@@ -129,15 +130,17 @@ class Linear(Head):
 
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""
+        return self.to_outputs(raw).predictions()
+
+    def to_outputs(self, raw: Tensor, sizes: Tensor | None = None) -> LabelOutputs:
+        """Scores and decisions."""
         logits = raw.float() / self.temperature
-        if self.labels == "single":
-            scores = logits.softmax(1)
-            chosen = scores.argmax(1, keepdim=True).unbind()
-        else:
+        if self.labels == "multi":
             scores = logits.sigmoid()
-            above = scores > 0.5
-            chosen = above.nonzero()[:, 1].split(above.sum(1).tolist())
-        return [Label(classes, row) for classes, row in zip(chosen, scores)]
+            return LabelOutputs(scores, scores > 0.5)
+        scores = logits.softmax(1)
+        best = scores.argmax(1, keepdim=True)
+        return LabelOutputs(scores, torch.arange(scores.shape[1], device=best.device) == best)
 
     def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: 1 (or the soft score) where an image has the class."""

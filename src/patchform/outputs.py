@@ -1,0 +1,69 @@
+"""What a model says of a batch, as tensors: what an exported file gives, and what predictions are made of.
+
+Records are NamedTuples whose fields are the names of a file's outputs, each with B in front. Their shapes do not depend
+on what is seen: where there are fewer objects than places, the last places have score 0 and class -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from patchform.records import Embedding, Instances, Label, Target
+
+
+class Outputs(Protocol):
+    """A NamedTuple of tensors of one batch."""
+
+    @property
+    def _fields(self) -> tuple[str, ...]: ...
+
+    def predictions(self) -> list[Target]:
+        """One an image."""
+        ...
+
+
+class LabelOutputs(NamedTuple):
+    """Classes of whole images."""
+
+    scores: Tensor
+    """(B, C) float32 in 0..1: softmax, or sigmoid of each class."""
+    chosen: Tensor
+    """(B, C) bool: the classes decided for; exactly one of each image in single-label work."""
+
+    def predictions(self) -> list[Target]:
+        """One `Label` an image."""
+        counts: Sequence[int] = self.chosen.sum(1).tolist()
+        chosen = self.chosen.nonzero()[:, 1].split(counts)
+        return [Label(classes, row) for classes, row in zip(chosen, self.scores)]
+
+
+class ObjectOutputs(NamedTuple):
+    """Objects of images, N places each, scores falling."""
+
+    boxes: Tensor
+    """(B, N, 4) float32 xyxy pixels of the picture."""
+    classes: Tensor
+    """(B, N) int64; -1 where there is no object."""
+    scores: Tensor
+    """(B, N) float32 in 0..1; 0 where there is none."""
+
+    def predictions(self) -> list[Target]:
+        """One `Instances` an image."""
+        return [
+            Instances(boxes[real], classes[real], scores[real])
+            for boxes, classes, scores, real in zip(self.boxes, self.classes, self.scores, self.classes >= 0)
+        ]
+
+
+class EmbeddingOutputs(NamedTuple):
+    """Where images lie."""
+
+    scores: Tensor
+    """(B, D) float32."""
+
+    def predictions(self) -> list[Target]:
+        """One `Embedding` an image."""
+        return [Embedding(vector) for vector in self.scores]
