@@ -44,9 +44,10 @@ class PatchProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / p), ceil(W / p), D'); what is missing of the last squares is zero."""
         p = self.side
-        bottom, right = -x.shape[1] % p, -x.shape[2] % p
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        height, width = x.shape[1:3]
+        rows, columns = grids.cells((height, width), p)
+        if not grids.known(height, width) or height % p or width % p:
+            x = F.pad(x, (0, 0, 0, columns * p - width, 0, rows * p - height))
         squares = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, rows, p, columns, p, D)
         return self.proj(squares.transpose(2, 3).flatten(3))
 
@@ -79,7 +80,7 @@ class Reduction(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D), padding (B, H, W) -> (B, H // r, W // r, D), one row and column at least, and its padding."""
         side = self.squares.side
-        rows, columns = (max(side, length - length % side) for length in x.shape[1:3])
+        rows, columns = (torch.sym_max(torch.sym_min(side, n), n - n % side) for n in x.shape[1:3])
         x = zero_padding(x, padding)[:, :rows, :columns]
         key_padding = None if padding is None else grids.shrink_mask(padding[:, :rows, :columns], side)
         return self.norm(self.squares(x)), key_padding
