@@ -22,6 +22,8 @@ from patchform.data.samples import Samples
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.heads.base import Head
+from patchform.metrics import agreement
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric, Scores
 from patchform.records import Batch, Target
 from patchform.settings import AugmentationSettings
@@ -30,6 +32,8 @@ DIGITS = 6
 """Of written scores; float32 has no more."""
 CURVES = "pr.png"
 """Precision over recall, which an evaluation draws beside its numbers where a metric gives them."""
+SAME_OBJECT = 0.99
+"""Overlap of two boxes from which they are those of one object that two models see alike."""
 
 
 class Mix(Protocol):
@@ -222,6 +226,16 @@ class Task(ABC):
     def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
         """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""
         return prediction
+
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """How far one prediction is from another for the same picture.
+
+        Args:
+            reference: what it should be.
+            answer: what it is.
+            overlap: of the boxes of an object that both have, at least.
+        """
+        return agreement.of_fields(reference, answer)
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """What a report shows of this task: examples, and what is beside the numbers."""
