@@ -223,10 +223,6 @@ class Task(ABC):
         """What `metric` chose as `Model.thresholds`, one a class; None where the task has none."""
         return None
 
-    def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
-        """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""
-        return prediction
-
     def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
         """How far one prediction is from another for the same picture.
 
@@ -236,6 +232,10 @@ class Task(ABC):
             overlap: of the boxes of an object that both have, at least.
         """
         return agreement.of_fields(reference, answer)
+
+    def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
+        """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""
+        return prediction
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """What a report shows of this task: examples, and what is beside the numbers."""
