@@ -23,6 +23,7 @@ from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.heads.base import Head
 from patchform.metrics.base import Metric, Scores
+from patchform.outputs import Outputs
 from patchform.records import Batch, Target
 from patchform.settings import AugmentationSettings
 
@@ -116,6 +117,8 @@ class Task(ABC):
     """Of what predictions are put together window by window: of the model's input (`inference.SlidingWindow`), or of
     the picture itself (`inference.SlicedObjects`)."""
 
+    in_pixels: ClassVar[bool] = False
+    """Whether predictions are in pixels of the picture, so that its size has to be known."""
     unit: ClassVar[str] = "pictures"
     """What `numbers` count."""
     checks: ClassVar[tuple[Check, ...]] = (names.ENCODING, names.CONTROL, *names.OF_CLASSES, copies.REPEATED)
@@ -222,6 +225,19 @@ class Task(ABC):
     def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
         """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""
         return prediction
+
+    def derived(self, outputs: Outputs, thresholds: Tensor) -> dict[str, Tensor]:
+        """What else an exported file gives by name, made of the tensors of a batch: nothing.
+
+        Args:
+            outputs: of the model's head.
+            thresholds: (C,) float32, those of `confident`.
+        """
+        return {}
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of its constructor, with which it is built again."""
+        return {}
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """What a report shows of this task: examples, and what is beside the numbers."""

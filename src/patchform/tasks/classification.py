@@ -23,6 +23,7 @@ from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.average_precision import AveragePrecision
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import Calibration
+from patchform.outputs import LabelOutputs, Outputs
 from patchform.records import Label, Target
 from patchform.settings import AugmentationSettings
 from patchform.tasks.base import DIGITS, Evidence, Example, Mix, Task
@@ -86,6 +87,16 @@ class Classification(Task):
     def full_metric(self, classes: Sequence[str], *, thresholds: Sequence[float] | None = None) -> Metric:
         """The same, and for single labels the calibration."""
         return Together(self.metric(classes), Calibration()) if self.labels == "single" else self.metric(classes)
+
+    def derived(self, outputs: Outputs, thresholds: Tensor) -> dict[str, Tensor]:
+        """`top_scores` (B, k) float32 and `top_classes` (B, k) int64 of the five best classes, falling."""
+        scores = cast("LabelOutputs", outputs).scores
+        best, classes = scores.topk(min(TOP, scores.shape[1]))
+        return {"top_scores": best, "top_classes": classes}
+
+    def options(self) -> dict[str, Any]:
+        """The kind of labels."""
+        return {"labels": self.labels}
 
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """The image above the best classes with bars, or above the names of the true ones."""

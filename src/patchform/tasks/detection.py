@@ -23,6 +23,7 @@ from patchform.geometry import masks
 from patchform.metrics.base import Metric, Scores
 from patchform.metrics.objects import ObjectPrecision
 from patchform.metrics.overlap import RIGHT, WRONG, Kind, judged, overlaps, pair
+from patchform.outputs import ObjectOutputs, Outputs
 from patchform.records import Bitmaps, Instances, Target
 from patchform.settings import AugmentationSettings
 from patchform.tasks.base import CURVES, DIGITS, Evidence, Task
@@ -45,6 +46,7 @@ class Detection(Task):
     target: ClassVar[type] = Instances
     head: ClassVar[str] = "retinanet"
     windows: ClassVar[Literal["none", "input", "picture"]] = "picture"
+    in_pixels: ClassVar[bool] = True
     unit: ClassVar[str] = "objects"
     checks: ClassVar[tuple[Check, ...]] = (
         *(*Task.checks, amounts.NOTHING, amounts.UNEVEN),
@@ -115,6 +117,12 @@ class Detection(Task):
         assert instances.scores is not None
         least = torch.tensor(thresholds, device=instances.scores.device)[instances.classes]
         return take(instances, ~(instances.scores < least))
+
+    def derived(self, outputs: Outputs, thresholds: Tensor) -> dict[str, Tensor]:
+        """`confident` (B, N) bool: what `confident` leaves."""
+        objects = cast("ObjectOutputs", outputs)
+        least = thresholds[objects.classes.clamp(min=0)]
+        return {"confident": (objects.scores >= least) & (objects.classes >= 0)}
 
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """The image with its objects, above their names and how many there are."""

@@ -41,6 +41,7 @@ class SemanticSegmentation(Task):
     head: ClassVar[str] = "setr"
     classes: ClassVar[int] = 150
     windows: ClassVar[Literal["none", "input", "picture"]] = "input"
+    in_pixels: ClassVar[bool] = True
     unit: ClassVar[str] = "pixels"
     checks: ClassVar[tuple[Check, ...]] = (*Task.checks, masks.LABELLED, masks.ABSENT)
     better = "mean_iou"
