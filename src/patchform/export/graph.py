@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as config
 
 from patchform.model import Model
 from patchform.outputs import Outputs
@@ -51,5 +53,9 @@ def trace(model: Model, size: Sequence[int]) -> ExportedProgram:
     """
     images, sizes = example(model, size)
     free: dict[int, Any] = {axis: Dim.DYNAMIC for axis in range(images.dim()) if axis != images.dim() - 3}
-    with torch.no_grad():
-        return torch.export.export(Graph(model), (images, sizes), dynamic_shapes=(free, {0: Dim.DYNAMIC}), strict=False)
+    shapes = free, {0: Dim.DYNAMIC}
+    if model.backbone.prefers_channels_last:  # such weights make torch ask whether lengths are 1, and guard the answer
+        model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    # torch else takes no free length for 1: one picture, one row of cells
+    with torch.no_grad(), config.patch(backed_size_oblivious=True):
+        return torch.export.export(Graph(model), (images, sizes), dynamic_shapes=shapes, strict=False)
