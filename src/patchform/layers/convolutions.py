@@ -38,7 +38,7 @@ class Strided(nn.Conv2d):
 
     Where columns of the kernel meet nothing but padding (3 wide at stride 2 on a map of one column), torch 2.15 leaves
     their gradient unset in bfloat16 on a CPU: it is whatever lay in memory, at times infinite. The map is made so wide
-    here, with the zeros that padding stands for, that every column meets it.
+    here, with the zeros that padding stands for, that every column meets it. A graph for any size has no gradients.
     """
 
     def forward(self, x: Tensor) -> Tensor:
