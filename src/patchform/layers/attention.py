@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
+from patchform.geometry import grids
 from patchform.layers.linear import Linear
 from patchform.layers.positions import RelativePosition
 
@@ -127,7 +128,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     # them. A mask that differs between groups is copied over the batch instead, which costs less than copying those.
     if mask is not None:
         mask = mask.expand(*(1,) * (5 - mask.dim()), *mask.shape)
-        if mask.shape[0] == mask.shape[1] == 1:
+        if grids.known(*mask.shape[:2]) and mask.shape[0] == mask.shape[1] == 1:
             mask = mask[0]
         else:
             mask = mask.expand(*q.shape[:2], *mask.shape[2:]).flatten(0, 1)
