@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._prims_common import is_contiguous_or_false
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as config
+from torch.overrides import TorchFunctionMode
 
 from patchform.model import Model
 from patchform.outputs import Outputs
@@ -57,5 +60,26 @@ def trace(model: Model, size: Sequence[int]) -> ExportedProgram:
     if model.backbone.prefers_channels_last:  # such weights make torch ask whether lengths are 1, and guard the answer
         model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     # torch else takes no free length for 1: one picture, one row of cells
-    with torch.no_grad(), config.patch(backed_size_oblivious=True):
+    with torch.no_grad(), config.patch(backed_size_oblivious=True), _Contiguous():
         return torch.export.export(Graph(model), (images, sizes), dynamic_shapes=shapes, strict=False)
+
+
+_LOOK_AT_STRIDES = {
+    *(torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__),
+    *(Tensor.flatten, Tensor.reshape, Tensor.contiguous, F.scaled_dot_product_attention),
+}
+"""What asks whether lengths are 1 when a tensor does not lie in memory as it does by default, and guards the answer."""
+
+
+class _Contiguous(TorchFunctionMode):
+    """Within it, tensors are brought into the default order of memory before anything asks for theirs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _LOOK_AT_STRIDES:
+            args = tuple(_contiguous(x) if isinstance(x, Tensor) else x for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """The tensor, or a copy; `Tensor.contiguous` would ask."""
+    return x if is_contiguous_or_false(x) else x.clone(memory_format=torch.contiguous_format)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.geometry import grids
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -44,7 +45,7 @@ class Strided(nn.Conv2d):
         """(B, C, H, W) -> (B, C', H', W')."""
         width, kernel, padding = x.shape[-1], self.kernel_size[1], int(self.padding[1])
         lacking = kernel - padding - width
-        if lacking <= 0 or self.dilation[1] > 1:
+        if not grids.known(width) or lacking <= 0 or self.dilation[1] > 1:  # a graph for any size has no gradient
             return super().forward(x)
         columns = (width + 2 * padding - kernel) // self.stride[1] + 1
         return super().forward(F.pad(x, (0, lacking)))[..., :columns]

@@ -182,6 +182,14 @@ def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(images, (0, right, 0, bottom))
 
 
+def pad_cells(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W, D) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
+    bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
+    if grids.known(bottom, right) and not (bottom or right):
+        return x
+    return F.pad(x, (0, 0, 0, right, 0, bottom))
+
+
 def pad_to_multiple(images: Tensor, side: int) -> Tensor:
     """(..., H, W) with zeros at the bottom and the right, so that `side` divides both."""
     rows, columns = grids.cells(grids.size_of(images), side)
