@@ -200,7 +200,7 @@ class Absolute2D(RelativePosition):
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Leave q, add to k; no bias."""
-        height, width = grid or (len(self.rows), len(self.columns))
+        height, width = grid or (self.rows.shape[0], self.columns.shape[0])
         rows = grids.resize(self.rows[:, None], (height, 1), mode="bilinear")  # (H, 1, d)
         columns = grids.resize(self.columns[None], (1, width), mode="bilinear")  # (1, W, d)
         return q, k + (rows + columns).flatten(0, 1).to(k.dtype), None

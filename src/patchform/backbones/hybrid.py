@@ -134,8 +134,11 @@ class LocalNetwork(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> the map of every stage, fine to coarse; the stem's where there is none."""
         x = F.relu(self.stem(images), inplace=True)
-        height, width = grids.size_of(x)  # "SAME": an odd rest is padded at the bottom and the right
-        x = F.max_pool2d(x, 3, 2, padding=(height % 2, width % 2), ceil_mode=True)
+        height, width = grids.size_of(x)  # "SAME": of one cell or two that are missing, one is at the bottom and right
+        if grids.known(height, width):
+            x = F.max_pool2d(x, 3, 2, padding=(height % 2, width % 2), ceil_mode=True)
+        else:  # zeros are no maximum behind a ReLU
+            x = F.max_pool2d(F.pad(x, (width % 2, 1, height % 2, 1)), 3, 2)
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -195,7 +198,7 @@ class StandardisedConv(nn.Conv2d):
         if stride == 1:
             return x
         bottom, right = (
-            max((grids.ceil_div(side, stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x)
+            torch.sym_max((grids.ceil_div(side, stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x)
         )
         return F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
 

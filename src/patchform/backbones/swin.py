@@ -355,7 +355,7 @@ class ContinuousBias(RelativePosition):
     def compute(self) -> Tensor:
         """The bias, not from the cache."""
         table = self.STRONGEST * self.fc2(F.relu(self.fc1(self.offsets))).sigmoid()
-        return table.index_select(0, self.index).t().unflatten(1, (math.isqrt(len(self.index)), -1))
+        return table.index_select(0, self.index).t().unflatten(1, (math.isqrt(self.index.shape[0]), -1))
 
     def train(self, mode: bool = True) -> Self:
         """Clear the cache, as does a move to another device or type."""

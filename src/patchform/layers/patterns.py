@@ -93,7 +93,7 @@ class Pattern:
     def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """(H*W, H*W) bool: the definition, pair by pair."""
         row, column = grids.coordinates(grid, device=device)
-        return self.sees((row[:, None], column[:, None]), (row, column), grid).expand(len(row), len(row))
+        return self.sees((row[:, None], column[:, None]), (row, column), grid).expand(row.shape[0], row.shape[0])
 
 
 def _gather_keys(x: Tensor, *, table: Tables) -> Tensor:
@@ -211,10 +211,13 @@ class Windows(Pattern):
 
     def shift_on(self, grid: Grid) -> Grid:
         """The displacement that a grid gets."""
-        covered = [side <= n for side, n in zip(grid, self.size)]
-        covered = {"axis": covered, "map": [any(covered)] * 2, "nothing": [False] * 2}[self.still]
-        down, across = (0 if still else shift for still, shift in zip(covered, self.shift))
-        return down, across
+        if self.still == "nothing":
+            return self.shift
+        # 1 or 0, in arithmetic that symbols have too
+        down, across = (torch.sym_min(torch.sym_max(side - n, 0), 1) for side, n in zip(grid, self.size))
+        if self.still == "map":
+            down = across = down * across
+        return down * self.shift[0], across * self.shift[1]
 
     def query_index(self, grid: Grid) -> Tensor:
         """A group a window of the rolled grid."""
@@ -223,13 +226,14 @@ class Windows(Pattern):
         shift = self.shift_on(grid)
         row = (torch.arange(down * tall) + shift[0]) % (down * tall)
         column = (torch.arange(across * wide) + shift[1]) % (across * wide)
-        cell = row[:, None] * width + column
-        cell[row >= height] = -1
-        cell[:, column >= width] = -1
+        inside = (row < height)[:, None] & (column < width)
+        cell = torch.where(inside, row[:, None] * width + column, -1)
         return cell.view(down, tall, across, wide).transpose(1, 2).reshape(down * across, tall * wide)
 
     def all_see_all(self, grid: Grid) -> bool:
         """Where windows tile the grid and none is cut."""
+        if not grids.known(*grid):
+            return False
         whole = grid[0] % self.size[0] == 0 and grid[1] % self.size[1] == 0
         return whole and self.shift_on(grid) == (0, 0)
 
@@ -261,20 +265,28 @@ class FilledWindows(Windows):
         """(B, H, W, D) and padding (B, H, W) -> groups of the filled grid."""
         if padding is not None:
             x, padding = x.masked_fill(padding[..., None], 0), self._beyond(padding)
-        return super().gather(self._fill(x), padding)
+        return super().gather(self.fill(x), padding)
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D), without the zeros."""
         filled = super().scatter(groups, self.filled((grid[0], grid[1])))
         return filled[:, : grid[0], : grid[1]]
 
-    def _fill(self, x: Tensor) -> Tensor:
-        (height, width), (down, across) = x.shape[1:3], self.filled((x.shape[1], x.shape[2]))
-        return F.pad(x, (0, 0, 0, across - width, 0, down - height)) if (down, across) != (height, width) else x
+    def all_see_all(self, grid: Grid) -> bool:
+        """Where none is cut."""
+        return self.shift == (0, 0) or super().all_see_all(grid)
+
+    def fill(self, x: Tensor) -> Tensor:
+        """(B, H, W, D) with zeros up to whole windows."""
+        height, width = x.shape[1:3]
+        down, across = self.filled((height, width))
+        if grids.known(height, width) and (down, across) == (height, width):
+            return x
+        return F.pad(x, (0, 0, 0, across - width, 0, down - height))
 
     def _beyond(self, padding: Tensor) -> Tensor:
         """(B, H, W) -> of the filled grid: padding but for what fills windows of the picture that are not displaced."""
-        real = self._fill(~padding[..., None])[..., 0]
+        real = self.fill(~padding[..., None])[..., 0]
         for dim, n in zip((1, 2), self.size):
             real = real.unflatten(dim, (-1, n)).any(dim + 1).repeat_interleave(n, dim)
         return ~real
@@ -289,15 +301,32 @@ class HalfFilledWindows(Windows):
 
     def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
         """(B, H, W, D) and padding (B, H, W) -> groups."""
-        return self._as((x.shape[1], x.shape[2])).gather(x, padding)
+        grid = (x.shape[1], x.shape[2])
+        if grids.known(*grid):
+            return self._as(grid).gather(x, padding)
+        masked = self._masked(grid, x.device).expand(x.shape[0], -1, -1)
+        return Windows(self.size, self.shift, self.still).gather(self._filling.fill(x), masked)
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D)."""
         return self._as((grid[0], grid[1])).scatter(groups, grid)
 
+    @property
+    def _filling(self) -> FilledWindows:
+        return FilledWindows(self.size, self.shift, self.still)
+
     def _as(self, grid: Grid) -> Windows:
-        neither = all(side % n for side, n in zip(grid, self.size))
-        return (Windows if neither else FilledWindows)(self.size, self.shift, self.still)
+        neither = grids.known(*grid) and all(side % n for side, n in zip(grid, self.size))
+        return Windows(self.size, self.shift, self.still) if neither else self._filling
+
+    def _masked(self, grid: Grid, device: torch.device) -> Tensor:
+        """(1, H', W') bool of the filled grid, sizes as symbols: what fills it, where windows divide neither axis."""
+        rests = [side % n for side, n in zip(grid, self.size)]
+        neither = torch.sym_min(rests[0] * rests[1], 1)  # 1 or 0
+        whole = self._filling.filled(grid)
+        ends = [full - neither * (full - side) for full, side in zip(whole, grid)]
+        row, column = (torch.arange(full, device=device) for full in whole)
+        return ((row >= ends[0])[:, None] | (column >= ends[1]))[None]
 
 
 @dataclass(frozen=True)
@@ -326,12 +355,24 @@ class RolledWindows(FilledWindows):
         """(B, H, W, D) and padding (B, H, W) -> groups of the rolled, filled grid."""
         down, across = self.shift
         padding = padding if padding is None else padding.roll((-down, -across), (1, 2))
-        return super().gather(x.roll((-down, -across), (1, 2)) if down or across else x, padding)
+        return super().gather(_roll(x, (-down, -across)), padding)
 
     def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
         """(B, G, N, D) -> (B, H, W, D), rolled back."""
-        x = super().scatter(groups, grid)
-        return x.roll(self.shift, (1, 2)) if any(self.shift) else x
+        return _roll(super().scatter(groups, grid), self.shift)
+
+
+def _roll(x: Tensor, shift: Grid) -> Tensor:
+    """(B, H, W, D), its rows and columns moved on, around the end."""
+    if shift == (0, 0):
+        return x
+    if grids.known(*x.shape[1:3]):
+        return x.roll(shift, (1, 2))
+    for axis, step in enumerate(shift, start=1):  # of an axis shorter than the step ONNX makes something else
+        length = x.shape[axis]
+        start = -step if step < 0 else step * (length - 1)  # at least 0, where remainders are alike everywhere
+        x = x.index_select(axis, (torch.arange(length, device=x.device) + start) % length)
+    return x
 
 
 @dataclass(frozen=True)
@@ -369,7 +410,7 @@ class Neighborhood(Pattern):
 
     def alike(self, grid: Grid) -> Tensor:
         """All tiles whose halo does not reach the border."""
-        tiles = -(-self.radius // self.tile)
+        tiles = grids.ceil_div(self.radius, self.tile)
         down, across = (by_distance_to_the_ends(grids.ceil_div(side, self.tile), tiles, tiles + 1) for side in grid)
         return (down[:, None] * (tiles + 1) * (tiles + 2) + across).flatten()
 
@@ -407,7 +448,7 @@ class Blocks(Pattern):
         count = grid[0] * grid[1]
         block = torch.arange(grids.ceil_div(count, self.size))[:, None]
         band = block + torch.arange(-self.near, self.near + 1)
-        marks = torch.arange(self.landmarks).expand(len(block), -1)
+        marks = torch.arange(self.landmarks).expand(block.shape[0], -1)
         marks = torch.where((marks - block).abs() > self.near, marks, -1)
         blocks = torch.cat([band, marks], 1)
         cell = blocks[..., None] * self.size + torch.arange(self.size)

@@ -53,7 +53,7 @@ class Learned1D(Position):
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Add the table, resized to `grid`."""
         table: Tensor = self.table
-        if grid != self.grid:
+        if not grids.known(*grid) or grid != self.grid:
             native = table[0, self.prefix :].unflatten(0, self.grid)
             cells = grids.resize(native, grid, mode=self.mode).flatten(0, 1)
             table = torch.cat([table[:, : self.prefix], cells[None]], 1)
@@ -187,8 +187,7 @@ class LearnedPosition2D(nn.Module):
         """(H, W) and (B, H, W) -> (1, H*W, D)."""
         axes = []
         for length, table in zip(grid, (self.rows, self.columns)):
-            native = table[:, None]
-            axis = native if length <= len(table) else grids.resize(native, (length, 1), mode="bilinear")
+            axis = grids.resize(table[:, None], (torch.sym_max(length, table.shape[0]), 1), mode="bilinear")
             axes.append(axis[None, :length, 0])
         return _outer_concat(*axes, rows_first=False)
 
@@ -236,7 +235,7 @@ class RelativeBias(RelativePosition):
         grid = grid or self.grid
         table: Tensor = self.table
         index = self.index
-        if grid != self.grid:
+        if not grids.known(*grid) or grid != self.grid:
             native = table.unflatten(0, (2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
             table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1)).flatten(0, 1)
             index = self.offsets(grid, table.device)
@@ -291,7 +290,7 @@ class Relative2D(RelativePosition):
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Leave q and k, give the bias (B, G, h, N, N)."""
-        height, width = grid or ((len(self.rows) + 1) // 2, (len(self.columns) + 1) // 2)
+        height, width = grid or ((self.rows.shape[0] + 1) // 2, (self.columns.shape[0] + 1) // 2)
         prefix = q.shape[-2] - height * width
         cells = q[..., prefix:, :].unflatten(-2, (height, width)) * q.shape[-1] ** -0.5  # (B, G, h, H, W, d)
         rows = grids.resize(self.rows[:, None], (2 * height - 1, 1), mode="bilinear")[:, 0]

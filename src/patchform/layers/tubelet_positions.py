@@ -35,7 +35,7 @@ class TubeletPosition(Position):
         """(B, P + M * H*W, D) -> the same, for any number M of moments."""
         moments = (tokens.shape[1] - self.prefix) // (grid[0] * grid[1])
         table: Tensor = self.table
-        if not grids.known(moments, *grid) or (moments, grid) != (self.moments, self.grid):
+        if not grids.known(moments, *grid) or (moments, *grid) != self.native:
             table = _resize_table(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
         return tokens + table.to(tokens.dtype)
 
