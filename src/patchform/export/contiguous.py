@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 _ASK = {
     *(torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__),
-    *(Tensor.flatten, Tensor.reshape, Tensor.contiguous, F.scaled_dot_product_attention),
+    *(Tensor.flatten, Tensor.reshape, Tensor.contiguous),
 }
 """Of a tensor whose channels lie innermost, say, these ask whether lengths are 1, and the graph is for no others."""
 

@@ -54,7 +54,7 @@ class PatchProjection(nn.Module):
         """Weights (D', p * p * D) for another D: these squares are cut from the picture."""
         cells = self.side**2
         matrix = name == "proj.weight" and tensor.dim() == 2
-        if not matrix or len(tensor) != self.proj.out_features or tensor.shape[1] % cells:
+        if not matrix or tensor.shape[0] != self.proj.out_features or tensor.shape[1] % cells:
             raise ValueError("these squares are of another side or width")
         kernel, own = (x.unflatten(1, (cells, -1)).transpose(1, 2) for x in (tensor, self.proj.weight))
         kernel, note = fitting.channels(kernel, own, context)
