@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from patchform.records import Embedding, Instances, Label, Target
+from patchform.records import Embedding, Instances, Label, Regions, Target
 
 
 class Outputs(Protocol):
@@ -33,11 +34,30 @@ class LabelOutputs(NamedTuple):
     chosen: Tensor
     """(B, C) bool: the classes decided for; exactly one of each image in single-label work."""
 
+    @classmethod
+    def of_best(cls, scores: Tensor) -> LabelOutputs:
+        """The best class of each image is decided for, the first of several."""
+        best = scores.argmax(1, keepdim=True)
+        return cls(scores, torch.arange(scores.shape[1], device=best.device) == best)
+
     def predictions(self) -> list[Target]:
         """One `Label` an image."""
         counts: Sequence[int] = self.chosen.sum(1).tolist()
         chosen = self.chosen.nonzero()[:, 1].split(counts)
         return [Label(classes, row) for classes, row in zip(chosen, self.scores)]
+
+
+class RegionOutputs(NamedTuple):
+    """Classes of the pixels of pictures of one size."""
+
+    classes: Tensor
+    """(B, H, W) uint8: the best of each pixel."""
+    scores: Tensor
+    """(B, C, H, W) float32: softmax over the classes."""
+
+    def predictions(self) -> list[Target]:
+        """One `Regions` an image."""
+        return [Regions(classes.long(), scores) for classes, scores in zip(self.classes, self.scores)]
 
 
 class ObjectOutputs(NamedTuple):

@@ -25,11 +25,12 @@ from torchvision.ops import sigmoid_focal_loss
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
+from patchform.geometry.maps import to_size
 from patchform.heads.base import Cells, map_norms
 from patchform.heads.detr import DETR, LOSSES, DETROptions, DETRRaw
 from patchform.layers.linear import Linear
 from patchform.layers.norms import GroupNorm
-from patchform.layers.pyramids import Levels, to_size
+from patchform.layers.pyramids import Levels
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 GROUPS = 8
