@@ -114,7 +114,7 @@ class MaskTransformer(nn.Module):
         hidden = None if padding is None else F.pad(padding.flatten(1), (0, self.classes))
         for block in self.blocks:
             x = block(x, padding=hidden)
-        tokens, classes = self.norm(x).split([tokens.shape[1], self.classes], 1)
+        tokens, classes = map(in_order, self.norm(x).split([tokens.shape[1], self.classes], 1))
         keys, class_keys = F.normalize(self.cell_key(tokens), dim=2), F.normalize(self.class_key(classes), dim=2)
         masks = torch.bmm(keys, class_keys.transpose(1, 2))
         return in_order(self.mask_norm(masks).transpose(1, 2).unflatten(2, cells.shape[-2:]))

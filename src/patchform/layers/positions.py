@@ -185,12 +185,22 @@ class LearnedPosition2D(nn.Module):
 
     def forward(self, grid: Grid, padding: Tensor) -> Tensor:
         """(H, W) and (B, H, W) -> (1, H*W, D)."""
-        axes = []
-        for length, table in zip(grid, (self.rows, self.columns)):
-            native = table[:, None]
-            axis = native if length <= len(table) else grids.resize(native, (length, 1), mode="bilinear")
-            axes.append(axis[None, :length, 0])
+        axes = [self._axis(length, table)[None] for length, table in zip(grid, (self.rows, self.columns))]
         return _outer_concat(*axes, rows_first=False)
+
+    def _axis(self, length: int, table: Tensor) -> Tensor:
+        """(length, D/2)."""
+        number = table.shape[0]
+        if grids.known(length) and length <= number:
+            return table[:length]
+        if grids.known(length):
+            return grids.resize(table[:, None], (length, 1), mode="bilinear")[:, 0]
+        index = torch.arange(length, device=table.device)
+        many = torch.full((), length, device=table.device)
+        places = (index + 0.5) * (number / many) - 0.5
+        places = torch.where(many > number, places.clamp(0, number - 1), index)[:, None]
+        weights = 1 - (places - torch.arange(number, device=table.device)).abs()
+        return weights.clamp(min=0).to(table.dtype) @ table
 
 
 def _outer_concat(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
