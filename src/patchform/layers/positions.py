@@ -193,14 +193,12 @@ class LearnedPosition2D(nn.Module):
         number = table.shape[0]
         if grids.known(length) and length <= number:
             return table[:length]
+        spread = grids.resize(table[:, None], (length, 1), mode="bilinear")[:, 0]
         if grids.known(length):
-            return grids.resize(table[:, None], (length, 1), mode="bilinear")[:, 0]
+            return spread
         index = torch.arange(length, device=table.device)
-        many = torch.full((), length, device=table.device)
-        places = (index + 0.5) * (number / many) - 0.5
-        places = torch.where(many > number, places.clamp(0, number - 1), index)[:, None]
-        weights = 1 - (places - torch.arange(number, device=table.device)).abs()
-        return weights.clamp(min=0).to(table.dtype) @ table
+        few = torch.full_like(index, length)[:, None] <= number
+        return torch.where(few, table[index.clamp(max=number - 1)], spread)
 
 
 def _outer_concat(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
