@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental import _config as config
 
-from patchform.geometry.detections import nms
+import patchform.geometry.detections  # noqa: F401: registers the operators
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -57,7 +58,8 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     """A program without operators of this library: it is loaded without it, and needs torchvision where boxes are
     suppressed or cut out.
     """
-    return program.run_decompositions({torch.ops.patchform.nms.default: plain_nms})
+    with config.patch(backed_size_oblivious=True):  # as in `graph.trace`
+        return program.run_decompositions({torch.ops.patchform.nms.default: plain_nms})
 
 
 def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overlap: float, most: int) -> Tensor:
@@ -75,6 +77,3 @@ def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overla
     left = torch.cat([left.view(images, places), scores.new_full((images, most), -math.inf)], 1)
     best, index = left.sort(dim=1, descending=True, stable=True)
     return torch.where(best[:, :most] > -math.inf, index[:, :most], -1)
-
-
-__all__ = ["decomposed", "nms", "onnx_translations", "plain_nms"]
