@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from patchform.commands.data import convert_data as convert_data
     from patchform.commands.data import show_data as show_data
     from patchform.commands.evaluate import evaluate as evaluate
+    from patchform.commands.export import export as export_run
     from patchform.commands.features import features as features
     from patchform.commands.probe import probe as probe
     from patchform.commands.train import plan as plan
@@ -50,6 +51,7 @@ _HOMES = {
     "check_data": "commands.data:check_data",
     "convert_data": "commands.data:convert_data",
     "evaluate": "commands.evaluate:evaluate",
+    "export_run": "commands.export:export",
     "features": "commands.features:features",
     "list_backbones": "lookup:backbones",
     "load": "prediction:load",

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from patchform import __version__, resources, signals
-from patchform.commands import data, demo, evaluate, features, models, predict, probe, terminal, train, weights
+from patchform.commands import data, demo, evaluate, export, features, models, predict, probe, terminal, train, weights
 from patchform.errors import PatchformError, UsageError
 
 VERBS = {
@@ -30,6 +30,7 @@ VERBS = {
     "predict": predict,
     "probe": probe,
     "features": features,
+    "export": export,
     "weights": weights,
 }
 BUG, PIPE_CLOSED = 1, 141

@@ -7,7 +7,7 @@ on what is seen: where there are fewer objects than places, the last places have
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ class Outputs(Protocol):
     def predictions(self) -> list[Target]:
         """One an image."""
         ...
+
+
+def record_of(name: str) -> type[Any]:
+    """The record of this module that a file names. Raises KeyError when there is none."""
+    kind = globals()[name] if name.endswith("Outputs") and name != "Outputs" else {}[name]
+    assert isinstance(kind, type)
+    return kind
 
 
 class LabelOutputs(NamedTuple):

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,10 @@ class Backbone(nn.Module):
     @abstractmethod
     def layers(self) -> list[nn.Module]:
         """The blocks, shallow to deep: the units of layer-wise learning rates and of activation checkpointing."""
+
+    def fuse(self) -> Self:
+        """Turn what learns in several layers and can compute in one, in place, into that one. Here: nothing."""
+        return self
 
 
 def _check_input(backbone: nn.Module, inputs: tuple[Any, ...]) -> None:

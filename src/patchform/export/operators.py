@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config as config
 
-import patchform.geometry.detections  # noqa: F401: registers the operators
+from patchform.geometry import detections
 
+NMS = detections.nms._opoverload
 LOWEST = float(np.finfo(np.float32).min)
+"""Below all scores but minus infinity."""
 
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -45,7 +47,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         best, index = op.TopK(kept, op.Constant(value_ints=[most]), axis=1)
         return op.Where(op.Greater(best, none), index, op.Constant(value_int=-1))
 
-    return {torch.ops.patchform.nms.default: translate_nms}
+    return {NMS: translate_nms}
 
 
 def _at_most(number: float) -> float:
@@ -59,7 +61,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     suppressed or cut out.
     """
     with config.patch(backed_size_oblivious=True):  # as in `graph.trace`
-        return program.run_decompositions({torch.ops.patchform.nms.default: plain_nms})
+        return program.run_decompositions({NMS: plain_nms})
 
 
 def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overlap: float, most: int) -> Tensor:

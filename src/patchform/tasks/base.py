@@ -22,7 +22,10 @@ from patchform.data.samples import Samples
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.heads.base import Head
+from patchform.metrics import agreement
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric, Scores
+from patchform.outputs import Outputs
 from patchform.records import Batch, Target
 from patchform.settings import AugmentationSettings
 
@@ -30,6 +33,8 @@ DIGITS = 6
 """Of written scores; float32 has no more."""
 CURVES = "pr.png"
 """Precision over recall, which an evaluation draws beside its numbers where a metric gives them."""
+SAME_OBJECT = 0.99
+"""Overlap of two boxes from which they are those of one object that two models see alike."""
 
 
 class Mix(Protocol):
@@ -116,6 +121,8 @@ class Task(ABC):
     """Of what predictions are put together window by window: of the model's input (`inference.SlidingWindow`), or of
     the picture itself (`inference.SlicedObjects`)."""
 
+    in_pixels: ClassVar[bool] = False
+    """Whether predictions are in pixels of the picture, so that its size has to be known."""
     unit: ClassVar[str] = "pictures"
     """What `numbers` count."""
     checks: ClassVar[tuple[Check, ...]] = (names.ENCODING, names.CONTROL, *names.OF_CLASSES, copies.REPEATED)
@@ -219,9 +226,32 @@ class Task(ABC):
         """What `metric` chose as `Model.thresholds`, one a class; None where the task has none."""
         return None
 
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """How far one prediction is from another for the same picture.
+
+        Args:
+            reference: what it should be.
+            answer: what it is.
+            overlap: of the boxes of an object that both have, at least.
+        """
+        return agreement.of_fields(reference, answer)
+
     def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
         """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""
         return prediction
+
+    def derived(self, outputs: Outputs, thresholds: Tensor) -> dict[str, Tensor]:
+        """What else an exported file gives by name, made of the tensors of a batch: nothing.
+
+        Args:
+            outputs: of the model's head.
+            thresholds: (C,) float32, those of `confident`.
+        """
+        return {}
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of its constructor, with which it is built again."""
+        return {}
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """What a report shows of this task: examples, and what is beside the numbers."""

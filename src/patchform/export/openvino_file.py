@@ -1,0 +1,33 @@
+"""Graphs as OpenVINO's .xml and .bin, made from ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patchform.errors import UsageError
+from patchform.resources import writing
+from patchform.runtime.description import KEY, FileDescription
+
+
+def check_installed() -> None:
+    """Raise UsageError unless OpenVINO is there."""
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        raise UsageError("openvino is not installed", remedy='pip install "patchform[openvino]"') from None
+
+
+def write(onnx_file: Path, description: FileDescription, path: Path) -> None:
+    """Write the .xml and beside it the .bin of an ONNX file; of float16 the weights are, and units may compute in it.
+
+    Raises:
+        ResourceError: the disk is full or the place is not writable.
+    """
+    import openvino
+
+    model = openvino.convert_model(onnx_file)
+    for key in list(model.rt_info):
+        del model.rt_info[key]
+    model.set_rt_info(description.as_text(), KEY)
+    with writing(path):
+        openvino.save_model(model, path, compress_to_fp16=description.dtype == "float16")

@@ -1,0 +1,30 @@
+"""Graphs as .pt2 files of torch.export, which torch opens without patchform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from patchform.resources import writing
+from patchform.runtime.description import EXTRA, FileDescription
+
+NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+"""What a graph remembers of the code that it was made from: paths of this machine among it."""
+
+
+def without_notes(program: ExportedProgram) -> ExportedProgram:
+    """The program, which from now on says nothing of the code that it was made from, and holds no example."""
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            for note in NOTES:
+                node.meta.pop(note, None)
+    program.example_inputs = None
+    return program
+
+
+def write(program: ExportedProgram, description: FileDescription, path: Path) -> None:
+    """Write a .pt2 file. Raises ResourceError when the disk is full or the place is not writable."""
+    with writing(path):
+        torch.export.save(program, path, extra_files={EXTRA: description.as_text()})

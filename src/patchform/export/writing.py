@@ -1,0 +1,207 @@
+"""From a trained model to files that hold all that using it takes: each is there whole, and proved, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.export import ExportedProgram
+
+from patchform import __version__
+from patchform.errors import FolderError, UsageError, unheard
+from patchform.export import limits, onnx_file, openvino_file, precision, program_file
+from patchform.export.graph import FileGraph, example, takes_sizes, trace_file
+from patchform.export.options import SUFFIXES, ExportOptions
+from patchform.export.preparation import prepared
+from patchform.model import Model
+from patchform.resources import writing
+from patchform.runtime.description import FILE_FORMAT, FileDescription
+from patchform.tasks.base import Task, task_of
+from patchform.weights.files import TEMPORARY, digest, one_line
+
+Prove = Callable[[Path], None]
+"""Compares a file with the model that it was made from; raises where it is not the same."""
+
+
+class Exported(NamedTuple):
+    """A file that was written."""
+
+    path: Path
+    description: FileDescription
+    bytes: int
+    """Of all that belongs to it."""
+    seconds: float
+
+
+def export_model(
+    model: Model,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    overwrite: bool = False,
+    prove: Prove = unheard,
+    say: Callable[[str], None] = unheard,
+) -> list[Exported]:
+    """Write a model as a file, or as one for each of several sizes.
+
+    Args:
+        model: built by `build_model`; it is not changed.
+        out: the file. Of several sizes `model.onnx` becomes `model-224x224.onnx` and so on.
+        options: what it should be.
+        overwrite: replace files that are there.
+        prove: called with each file before it gets its place; what it raises keeps the file from it.
+        say: called with what is going on, a sentence.
+
+    Raises:
+        UsageError: a name that ends otherwise than files of the format, a package that is missing, or a model that
+            cannot be exported so.
+        FolderError: a file is there, and `overwrite` is False.
+        ResourceError: the disk is full or the place is not writable.
+    """
+    wanted = options or ExportOptions()
+    files = targets(Path(out), wanted)
+    _check(model, wanted, files, overwrite)
+    ready, weights = prepared(model), digest(model.state_dict())
+    return [
+        _export(ready, weights, wanted, size, file, prove, say) for size, file in zip(wanted.sizes or (None,), files)
+    ]
+
+
+def targets(out: Path, options: ExportOptions) -> list[Path]:
+    """The files that will be written, one for each size. Raises UsageError for a name of another format."""
+    suffix = SUFFIXES[options.format]
+    if out.suffix != suffix:
+        others = [name for name, ending in SUFFIXES.items() if ending == out.suffix]
+        meant = f", or say --format {others[0]}" if others else ""
+        raise UsageError(f"{out} for a file of {options.format}", remedy=f"let the name end in {suffix}{meant}")
+    if len(options.sizes) < 2:
+        return [out]
+    return [out.with_name(f"{out.stem}-{height}x{width}{suffix}") for height, width in options.sizes]
+
+
+def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None, weights: str = "") -> FileDescription:
+    """What a file for these options says of itself; `weights`: the digest of the model before it was made ready."""
+    assert model.architecture is not None
+    task = task_of(model.architecture, model.head)
+    with torch.inference_mode():
+        inputs = example(model, size or (2 * limits.least(model),) * 2, batch=options.batch or 1)
+        names = list(FileGraph(model, task)(*inputs))
+        record = FileGraph(model, task).inner(*inputs)
+    return FileDescription(
+        format=FILE_FORMAT,
+        patchform=__version__,
+        task=model.architecture.task,
+        task_options=task.options(),
+        architecture=model.architecture,
+        classes=model.classes,
+        ids=model.ids,
+        thresholds=model.thresholds,
+        preprocessing=model.preprocessing,
+        resizes=options.resize_inside,
+        inputs=("images", "sizes") if takes_sizes(task, options) else ("images",),
+        record=type(record).__name__,
+        outputs=tuple(names),
+        batch=options.batch,
+        sizes=() if size is None else (size,),
+        least=1 if options.resize_inside else min(size) if size else limits.least(model),
+        dtype=options.dtype,
+        weights=weights,
+    )
+
+
+def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrite: bool) -> None:
+    """Raise for what can be known beforehand."""
+    if options.format != "torch":
+        onnx_file.check_installed()
+    if options.format == "openvino":
+        openvino_file.check_installed()
+    if len(set(options.sizes)) != len(options.sizes):
+        raise UsageError("a size is named twice")
+    if options.resize_inside and options.sizes:
+        raise UsageError("a size for pictures that are resized inside", remedy="leave --size or --resize-inside out")
+    reason = "" if options.sizes else limits.tied(model)
+    if reason:
+        height, width = model.preprocessing.size
+        raise UsageError(f"it cannot take any size: {reason}", remedy=f"name the sizes: --size {height}x{width}")
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise FolderError("exists already", where=there[0], remedy="name another with --out, or say --overwrite")
+
+
+def _export(
+    model: Model,
+    weights: str,
+    options: ExportOptions,
+    size: tuple[int, int] | None,
+    file: Path,
+    prove: Prove,
+    say: Callable[[str], None],
+) -> Exported:
+    start = time.monotonic()
+    task, description = task_of(model.architecture, model.head), describe(model, options, size, weights)
+    taken = "pictures of any size" if size is None else f"{size[0]}x{size[1]}"
+    say(f"{file}: making the graph for {taken}")
+    program = _traced(model, task, options, size)
+    if precision.halves(options):
+        program = precision.halved(program)
+    if options.format != "torch":
+        say(f"{file}: the graph took {time.monotonic() - start:.0f} s, writing it {2 * (time.monotonic() - start):.0f}")
+    with _unfinished(file) as temporary:
+        _write(program, description, options, temporary)
+        say(f"{file}: written in {time.monotonic() - start:.0f} s, now it is checked")
+        prove(temporary)
+        size_in_bytes = sum(part.stat().st_size for part in temporary.parent.iterdir())
+    return Exported(file, description, size_in_bytes, time.monotonic() - start)
+
+
+def _traced(model: Model, task: Task, options: ExportOptions, size: tuple[int, int] | None) -> ExportedProgram:
+    try:
+        with precision.computing(options):
+            return program_file.without_notes(trace_file(model, task, options, size))
+    except torch._dynamo.exc.UserError as error:
+        if size is not None:
+            raise
+        height, width = model.preprocessing.size
+        remedy = f"name the sizes that it will meet: --size {height}x{width}"
+        raise UsageError(f"its graph is tied to sizes ({one_line(str(error))})", remedy=remedy) from error
+
+
+def _write(program: ExportedProgram, description: FileDescription, options: ExportOptions, path: Path) -> None:
+    if options.format == "torch":
+        program_file.write(program, description, path)
+        return
+    onnx_model = onnx_file.convert(program, description, opset=options.opset)
+    if options.format == "onnx":
+        onnx_file.write(onnx_model, path)
+        return
+    between = path.with_suffix(SUFFIXES["onnx"])
+    onnx_file.write(onnx_model, between)
+    openvino_file.write(between, description, path)
+    for part in path.parent.glob(f"{between.name}*"):
+        part.unlink()
+
+
+@contextmanager
+def _unfinished(file: Path) -> Iterator[Path]:
+    """Where to write a file, and what belongs to it, until it is whole and takes its place."""
+    folder = file.parent / f"{TEMPORARY}{file.name}"
+    with writing(file):
+        folder.mkdir()
+    try:
+        yield folder / file.name
+        with writing(file):
+            parts = sorted(folder.iterdir(), key=_weights_first)
+            for part in parts:
+                part.replace(file.parent / part.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _weights_first(part: Path) -> bool:
+    """What names the others comes last."""
+    return part.suffix in SUFFIXES.values()

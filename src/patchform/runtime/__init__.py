@@ -1,0 +1,1 @@
+"""Exported files: what they say of themselves, and how they are opened and run."""
