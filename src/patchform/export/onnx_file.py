@@ -73,7 +73,7 @@ def shrink(model: onnx_ir.Model) -> None:
 
 
 def _name_axes(model: onnx_ir.Model, frames: str) -> None:
-    """Call the free axes by what they are; forget the shapes of all that is inside."""
+    """Call the free axes by what they are; forget shapes and types of all that is inside, which follow."""
     import onnx_ir
 
     names: dict[str, str] = {}
@@ -97,7 +97,7 @@ def _name_axes(model: onnx_ir.Model, frames: str) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value not in ends:
-                value.shape = None
+                value.shape = value.type = None
     for value in ends:
         value.metadata_props.clear()
 
