@@ -57,7 +57,7 @@ class ResizeInside(nn.Module):
         return resized if self.preprocessing.bits == 16 else resized.to(torch.uint8)
 
     def _rounded(self, pixels: Tensor) -> Tensor:
-        return pixels.clamp(0, 1) if self.preprocessing.bits == 16 else pixels.round().clamp(0, 255)
+        return pixels.clamp(0, 1) if self.preprocessing.bits == 16 else (pixels + 0.5).floor().clamp(0, 255)
 
     def _weights(self, part: Part, device: torch.device) -> Tensor:
         """(kept, pixels) float32, rows of which sum to 1."""
@@ -70,7 +70,14 @@ class ResizeInside(nn.Module):
         stretch = torch.sym_max(scale, 1.0)
         distance = ((cells + 0.5 - centres[:, None]) / stretch).abs()
         weights = _linear(distance) if self.preprocessing.interpolation == "bilinear" else _cubic(distance)
-        return weights / weights.sum(1, keepdim=True)
+        weights = weights / weights.sum(1, keepdim=True)
+        return weights if self.preprocessing.bits == 16 else _in_whole_numbers(weights)
+
+
+def _in_whole_numbers(weights: Tensor) -> Tensor:
+    """As torch has them for uint8: whole numbers of 16 bits over the largest power of two for which they fit."""
+    levels = torch.exp2(((32767.5 / weights.max()).log2().ceil() - 1).clamp(max=22))
+    return (weights * levels).round() / levels
 
 
 def _linear(distance: Tensor) -> Tensor:
