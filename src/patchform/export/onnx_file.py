@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from patchform.errors import UsageError
+from patchform.export.operators import onnx_translations
 from patchform.runtime.description import KEY, FileDescription
 from patchform.weights import files
 
@@ -44,6 +45,7 @@ def convert(program: ExportedProgram, description: FileDescription, *, opset: in
             verbose=False,
             input_names=list(description.inputs),
             output_names=list(description.outputs),
+            custom_translation_table=onnx_translations(),
         )
     assert converted is not None
     model: Any = converted.model
