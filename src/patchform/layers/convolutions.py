@@ -36,7 +36,7 @@ def channels_innermost(images: Tensor) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): means of 2x2 cells, at the end of an odd side of what there is."""
+    """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): means of 2x2 cells, at an odd end of what is there."""
     height, width = x.shape[2:]
     if grids.known(height, width):
         return F.avg_pool2d(x, 2, ceil_mode=True)
