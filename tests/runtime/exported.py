@@ -9,18 +9,14 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from patchform.export import onnx_file, openvino_file, program_file
-from patchform.export.graph import trace_file
+from patchform.export import openvino_file
 from patchform.export.options import ExportOptions
-from patchform.export.preparation import prepared
-from patchform.export.writing import describe
+from patchform.export.writing import export_model
 from patchform.model import Model, build_model, save
 from patchform.records import Preprocessing
 from patchform.runtime.description import KEY, FileDescription
-from patchform.tasks.base import task_of
 
 CLASSES = ("cat", "dog", "owl")
-RUNTIMES = (("run", {}), ("model.onnx", {}), ("model.onnx", {"runtime": "openvino"}), ("model.xml", {}))
 
 
 class Files(NamedTuple):
@@ -52,17 +48,14 @@ def a_model(task="classification", backbone="vit/nano", head="linear", classes=C
 
 
 def write_files(model, folder, formats=("onnx", "openvino", "torch"), **options) -> Files:
-    """All files of one graph, which takes any size unless `size` is given."""
-    size, task = options.pop("size", None), task_of(model.architecture, model.head)
-    wanted, ready = ExportOptions(**options), prepared(model)
-    description, program = describe(ready, task, wanted, size), trace_file(ready, task, wanted, size)
+    """All files of a model, those of OpenVINO made of its ONNX file."""
     save(model, folder / "run")
-    if "torch" in formats:
-        program_file.write(program_file.without_notes(program), description, folder / "model.pt2")
-    onnx_file.write(onnx_file.convert(program, description, opset=wanted.opset), folder / "model.onnx")
+    (written,) = export_model(model, folder / "model.onnx", ExportOptions(**options))
     if "openvino" in formats:
-        openvino_file.write(folder / "model.onnx", description, folder / "model.xml")
-    return Files(folder, model, description)
+        openvino_file.write(written.path, written.description, folder / "model.xml")
+    if "torch" in formats:
+        export_model(model, folder / "model.pt2", ExportOptions(format="torch", **options))
+    return Files(folder, model, written.description)
 
 
 def rewritten(file, to, text=None, **changes):
