@@ -17,12 +17,14 @@ from patchform.data.dataset import check_before, open_evaluation
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.data.writing import check_apart
-from patchform.device import Precision, RunOptions, autocast, pick_device
+from patchform.device import Precision, RunOptions, autocast
 from patchform.errors import ResourceError
 from patchform.inference import Inference, MultiView, preparation, views_of
 from patchform.metrics.base import Metric, Scores
-from patchform.model import Model, load
+from patchform.model import Model
 from patchform.records import Batch
+from patchform.runtime.opening import DEFAULT, is_exported, open_model
+from patchform.runtime.sessions import RuntimeOptions
 from patchform.settings import DataSettings
 from patchform.tasks.base import CURVES, Task, task_of
 from patchform.weights import files
@@ -88,50 +90,51 @@ def evaluate_run(
     *,
     settings: DataSettings | None = None,
     infer: Inference = Model.predict,
+    runtime: RuntimeOptions = DEFAULT,
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Scores:
-    """Evaluate the model of a run folder on a folder or CSV list and write `evaluation.json` and `confusion.png`.
+    """Evaluate a run or an exported file on a folder or CSV list and write `evaluation.json` and `confusion.png`.
 
     Objects are judged by all that the model predicts, whatever its thresholds, and their curves are in `pr.png`.
 
     Classes are matched by name. Those that the data lack are None in the scores and not in any mean.
 
     Args:
-        run: run folder.
+        run: run folder, or exported file.
         data: what the task's formats know, or a folder with such a val/ inside.
         settings: how the format reads it (what the numbers in masks mean); default: as usual.
         infer: how predictions are made (`patchform.inference`).
-        out: folder for the files, made if need be; default: the run folder. Earlier ones are replaced.
+        runtime: how an exported file is run (`runtime.opening.open_model`).
+        out: folder for the files, made if need be; default: `results_of`. Earlier ones are replaced.
         progress: called with (done, all) images after each batch.
         options: fields of `device.RunOptions`. With `skip_bad` the number of pictures left out is `skipped` among the
             numbers.
 
     Returns:
-        The scores, as in `evaluation.json`. With several views of videos those of the one in the middle are there too:
-        "clip_top1" beside "top1".
+        The scores, as in `evaluation.json`; with several views of videos "clip_top1" of the middle one beside "top1".
 
     Raises:
-        ModelFileError: the run folder holds no intact model.
+        ModelFileError: the run folder holds no intact model, the file is damaged or not patchform's.
         DataError: nothing to read, something of a class the model does not know, or more unreadable pictures than
             allowed.
         FolderError: `out` lies in the data set.
         ResourceError: the files cannot be written.
     """
-    run_options, folder = RunOptions(**options), Path(run if out is None else out)
-    model = load(run, say=run_options.say)
+    run_options, folder = RunOptions(**options), results_of(run) if out is None else Path(out)
+    model = open_model(run, runtime, say=run_options.say)
     task = task_of(model.architecture, model.head)
-    if out is not None:
+    if not (own := folder == Path(run)):
         check_before(folder, data, task.name)
     listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
     task.refuse(listing)
-    _make(folder, data, listing, own=out is None)
+    _make(folder, data, listing, own=own)
     usable, remarks = without_bad(listing, model.preprocessing, run_options.skip_bad)
     notes = [*listing.notes, *remarks]
     for note in notes:
         run_options.say(note)
-    model.to(pick_device(run_options.device))
+    model.to(model.pick_device(run_options.device))
     metric = task.full_metric(model.classes, thresholds=model.thresholds)
     scores = _score(model, task, usable, infer, metric, run_options, progress)
     if isinstance(infer, MultiView):
@@ -141,6 +144,12 @@ def evaluate_run(
         scores = scores._replace(numbers={**scores.numbers, "skipped": len(listing) - len(usable)})
     _write(folder, {"data": str(data), "notes": notes}, scores)
     return scores
+
+
+def results_of(run: str | Path) -> Path:
+    """Where an evaluation is written unless another place is named: in the run folder, or beside an exported file."""
+    path = Path(run)
+    return path.with_name(f"{path.name}.evaluation") if is_exported(path) else path
 
 
 def _make(folder: Path, data: str | Path, listing: Listing, *, own: bool) -> None:

@@ -16,6 +16,7 @@ from patchform import lookup, schema
 from patchform.backbones.base import Backbone, over_frames
 from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
+from patchform.device import pick_device
 from patchform.errors import ModelFileError, UsageError, warned
 from patchform.heads.base import Head
 from patchform.records import Batch, Features, Loss, Target
@@ -123,6 +124,10 @@ class Model(nn.Module):
             return pixels
         shape = (padding.shape[0], *(1,) * (images.dim() - 3), *padding.shape[1:])  # no time, no channels
         return pixels.masked_fill(padding.view(shape), 0)
+
+    def pick_device(self, name: str | torch.device) -> torch.device:
+        """Where it is run, of a setting: see `device.pick_device`."""
+        return pick_device(name)
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() float32 by name of loss: the counts of `forward`, known before it."""

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchform import model as models
 from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
 from patchform.data.encoded import write as write_film
@@ -26,12 +25,14 @@ from patchform.data.output_plan import About, OutputOptions, Plan, each_once, pl
 from patchform.data.transforms import evaluation_transform
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
-from patchform.device import Precision, autocast, pick_device
+from patchform.device import Precision, autocast
 from patchform.drawing import PAPER, to_png_bytes
 from patchform.errors import DataError, UsageError, warned
 from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
 from patchform.records import Sample, Target, tensors_of
+from patchform.runtime.opening import DEFAULT, open_model
+from patchform.runtime.sessions import RuntimeOptions
 from patchform.tasks.base import Task, task_of
 from patchform.timeline import Along, Moment, annotated, moments
 
@@ -90,7 +91,7 @@ class Predictor:
     ) -> None:
         if threshold is not None and not threshold >= 0:
             raise UsageError(f"a threshold of {threshold}", remedy="give a score, 0 or more")
-        self.device = pick_device(device)
+        self.device = model.pick_device(device)
         self.task = task or task_of(model.architecture, model.head)
         self.model, self.classes = model.to(self.device).eval(), model.classes
         self.precision = precision
@@ -178,13 +179,12 @@ class Predictor:
                 pixels = list(decoding)
                 if number + 1 < len(parts):  # decoded while the model works
                     decoding = pool.map(self._read, parts[number + 1])
-                targets = iter(self._decide([image for image in pixels if isinstance(image, Tensor)]))
+                targets = iter(self._decide_each([image for image in pixels if isinstance(image, Tensor)]))
                 for source, image in zip(part, pixels):
-                    if isinstance(image, DataError):
-                        yield Prediction(source.name, None, str(image))
-                        continue
-                    target = next(targets)
-                    if not _finite(target):
+                    target = image if isinstance(image, DataError) else next(targets)
+                    if isinstance(image, DataError) or isinstance(target, DataError):
+                        yield Prediction(source.name, None, str(target))
+                    elif not _finite(target):
                         yield Prediction(source.name, None, "the model's scores are not finite")
                     else:
                         yield Prediction(source.name, target, None, image if keep_images else None)
@@ -211,6 +211,13 @@ class Predictor:
             raise DataError("no video", where=source.name, remedy="give a path, or frames as one array or tensor")
         return torch.stack([to_image(content[index], preprocessing) for index in self._frame_indices(len(content))])
 
+    def _decide_each(self, images: Sequence[Tensor]) -> list[Target | DataError]:
+        """A picture that the model does not take does not touch the others."""
+        try:
+            return [*self._decide(images)]
+        except DataError as error:
+            return [error] if len(images) == 1 else [one for image in images for one in self._decide_each([image])]
+
     def _decide(self, images: Sequence[Tensor]) -> list[Target]:
         if not images:
             return []
@@ -231,14 +238,16 @@ def load(
     precision: Precision = "float32",
     infer: Inference = Model.predict,
     threshold: float | None = None,
+    runtime: RuntimeOptions = DEFAULT,
     say: Callable[[str], None] = warned,
 ) -> Predictor:
-    """The model of a run folder, ready to predict. Raises ModelFileError when it is not intact.
+    """The model of a run folder or of an exported file, ready to predict. Raises ModelFileError when it is not intact.
 
-    Of a run that has not ended it is the best so far, which `say` is told, by default a warning of Python; other
-    arguments are those of `Predictor`.
+    Of a run that has not ended it is the best so far, which `say` is told, by default a warning of Python; `runtime`
+    says how a file is run (`runtime.opening.open_model`); other arguments are those of `Predictor`.
     """
-    return Predictor(models.load(run, say=say), device=device, precision=precision, infer=infer, threshold=threshold)
+    model = open_model(run, runtime, say=say)
+    return Predictor(model, device=device, precision=precision, infer=infer, threshold=threshold)
 
 
 # ------------------------------------------------------------------------------------------------------------ output

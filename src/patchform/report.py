@@ -14,13 +14,15 @@ from patchform.data.collate import collate
 from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
 from patchform.errors import ModelFileError, unheard
-from patchform.evaluation import CONFUSION, REPORT, settings_for
+from patchform.evaluation import CONFUSION, REPORT, results_of, settings_for
 from patchform.inspect.base import Picture, to_png
 from patchform.model import Model
 from patchform.page import Section, chart, render, table
 from patchform.prediction import Predictor, load
 from patchform.records import Target
 from patchform.resources import writing
+from patchform.runtime.opening import DEFAULT
+from patchform.runtime.sessions import RuntimeOptions
 from patchform.settings import DataSettings
 from patchform.tasks.base import Evidence, Example
 from patchform.training.metrics_log import METRICS
@@ -60,16 +62,18 @@ def write_report(
     data: str | Path,
     *,
     settings: DataSettings | None = None,
+    runtime: RuntimeOptions = DEFAULT,
     out: str | Path | None = None,
     skip_bad: float = 0.0,
 ) -> Path:
-    """Write `report.html` for a run that was evaluated.
+    """Write `report.html` for a run, or an exported file, that was evaluated.
 
     Args:
-        run: run folder.
+        run: run folder, or file.
         data: what it was evaluated on.
         settings: how the format reads it; default: as usual.
-        out: folder of evaluation.json and of the page; default: the run folder.
+        runtime: how a file is run.
+        out: folder of evaluation.json and of the page; default: `evaluation.results_of`.
         skip_bad: as it was evaluated with: unreadable pictures are not looked into.
 
     Returns:
@@ -80,8 +84,8 @@ def write_report(
         DataError: nothing to read, or a class the model does not know.
         ResourceError: the page cannot be written.
     """
-    run_folder, folder = Path(run), Path(run if out is None else out)
-    predictor = load(run, say=unheard)  # the evaluation has said it
+    run_folder, folder = Path(run), results_of(run) if out is None else Path(out)
+    predictor = load(run, runtime=runtime, say=unheard)  # the evaluation has said it
     try:
         evaluation = json.loads((folder / REPORT).read_text())
     except (OSError, ValueError) as error:

@@ -18,11 +18,13 @@ EXAMPLE = "patchform evaluate runs/first --data holiday-photos/"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `evaluate_run` takes."""
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or exported file (.onnx, .xml, .pt2)")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
-    parser.add_argument("--out", metavar="DIR", help="for evaluation.json and report.html (default: RUN)")
+    out = "for evaluation.json and report.html (default: RUN; of a file beside it, FILE.evaluation)"
+    parser.add_argument("--out", metavar="DIR", help=out)
     inference_options.add_run_arguments(parser)
     inference_options.add_arguments(parser)
+    inference_options.add_runtime_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         out=arguments.out,
         infer=inference_options.chosen(arguments),
+        runtime=inference_options.runtime_options(arguments),
         say=terminal.say,
         **inference_options.run_options(arguments),
     )
@@ -46,35 +49,37 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) -> Scores:
-    """Evaluate the model of a run folder; writes evaluation.json, confusion.png, pr.png and report.html.
+    """Evaluate a run folder or an exported file; writes evaluation.json, confusion.png, pr.png and report.html.
+
+    Of a file that lies in a run folder, data are read as that run's recipe says.
 
     Args:
-        run: run folder.
+        run: run folder, or file.
         data: folder or CSV list; default: the validation pictures of the run.
-        options: of `patchform.evaluation.evaluate_run`: infer, out, progress, batch_size, workers, device, precision,
-            skip_bad, say.
+        options: of `patchform.evaluation.evaluate_run`: infer, runtime, out, progress, batch_size, workers, device,
+            precision, skip_bad, say.
 
     Raises:
         UsageError: no data, and the run has held out a part of its own.
         PatchformError: whatever `evaluate_run` raises.
     """
-    path = data or _validation_of(Path(run))
-    settings = recipes.resolve(run).data if (Path(run) / "recipe.yaml").is_file() else None
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    path = data or _validation_of(folder)
+    settings = recipes.resolve(folder).data if (folder / "recipe.yaml").is_file() else None
 
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
     scores = evaluate_run(run, path, settings=settings, **options)
-    shown = {name: options[name] for name in ("out", "skip_bad") if name in options}
+    shown = {name: options[name] for name in ("out", "skip_bad", "runtime") if name in options}
     write_report(run, path, settings=settings, **shown)
     return scores
 
 
 def _validation_of(folder: Path) -> str:
     if not (folder / "recipe.yaml").is_file():
-        raise UsageError(
-            "not a run folder, or without its recipe", where=folder, remedy="name the pictures: --data DIR"
-        )
+        what = "a run folder without its recipe, or a file outside of one"
+        raise UsageError(what, where=folder, remedy="name the pictures: --data DIR")
     from patchform.data.dataset import has_validation
 
     recipe = recipes.resolve(folder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import terminal
+from patchform.commands import export_check, terminal
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ EXAMPLE = "patchform export runs/first --format onnx"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `export` takes."""
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder")
     parser.add_argument("--format", choices=("onnx", "torch", "openvino"), default="onnx", help="default: onnx")
     parser.add_argument("--out", metavar="FILE", help="default: RUN/model.onnx, model.pt2 or model.xml")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -32,22 +32,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inside = "take pictures of any size and resize them inside, as training did"
     parser.add_argument("--resize-inside", action="store_true", help=inside)
     parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX (default: 20)")
+    export_check.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """A line for each file, or a JSON object in a list."""
-    files = export(
-        arguments.run,
-        format=arguments.format,
-        out=arguments.out,
-        overwrite=arguments.overwrite,
-        size=arguments.size,
-        batch=arguments.batch,
-        dtype=arguments.dtype,
-        resize_inside=arguments.resize_inside,
-        opset=arguments.opset,
-        say=terminal.say,
-    )
+    if arguments.check is not None:
+        return export_check.run(arguments)
+    if arguments.run is None or arguments.of_run is not None:
+        raise UsageError("no run to export", remedy="patchform export RUN; --run is for --check FILE")
+    console = terminal.stderr_console()
+    with terminal.progress_bars(console) as progress:
+        files = export(
+            arguments.run,
+            format=arguments.format,
+            out=arguments.out,
+            overwrite=arguments.overwrite,
+            size=arguments.size,
+            batch=arguments.batch,
+            dtype=arguments.dtype,
+            resize_inside=arguments.resize_inside,
+            opset=arguments.opset,
+            check=export_check.options(arguments) | {"progress": progress},
+            say=terminal.above(console),
+        )
     if arguments.json:
         print(json.dumps([_record(file) for file in files], allow_nan=False))
         return 0
@@ -58,11 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
         )
         megabytes = file.bytes / 1e6
         print(f"{file.path}  {megabytes:.1f} MB  {told.dtype}  {takes}  gives {', '.join(told.outputs)}")
+        print(f"{file.path}  {export_check.sentence(file.path)}")
     return 0
 
 
 def export(
-    run: str | Path, *, out: str | Path | None = None, size: str | Sequence[Any] = "free", **options: Any
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    size: str | Sequence[Any] = "free",
+    check: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Any:
     """Write the model of a run folder as files for other runtimes, each of which is checked against it.
 
@@ -70,6 +84,8 @@ def export(
         run: run folder.
         out: the file; default: `model` in the run folder, with the format's ending.
         size: "free" for any, "224x224" or "224x224,256x320" for a file for each, or a list of (height, width).
+        check: how files are proved, arguments of `patchform.commands.export_check.prover`: data, images, allow,
+            unproved, workers, progress.
         options: fields of `patchform.export.options.ExportOptions` (format, dtype, resize_inside, batch, opset), and
             of `patchform.export.writing.export_model`: overwrite, say.
 
@@ -77,7 +93,8 @@ def export(
         A list of `patchform.export.writing.Exported`: path, description, bytes, seconds.
 
     Raises:
-        UsageError: options that do not go together, a package that is missing, a model that cannot be so.
+        UsageError: options that do not go together, a package that is missing, a model that cannot be so; no pictures
+            to prove a file on.
         FolderError: a file is there, and `overwrite` is False.
         ModelFileError: the run is damaged, or a file does not compute what the model does.
         ResourceError: the disk is full or the place is not writable.
@@ -96,7 +113,8 @@ def export(
         raise UsageError(misfit.what, remedy=misfit.remedy) from None
     model = models.load(run, say=about.get("say", unheard))
     file = Path(run) / f"model{SUFFIXES[wanted.format]}" if out is None else Path(out)
-    return export_model(model, file, wanted, **about)
+    prove = export_check.prover(run, model, **(check or {}), say=about.get("say", unheard))
+    return export_model(model, file, wanted, prove=prove, **about)
 
 
 def _sizes(text: str) -> list[list[int]]:
@@ -110,10 +128,13 @@ def _sizes(text: str) -> list[list[int]]:
 
 
 def _record(file: Exported) -> dict[str, Any]:
-    """What was written, as plain values."""
+    """What was written, as plain values, and the report on it."""
+    from patchform.export.proving import report_path
+
     return {
         "file": str(file.path),
         "bytes": file.bytes,
         "seconds": round(file.seconds, 1),
+        "check": json.loads(report_path(file.path).read_text()),
         "description": json.loads(file.description.as_text()),
     }

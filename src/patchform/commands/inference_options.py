@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchform.errors import UsageError
@@ -11,7 +10,9 @@ from patchform.schema import Range, number
 
 if TYPE_CHECKING:
     from patchform.inference import Inference
+    from patchform.runtime.sessions import RuntimeOptions
 
+THREADS = number(int, Range(least=1, most=1024))
 IMAGES, WORKERS = number(int, Range(least=1, most=1_000_000)), number(int, Range(least=0, most=1024))
 """Types of what several verbs take: images at once, processes that decode."""
 SECONDS, SCALE = number(float, Range(above=0, most=1e9)), number(float, Range(above=0, most=100))
@@ -96,8 +97,29 @@ def chosen(arguments: argparse.Namespace) -> Inference:
     return SlicedObjects(window, strides, measure=arguments.measure or "smaller")
 
 
-def _windows_of(run: str) -> str:
-    from patchform.tasks.base import find_task
-    from patchform.weights.stopped import find_model
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--runtime`, `--provider`, `--threads`, `--trust`: fields of `runtime.sessions.RuntimeOptions`."""
+    runtime, provider = (
+        "of an exported file (default: onnxruntime for .onnx, openvino for .xml, torch for .pt2)",
+        "of onnxruntime or OpenVINO: cpu, cuda, ... (default: cpu)",
+    )
+    parser.add_argument("--runtime", choices=("onnxruntime", "openvino", "torch"), default="auto", help=runtime)
+    parser.add_argument("--provider", metavar="NAME", default="cpu", help=provider)
+    parser.add_argument("--threads", type=THREADS, metavar="N", help="that compute an exported file (default: all)")
+    parser.add_argument("--trust", action="store_true", help="open a .pt2 file, which can run code of its author")
 
-    return find_task(str(find_model(Path(run)).description["architecture"].get("task"))).windows
+
+def runtime_options(arguments: argparse.Namespace) -> RuntimeOptions:
+    """The values of `add_runtime_arguments`."""
+    from patchform.runtime.sessions import RuntimeOptions
+
+    return RuntimeOptions(
+        runtime=arguments.runtime, provider=arguments.provider, threads=arguments.threads, trust=arguments.trust
+    )
+
+
+def _windows_of(run: str) -> str:
+    from patchform.runtime.opening import task_name
+    from patchform.tasks.base import find_task
+
+    return find_task(task_name(run)).windows

@@ -20,7 +20,7 @@ SOME_FAILED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `prediction.write` takes."""
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", help="run folder, or exported file (.onnx, .xml, .pt2)")
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, video, folder, pattern, or - for stdin")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
     parser.add_argument("--format", metavar="FORMAT", help="of objects coco or yolo: in this format too, in --out")
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=IMAGES, default=16, metavar="N", help="images at once")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     inference_options.add_arguments(parser)
+    inference_options.add_runtime_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,7 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
     infer = inference_options.chosen(arguments)
     predictor = load(
-        arguments.run, device=arguments.device, threshold=arguments.threshold, infer=infer, say=terminal.say
+        arguments.run,
+        device=arguments.device,
+        threshold=arguments.threshold,
+        infer=infer,
+        runtime=inference_options.runtime_options(arguments),
+        say=terminal.say,
     )
     written = write(
         predictor,
@@ -70,14 +76,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load(run: str | Path, **options: Any) -> Predictor:
-    """The model of a run folder, ready to predict.
+    """The model of a run folder or an exported file, ready to predict.
 
     Args:
-        run: run folder.
-        options: of `patchform.prediction.load`: device, precision, infer, threshold, say.
+        run: run folder, or file.
+        options: of `patchform.prediction.load`: device, precision, infer, threshold, runtime, say.
 
     Raises:
-        ModelFileError: the folder holds no intact model.
+        ModelFileError: the folder holds no intact model, the file is damaged or not patchform's.
     """
     from patchform import prediction
 

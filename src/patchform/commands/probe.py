@@ -186,6 +186,9 @@ def open_backbone(model: str | Path, weights: str | Path | None, say: Callable[[
         if weights is not None:
             raise UsageError("a run folder has its own weights", where=model, remedy="give no other ones")
         return load(model, say=say)
+    if Path(model).is_file():
+        what = "a file gives predictions, not the features of its backbone"
+        raise UsageError(what, where=model, remedy="use the run folder that it was exported from")
     built = build_model("classification", backbone=str(model), head="linear", classes=("?",))
     if weights is None:
         raise UsageError("a backbone without weights knows nothing", where=model, remedy="name a file: --weights FILE")

@@ -22,7 +22,7 @@ from patchform.model import Model
 from patchform.resources import writing
 from patchform.runtime.description import FILE_FORMAT, FileDescription
 from patchform.tasks.base import Task, task_of
-from patchform.weights.files import TEMPORARY, one_line
+from patchform.weights.files import TEMPORARY, digest, one_line
 
 Prove = Callable[[Path], None]
 """Compares a file with the model that it was made from; raises where it is not the same."""
@@ -64,11 +64,12 @@ def export_model(
         ResourceError: the disk is full or the place is not writable.
     """
     wanted = options or ExportOptions()
-    task = task_of(model.architecture, model.head)
     files = targets(Path(out), wanted)
     _check(model, wanted, files, overwrite)
-    ready = prepared(model)
-    return [_export(ready, task, wanted, size, file, prove, say) for size, file in zip(wanted.sizes or (None,), files)]
+    ready, weights = prepared(model), digest(model.state_dict())
+    return [
+        _export(ready, weights, wanted, size, file, prove, say) for size, file in zip(wanted.sizes or (None,), files)
+    ]
 
 
 def targets(out: Path, options: ExportOptions) -> list[Path]:
@@ -83,9 +84,10 @@ def targets(out: Path, options: ExportOptions) -> list[Path]:
     return [out.with_name(f"{out.stem}-{height}x{width}{suffix}") for height, width in options.sizes]
 
 
-def describe(model: Model, task: Task, options: ExportOptions, size: tuple[int, int] | None) -> FileDescription:
-    """What a file for these options says of itself."""
+def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None, weights: str = "") -> FileDescription:
+    """What a file for these options says of itself; `weights`: the digest of the model before it was made ready."""
     assert model.architecture is not None
+    task = task_of(model.architecture, model.head)
     with torch.inference_mode():
         inputs = example(model, size or (2 * limits.least(model),) * 2, batch=options.batch or 1)
         names = list(FileGraph(model, task)(*inputs))
@@ -108,6 +110,7 @@ def describe(model: Model, task: Task, options: ExportOptions, size: tuple[int, 
         sizes=() if size is None else (size,),
         least=1 if options.resize_inside else min(size) if size else limits.least(model),
         dtype=options.dtype,
+        weights=weights,
     )
 
 
@@ -132,7 +135,7 @@ def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrit
 
 def _export(
     model: Model,
-    task: Task,
+    weights: str,
     options: ExportOptions,
     size: tuple[int, int] | None,
     file: Path,
@@ -140,7 +143,7 @@ def _export(
     say: Callable[[str], None],
 ) -> Exported:
     start = time.monotonic()
-    description = describe(model, task, options, size)
+    task, description = task_of(model.architecture, model.head), describe(model, options, size, weights)
     taken = "pictures of any size" if size is None else f"{size[0]}x{size[1]}"
     say(f"{file}: making the graph for {taken}")
     program = _traced(model, task, options, size)

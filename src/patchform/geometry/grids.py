@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Interpolation: TypeAlias = Literal["bicubic", "bilinear", "nearest", "corners"]
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -35,8 +41,11 @@ def cells(size: int | tuple[int, int], stride: int) -> tuple[int, int]:
     return ceil_div(height, stride), ceil_div(width, stride)
 
 
-def resize(table: Tensor, size: tuple[int, int], *, mode: str = "bicubic") -> Tensor:
+def resize(table: Tensor, size: tuple[int, int], *, mode: Interpolation = "bicubic") -> Tensor:
     """Resize a table on a grid **by target size**, never by a rounded factor; at its own size it is returned as it is.
+
+    R T C^T of two small matrices that are made of the sizes: one arithmetic for numbers and symbols, whose gradient
+    is the same on any device.
 
     Args:
         table: (H, W, D) floating point.
@@ -47,13 +56,69 @@ def resize(table: Tensor, size: tuple[int, int], *, mode: str = "bicubic") -> Te
     Returns:
         (*size, D), of the table's dtype; computed in float32 at least.
     """
-    if tuple(table.shape[:2]) == tuple(size):
+    down, across = (not known(old, new) or old != new for old, new in zip(table.shape, size))
+    if not (down or across):
         return table
-    options = {} if mode == "nearest" else {"align_corners": mode == "corners"}
     exact = table.to(torch.promote_types(table.dtype, torch.float32))
-    how = "bilinear" if mode == "corners" else mode
-    grown = F.interpolate(exact.permute(2, 0, 1)[None], size=size, mode=how, **options)
-    return grown[0].permute(1, 2, 0).to(table.dtype)
+    device = table.device.type
+    rounds = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if rounds else nullcontext():  # a graph would hold the context
+        if down:
+            rows = _weights_of(exact.shape[0], size[0], mode, exact)
+            exact = (rows @ exact.flatten(1)).unflatten(1, (exact.shape[1], exact.shape[2]))
+        if across:
+            exact = _weights_of(exact.shape[1], size[1], mode, exact) @ exact
+    return exact.to(table.dtype)
+
+
+def _weights_of(cells: int, places: int, mode: Interpolation, like: Tensor) -> Tensor:
+    """`_weights` of the dtype and device of `like`: the blocks of a model ask for the same ones."""
+    if torch.compiler.is_compiling():
+        return _weights(cells, places, mode, like.dtype, like.device)
+    return _kept_weights(cells, places, mode, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _kept_weights(cells: int, places: int, mode: Interpolation, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():  # they must serve training too
+        return _weights(cells, places, mode, dtype, device)
+
+
+def _weights(cells: int, places: int, mode: Interpolation, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(places, cells): what each cell of a side weighs in each place when the side is resized."""
+    place = torch.arange(places, device=device)
+    if mode == "nearest":  # in float32 as torch has it, also where that is the cell beside the exact one
+        first = (place.float() * (torch.full_like(place, cells).float() / places)).long()
+        taps, weights = first[:, None], torch.ones_like(first, dtype=dtype)[:, None]
+    else:
+        if mode == "corners":
+            numerator, denominator, before = place * (cells - 1), torch.sym_max(places - 1, 1), 0
+        else:  # a cell more than lies before the centre of the place: ONNX divides negative numbers towards zero
+            numerator, denominator, before = (2 * place + 1) * cells + places, 2 * places, 1
+        quotient = numerator // denominator
+        first = (quotient - before)[:, None]
+        t = (numerator - quotient * denominator).to(dtype)[:, None] / denominator
+        if mode == "bicubic":
+            taps = first + torch.arange(-1, 3, device=device)
+            weights = torch.cat([_outer(t + 1), _inner(t), _inner(1 - t), _outer(2 - t)], 1)
+        else:
+            taps, weights = first + torch.arange(2, device=device), torch.cat([1 - t, t], 1)
+    chosen = taps.clamp(0, cells - 1)[..., None] == torch.arange(cells, device=device)  # (places, taps, cells)
+    return (chosen * weights[..., None]).sum(1)
+
+
+_A = -0.75
+"""Of Keys' cubic convolution (1981), as torch has it."""
+
+
+def _inner(x: Tensor) -> Tensor:
+    """Weight of a cell at a distance in 0..1."""
+    return ((_A + 2) * x - (_A + 3)) * x * x + 1
+
+
+def _outer(x: Tensor) -> Tensor:
+    """Weight of a cell at a distance in 1..2."""
+    return ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
 
 
 def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

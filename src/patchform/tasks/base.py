@@ -22,6 +22,8 @@ from patchform.data.samples import Samples
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.heads.base import Head
+from patchform.metrics import agreement
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric, Scores
 from patchform.outputs import Outputs
 from patchform.records import Batch, Target
@@ -31,6 +33,8 @@ DIGITS = 6
 """Of written scores; float32 has no more."""
 CURVES = "pr.png"
 """Precision over recall, which an evaluation draws beside its numbers where a metric gives them."""
+SAME_OBJECT = 0.99
+"""Overlap of two boxes from which they are those of one object that two models see alike."""
 
 
 class Mix(Protocol):
@@ -221,6 +225,16 @@ class Task(ABC):
     def thresholds(self, scores: Scores) -> tuple[float, ...] | None:
         """What `metric` chose as `Model.thresholds`, one a class; None where the task has none."""
         return None
+
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """How far one prediction is from another for the same picture.
+
+        Args:
+            reference: what it should be.
+            answer: what it is.
+            overlap: of the boxes of an object that both have, at least.
+        """
+        return agreement.of_fields(reference, answer)
 
     def confident(self, prediction: Target, thresholds: Sequence[float]) -> Target:
         """What of a prediction counts, by thresholds one a class; scores that are not finite stay, to be found."""

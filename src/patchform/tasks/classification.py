@@ -19,14 +19,16 @@ from patchform.data.samples import Samples, labels_of
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
 from patchform.descriptions import Preprocessing
 from patchform.heads.base import Head
+from patchform.metrics import agreement
 from patchform.metrics.accuracy import Accuracy
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.average_precision import AveragePrecision
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import Calibration
 from patchform.outputs import LabelOutputs, Outputs
 from patchform.records import Label, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import DIGITS, Evidence, Example, Mix, Task
+from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Example, Mix, Task
 
 TOP = 5
 """How many of the best classes are written and drawn."""
@@ -104,6 +106,10 @@ class Classification(Task):
         if label.scores is None:
             return drawing.caption(image, [drawing.Line(_names(label, classes) or "no class")])
         return drawing.caption(image, [drawing.Line(classes[index], score) for index, score in _best(label)])
+
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """Scores, and which classes are decided for."""
+        return agreement.of_labels(cast("Label", reference), cast("Label", answer))
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """Names and scores.

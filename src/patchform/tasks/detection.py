@@ -20,13 +20,15 @@ from patchform.data.samples import Samples
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import masks
+from patchform.metrics import agreement
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric, Scores
 from patchform.metrics.objects import ObjectPrecision
 from patchform.metrics.overlap import RIGHT, WRONG, Kind, judged, overlaps, pair
 from patchform.outputs import ObjectOutputs, Outputs
 from patchform.records import Bitmaps, Instances, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import CURVES, DIGITS, Evidence, Task
+from patchform.tasks.base import CURVES, DIGITS, SAME_OBJECT, Evidence, Task
 
 BOX_DIGITS = 2
 """Of written pixels."""
@@ -127,6 +129,10 @@ class Detection(Task):
     def draw(self, image: Tensor, target: Target, classes: Sequence[str]) -> Image.Image:
         """The image with its objects, above their names and how many there are."""
         return drawing.objects(image, self._shown(target), classes)
+
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """Objects that both have, and their numbers."""
+        return agreement.of_objects(cast("Instances", reference), cast("Instances", answer), overlap=overlap)
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"objects": [{"name", "class_id", "box": [x, y, width, height], "score"}, ...]}, boxes in pixels.

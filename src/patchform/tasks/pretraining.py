@@ -19,11 +19,13 @@ from patchform.data.pictures import LabelledPictures, ViewedPictures
 from patchform.data.samples import Samples
 from patchform.data.transforms import evaluation_transform, training_transform
 from patchform.descriptions import Preprocessing
+from patchform.metrics import agreement
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric
 from patchform.metrics.representation import Representation
 from patchform.records import Embedding, Label, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import DIGITS, Evidence, Task
+from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Task
 
 SEARCHED, SHOWN, NEAREST = 400, 6, 5
 """Pictures of a report that are compared with each other, that are shown, and how many neighbours beside each."""
@@ -69,6 +71,10 @@ class Pretraining(Task):
         """The image above the size of its embedding."""
         scores = cast("Embedding", target).scores
         return drawing.caption(image, [drawing.Line(f"{len(scores)} numbers, length {float(scores.norm()):.3g}")])
+
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """Numbers, and the angle between the two."""
+        return agreement.of_embeddings(cast("Embedding", reference), cast("Embedding", answer))
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"embedding": [...]}."""

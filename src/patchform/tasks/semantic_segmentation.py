@@ -20,12 +20,14 @@ from patchform.data.samples import Samples
 from patchform.data.segmentation_transforms import evaluation_scene, training_scene
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
+from patchform.metrics import agreement
+from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric, Together
 from patchform.metrics.calibration import PixelCalibration
 from patchform.metrics.intersection import BoundaryIntersection, Intersection
 from patchform.records import IGNORED, Regions, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import DIGITS, Evidence, Task
+from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Task
 
 LEGEND = 12
 """Names below a picture, the largest areas first."""
@@ -83,6 +85,10 @@ class SemanticSegmentation(Task):
         if len(shares) > LEGEND:
             legend.append(drawing.Line(f"and {len(shares) - LEGEND} more"))
         return drawing.caption(drawing.overlay(image, regions.classes), legend or [drawing.Line("nothing is labelled")])
+
+    def agreement(self, reference: Target, answer: Target, *, overlap: float = SAME_OBJECT) -> Agreement:
+        """Scores, and the class of each pixel."""
+        return agreement.of_regions(cast("Regions", reference), cast("Regions", answer))
 
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """{"shares": {name: share}} of the labelled pixels, the largest first, without classes that do not occur."""

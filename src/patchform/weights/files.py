@@ -20,6 +20,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from patchform.errors import ModelFileError
@@ -303,6 +304,16 @@ def sha256_of(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------ crash tests
 
 _passes: Counter[str] = Counter()
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors, in hexadecimal: of their names in order, types, shapes and values, wherever they are kept."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def failpoint(name: str) -> None:
