@@ -51,6 +51,10 @@ class Int8Report(NamedTuple):
     evaluations: int
     """Files that were made and compared on the way."""
 
+    def kept_float32(self) -> tuple[str, ...]:
+        """What stays float32 and why, as the file says it."""
+        return tuple(f"{row.name}: {row.reason}" for row in self.left_out)
+
     def lines(self) -> list[str]:
         """What people are told, sentences."""
         how = {"static": "ranges of activations from pictures", "dynamic": "ranges of activations from each batch"}

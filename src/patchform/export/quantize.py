@@ -11,6 +11,7 @@ from patchform.errors import ModelFileError, UsageError
 from patchform.export.fidelity import Fidelity, open_session
 from patchform.export.int8_options import Int8Options, Int8Report, LeftOut, Method
 from patchform.export.leaving_out import decibels, hold
+from patchform.export.onnx_file import WEIGHTS
 from patchform.export.quantizers import KINDS, Feeds, Quantizer, ranges
 from patchform.export.weighted import Group, Layer, groups_of, layers_of
 from patchform.weights import files
@@ -59,7 +60,8 @@ def quantize(
     wanted = options or Int8Options()
     if wanted.method == "static" and not pictures:
         raise UsageError("ranges of activations without pictures", remedy="name some, or take the method dynamic")
-    if source.stat().st_size > LARGEST:
+    beside = source.with_name(source.name + WEIGHTS)
+    if sum(part.stat().st_size for part in (source, beside) if part.exists()) > LARGEST:
         raise ModelFileError("its int8 would take more than 2 GB of float32", where=source, remedy="take float16")
     model = onnx.load(source)
     made = _Search(model, pictures, wanted, progress or _unseen)
