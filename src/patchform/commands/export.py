@@ -119,7 +119,7 @@ def export(
     model = models.load(run, say=about.get("say", unheard))
     file = Path(run) / f"model{SUFFIXES[wanted.format]}" if out is None else Path(out)
     prove = export_check.prover(run, model, **(check or {}), say=about.get("say", unheard))
-    to_int8 = export_int8.converter(run, model, **(int8 or {}), say=about.get("say", unheard))
+    to_int8 = export_int8.converter(run, model, format=wanted.format, **(int8 or {}), say=about.get("say", unheard))
     return export_model(model, file, wanted, prove=prove, to_int8=to_int8, **about)
 
 

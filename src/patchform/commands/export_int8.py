@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def converter(
     run: str | Path,
     model: Model,
     *,
+    format: str,
     data: str | Path | None = None,
     images: int = PICTURES,
     progress: Callable[[str, int, int], None] | None = None,
@@ -55,6 +57,7 @@ def converter(
     Args:
         run: the folder that is exported.
         model: of it, loaded.
+        format: of the file. Of OpenVINO ranges are static: it is slower with dynamic ones than in float32.
         data: labelled pictures; default: those that the run was trained on.
         images: how many of these.
         progress: called with what is done, how much, of how much.
@@ -69,6 +72,10 @@ def converter(
     from patchform.export.quantize import quantize
 
     wanted = Int8Options(**more)
+    if format == "openvino":
+        if wanted.method == "dynamic":
+            raise UsageError("OpenVINO is slow with dynamic ranges", remedy="leave out --int8 dynamic")
+        wanted = replace(wanted, method="static")
 
     def convert(source: Path, target: Path, description: FileDescription) -> Int8Report:
         try:

@@ -23,6 +23,9 @@ LARGEST = 2_000_000_000
 """Bytes of a float32 file whose graph fits into memory as protobuf has it."""
 COMPARED = 16
 """Pictures on which graphs are compared with float32."""
+DYNAMIC_GAIN = 2.0
+"""Share of noise (3 dB) by which dynamic ranges must be better to be taken: with them a picture's answer depends a little on
+the others of its batch, and OpenVINO is slow."""
 Progress = Callable[[str, int, int], None]
 """What is done, how much, of how much at most."""
 
@@ -121,8 +124,8 @@ class _Search:
     def _method(
         self, fidelity: Fidelity, pictures: Sequence[Feeds], bound: float
     ) -> tuple[Method, Quantizer, list[float]]:
-        """The way to ranges, and the error with all in int8: static if that is within the bound, as a picture's answer
-        then depends on no other of its batch; else, where most weights are in products, the one with less error.
+        """The way to ranges, and the error with all in int8: static if that is within the bound; else, where most
+        weights are in products, dynamic if it is far better.
         """
         tried: list[tuple[Method, Quantizer, list[float]]] = []
         for method in self._methods():
@@ -135,7 +138,11 @@ class _Search:
             tried.append((method, quantizer, fidelity.noise(quantizer.apply(_layers(self._groups(method))))))
             if max(tried[-1][2]) <= bound:
                 break
-        return min(tried, key=lambda row: max(row[2]))
+        chosen = tried[0]
+        for other in tried[1:]:
+            if DYNAMIC_GAIN * max(other[2]) < max(chosen[2]):
+                chosen = other
+        return chosen
 
     def _methods(self) -> Iterator[Method]:
         products = sum(layer.parameters for layer in self.layers.inner if layer.kind in KINDS["dynamic"])

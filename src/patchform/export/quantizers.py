@@ -57,6 +57,7 @@ class Quantizer:
             with _quiet():
                 quantizer = self._static(model, nodes) if self.method == "static" else self._dynamic(model, nodes)
                 quantizer.quantize_model()
+                quantizer.model.topological_sort()
             model = quantizer.model.model
         del model.graph.value_info[:]  # of the graph as it was
         model.producer_name, model.producer_version = self._producer
