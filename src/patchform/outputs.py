@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from patchform.geometry.masks import paste
 from patchform.records import Embedding, Instances, Label, Target
 
 
@@ -57,11 +59,39 @@ class ObjectOutputs(NamedTuple):
     scores: Tensor
     """(B, N) float32 in 0..1; 0 where there is none."""
 
+    @classmethod
+    def of(cls, boxes: Tensor, classes: Tensor, scores: Tensor, real: Tensor) -> ObjectOutputs:
+        """Those that are `real`, (B, N) bool; whatever the others say is taken away."""
+        return cls(torch.where(real[..., None], boxes, 0), torch.where(real, classes, -1), torch.where(real, scores, 0))
+
     def predictions(self) -> list[Target]:
         """One `Instances` an image."""
         return [
             Instances(boxes[real], classes[real], scores[real])
             for boxes, classes, scores, real in zip(self.boxes, self.classes, self.scores, self.classes >= 0)
+        ]
+
+
+class MaskedObjectOutputs(NamedTuple):
+    """Objects of images and the mask of each in its box, N places each, scores falling."""
+
+    boxes: Tensor
+    """(B, N, 4) float32 xyxy pixels of the picture."""
+    classes: Tensor
+    """(B, N) int64; -1 where there is no object."""
+    scores: Tensor
+    """(B, N) float32 in 0..1; 0 where there is none."""
+    masks: Tensor
+    """(B, N, m, m) float32 in 0..1, stretched over the box: how likely a pixel is the object's."""
+    sizes: Tensor
+    """(B, 2) int64 height and width of the pictures."""
+
+    def predictions(self) -> list[Target]:
+        """One `Instances` an image: a mask is where it is more likely than not."""
+        objects = ObjectOutputs(self.boxes, self.classes, self.scores).predictions()
+        return [
+            one._replace(masks=paste(probs[real], one.boxes, (int(size[0]), int(size[1]))))
+            for one, probs, real, size in zip(objects, self.masks, self.classes >= 0, self.sizes.tolist())
         ]
 
 

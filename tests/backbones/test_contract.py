@@ -168,12 +168,10 @@ def test_bfloat16_is_close(family):
 
 
 @pytest.mark.slow
-def test_compiles_as_one_graph(family):
+def test_compiles_as_one_graph_with_padding(family):
     torch.compiler.reset()
     backbone, images = nano(family), pictures(family)
     compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(images).summary, backbone(images).summary, rtol=1e-4, atol=1e-5)
     padding = torch.zeros(2, 64, 64, dtype=torch.bool)
     padding[1, 40:] = True
     with torch.no_grad():

@@ -130,8 +130,8 @@ def test_a_run_that_shall_outlive_its_terminal_does():
 
 
 @pytest.mark.slow
-def test_of_eight_at_once_one_trains(pictures, tmp_path):
+def test_of_four_at_once_one_trains(pictures, tmp_path):
     wish = {"path": str(pictures), "runs": str(tmp_path), "name": "run"}
-    started = [kills.start(wish) for _ in range(8)]
+    started = [kills.start(wish) for _ in range(4)]
     codes = [kills.finish(process)[0] for process in started]
-    assert sorted(codes) == [0, 5, 5, 5, 5, 5, 5, 5]
+    assert sorted(codes) == [0, 5, 5, 5]

@@ -124,7 +124,7 @@ def export(
 
 
 def _sizes(text: str) -> list[list[int]]:
-    """ "free", or (height, width) of each of "224x224,256x320"."""
+    """(height, width) of each of "224x224,256x320"; none of "free"."""
     if text == "free":
         return []
     sizes = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part) for part in text.lower().split(",")]

@@ -9,9 +9,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
-from patchform.data.transforms import Flip, Jitter, RandomCrop, Transform, check_off, check_ranges, refuse_for_objects
+from patchform.data.transforms import (
+    Chain,
+    Flip,
+    Jitter,
+    RandomCrop,
+    Transform,
+    check_off,
+    check_ranges,
+    refuse_for_objects,
+)
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.settings import AugmentationSettings
@@ -69,6 +77,8 @@ class MultiCrop:
         return CropSet(images, torch.stack([self.small(image) for _ in range(self.augmentation.local_views)]))
 
     def _chain(self, preprocessing: Preprocessing, scale: Sequence[float], number: int) -> Transform:
+        from torchvision.transforms import v2  # a second and a half to import
+
         a, strength = self.augmentation, self.augmentation.color_jitter
         steps: list[Transform] = [RandomCrop(preprocessing, tuple(scale), tuple(a.crop_ratio))]
         steps += [Flip(-1, a.flip)] * (a.flip > 0)
@@ -79,4 +89,4 @@ class MultiCrop:
             steps += [v2.RandomApply([v2.GaussianBlur(2 * reach + 1, SIGMAS)], a.blur[number])]
         if a.solarise and a.solarise[number] > 0:
             steps += [v2.RandomSolarize(0.5 if self.deep else 128, a.solarise[number])]
-        return v2.Compose(steps)
+        return Chain(tuple(steps))

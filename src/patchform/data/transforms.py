@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms import v2
 
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
@@ -26,6 +25,19 @@ from patchform.settings import AugmentationSettings
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 """What is true of a picture, where it has to change with the pixels."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One transform after the other."""
+
+    steps: tuple[Transform, ...]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Through all of them."""
+        for step in self.steps:
+            image = step(image)
+        return image
 
 
 @dataclass(frozen=True)
@@ -79,15 +91,25 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
     else:
         steps += [RandomCrop(preprocessing, tuple(a.crop_scale), tuple(a.crop_ratio))]
     steps += [Flip(-1, a.flip)] * (a.flip > 0) + [Flip(-2, a.vertical_flip)] * (a.vertical_flip > 0)
+    steps += [*_colours(a), *[Erase(a.erasing)] * (a.erasing > 0)]
+    return Chain(tuple(steps))
+
+
+def _colours(a: AugmentationSettings) -> list[Transform]:
+    """The policy and the jitter, which are torchvision's."""
+    if a.policy == "none" and not a.color_jitter:
+        return []
+    from torchvision.transforms import v2  # a second and a half to import, and few runs need it
+
     bilinear = v2.InterpolationMode.BILINEAR
+    steps: list[Transform] = []
     if a.policy == "rand_augment":
         steps += [v2.RandAugment(a.operations, a.magnitude, interpolation=bilinear)]
     elif a.policy == "trivial_augment":
         steps += [v2.TrivialAugmentWide(interpolation=bilinear)]
     if a.color_jitter > 0:
         steps += [v2.ColorJitter(a.color_jitter, a.color_jitter, a.color_jitter)]
-    steps += [Erase(a.erasing)] * (a.erasing > 0)
-    return v2.Compose(steps)
+    return steps
 
 
 def check_ranges(augmentation: AugmentationSettings, *names: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as config
 
 from patchform.export.options import ExportOptions
 from patchform.export.resizing import ResizeInside
@@ -83,7 +85,7 @@ def trace(model: Model, size: Sequence[int]) -> ExportedProgram:
     Raises:
         torch.export's errors: a model that cannot be free.
     """
-    return _trace(Graph(model), example(model, size), _free(model))
+    return _trace(Graph(model), model, example(model, size), _free(model))
 
 
 def trace_file(model: Model, task: Task, options: ExportOptions, size: tuple[int, int] | None) -> ExportedProgram:
@@ -106,7 +108,7 @@ def trace_file(model: Model, task: Task, options: ExportOptions, size: tuple[int
         axes = {axis: free for axis, free in axes.items() if axis == 0}
     graph = FileGraph(model, task, resizes=options.resize_inside)
     given = inputs if takes_sizes(task, options) else inputs[:1]
-    return _trace(graph, given, axes)
+    return _trace(graph, model, given, axes)
 
 
 def takes_sizes(task: Task, options: ExportOptions) -> bool:
@@ -114,11 +116,14 @@ def takes_sizes(task: Task, options: ExportOptions) -> bool:
     return task.in_pixels and not options.resize_inside
 
 
-def _trace(graph: nn.Module, inputs: tuple[Tensor, ...], axes: dict[int, Any]) -> ExportedProgram:
+def _trace(graph: nn.Module, model: Model, inputs: tuple[Tensor, ...], axes: dict[int, Any]) -> ExportedProgram:
     """Axes of the pictures are free; that of the sizes follows."""
     free = (axes, {axis: Dim.DYNAMIC for axis in axes if axis == 0})[: len(inputs)]
-    with torch.no_grad():
-        return torch.export.export(graph, inputs, dynamic_shapes=(free), strict=False)
+    if model.backbone.prefers_channels_last:  # of such weights torch asks whether lengths are 1
+        graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
+    # torch else takes no free length for 1: one picture, one row of cells
+    with torch.no_grad(), config.patch(backed_size_oblivious=True):
+        return torch.export.export(graph, inputs, dynamic_shapes=free, strict=False)
 
 
 def _free(model: Model) -> dict[int, Any]:

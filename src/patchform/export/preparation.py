@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -23,9 +24,8 @@ def prepared(model: Model) -> Model:
 
 def _fold_norms(row: nn.Sequential) -> None:
     """Of layers that follow each other, put batch norms into the convolutions in front of them."""
-    names = list(row._modules)
-    for name, following in zip(names, names[1:]):
-        convolution, norm = row[names.index(name)], row[names.index(following)]
+    for name, following in pairwise(row._modules):
+        convolution, norm = row._modules[name], row._modules[following]
         if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
             setattr(row, name, fuse_conv_bn_eval(convolution, norm))
             setattr(row, following, nn.Identity())

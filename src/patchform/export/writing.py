@@ -161,7 +161,7 @@ def _export(
     taken = "pictures of any size" if size is None else f"{size[0]}x{size[1]}"
     say(f"{file}: making the graph for {taken}")
     program = _traced(model, task, options, size)
-    if options.dtype == "float16" and options.format != "openvino":
+    if precision.halves(options):
         program = precision.halved(program)
     if options.format != "torch":
         say(f"{file}: the graph took {time.monotonic() - start:.0f} s, writing it {2 * (time.monotonic() - start):.0f}")
@@ -175,7 +175,7 @@ def _export(
 
 def _traced(model: Model, task: Task, options: ExportOptions, size: tuple[int, int] | None) -> ExportedProgram:
     try:
-        with precision.autocast(options):
+        with precision.computing(options):
             return program_file.without_notes(trace_file(model, task, options, size))
     except torch._dynamo.exc.UserError as error:
         if size is not None:

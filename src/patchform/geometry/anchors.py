@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchform.geometry.grids import coordinates
+from patchform.geometry.grids import as_tensor, coordinates, known
 from patchform.records import Instances
 
 BACKGROUND, NEITHER = -1, -2
@@ -38,7 +38,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
 
 def spacing(
     size: tuple[int, int], grid: tuple[int, int], stride: float, rule: Literal["stride", "input"] = "stride"
-) -> tuple[float, float]:
+) -> tuple[float, float] | Tensor:
     """Pixels from row to row and from column to column of a map.
 
     Cells of a stride that is itself rounded (CrossViT) may cover less than the input; they are then farther apart.
@@ -49,13 +49,18 @@ def spacing(
         stride: pixels a cell, as the map's maker says.
         rule: "input" divides the sides by the numbers of cells, rounded down, as torchvision does; it
             differs on coarse maps of most sizes.
+
+    Returns:
+        Two numbers; (2,) float32 where the sizes are symbols.
     """
     if rule == "input":
         return size[0] // grid[0], size[1] // grid[1]
+    if not known(*size, *grid):
+        return (as_tensor(size) / as_tensor(grid)).clamp(min=stride)
     return max(stride, size[0] / grid[0]), max(stride, size[1] / grid[1])
 
 
-def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
+def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, float] | Tensor) -> Tensor:
     """Anchors of every cell of a map; the first cell's lie around the picture's corner.
 
     Args:
@@ -69,6 +74,14 @@ def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, flo
     rows, columns = coordinates(grid, device=forms.device)
     y, x = rows * spacing[0], columns * spacing[1]
     return (torch.stack([x, y, x, y], 1)[:, None] + forms).flatten(0, 1)
+
+
+def by_anchor(x: Tensor, numbers: int) -> Tensor:
+    """Outputs of a convolution (B, A * numbers, H, W) -> (B, H * W * A, numbers), as `grid_anchors` has anchors."""
+    x = x.permute(0, 2, 3, 1)
+    if known(*x.shape):
+        return x.reshape(x.shape[0], -1, numbers)
+    return x.clone(memory_format=torch.contiguous_format).view(x.shape[0], -1, numbers)  # `reshape` asks for sides of 1
 
 
 def match_boxes(

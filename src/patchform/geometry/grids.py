@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -28,6 +29,11 @@ def known(*lengths: int) -> bool:
     a decision would tie the graph to the sizes of the example.
     """
     return all(isinstance(length, int) for length in lengths)
+
+
+def as_tensor(lengths: Sequence[int], *, device: torch.device | None = None) -> Tensor:
+    """(n,) float32 of lengths that may be symbols, which `torch.tensor` makes numbers of."""
+    return torch.stack([torch.full((), length, dtype=torch.float32, device=device) for length in lengths])
 
 
 def size_of(images: Tensor) -> tuple[int, int]:

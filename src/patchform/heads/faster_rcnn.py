@@ -18,6 +18,7 @@ over pictures. Each picture draws its samples by itself. Proposals and anchors i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, TypeVar, cast
@@ -25,13 +26,15 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypedDict, Typ
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from patchform import lookup
 from patchform.errors import UsageError
 from patchform.geometry import anchors, boxes, detections
 from patchform.heads.base import Head, number_of
 from patchform.layers.necks import NECKS
-from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample
+from patchform.layers.regions import MultiScaleRoIAlign, balanced_sample, put_back
+from patchform.outputs import ObjectOutputs, Outputs
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 from patchform.schema import Range
 
@@ -119,14 +122,16 @@ class Raw(NamedTuple):
     """Height and width of the input, pixels."""
     pictures: Tensor
     """(B, 2) height and width of the picture in the input, pixels."""
-    proposals: tuple[Tensor, ...]
-    """Of each image, (K_i, 4) xyxy pixels of the input."""
-    matches: tuple[Tensor, ...]
-    """(K_i,) the object of each proposal, or background; those with an object first. Empty in prediction."""
+    proposals: Tensor
+    """(B, P, 4) xyxy pixels of the input: those of an image, then zeros."""
+    real: Tensor
+    """(B, P) bool: which of them are proposals."""
+    matches: Tensor | None
+    """(B, P) the object of each proposal, or background; those with an object first. None in prediction."""
     logits: Tensor
-    """(sum K_i, 1 + classes); background first."""
+    """(B, P, 1 + classes); background first."""
     deltas: Tensor
-    """(sum K_i, 1 + classes, 4); those of the background mean nothing."""
+    """(B, P, 1 + classes, 4); those of the background mean nothing."""
     seeds: Sequence[int] = ()
     """Of each image, for what it draws. Empty in prediction."""
     masks: Tensor | None = None
@@ -200,15 +205,18 @@ class FasterRCNN(Head):
         levels = self.neck(features.maps)
         pictures = detections.picture_sizes(features)
         rpn = self.rpn(levels, features.size)
-        proposals = self.rpn.propose(rpn, pictures, training=targets is not None)
-        matches: tuple[Tensor, ...] = ()
+        proposals, real = self.rpn.propose(rpn, pictures, training=targets is not None)
+        matches: Tensor | None = None
         seeds: list[int] = []
         if targets is not None:
             seeds = torch.randint(2**62, (len(targets),)).tolist()
-            proposals, matches = self._sample(proposals, cast("Sequence[Instances]", targets), seeds)
-        cells, order = self.pool(levels, proposals, features.size)
-        logits, deltas = (x[order] for x in self.box_head(cells))
-        return Raw(tuple(levels), rpn, features.size, pictures, proposals, matches, logits, deltas, seeds)
+            each = [boxes[own] for boxes, own in zip(proposals, real)]
+            proposals, matches = self._sample(each, cast("Sequence[Instances]", targets), seeds)
+            real = matches != anchors.NEITHER
+        cells, places = self.pool(levels, proposals, real, features.size)
+        shape = (real.shape[0], real.shape[1])
+        logits, deltas = (put_back(x, places, shape) for x in self.box_head(cells))
+        return Raw(tuple(levels), rpn, features.size, pictures, proposals, real, matches, logits, deltas, seeds)
 
     def roi_align(self, size: int) -> MultiScaleRoIAlign:
         """Pools proposals to `size` x `size` cells."""
@@ -217,8 +225,10 @@ class FasterRCNN(Head):
 
     def _sample(
         self, proposals: Sequence[Tensor], targets: Sequence[Instances], seeds: Sequence[int]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Of each image the proposals that the loss sees, and their matches. The objects' own boxes are proposals."""
+    ) -> tuple[Tensor, Tensor]:
+        """Proposals that the loss sees and their matches, padded by zeros and NEITHER, which no proposal is that is
+        drawn. The objects' own boxes are proposals.
+        """
         options, sampled, matches = self.box_options, [], []
         for candidates, target, seed in zip(proposals, targets, seeds):
             own = target.boxes if target.crowd is None else target.boxes[~target.crowd]
@@ -227,7 +237,7 @@ class FasterRCNN(Head):
             index = balanced_sample(match, options.samples, options.share, seed)
             sampled.append(candidates[index])
             matches.append(match[index])
-        return tuple(sampled), tuple(matches)
+        return pad_sequence(sampled, True), pad_sequence(matches, True, padding_value=anchors.NEITHER)
 
     def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Loss]:
         """Over images: objectness, proposal (deltas of anchors), classification and box (deltas of proposals)."""
@@ -242,44 +252,48 @@ class FasterRCNN(Head):
         """() by name of loss."""
         instances = cast("Sequence[Instances]", targets)
         rpn_losses = self.rpn.loss(raw.rpn, instances, raw.seeds)
-        labels, target_deltas = [], []
-        for proposals, match, target in zip(raw.proposals, raw.matches, instances):
-            positives = int((match >= 0).sum())
-            label = target.classes.new_zeros(len(match))
-            label[:positives] = target.classes[match[:positives]] + 1
-            labels.append(label)
-            objects = target.boxes[match[:positives]].float()
-            target_deltas.append(boxes.encode(objects, proposals[:positives], SCALES))
-        label = torch.cat(labels)
-        weight = mean_weights([len(proposals) for proposals in raw.proposals], raw.logits)
-        entropy = F.cross_entropy(raw.logits.float(), label, reduction="none")
-        positive = label.nonzero()[:, 0]
-        deltas = raw.deltas[positive, label[positive]].float()
-        smooth_l1 = F.smooth_l1_loss(deltas, torch.cat(target_deltas), beta=BETA, reduction="none").sum(1)
-        box = (smooth_l1 * weight[positive]).sum()
-        return {**rpn_losses, "classification": (entropy * weight).sum(), "box": box}
+        assert raw.matches is not None
+        image, place = (raw.matches >= 0).nonzero(as_tuple=True)
+        each = list(zip(instances, raw.matches))
+        label = torch.zeros_like(raw.matches)
+        label[image, place] = torch.cat([target.classes[match[match >= 0]] for target, match in each]) + 1
+        objects = torch.cat([target.boxes[match[match >= 0]] for target, match in each]).float()
+        weight = raw.real / raw.real.sum(1, keepdim=True).clamp(min=1)
+        entropy = F.cross_entropy(raw.logits.float().flatten(0, 1), label.flatten(), reduction="none")
+        deltas = raw.deltas[image, place, label[image, place]].float()
+        wanted = boxes.encode(objects, raw.proposals[image, place], SCALES)
+        smooth_l1 = F.smooth_l1_loss(deltas, wanted, beta=BETA, reduction="none").sum(1)
+        box = (smooth_l1 * weight[image, place]).sum()
+        return {**rpn_losses, "classification": (entropy * weight.flatten()).sum(), "box": box}
 
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image: the best boxes that do not overlap, at most `boxes.most`."""
-        return [
-            instances._replace(boxes=detections.to_pictures(instances.boxes, picture, size))
-            for instances, picture, size in zip(self.detect(raw), raw.pictures, sizes)
-        ]
+        return self.to_outputs(raw, torch.tensor(sizes)).predictions()
 
-    def detect(self, raw: Raw) -> list[Instances]:
+    @torch.no_grad()
+    def to_outputs(self, raw: Raw, sizes: Tensor) -> Outputs:
+        """The same as tensors; padding is allowed."""
+        detected = self.detect(raw)
+        return detected._replace(boxes=detections.to_pictures(detected.boxes, raw.pictures, sizes))
+
+    def detect(self, raw: Raw) -> ObjectOutputs:
         """What is predicted, in pixels of the input."""
-        counts, predictions = [len(proposals) for proposals in raw.proposals], []
-        images = zip(raw.proposals, raw.logits.float().softmax(1).split(counts), raw.deltas.split(counts), raw.pictures)
-        for proposals, scores, deltas, picture in images:
-            index, classes = (scores[:, 1:] > self.score_threshold).nonzero(as_tuple=True)
-            score = scores[index, classes + 1]
-            decoded = boxes.decode(deltas[index, classes + 1].float(), proposals[index], SCALES)
-            box = detections.clip(decoded, picture)
-            large = ((box[:, 2:] - box[:, :2]) >= SMALLEST).all(1)
-            box, classes, score = box[large], classes[large], score[large]
-            kept = detections.nms(box, score, classes, overlap=self.box_options.overlap, most=self.box_options.most)
-            predictions.append(Instances(box[kept], classes[kept], score[kept]))
-        return predictions
+        scores = raw.logits.float().softmax(2)[..., 1:]  # (B, P, classes)
+        classes = torch.arange(self.classes, device=scores.device).expand_as(scores)
+        # scores of a proposal add up to less than 1: no more of them can be above the threshold
+        above = int(1.001 / self.score_threshold) if self.score_threshold else self.classes
+        if above < self.classes:
+            scores, classes = scores.topk(above, 2)
+        deltas = raw.deltas.gather(2, (classes + 1)[..., None].expand(-1, -1, -1, 4)).float()
+        decoded = boxes.decode(deltas, raw.proposals[:, :, None], SCALES)
+        box = detections.clip(decoded, raw.pictures[:, None, None])
+        large = ((box[..., 2:] - box[..., :2]) >= SMALLEST).all(3)
+        competes = (scores > self.score_threshold) & large & raw.real[..., None]
+        scores = torch.where(competes, scores, -math.inf).flatten(1)
+        box, classes = box.flatten(1, 2), classes.flatten(1)
+        kept = detections.nms(box, scores, classes, self.classes, self.box_options.overlap, self.box_options.most)
+        found = (detections.pick(values, kept) for values in (box, classes, scores))
+        return ObjectOutputs.of(*found, kept >= 0)
 
 
 class RPN(nn.Module):
@@ -314,33 +328,31 @@ class RPN(nn.Module):
         objectness, deltas, grid_anchors = [], [], []
         for x, stride, cell_anchors in zip(levels, self.strides, self.cell_anchors, strict=True):
             hidden = F.relu(self.conv(x))
-            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.shifts(hidden).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
+            objectness.append(anchors.by_anchor(self.objectness(hidden), 1)[..., 0])
+            deltas.append(anchors.by_anchor(self.shifts(hidden), 4))
             grid = (x.shape[2], x.shape[3])
             spacing = anchors.spacing(size, grid, stride, self.options.spacing)
             grid_anchors.append(anchors.grid_anchors(cell_anchors.to(x.device), grid, spacing))
         return RPNOutput(tuple(grid_anchors), torch.cat(objectness, 1).float(), torch.cat(deltas, 1).float())
 
     @torch.no_grad()
-    def propose(self, raw: RPNOutput, pictures: Tensor, *, training: bool) -> tuple[Tensor, ...]:
-        """Of each image the (K_i, 4) proposals, inside the picture."""
+    def propose(self, raw: RPNOutput, pictures: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """(B, P, 4) proposals inside the picture, zeros where an image has fewer; and (B, P) bool, where it has one."""
         candidates, most = (pair[0 if training else 1] for pair in (self.options.candidates, self.options.kept))
-        counts = [len(level) for level in raw.anchors]
+        counts = [level.shape[0] for level in raw.anchors]
         scores, decoded, levels = [], [], []
         parts = zip(raw.anchors, raw.objectness.split(counts, 1), raw.deltas.split(counts, 1))
         for number, (level_anchors, objectness, deltas) in enumerate(parts):
-            score, index = objectness.topk(min(candidates, len(level_anchors)), 1)
+            score, index = objectness.topk(torch.sym_min(candidates, level_anchors.shape[0]), 1)
             scores.append(score)
-            decoded.append(boxes.decode(deltas.gather(1, index[..., None].expand(-1, -1, 4)), level_anchors[index]))
+            decoded.append(boxes.decode(detections.pick(deltas, index), level_anchors[index]))
             levels.append(torch.full_like(index, number))
-        proposals = []
-        images = zip(torch.cat(decoded, 1), torch.cat(scores, 1), torch.cat(levels, 1), pictures)
-        for box, score, level, picture in images:
-            box = detections.clip(box, picture)
-            large = ((box[:, 2:] - box[:, :2]) >= SMALLEST / 10).all(1)
-            box, score, level = box[large], score[large], level[large]
-            proposals.append(box[detections.nms(box, score, level, overlap=self.options.overlap, most=most)])
-        return tuple(proposals)
+        box = detections.clip(torch.cat(decoded, 1), pictures[:, None])
+        large = ((box[..., 2:] - box[..., :2]) >= SMALLEST / 10).all(2)
+        score = torch.where(large, torch.cat(scores, 1), -math.inf)
+        kept = detections.nms(box, score, torch.cat(levels, 1), len(levels), self.options.overlap, most)
+        real = kept >= 0
+        return torch.where(real[..., None], detections.pick(box, kept), 0), real
 
     def loss(self, raw: RPNOutput, targets: Sequence[Instances], seeds: Sequence[int]) -> dict[str, Tensor]:
         """Sums over images, each of a sample of the anchors."""

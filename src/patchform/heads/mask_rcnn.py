@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from patchform.errors import DataError
 from patchform.geometry import detections, masks
 from patchform.heads.faster_rcnn import FasterRCNN, Raw, RCNNOptions, mean_weights, read_options
+from patchform.layers.regions import put_back
+from patchform.outputs import MaskedObjectOutputs
 from patchform.records import FeatureInfo, Features, Instances, Target
 
 
@@ -71,18 +73,16 @@ class MaskRCNN(FasterRCNN):
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Raw:
         """The output of Faster R-CNN; with targets, masks of the proposals that stand for objects as well."""
         raw = super().forward(features, targets)
-        return raw if targets is None else raw._replace(masks=self._mask_logits(raw, self._positives(raw)[0]))
+        if targets is None:
+            return raw
+        cells, places = self.mask_pool(raw.levels, raw.proposals, self._positives(raw), raw.size)
+        return raw._replace(masks=self.mask(cells)[places.argsort()])
 
-    def _mask_logits(self, raw: Raw, boxes: Sequence[Tensor]) -> Tensor:
-        """Of each image (M_i, 4) pixels of the input -> (sum M_i, 1 + classes, size, size) logits."""
-        cells, order = self.mask_pool(raw.levels, boxes, raw.size)
-        return self.mask(cells)[order]
-
-    def _positives(self, raw: Raw) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each image the proposals that have masks in training, and the objects that they stand for."""
-        counts = [min(self.mask_options.samples, int((match >= 0).sum())) for match in raw.matches]
-        proposals = [proposals[:count] for proposals, count in zip(raw.proposals, counts)]
-        return proposals, [match[:count] for match, count in zip(raw.matches, counts)]
+    def _positives(self, raw: Raw) -> Tensor:
+        """(B, P) bool: which proposals have masks in training."""
+        assert raw.matches is not None
+        place = torch.arange(raw.matches.shape[1], device=raw.matches.device)
+        return (raw.matches >= 0) & (place < self.mask_options.samples)
 
     def sums(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Those of Faster R-CNN, and mask.
@@ -92,30 +92,31 @@ class MaskRCNN(FasterRCNN):
         """
         sums = super().sums(raw, targets)
         assert raw.masks is not None
+        assert raw.matches is not None
         labels, target_masks = [], []
-        for proposals, match, target in zip(*self._positives(raw), cast("Sequence[Instances]", targets)):
+        images = zip(raw.proposals, raw.matches, self._positives(raw), cast("Sequence[Instances]", targets))
+        for proposals, matches, positive, target in images:
             if target.masks is None:
                 raise DataError("objects without masks", remedy="detection learns from boxes alone")
+            match = matches[positive]
             labels.append(target.classes[match] + 1)
-            boxes = proposals if self.box_options.aligned else proposals + 0.5
+            boxes = proposals[positive] if self.box_options.aligned else proposals[positive] + 0.5
             target_masks.append(masks.sample(target.masks, boxes, match, raw.masks.shape[-1]))
         label = torch.cat(labels)
         logits = raw.masks[torch.arange(len(label), device=label.device), label].float()
         entropy = F.binary_cross_entropy_with_logits(logits, torch.cat(target_masks), reduction="none").mean((1, 2))
         return {**sums, "mask": (entropy * mean_weights([len(label) for label in labels], entropy)).sum()}
 
-    def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
-        """One `Instances` an image, with masks: where they are more likely than not."""
-        detected = self.detect(raw)
-        logits = self._mask_logits(raw, [instances.boxes for instances in detected])
-        label = torch.cat([instances.classes for instances in detected]) + 1
-        probs = logits[torch.arange(len(label), device=label.device), label].float().sigmoid()
-        predictions: list[Target] = []
-        parts = probs.split([len(instances.boxes) for instances in detected])
-        for instances, picture, size, part in zip(detected, raw.pictures, sizes, parts):
-            boxes = detections.to_pictures(instances.boxes, picture, size)
-            predictions.append(instances._replace(boxes=boxes, masks=masks.paste(part, boxes, size)))
-        return predictions
+    @torch.no_grad()
+    def to_outputs(self, raw: Raw, sizes: Tensor) -> MaskedObjectOutputs:
+        """Boxes, and how likely each of their pixels is the object; padding is allowed."""
+        inside = self.detect(raw)
+        cells, places = self.mask_pool(raw.levels, inside.boxes, inside.classes >= 0, raw.size)
+        logits, label = self.mask(cells), inside.classes.flatten()[places] + 1
+        own = logits.gather(1, label[:, None, None, None].expand(-1, -1, *logits.shape[2:]))[:, 0]
+        probs = put_back(own.float().sigmoid(), places, (inside.boxes.shape[0], inside.boxes.shape[1]))
+        boxes = detections.to_pictures(inside.boxes, raw.pictures, sizes)
+        return MaskedObjectOutputs(boxes, inside.classes, inside.scores, probs, sizes)
 
 
 class MaskBranch(nn.Module):

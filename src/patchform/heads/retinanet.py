@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from patchform.errors import UsageError
 from patchform.geometry import anchors as anchoring
 from patchform.geometry.boxes import decode, encode
-from patchform.geometry.detections import clip, nms, picture_sizes, to_pictures
+from patchform.geometry.detections import clip, nms, pick, picture_sizes, to_pictures
 from patchform.heads.base import Head, map_norms, number_of
 from patchform.layers.norms import GroupNorm
 from patchform.layers.pyramids import FPN, Coarser, Levels
 from patchform.lookup import check_options, no_such
+from patchform.outputs import ObjectOutputs
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 from patchform.schema import Natural
 
@@ -163,7 +164,7 @@ class RetinaNet(Head):
             torch.cat([self.classify(x) for x in levels], 1),
             torch.cat([self.move(x) for x in levels], 1),
             torch.cat(anchors),
-            tuple(map(len, anchors)),
+            tuple(of_level.shape[0] for of_level in anchors),
             picture_sizes(features),
         )
 
@@ -207,32 +208,30 @@ class RetinaNet(Head):
         """Of each the number of images."""
         return dict.fromkeys(self.losses, number_of(targets))
 
-    @torch.no_grad()
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image: per level the best candidates, then the best of each class among those."""
+        return self.to_outputs(raw, torch.tensor(sizes)).predictions()
+
+    @torch.no_grad()
+    def to_outputs(self, raw: Raw, sizes: Tensor) -> ObjectOutputs:
+        """The same as tensors; padding is allowed."""
         number_of_classes, start = raw.logits.shape[2], 0
-        top_logits, top_index = [], []
+        top_logits, top_index, logits = [], [], raw.logits.flatten(1)
         for count in raw.counts:
-            flat = raw.logits[:, start : start + count].flatten(1)
-            top = flat.topk(min(CANDIDATES, flat.shape[1]))
+            length = count * number_of_classes
+            top = logits[:, start : start + length].topk(torch.sym_min(CANDIDATES, length))
             top_logits.append(top.values)
-            top_index.append(top.indices + start * number_of_classes)
-            start += count
+            top_index.append(top.indices + start)
+            start += length
         scores, index = torch.cat(top_logits, 1).float().sigmoid(), torch.cat(top_index, 1)  # (B, K)
         anchor, classes = index // number_of_classes, index % number_of_classes
-        deltas = raw.deltas.gather(1, anchor[..., None].expand(-1, -1, 4)).float()
-        boxes = decode(deltas, raw.anchors[anchor])
-
-        predictions: list[Target] = []
-        for number, size in enumerate(sizes):
-            box = clip(boxes[number], raw.pictures[number])
-            visible = (box[:, 2:] > box[:, :2]).all(1)  # not in the padding
-            kept = ((scores[number] > self.score_threshold) & visible).nonzero()[:, 0]
-            order = nms(box[kept], scores[number, kept], classes[number, kept], overlap=OVERLAP, most=self.detections)
-            kept = kept[order]
-            in_picture = to_pictures(box[kept], raw.pictures[number], size)
-            predictions.append(Instances(in_picture, classes[number, kept], scores[number, kept]))
-        return predictions
+        boxes = clip(decode(pick(raw.deltas, anchor).float(), raw.anchors[anchor]), raw.pictures[:, None])
+        visible = (boxes[..., 2:] > boxes[..., :2]).all(2)  # not in the padding
+        scores = torch.where((scores > self.score_threshold) & visible, scores, -math.inf)
+        kept = nms(boxes, scores, classes, number_of_classes, OVERLAP, self.detections)
+        return ObjectOutputs.of(
+            to_pictures(pick(boxes, kept), raw.pictures, sizes), pick(classes, kept), pick(scores, kept), kept >= 0
+        )
 
 
 class Tower(nn.Module):
@@ -265,8 +264,7 @@ class Tower(nn.Module):
         """(B, C, H, W) -> (B, H*W*A, outputs)."""
         for conv, norm in zip(self.convolutions, self.norms):
             x = F.relu(norm(conv(x)), inplace=True)
-        x = self.output(x)
-        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs)
+        return anchoring.by_anchor(self.output(x), self.outputs)
 
 
 # ------------------------------------------------------------------------------------------------- parts of the losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.geometry import grids
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -37,14 +38,14 @@ class Strided(nn.Conv2d):
 
     Where columns of the kernel meet nothing but padding (3 wide at stride 2 on a map of one column), torch 2.15 leaves
     their gradient unset in bfloat16 on a CPU: it is whatever lay in memory, at times infinite. The map is made so wide
-    here, with the zeros that padding stands for, that every column meets it.
+    here, with the zeros that padding stands for, that every column meets it. A graph for any size has no gradients.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
         width, kernel, padding = x.shape[-1], self.kernel_size[1], int(self.padding[1])
         lacking = kernel - padding - width
-        if lacking <= 0 or self.dilation[1] > 1:
+        if not grids.known(width) or lacking <= 0 or self.dilation[1] > 1:
             return super().forward(x)
         columns = (width + 2 * padding - kernel) // self.stride[1] + 1
         return super().forward(F.pad(x, (0, lacking)))[..., :columns]

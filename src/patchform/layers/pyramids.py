@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchform.geometry import grids
 from patchform.layers.convolutions import Strided
 from patchform.layers.norms import BatchNorm2d
 
@@ -18,7 +19,8 @@ MADE_STRIDES = (4, 8, 16, 32)
 
 def to_size(x: Tensor, size: Sequence[int], mode: Literal["nearest", "bilinear"] = "bilinear") -> Tensor:
     """(B, C, h, w) -> (B, C, *size), corners not aligned; at its own size it is returned as it is."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    here = x.shape[-2:]
+    if grids.known(*here, *size) and tuple(here) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode=mode, **({} if mode == "nearest" else {"align_corners": False}))
 

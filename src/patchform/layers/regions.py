@@ -28,35 +28,50 @@ class MultiScaleRoIAlign(nn.Module):
         self.strides, self.size, self.side, self.aligned = tuple(strides), size, side, aligned
 
     def forward(
-        self, levels: Sequence[Tensor], regions: Sequence[Tensor], size: tuple[int, int]
+        self, levels: Sequence[Tensor], regions: Tensor, real: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Read regions.
 
         Args:
             levels: (B, C, H_l, W_l).
-            regions: of each image, (K_i, 4) xyxy pixels.
+            regions: (B, P, 4) xyxy pixels.
+            real: (B, P) bool: which of them are read, M together.
             size: height and width of the input, pixels.
 
         Returns:
-            (sum K_i, C, size, size) float32 or more, level by level; and (sum K_i,) the row of each region therein: to
-            sort the output of a head costs less than to sort the features.
+            (M, C, size, size) float32 or more, level by level; and (M,) int64, the place of each in B * P: to
+            `put_back` the output of a head costs less than to sort the features.
         """
         from torchvision.ops import roi_align
 
-        flat = torch.cat(list(regions))
-        image_index = torch.cat([region.new_full((len(region), 1), image) for image, region in enumerate(regions)])
-        rois = torch.cat([image_index, flat], 1)
-        strides = torch.tensor(self.strides, device=flat.device)
+        flat = regions.flatten(0, 1)
+        image = torch.arange(regions.shape[0], device=flat.device).to(flat)[:, None].expand(-1, regions.shape[1])
         log_stride = 4 + ((flat[:, 2:] - flat[:, :2]).prod(1).sqrt() / self.side).log2() + 1e-6
-        level = (torch.bucketize(log_stride, strides.log2(), right=True) - 1).clamp(min=0)
+        reached = log_stride[:, None] >= torch.tensor(self.strides, device=flat.device).log2()
+        level = torch.where(real.flatten(), (reached.sum(1) - 1).clamp(min=0), -1)
         rows = [(level == number).nonzero()[:, 0] for number in range(len(self.strides))]
         features = []
         for x, row, stride in zip(levels, rows, self.strides):
-            down, across = spacing(size, (x.shape[2], x.shape[3]), stride)
-            cells = rois[row] / rois.new_tensor([1, across, down, across, down])
+            apart = torch.as_tensor(spacing(size, (x.shape[2], x.shape[3]), stride), device=flat.device).flip(0)
+            rois = torch.cat([image.flatten()[row, None], flat[row] / torch.cat([apart, apart])], 1)
             exact = x.to(torch.promote_types(x.dtype, torch.float32))  # roi_align has no bfloat16
-            features.append(roi_align(exact, cells.to(exact), self.size, sampling_ratio=2, aligned=self.aligned))
-        return torch.cat(features), torch.cat(rows).argsort()
+            features.append(roi_align(exact, rois.to(exact), self.size, sampling_ratio=2, aligned=self.aligned))
+        return torch.cat(features), torch.cat(rows)
+
+
+def put_back(values: Tensor, places: Tensor, shape: tuple[int, int]) -> Tensor:
+    """What was made of regions as `MultiScaleRoIAlign` gives them, in the order in which they were asked for.
+
+    Args:
+        values: (M, ...).
+        places: (M,) int64.
+        shape: B and P.
+
+    Returns:
+        (B, P, ...): zeros where no region was read.
+    """
+    every = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
+    return every.index_copy(0, places, values).unflatten(0, shape)
 
 
 def balanced_sample(stands_for: Tensor, number: int, share: float, seed: int) -> Tensor:

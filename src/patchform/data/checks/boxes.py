@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
 
 from patchform.data.checks import notation
 from patchform.data.checks.base import Check, Subject
@@ -18,6 +17,8 @@ TINY = 3.0
 
 def close(subject: Subject, faults: Faults) -> None:
     """Note boxes that repeat another, that another class has too, and tiny ones. Crowd regions are not looked at."""
+    from torchvision.ops import box_iou  # a second and a half to import
+
     listing = subject.listing
     for index, item in enumerate(() if _misread(faults) else listing.items):
         if item.objects is None or not len(item.objects.boxes):

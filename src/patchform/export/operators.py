@@ -1,0 +1,80 @@
+"""Operators of the library in the words of a file: ONNX's, and those of torch and torchvision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from patchform.geometry.detections import nms
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """By operator: `custom_translation_table` of `torch.onnx.export`. Needs onnxscript."""
+    from onnx import TensorProto, helper
+    from onnxscript import opset20 as op
+
+    nothing = helper.make_tensor("nothing", TensorProto.FLOAT, [1], [-math.inf])
+
+    def translate_nms(boxes: Any, scores: Any, groups: Any, number: int, overlap: float, most: int) -> Any:
+        """`geometry.detections.nms`: ONNX's takes scores by class, and gives the boxes left in no order of scores."""
+        classes = op.Constant(value=helper.make_tensor("classes", TensorProto.INT64, [1, number, 1], range(number)))
+        none, second = op.Constant(value_float=-math.inf), op.Constant(value_ints=[1])
+        own = op.Equal(op.Unsqueeze(groups, second), classes)  # (B, G, K)
+        of_groups = op.Where(own, op.Unsqueeze(scores, second), none)
+        left = op.NonMaxSuppression(
+            boxes,
+            of_groups,
+            op.Constant(value_ints=[most]),
+            op.Constant(value_floats=[_at_most(overlap)]),
+            op.Constant(value_floats=[LOWEST]),
+        )
+        places = op.Gather(left, op.Constant(value_ints=[0, 2]), axis=1)  # image and box
+        empty = op.ConstantOfShape(op.Shape(scores), value=nothing)
+        kept = op.ScatterND(empty, places, op.GatherND(scores, places))  # (B, K)
+        fill = op.Concat(op.Shape(scores, start=0, end=1), op.Constant(value_ints=[most]), axis=0)
+        kept = op.Concat(kept, op.ConstantOfShape(fill, value=nothing), axis=1)  # there may be fewer than `most`
+        best, index = op.TopK(kept, op.Constant(value_ints=[most]), axis=1)
+        return op.Where(op.Greater(best, none), index, op.Constant(value_int=-1))
+
+    return {torch.ops.patchform.nms.default: translate_nms}
+
+
+def _at_most(number: float) -> float:
+    """The largest float32 that is at most `number`: what is compared with it is float32, and torch compares doubles."""
+    rounded = np.float32(number)
+    return float(rounded if float(rounded) <= number else np.nextafter(rounded, np.float32(-math.inf)))
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """A program without operators of this library: it is loaded without it, and needs torchvision where boxes are
+    suppressed or cut out.
+    """
+    return program.run_decompositions({torch.ops.patchform.nms.default: plain_nms})
+
+
+def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overlap: float, most: int) -> Tensor:
+    """`geometry.detections.nms` of torchvision's for one image and one group: each of them is moved to where no other
+    is, in float64, which keeps the pixels of any number of groups.
+    """
+    images, places = scores.shape
+    rows = (scores > -math.inf).flatten().nonzero()[:, 0]
+    exact = boxes.double()
+    extent = exact.amax() - exact.amin() + 1
+    own = torch.arange(images, device=boxes.device)[:, None] * number + groups
+    moved = exact.flatten(0, 1)[rows] + (own.flatten()[rows] * extent)[:, None]
+    kept = rows[torch.ops.torchvision.nms(moved, scores.flatten()[rows].double(), overlap)]
+    left = torch.full_like(scores, -math.inf).flatten().index_copy(0, kept, scores.flatten()[kept])
+    left = torch.cat([left.view(images, places), scores.new_full((images, most), -math.inf)], 1)
+    best, index = left.sort(dim=1, descending=True, stable=True)
+    return torch.where(best[:, :most] > -math.inf, index[:, :most], -1)
+
+
+__all__ = ["decomposed", "nms", "onnx_translations", "plain_nms"]
