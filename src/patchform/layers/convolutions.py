@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.geometry import grids
+from patchform.geometry.maps import in_order
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -23,7 +24,7 @@ class CellNorm(nn.LayerNorm):
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return in_order(super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def channels_innermost(images: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def channels_innermost(images: Tensor) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): means of 2x2 cells, at the end of an odd side of fewer."""
+    """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): means of 2x2 cells, at an odd end of what is there."""
     height, width = x.shape[2:]
     if grids.known(height, width):
         return F.avg_pool2d(x, 2, ceil_mode=True)

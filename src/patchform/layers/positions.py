@@ -61,7 +61,7 @@ class Learned1D(Position):
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table (1, P + N, D) of another grid."""
-        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
+        if tensor.dim() != 3 or (tensor.shape[0], tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
         table = context.table(tensor.shape[1], self.grid, self.prefix)
         if table.front == self.prefix and table.grid == self.grid:
@@ -248,7 +248,7 @@ class RelativeBias(RelativePosition):
         """A table of another grid or window, as a picture of offsets."""
         if tensor.dim() != 2 or tensor.shape[1] != self.table.shape[1]:
             raise ValueError("it is no table of so many heads")
-        grid, assumed = self._grid_of(len(tensor), context)
+        grid, assumed = self._grid_of(tensor.shape[0], context)
         if grid == self.grid:
             return tensor, assumed
         native, to = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (grid, self.grid))
@@ -261,7 +261,7 @@ class RelativeBias(RelativePosition):
         if said is not None and (2 * said[0] - 1) * (2 * said[1] - 1) == offsets:
             return (said[0], said[1]), ""
         square = self.grid[0] == self.grid[1]
-        if offsets == len(self.table):
+        if offsets == self.table.shape[0]:
             return self.grid, "" if square else f"grid assumed {self.grid[0]} x {self.grid[1]}"
         side = math.isqrt(offsets)
         if side * side != offsets or side % 2 == 0:

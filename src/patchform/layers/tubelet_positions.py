@@ -41,7 +41,7 @@ class TubeletPosition(Position):
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table (1, P + M * N, D) of another grid or length; one of pictures serves every moment (section 3.4)."""
-        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
+        if tensor.dim() != 3 or (tensor.shape[0], tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
         if context.from_images:
             return self._fit_pictures(tensor, context)
