@@ -77,7 +77,7 @@ def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, flo
 
 
 def by_anchor(x: Tensor, numbers: int) -> Tensor:
-    """Outputs of a convolution (B, A * numbers, H, W) -> (B, H * W * A, numbers), as `grid_anchors` has anchors."""
+    """What a convolution says of anchors, in the order of `grid_anchors`: (B, A * n, H, W) -> (B, H * W * A, n)."""
     x = x.permute(0, 2, 3, 1)
     if known(*x.shape):
         return x.reshape(x.shape[0], -1, numbers)

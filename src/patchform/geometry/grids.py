@@ -132,7 +132,8 @@ def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) ->
     """Row and column, each (H*W,) int64, of every cell in row-major order."""
     height, width = grid
     cell = torch.arange(height * width, device=device)
-    return cell // width, cell % width
+    row = cell // width
+    return row, cell - row * width  # ONNX has no remainder of a symbol
 
 
 def shrink_mask(padding: Tensor, stride: int) -> Tensor:
