@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from patchform.export import operators
 from patchform.resources import writing
 from patchform.runtime.description import EXTRA, FileDescription
 
@@ -27,4 +28,4 @@ def without_notes(program: ExportedProgram) -> ExportedProgram:
 def write(program: ExportedProgram, description: FileDescription, path: Path) -> None:
     """Write a .pt2 file. Raises ResourceError when the disk is full or the place is not writable."""
     with writing(path):
-        torch.export.save(program, path, extra_files={EXTRA: description.as_text()})
+        torch.export.save(operators.decomposed(program), path, extra_files={EXTRA: description.as_text()})
