@@ -66,7 +66,7 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
 
 def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overlap: float, most: int) -> Tensor:
     """`geometry.detections.nms` of torchvision's for one image and one group: each of them is moved to where no other
-    is, in float64, which keeps the pixels of any number of groups.
+    is, in float64, which keeps the pixels of any number of groups. Overlaps are those of float64 too.
     """
     images, places = scores.shape
     rows = (scores > -math.inf).flatten().nonzero()[:, 0]
