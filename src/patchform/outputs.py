@@ -130,13 +130,13 @@ class MaskOutputs(NamedTuple):
     """(B, 2) int64: height and width in pixels of what the cells are resized to; it may reach beyond the input."""
     inputs: Tensor
     """(B, 2) int64: height and width of the input, to which that is cut."""
-    sizes: Tensor
+    pictures: Tensor
     """(B, 2) int64: height and width of the picture, to which the input is resized."""
 
     def predictions(self) -> list[Target]:
         """One `Instances` an image."""
         found = ObjectOutputs(self.boxes, self.classes, self.scores).predictions()
-        rows = (self.covered.tolist(), self.inputs.tolist(), self.sizes.tolist())
+        rows = (self.covered.tolist(), self.inputs.tolist(), self.pictures.tolist())
         return [
             cast("Instances", objects)._replace(masks=mask_bitmaps(logits[real, None], covered, whole, size))
             for objects, logits, real, covered, whole, size in zip(found, self.masks, self.classes >= 0, *rows)
