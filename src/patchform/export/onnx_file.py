@@ -120,3 +120,12 @@ def write(model: onnx_ir.Model, path: Path) -> None:
     else:
         files.write_bytes(path, onnx_ir.serde.serialize_model(model).SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def describe_again(path: Path, description: FileDescription) -> None:
+    """Let an ONNX file, with its weights inside, say this of itself instead."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {KEY: description.as_text()})
+    files.write_bytes(path, model.SerializeToString(deterministic=True))

@@ -112,8 +112,8 @@ def match_boxes(
     """
     from torchvision.ops import box_iou
 
-    if not len(boxes):
-        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    if not boxes.shape[0]:
+        return torch.full((anchors.shape[0],), BACKGROUND, device=anchors.device)
     overlaps = box_iou(boxes, anchors)  # (M, N)
     if crowd is not None:
         overlaps = overlaps.masked_fill(crowd[:, None], -1)
