@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.geometry import grids
+from patchform.geometry.maps import in_order
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -22,7 +23,7 @@ class CellNorm(nn.LayerNorm):
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return in_order(super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def channels_innermost(images: Tensor) -> Tensor:

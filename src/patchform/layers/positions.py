@@ -185,12 +185,20 @@ class LearnedPosition2D(nn.Module):
 
     def forward(self, grid: Grid, padding: Tensor) -> Tensor:
         """(H, W) and (B, H, W) -> (1, H*W, D)."""
-        axes = []
-        for length, table in zip(grid, (self.rows, self.columns)):
-            native = table[:, None]
-            axis = native if length <= len(table) else grids.resize(native, (length, 1), mode="bilinear")
-            axes.append(axis[None, :length, 0])
+        axes = [self._axis(length, table)[None] for length, table in zip(grid, (self.rows, self.columns))]
         return _outer_concat(*axes, rows_first=False)
+
+    def _axis(self, length: int, table: Tensor) -> Tensor:
+        """(length, D/2)."""
+        number = table.shape[0]
+        if grids.known(length) and length <= number:
+            return table[:length]
+        spread = grids.resize(table[:, None], (length, 1), mode="bilinear")[:, 0]
+        if grids.known(length):
+            return spread
+        index = torch.arange(length, device=table.device)
+        few = torch.full_like(index, length)[:, None] <= number
+        return torch.where(few, table[index.clamp(max=number - 1)], spread)
 
 
 def _outer_concat(rows: Tensor, columns: Tensor, *, rows_first: bool) -> Tensor:
