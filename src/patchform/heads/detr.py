@@ -229,7 +229,7 @@ class DETR(Head):
 
     def sums(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
         """() by name of loss; queries (L, T) as `match` gives them."""
-        layers = torch.arange(len(queries), device=queries.device)[:, None]
+        layers = torch.arange(queries.shape[0], device=queries.device)[:, None]
         no_object = raw.logits.shape[-1] - 1
         classes = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
         classes[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
@@ -248,13 +248,13 @@ class DETR(Head):
             "giou": (giou * matched).sum(1),
         }
         last = {name: self.losses[name] * loss[-1] for name, loss in by_layer.items()}
-        if len(queries) == 1:
+        if queries.shape[0] == 1:
             return last
         return last | {f"auxiliary_{name}": self.losses[name] * loss[:-1].sum() for name, loss in by_layer.items()}
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Of classes the weight of all queries, whichever are matched; of all else the number of objects."""
-        number, no_object = len(self.queries), self.losses["no_object"]
+        number, no_object = self.queries.shape[0], self.losses["no_object"]
         objects = [len(without_crowd(target).classes) for target in cast("Sequence[Instances]", targets)]
         matched = sum(min(number, count) for count in objects)
         weight = torch.tensor(no_object * number * len(targets) + (1 - no_object) * matched)
