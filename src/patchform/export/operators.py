@@ -57,9 +57,9 @@ def _at_most(number: float) -> float:
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """A program without operators of this library: it is loaded without it, and needs torchvision where boxes are
-    suppressed or cut out.
-    """
+    """A program without operators of this library: torch opens it without it, once torchvision has been imported."""
+    if all(node.target is not NMS for node in program.graph.nodes):
+        return program
     with config.patch(backed_size_oblivious=True):  # as in `graph.trace`
         return program.run_decompositions({NMS: plain_nms})
 
