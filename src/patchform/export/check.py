@@ -39,6 +39,8 @@ FEW = 20
 """Decisions, of objects or images, fewer than which prove little."""
 ASKED = 24
 """Pictures that are asked about through the path that users take."""
+ENOUGH = 4
+"""Sizes at which something differs, after which no more are tried."""
 AT_ONCE = 8
 """Pictures that are read together."""
 FINEST = 2e-6
@@ -188,6 +190,8 @@ class _Check:
             proof.trials.append(trial)
             proof.faults += [trial.fault] if trial.fault else []
             self._done("sizes", len(proof.trials), count)
+            if len(proof.faults) == ENOUGH:
+                break
         if not proof.faults:
             proof.faults += _too_many_ties(proof.trials)
 
@@ -207,6 +211,8 @@ class _Check:
             trial = judged(where, self.task, [reference.target], [answer.target], noisy, self.tolerance)
             whole = _joined(whole, trial)
             self._done("answers", number + 1, count)
+            if whole.fault:
+                break
         proof.path = whole._replace(shape=f"{count} files")
         proof.faults += [whole.fault] if whole.fault else []
 

@@ -37,6 +37,8 @@ BATCHES = (3, 1)
 NOISE, GREY, DRAWS = 1e-5, 0.5 / 255, 4
 """Of pixels in 0..1: far more than arithmetic rounds, far less than a picture says; of files that resize, by which one
 grey level may be another; how often noise is drawn."""
+SURELY = 0.05
+"""Difference of numbers, as a share of their scale, that no rounding makes."""
 TIED = 0.02
 """Highest share of decisions that may hang on rounding."""
 
@@ -142,10 +144,10 @@ def trial(file: FileModel, model: Model, task: Task, images: Tensor, tolerance: 
         if fault := _misshapen(file.description, reference, named):
             return Trial(shape, NOTHING, 0, f"{fault} at {shape}")
         answer = file.record(*(named[name] for name in reference._fields))
-        if fault := _underived(task, model, answer, named):
-            return Trial(shape, NOTHING, 0, f"{fault} at {shape}")
         noisy = (Graph(model)(with_noise(shown, tolerance.noise, draw), sizes).predictions() for draw in range(DRAWS))
-        return judged(shape, task, reference.predictions(), answer.predictions(), noisy, tolerance)
+        found = judged(shape, task, reference.predictions(), answer.predictions(), noisy, tolerance)
+        follows = "" if found.fault else _underived(task, model, answer, named)
+        return found._replace(fault=f"{follows} at {shape}") if follows else found
 
 
 def judged(
@@ -176,14 +178,15 @@ def judged(
     drawn: list[Sequence[Target]] = []
     for index, (reference, answer) in enumerate(zip(references, answers)):
         found = task.agreement(reference, answer, overlap=tolerance.overlap)
-        if tolerance.exact and (found.different or found.worst > tolerance.apart):
+        doubtful = tolerance.exact and (found.different or found.worst > tolerance.apart)
+        if doubtful and found.worst < SURELY and not fault:
             drawn = drawn or list(noisy)
             own = NOTHING
             for others in drawn:
                 own = _either(own, task.agreement(reference, others[index], overlap=tolerance.overlap))
             tied += min(found.different, own.different)
             fault = fault or _beyond(found, own, tolerance, shape)
-        elif found.worst > tolerance.apart:
+        elif doubtful or found.worst > tolerance.apart:
             fault = fault or _beyond(found, NOTHING, tolerance, shape)
         whole |= found
     return Trial(shape, whole, tied, fault)
