@@ -135,7 +135,9 @@ def detector(folder, *, pictures=24, **options):
     model = load(folder / "run")
     textures(folder / "data" / "val", pictures)
     document = {"images": [], "annotations": [], "categories": [{"id": n, "name": c} for n, c in enumerate("abc")]}
-    for number, answer in enumerate(Predictor(model, device="cpu", threshold=0.0).predict(str(folder / "data" / "val"))):
+    for number, answer in enumerate(
+        Predictor(model, device="cpu", threshold=0.0).predict(str(folder / "data" / "val"))
+    ):
         name = answer.name.rpartition("/")[2]
         document["images"].append({"id": number, "file_name": name, "height": 57, "width": 75})
         best = answer.target.scores.argsort(descending=True)[:6]

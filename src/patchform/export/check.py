@@ -24,7 +24,7 @@ from patchform.errors import unheard
 from patchform.export import numbers
 from patchform.export.graph import Graph
 from patchform.export.numbers import DRAWS, TIED, TOLERANCES, Trial, judged, with_noise
-from patchform.export.pictures import SHOWN, decoded, made_up
+from patchform.export.pictures import SHOWN, decoded, made_up, taken
 from patchform.metrics.agreement import NOTHING, Agreement
 from patchform.metrics.base import Scores
 from patchform.model import Model
@@ -61,6 +61,8 @@ class CheckOptions:
     """Called with what is done, how much of it is done, and how much there is."""
     say: Callable[[str], None] = unheard
     """Called with remarks, a sentence each."""
+    unproved: bool = False
+    """Go on where there are no pictures: numbers alone are compared, on pictures that are made up."""
 
 
 @dataclass(kw_only=True)
@@ -108,9 +110,16 @@ def check(file: FileModel, model: Model, listing: Listing | None, options: Check
         listing: labelled pictures, at least one; None: numbers alone are compared, on pictures that are made up.
         options: what is allowed, and who hears of it.
     """
-    if listing is None:
+    fitting = (
+        None if listing is None else taken(listing, model, task_of(model.architecture, model.head), file.description)
+    )
+    if fitting is None or (options.unproved and not fitting.items):
         return _without_pictures(file, model, options)
-    checking = _Check(file, model, listing, options)
+    checking = _Check(file, model, fitting, options)
+    if not fitting.items:
+        sizes = ", ".join(f"{height}x{width}" for height, width in file.description.sizes)
+        checking.proof.faults.append(f"no picture is {sizes} once it is prepared, so that nothing can be proved")
+        return checking.proof
     for part in (checking.words, checking.control, checking.sizes, checking.path, checking.metric):
         part()
         if checking.proof.faults:
@@ -230,10 +239,10 @@ class _Check:
             evaluation_loader(self.task.evaluation_samples(self.listing, prepared), AT_ONCE, self.options.workers)
             for prepared in (model.preprocessing, file.preprocessing)
         ]
-        for given, taken in zip(*loaders):
+        for given, fed in zip(*loaders):
             references, answers = (
                 one.predict(to_device(batch._replace(targets=()), "cpu"))
-                for one, batch in ((model, given), (file, taken))
+                for one, batch in ((model, given), (file, fed))
             )
             for metric, predictions in zip(metrics, (references, answers)):
                 metric.update(predictions, given.targets)
