@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from planting import SIDE, Planted, classifier, gather, node
 
+from patchform import cli
 from patchform.errors import ModelFileError
+from patchform.export import writing
 from patchform.export.check import CheckOptions, _Check
 from patchform.export.options import ExportOptions
 from patchform.export.pictures import of_run
@@ -243,3 +246,54 @@ def test_a_model_that_does_not_look_is_told(exported, tmp_path):
     checking = _Check(open_model(exported[2]), model, listing, CheckOptions())
     checking.control()
     assert "the model hardly looks at these pictures" in checking.proof.warnings[0]
+
+
+def test_a_file_is_proved_again_by_the_command(exported, planted, tmp_path, capsys):
+    _, listing, file = exported
+    assert cli.main(["export", "--check", str(file), "--data", str(listing.root)]) == 0
+    out = capsys.readouterr().out
+    assert "top1      100.00 -> 100.00" in out
+    assert "0 of 40 images decided otherwise" in out
+    assert cli.main(["export", "--check", str(file), "--data", str(listing.root), "--json", "--images", "8"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["proved"], told["pictures"], told["left_out"]) == (True, 8, 32)
+    assert "8 images were compared: too few to prove much" in told["warnings"]
+    planted(lambda changed: changed.constant("model.std", lambda std: std * 1.01))
+    wrong = ["export", "--check", str(tmp_path / "model.onnx"), "--data", str(listing.root)]
+    assert cli.main(wrong) == 2  # it does not lie in a run folder
+    assert "name the one: --run RUN" in capsys.readouterr().err
+    assert cli.main([*wrong, "--run", str(file.parent)]) == 4
+    assert "fault     scores differ by" in capsys.readouterr().out
+    assert (tmp_path / "model.onnx").exists()  # it is judged, not removed
+
+
+def test_without_pictures_the_command_says_so_before_it_begins(exported, tmp_path, capsys):
+    run = exported[2].parent
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "x.onnx")]) == 2
+    err = capsys.readouterr().err
+    assert "the run does not say which pictures it was validated on" in err
+    assert "--unproved" in err
+    assert "making the graph" not in err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(lambda mean: mean, 0), (lambda mean: mean[::-1], 4)], ids=["none", "mean"]
+)
+def test_a_file_that_differs_is_not_kept(exported, monkeypatch, tmp_path, capsys, fault, code):
+    _, listing, file = exported
+    changed = Planted(file)
+    changed.constant("model.mean", fault)
+    changed.save(tmp_path / "planted")
+    monkeypatch.setattr(writing, "_traced", lambda *_: None)
+    monkeypatch.setattr(writing, "_write", lambda _, __, ___, path: shutil.copy(tmp_path / "planted", path))
+    out = tmp_path / "out" / "model.onnx"
+    out.parent.mkdir()
+    assert cli.main(["export", str(file.parent), "--data", str(listing.root), "--out", str(out)]) == code
+    said = capsys.readouterr()
+    if code:
+        assert list(out.parent.iterdir()) == []
+        assert "E-model: scores differ by" in said.err
+        assert "in model.onnx" in said.err
+    else:
+        assert {path.name for path in out.parent.iterdir()} == {"model.onnx", "model.onnx.check.json"}
+        assert "proved on 40 pictures" in said.out

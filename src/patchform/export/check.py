@@ -20,7 +20,7 @@ from torch import Tensor
 from patchform.data.collate import to_device
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader
-from patchform.errors import unheard
+from patchform.errors import DataError, DivergedError, unheard
 from patchform.export import numbers
 from patchform.export.graph import Graph
 from patchform.export.numbers import DRAWS, TIED, TOLERANCES, Trial, judged, with_noise
@@ -244,8 +244,12 @@ class _Check:
                 one.predict(to_device(batch._replace(targets=()), "cpu"))
                 for one, batch in ((model, given), (file, fed))
             )
-            for metric, predictions in zip(metrics, (references, answers)):
-                metric.update(predictions, given.targets)
+            metrics[0].update(references, given.targets)
+            try:
+                metrics[1].update(answers, given.targets)
+            except (DataError, DivergedError) as error:
+                proof.faults.append(f"an answer of the file is none: {error.what}")
+                return
             noisy = (_predict_noisy(self.tolerance.noise, draw, model, given) for draw in range(DRAWS))
             where = f"{given.names[0]} and {len(given.names) - 1} more"
             whole = _joined(whole, judged(where, self.task, references, answers, noisy, self.tolerance))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patchform.data.transforms import evaluation_transform, resize
+from patchform.errors import ResourceError
 from patchform.export.graph import Graph
 from patchform.metrics.agreement import NOTHING, Agreement, Count
 from patchform.model import Model
@@ -143,6 +144,8 @@ def trial(file: FileModel, model: Model, task: Task, images: Tensor, tolerance: 
     )
     try:
         named = file.session.run(images, sizes)
+    except ResourceError:
+        raise
     except Exception as error:  # whatever a runtime raises
         line = " ".join(str(error).split())[:300]
         return Trial(shape, NOTHING, 0, f"the file does not run at {shape}: {type(error).__name__}: {line}")
