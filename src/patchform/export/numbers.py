@@ -257,8 +257,8 @@ def _misshapen(description: FileDescription, reference: Outputs, named: Mapping[
         return f"it says that its outputs are {description.record}; the model gives {type(reference).__name__}"
     if missing := [name for name in reference._fields if name not in named]:
         return f"the output {missing[0]} is missing"
-    for name, wanted in zip(reference._fields, tuple(reference)):  # type: ignore[call-overload]
-        given = named[name]
+    for name in reference._fields:
+        given, wanted = named[name], getattr(reference, name)
         if given.shape != wanted.shape:
             return f"the output {name} is of {_words(given.shape)}, not of {_words(wanted.shape)}"
         if given.dtype.is_floating_point and not given.isfinite().all():
