@@ -18,7 +18,20 @@ from contextlib import suppress
 from typing import NoReturn
 
 from patchform import __version__, resources, signals
-from patchform.commands import data, demo, evaluate, export, features, models, predict, probe, terminal, train, weights
+from patchform.commands import (
+    bench,
+    data,
+    demo,
+    evaluate,
+    export,
+    features,
+    models,
+    predict,
+    probe,
+    terminal,
+    train,
+    weights,
+)
 from patchform.errors import PatchformError, UsageError
 
 VERBS = {
@@ -31,6 +44,7 @@ VERBS = {
     "probe": probe,
     "features": features,
     "export": export,
+    "bench": bench,
     "weights": weights,
 }
 BUG, PIPE_CLOSED = 1, 141

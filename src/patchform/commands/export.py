@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import export_check, terminal
+from patchform.commands import export_check, export_int8, terminal
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inside = "take pictures of any size and resize them inside, as training did"
     parser.add_argument("--resize-inside", action="store_true", help=inside)
     parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX (default: 20)")
+    export_int8.add_arguments(parser)
     export_check.add_arguments(parser)
 
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             resize_inside=arguments.resize_inside,
             opset=arguments.opset,
             check=export_check.options(arguments) | {"progress": progress},
+            int8=export_int8.options(arguments) | {"progress": progress},
             say=terminal.above(console),
         )
     if arguments.json:
@@ -76,6 +78,7 @@ def export(
     out: str | Path | None = None,
     size: str | Sequence[Any] = "free",
     check: Mapping[str, Any] | None = None,
+    int8: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """Write the model of a run folder as files for other runtimes, each of which is checked against it.
@@ -86,6 +89,8 @@ def export(
         size: "free" for any, "224x224" or "224x224,256x320" for a file for each, or a list of (height, width).
         check: how files are proved, arguments of `patchform.commands.export_check.prover`: data, images, allow,
             unproved, workers, progress.
+        int8: how files of int8 are made, arguments of `patchform.commands.export_int8.converter`: method, data, images,
+            bits, least_snr, progress.
         options: fields of `patchform.export.options.ExportOptions` (format, dtype, resize_inside, batch, opset), and
             of `patchform.export.writing.export_model`: overwrite, say.
 
@@ -114,7 +119,8 @@ def export(
     model = models.load(run, say=about.get("say", unheard))
     file = Path(run) / f"model{SUFFIXES[wanted.format]}" if out is None else Path(out)
     prove = export_check.prover(run, model, **(check or {}), say=about.get("say", unheard))
-    return export_model(model, file, wanted, prove=prove, **about)
+    to_int8 = export_int8.converter(run, model, format=wanted.format, **(int8 or {}), say=about.get("say", unheard))
+    return export_model(model, file, wanted, prove=prove, to_int8=to_int8, **about)
 
 
 def _sizes(text: str) -> list[list[int]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from patchform import __version__
 from patchform.errors import FolderError, UsageError, unheard
 from patchform.export import limits, onnx_file, openvino_file, precision, program_file
 from patchform.export.graph import FileGraph, example, takes_sizes, trace_file
+from patchform.export.int8_options import Int8Report
 from patchform.export.options import SUFFIXES, ExportOptions
 from patchform.export.preparation import prepared
 from patchform.model import Model
@@ -26,6 +29,8 @@ from patchform.weights.files import TEMPORARY, digest, one_line
 
 Prove = Callable[[Path], None]
 """Compares a file with the model that it was made from; raises where it is not the same."""
+ToInt8 = Callable[[Path, Path, FileDescription], Int8Report]
+"""Makes an ONNX file of int8 of one of float32: `patchform.export.quantize`."""
 
 
 class Exported(NamedTuple):
@@ -45,6 +50,7 @@ def export_model(
     *,
     overwrite: bool = False,
     prove: Prove = unheard,
+    to_int8: ToInt8 | None = None,
     say: Callable[[str], None] = unheard,
 ) -> list[Exported]:
     """Write a model as a file, or as one for each of several sizes.
@@ -55,6 +61,7 @@ def export_model(
         options: what it should be.
         overwrite: replace files that are there.
         prove: called with each file before it gets its place; what it raises keeps the file from it.
+        to_int8: makes a file of int8 of one of float32; needed for the dtype int8.
         say: called with what is going on, a sentence.
 
     Raises:
@@ -66,9 +73,14 @@ def export_model(
     wanted = options or ExportOptions()
     files = targets(Path(out), wanted)
     _check(model, wanted, files, overwrite)
+    if wanted.dtype != "int8":
+        to_int8 = None
+    elif to_int8 is None:
+        raise UsageError("int8 without pictures to measure it on", remedy="use `patchform.export`, or pass to_int8")
     ready, weights = prepared(model), digest(model.state_dict())
     return [
-        _export(ready, weights, wanted, size, file, prove, say) for size, file in zip(wanted.sizes or (None,), files)
+        _export(ready, weights, wanted, size, file, prove, to_int8, say)
+        for size, file in zip(wanted.sizes or (None,), files)
     ]
 
 
@@ -120,6 +132,8 @@ def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrit
         onnx_file.check_installed()
     if options.format == "openvino":
         openvino_file.check_installed()
+    if options.dtype == "int8" and options.format == "torch":
+        raise UsageError("int8 in a .pt2 file", remedy="take --format onnx or openvino")
     if len(set(options.sizes)) != len(options.sizes):
         raise UsageError("a size is named twice")
     if options.resize_inside and options.sizes:
@@ -140,6 +154,7 @@ def _export(
     size: tuple[int, int] | None,
     file: Path,
     prove: Prove,
+    to_int8: ToInt8 | None,
     say: Callable[[str], None],
 ) -> Exported:
     start = time.monotonic()
@@ -152,7 +167,7 @@ def _export(
     if options.format != "torch":
         say(f"{file}: the graph took {time.monotonic() - start:.0f} s, writing it {2 * (time.monotonic() - start):.0f}")
     with _unfinished(file) as temporary:
-        _write(program, description, options, temporary)
+        description = _write(program, description, options, temporary, to_int8)
         say(f"{file}: written in {time.monotonic() - start:.0f} s, now it is checked")
         prove(temporary)
         size_in_bytes = sum(part.stat().st_size for part in temporary.parent.iterdir())
@@ -171,25 +186,33 @@ def _traced(model: Model, task: Task, options: ExportOptions, size: tuple[int, i
         raise UsageError(f"its graph is tied to sizes ({one_line(str(error))})", remedy=remedy) from error
 
 
-def _write(program: ExportedProgram, description: FileDescription, options: ExportOptions, path: Path) -> None:
+def _write(
+    program: ExportedProgram,
+    description: FileDescription,
+    options: ExportOptions,
+    path: Path,
+    to_int8: ToInt8 | None,
+) -> FileDescription:
+    """Write the file, and give what it then says of itself."""
     if options.format == "torch":
         program_file.write(program, description, path)
-        return
-    onnx_model = onnx_file.convert(program, description, opset=options.opset)
-    if options.format == "onnx":
-        onnx_file.write(onnx_model, path)
-        return
+        return description
     between = path.with_suffix(SUFFIXES["onnx"])
-    onnx_file.write(onnx_model, between)
-    openvino_file.write(between, description, path)
-    for part in path.parent.glob(f"{between.name}*"):
-        part.unlink()
+    onnx_file.write(onnx_file.convert(program, description, opset=options.opset), between)
+    if to_int8 is not None:
+        description = replace(description, left_out=to_int8(between, between, description).kept_float32())
+        onnx_file.describe_again(between, description)
+    if options.format == "openvino":
+        openvino_file.write(between, description, path)
+        for part in path.parent.glob(f"{between.name}*"):
+            part.unlink()
+    return description
 
 
 @contextmanager
 def _unfinished(file: Path) -> Iterator[Path]:
     """Where to write a file, and what belongs to it, until it is whole and takes its place."""
-    folder = file.parent / f"{TEMPORARY}{file.name}"
+    folder = file.parent / f"{TEMPORARY}{os.getpid()}-{file.name}"
     with writing(file):
         folder.mkdir()
     try:

@@ -70,6 +70,8 @@ class FileDescription:
     """Shortest side that it takes, pixels."""
     dtype: Dtype
     """Of weights and arithmetic. Outputs are float32 in any case."""
+    left_out: Annotated[tuple[str, ...], Length(most=10_000)] = ()
+    """Of int8: the stages and layers that stay float32, each with its reason."""
     weights: Annotated[str, Length(most=64)] = ""
     """SHA-256 of the model's tensors (`weights.files.digest`), by which the run is known that it was made from."""
 
