@@ -252,8 +252,8 @@ def _scaled(length: int, ratio: Fraction) -> int:
     """max(1, round(length * ratio)), by whole numbers alone: a half goes to the even neighbour, as `round` has it."""
     halves, whole = 2 * ratio.numerator * length + ratio.denominator, 2 * ratio.denominator
     rounded = halves // whole
-    tie = 1 - torch.sym_min(1, halves % whole)
-    return torch.sym_max(1, rounded - tie * (rounded % 2))
+    tie = 1 - grids.smaller(1, halves % whole)
+    return grids.larger(1, rounded - tie * (rounded % 2))
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

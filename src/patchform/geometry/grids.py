@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,16 @@ def known(*lengths: int) -> bool:
 def as_tensor(lengths: Sequence[int], *, device: torch.device | None = None) -> Tensor:
     """(n,) float32 of lengths that may be symbols, which `torch.tensor` makes numbers of."""
     return torch.stack([torch.full((), length, dtype=torch.float32, device=device) for length in lengths])
+
+
+def larger(one: int, other: int) -> int:
+    """Of two lengths, symbols too."""
+    return cast("int", torch.sym_max(one, other))
+
+
+def smaller(one: int, other: int) -> int:
+    """Of two lengths, symbols too."""
+    return cast("int", torch.sym_min(one, other))
 
 
 def size_of(images: Tensor) -> tuple[int, int]:
@@ -99,12 +109,12 @@ def _weights(cells: int, places: int, mode: Interpolation, dtype: torch.dtype, d
         taps, weights = first[:, None], torch.ones_like(first, dtype=dtype)[:, None]
     else:
         if mode == "corners":
-            numerator, denominator, before = place * (cells - 1), torch.sym_max(places - 1, 1), 0
+            numerator, denominator, before = place * (cells - 1), larger(places - 1, 1), 0
         else:  # a cell more than lies before the centre of the place: ONNX divides negative numbers towards zero
             numerator, denominator, before = (2 * place + 1) * cells + places, 2 * places, 1
         quotient = numerator // denominator
         first = (quotient - before)[:, None]
-        t = (numerator - quotient * denominator).to(dtype)[:, None] / denominator
+        t: Tensor = (numerator - quotient * denominator).to(dtype)[:, None] / denominator
         if mode == "bicubic":
             taps = first + torch.arange(-1, 3, device=device)
             weights = torch.cat([_outer(t + 1), _inner(t), _inner(1 - t), _outer(2 - t)], 1)

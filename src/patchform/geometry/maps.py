@@ -6,13 +6,14 @@ Every size may be a symbol (`grids.known`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from patchform.geometry import grids
+from patchform.geometry.grids import larger
 
 Mode = Literal["nearest", "bilinear"]
 
@@ -35,11 +36,6 @@ def reach(covered: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         size: of the input.
     """
     return larger(covered[0], size[0]), larger(covered[1], size[1])
-
-
-def larger(one: int, other: int) -> int:
-    """The larger of two lengths, which may be symbols."""
-    return cast("int", torch.sym_max(one, other))
 
 
 def over_pixels(cells: Tensor, covered: tuple[int, int], size: tuple[int, int], mode: Mode = "bilinear") -> Tensor:

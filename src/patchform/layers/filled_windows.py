@@ -88,7 +88,7 @@ class HalfFilledWindows(Windows):
     def _masked(self, grid: Grid, device: torch.device) -> Tensor:
         """(1, H', W') bool of the filled grid, sizes as symbols: what fills it, where windows divide neither axis."""
         rests = [side % n for side, n in zip(grid, self.size)]
-        neither = torch.sym_min(rests[0] * rests[1], 1)  # 1 or 0
+        neither = grids.smaller(rests[0] * rests[1], 1)  # 1 or 0
         whole = self._filling.filled(grid)
         ends = [full - neither * (full - side) for full, side in zip(whole, grid)]
         row, column = (torch.arange(full, device=device) for full in whole)

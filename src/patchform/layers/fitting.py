@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchform.geometry import grids
+from patchform.geometry.grids import Interpolation
 from patchform.settings import Transfer
 
 Fitted: TypeAlias = tuple[Tensor, str]
@@ -75,7 +76,7 @@ class TransferContext(NamedTuple):
         behind = f" behind {prefix}" if prefix else ""
         raise ValueError(f"its {rows - prefix} cells{behind} are not {said[0]} x {said[1]}, the grid that was named")
 
-    def resize(self, table: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    def resize(self, table: Tensor, size: tuple[int, int], mode: Interpolation) -> Tensor:
         """`grids.resize` in the mode of the layer or in that of the source of the weights."""
         return grids.resize(table, size, mode="corners" if self.corners else mode)
 
@@ -146,7 +147,7 @@ def keeps_numbers(note: str) -> bool:
     return note.startswith(ZERO_ROW) and " to " not in note
 
 
-def fit_line(tensor: Tensor, own: Tensor, context: TransferContext, mode: str) -> Fitted:
+def fit_line(tensor: Tensor, own: Tensor, context: TransferContext, mode: Interpolation) -> Fitted:
     """A table (N, D) along one axis, of another length."""
     if tensor.dim() != 2 or tensor.shape[1] != own.shape[1]:
         raise ValueError("it is no table of this width")

@@ -213,7 +213,7 @@ class Windows(Pattern):
         if self.still == "nothing":
             return self.shift
         # 1 or 0, in arithmetic that symbols have too
-        down, across = (torch.sym_min(torch.sym_max(side - n, 0), 1) for side, n in zip(grid, self.size))
+        down, across = (grids.smaller(grids.larger(side - n, 0), 1) for side, n in zip(grid, self.size))
         if self.still == "map":
             down = across = down * across
         return down * self.shift[0], across * self.shift[1]

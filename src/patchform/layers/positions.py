@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.geometry import grids
+from patchform.geometry.grids import Interpolation
 from patchform.layers.fitting import ZERO_ROW, Fitted, TransferContext, fit_line, resized
 from patchform.lookup import no_such
 
@@ -44,7 +45,7 @@ class Learned1D(Position):
         mode: interpolation at other grids; the ViT paper's section 3.2 asks for 2D interpolation.
     """
 
-    def __init__(self, width: int, grid: Grid, *, prefix: int = 0, mode: str = "bicubic") -> None:
+    def __init__(self, width: int, grid: Grid, *, prefix: int = 0, mode: Interpolation = "bicubic") -> None:
         super().__init__()
         self.grid, self.prefix, self.mode = grid, prefix, mode
         self.table = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], width))
@@ -86,7 +87,7 @@ class Learned1D(Position):
 class Learned2D(Position):
     """A learned vector a row beside a learned vector a column, D/2 each (Dosovitskiy et al. 2021, appendix D.4)."""
 
-    def __init__(self, width: int, grid: Grid, *, mode: str = "bilinear") -> None:
+    def __init__(self, width: int, grid: Grid, *, mode: Interpolation = "bilinear") -> None:
         super().__init__()
         if width % 2:
             raise UsageError(f"learned_2d needs an even width, not {width}")
@@ -187,7 +188,7 @@ class LearnedPosition2D(nn.Module):
         """(H, W) and (B, H, W) -> (1, H*W, D)."""
         axes = []
         for length, table in zip(grid, (self.rows, self.columns)):
-            axis = grids.resize(table[:, None], (torch.sym_max(length, table.shape[0]), 1), mode="bilinear")
+            axis = grids.resize(table[:, None], (grids.larger(length, table.shape[0]), 1), mode="bilinear")
             axes.append(axis[None, :length, 0])
         return _outer_concat(*axes, rows_first=False)
 

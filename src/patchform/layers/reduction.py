@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from patchform.geometry import grids
@@ -79,7 +78,7 @@ class Reduction(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D), padding (B, H, W) -> (B, H // r, W // r, D), one row and column at least, and its padding."""
         side, x = self.squares.side, zero_padding(x, padding)
-        rows, columns = (torch.sym_max(1, length // side) for length in x.shape[1:3])
+        rows, columns = (grids.larger(1, length // side) for length in x.shape[1:3])
         if grids.known(rows, columns):  # nothing is computed of what is left out
             x = x[:, : rows * side, : columns * side]
         squares = self.squares(x)[:, :rows, :columns]
