@@ -128,7 +128,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     # them. A mask that differs between groups is copied over the batch instead, which costs less than copying those.
     if mask is not None:
         mask = mask.expand(*(1,) * (5 - mask.dim()), *mask.shape)
-        if grids.known(*mask.shape[:2]) and mask.shape[0] == mask.shape[1] == 1:
+        numbers = grids.known(*mask.shape[:2], *q.shape[:2])  # else the kernel asks whether there is one group
+        if numbers and mask.shape[0] == mask.shape[1] == 1:
             mask = mask[0]
         else:
             mask = mask.expand(*q.shape[:2], *mask.shape[2:]).flatten(0, 1)
