@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +253,7 @@ def _scaled(length: int, ratio: Fraction) -> int:
     halves, whole = 2 * ratio.numerator * length + ratio.denominator, 2 * ratio.denominator
     rounded = halves // whole
     tie = 1 - torch.sym_min(1, halves % whole)
-    return torch.sym_max(1, rounded - tie * (rounded % 2))
+    return cast("int", torch.sym_max(1, rounded - tie * (rounded % 2)))
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

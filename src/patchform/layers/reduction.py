@@ -80,7 +80,7 @@ class Reduction(nn.Module):
         """(B, H, W, D), padding (B, H, W) -> (B, H // r, W // r, D), one row and column at least, and its padding."""
         side, x = self.squares.side, zero_padding(x, padding)
         rows, columns = (torch.sym_max(1, length // side) for length in x.shape[1:3])
-        if grids.known(rows, columns):  # nothing is computed of what is left out
+        if grids.known(*x.shape[1:3]):  # nothing is computed of what is left out
             x = x[:, : rows * side, : columns * side]
         squares = self.squares(x)[:, :rows, :columns]
         key_padding = None
