@@ -103,7 +103,7 @@ class MaskedObjectOutputs(NamedTuple):
     """(B, N) float32 in 0..1; 0 where there is none."""
     masks: Tensor
     """(B, N, m, m) float32 in 0..1, stretched over the box: how likely a pixel is the object's."""
-    sizes: Tensor
+    pictures: Tensor
     """(B, 2) int64 height and width of the pictures."""
 
     def predictions(self) -> list[Target]:
@@ -111,7 +111,7 @@ class MaskedObjectOutputs(NamedTuple):
         objects = cast("list[Instances]", ObjectOutputs(self.boxes, self.classes, self.scores).predictions())
         return [
             one._replace(masks=masks.paste(probs[real], one.boxes, (int(size[0]), int(size[1]))))
-            for one, probs, real, size in zip(objects, self.masks, self.classes >= 0, self.sizes.tolist())
+            for one, probs, real, size in zip(objects, self.masks, self.classes >= 0, self.pictures.tolist())
         ]
 
 
