@@ -135,10 +135,10 @@ class MaskOutputs(NamedTuple):
 
     def predictions(self) -> list[Target]:
         """One `Instances` an image."""
-        found = ObjectOutputs(self.boxes, self.classes, self.scores).predictions()
+        found = cast("list[Instances]", ObjectOutputs(self.boxes, self.classes, self.scores).predictions())
         rows = (self.covered.tolist(), self.inputs.tolist(), self.pictures.tolist())
         return [
-            cast("Instances", objects)._replace(masks=mask_bitmaps(logits[real, None], covered, whole, size))
+            objects._replace(masks=mask_bitmaps(logits[real, None], covered, whole, size))
             for objects, logits, real, covered, whole, size in zip(found, self.masks, self.classes >= 0, *rows)
         ]
 

@@ -12,7 +12,7 @@ from patchform.backbones.resnet import BLOCKS, Bottleneck, ResNet, conv_norm
 from patchform.errors import DataError, ModelFileError, UsageError
 from patchform.geometry import masks
 from patchform.geometry.boxes import to_corners
-from patchform.heads.detr import DETR, DETRRaw
+from patchform.heads.detr import DETR, DETRRaw, _falling
 from patchform.heads.detr_masks import AttentionMaps, DETRMasks, MaskConvolutions
 from patchform.loading import export_weights, load_weights
 from patchform.model import build_model
@@ -216,6 +216,14 @@ def test_predictions_are_the_authors():
     some = head(score_threshold=least).decode(raw, sizes)
     assert all((found.scores >= least).all() for found in some)
     assert len(some[0].scores) == 4
+
+
+def test_the_best_queries_in_the_order_of_a_stable_sort():
+    scores = torch.randint(4, (3, 30), generator=torch.Generator().manual_seed(0)) / 4  # many are equal
+    wanted = scores.sort(dim=1, descending=True, stable=True)[1]
+    assert torch.equal(_falling(scores, 30), wanted)
+    assert torch.equal(_falling(scores, 7), wanted[:, :7])
+    assert not torch.equal(_falling(scores.flip(1), 7), wanted[:, :7])  # control
 
 
 def test_costs_are_those_of_the_paper_and_every_image_is_matched_by_itself():
