@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,8 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     """A program without operators of this library: torch opens it without it, once torchvision has been imported."""
     if all(node.target is not NMS for node in program.graph.nodes):
         return program
-    with config.patch(backed_size_oblivious=True):  # as in `graph.trace`
+    with warnings.catch_warnings(), config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", "`create_unbacked_symint`", FutureWarning)  # of torchvision, on itself
         return program.run_decompositions({NMS: plain_nms})
 
 

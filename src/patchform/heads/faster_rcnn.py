@@ -292,8 +292,8 @@ class FasterRCNN(Head):
         scores = torch.where(competes, scores, -math.inf).flatten(1)
         box, classes = box.flatten(1, 2), classes.flatten(1)
         kept = detections.nms(box, scores, classes, self.classes, self.box_options.overlap, self.box_options.most)
-        found = (detections.pick(values, kept) for values in (box, classes, scores))
-        return ObjectOutputs.of(*found, kept >= 0)
+        box, classes, scores = (detections.pick(values, kept) for values in (box, classes, scores))
+        return ObjectOutputs.of(box, classes, scores, kept >= 0)
 
 
 class RPN(nn.Module):
