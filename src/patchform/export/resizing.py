@@ -66,7 +66,8 @@ class ResizeInside(nn.Module):
         if self.preprocessing.interpolation == "nearest":
             return ((index.float() * scale).floor()[:, None] == cells).float()
         centres = (index + 0.5) * scale
-        distance = (cells + 0.5 - centres[:, None]).abs() / torch.sym_max(scale, 1.0)
+        stretch = cast("float", torch.sym_max(scale, 1.0))
+        distance = (cells + 0.5 - centres[:, None]).abs() / stretch
         weights = _linear(distance) if self.preprocessing.interpolation == "bilinear" else _cubic(distance)
         weights = weights / weights.sum(1, keepdim=True)
         return weights if self.preprocessing.bits == 16 else _in_whole_numbers(weights)
@@ -108,7 +109,7 @@ def _whole(p: Preprocessing, height: int, width: int) -> tuple[int, int]:
     short, long = min(p.size), max(p.size)
     if p.resize == "keep":
         long = LONGEST * short
-    least, most = _min(height, width), torch.sym_max(height, width)
+    least, most = _min(height, width), _max(height, width)
     tall, wide = (
         _max(1, _min(_rounded_ratio(side * short, least), _rounded_ratio(side * long, most)))
         for side in (height, width)
