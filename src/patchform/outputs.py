@@ -30,7 +30,9 @@ class Outputs(Protocol):
 
 def record_of(name: str) -> type[Any]:
     """The record of this module that a file names. Raises KeyError when there is none."""
-    kind = globals()[name] if name.endswith("Outputs") and name != "Outputs" else {}[name]
+    if not name.endswith("Outputs") or name == "Outputs":
+        raise KeyError(name)
+    kind = globals()[name]
     assert isinstance(kind, type)
     return kind
 

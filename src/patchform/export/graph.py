@@ -123,7 +123,8 @@ def _trace(graph: nn.Module, model: Model, inputs: tuple[Tensor, ...], axes: dic
     if model.backbone.prefers_channels_last:  # of such weights torch asks whether lengths are 1
         graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
     # torch else takes no free length for 1: one picture, one row of cells
-    with torch.no_grad(), config.patch(backed_size_oblivious=True), Contiguous():
+    lengths = config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), lengths, Contiguous():
         return torch.export.export(graph, inputs, dynamic_shapes=free, strict=False)
 
 

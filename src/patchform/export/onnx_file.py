@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from patchform.errors import UsageError
 from patchform.export.operators import onnx_translations
+from patchform.resources import writing
 from patchform.runtime.description import KEY, FileDescription
 from patchform.weights import files
 
@@ -115,7 +116,7 @@ def write(model: onnx_ir.Model, path: Path) -> None:
 
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     if weights > LARGEST:
-        with files.writing(path, weights):
+        with writing(path, weights):
             onnx_ir.save(model, path, external_data=path.name + WEIGHTS)
     else:
         files.write_bytes(path, onnx_ir.serde.serialize_model(model).SerializeToString(deterministic=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import cast
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -31,5 +32,5 @@ def _fold_norms(row: nn.Module) -> None:
     for name, following in pairwise(row._modules):
         convolution, norm = row._modules[name], row._modules[following]
         if type(convolution) in _CONVOLUTIONS and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
-            setattr(row, name, fuse_conv_bn_eval(convolution, norm))
+            setattr(row, name, fuse_conv_bn_eval(cast("nn.Conv2d", convolution), norm))
             setattr(row, following, nn.Identity())

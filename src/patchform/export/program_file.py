@@ -17,8 +17,8 @@ NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_
 
 def without_notes(program: ExportedProgram) -> ExportedProgram:
     """The program, which from now on says nothing of the code that it was made from, and holds no example."""
-    for module in program.graph_module.modules():
-        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+    for part in program.graph_module.modules():
+        for node in getattr(getattr(part, "graph", None), "nodes", ()):
             for note in NOTES:
                 node.meta.pop(note, None)
     program.example_inputs = None

@@ -7,7 +7,7 @@ along its height, and uint8 is rounded after each.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ class ResizeInside(nn.Module):
         if self.preprocessing.interpolation == "nearest":
             return ((index.float() * scale).floor()[:, None] == cells).float()
         centres = (index + 0.5) * scale
-        stretch = torch.sym_max(scale, 1.0)
-        distance = ((cells + 0.5 - centres[:, None]) / stretch).abs()
+        stretch = cast("float", torch.sym_max(scale, 1.0))
+        distance = (cells + 0.5 - centres[:, None]).abs() / stretch
         weights = _linear(distance) if self.preprocessing.interpolation == "bilinear" else _cubic(distance)
         weights = weights / weights.sum(1, keepdim=True)
         return weights if self.preprocessing.bits == 16 else _in_whole_numbers(weights)
@@ -109,12 +109,20 @@ def _whole(p: Preprocessing, height: int, width: int) -> tuple[int, int]:
     short, long = min(p.size), max(p.size)
     if p.resize == "keep":
         long = LONGEST * short
-    least, most = torch.sym_min(height, width), torch.sym_max(height, width)
+    least, most = _min(height, width), _max(height, width)
     tall, wide = (
-        torch.sym_max(1, torch.sym_min(_rounded_ratio(side * short, least), _rounded_ratio(side * long, most)))
+        _max(1, _min(_rounded_ratio(side * short, least), _rounded_ratio(side * long, most)))
         for side in (height, width)
     )
     return tall, wide
+
+
+def _min(one: int, other: int) -> int:
+    return cast("int", torch.sym_min(one, other))
+
+
+def _max(one: int, other: int) -> int:
+    return cast("int", torch.sym_max(one, other))
 
 
 def _rounded_ratio(number: int, by: int) -> int:
@@ -125,11 +133,11 @@ def _rounded_ratio(number: int, by: int) -> int:
 
 def _covering(p: Preprocessing, height: int, width: int) -> tuple[Part, Part]:
     """`Fit.covering` and the centre of it: far ends are cut off, the rest is resized, its middle kept."""
-    longest = ceil_div(10 * torch.sym_min(height, width) * max(p.size), min(p.size))
-    rows, columns = torch.sym_min(height, longest), torch.sym_min(width, longest)
+    longest = ceil_div(10 * _min(height, width) * max(p.size), min(p.size))
+    rows, columns = _min(height, longest), _min(width, longest)
     least_tall, least_wide = (int(side / p.crop_share) for side in p.size)
-    wide = torch.sym_max(least_wide, columns * least_tall // rows)
-    tall = torch.sym_max(least_tall, rows * least_wide // columns)
+    wide = _max(least_wide, columns * least_tall // rows)
+    tall = _max(least_tall, rows * least_wide // columns)
     return (
         Part(_rounded_ratio(height - rows, 2), rows, tall, _rounded_ratio(tall - p.size[0], 2), p.size[0]),
         Part(_rounded_ratio(width - columns, 2), columns, wide, _rounded_ratio(wide - p.size[1], 2), p.size[1]),

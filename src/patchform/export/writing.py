@@ -50,7 +50,7 @@ def export_model(
     options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
-    prove: Prove = unheard,
+    prove: Prove | None = None,
     to_int8: ToInt8 | None = None,
     say: Callable[[str], None] = unheard,
 ) -> list[Exported]:
@@ -160,7 +160,7 @@ def _export(
     options: ExportOptions,
     size: tuple[int, int] | None,
     file: Path,
-    prove: Prove,
+    prove: Prove | None,
     to_int8: ToInt8 | None,
     say: Callable[[str], None],
 ) -> Exported:
@@ -175,9 +175,10 @@ def _export(
         seconds = time.monotonic() - start
         say(f"{file}: the graph took {seconds:.0f} s, to write it takes about {2 * seconds:.0f} s")
         description = _write(program, description, options, temporary, to_int8)
-        say(f"{file}: written in {time.monotonic() - start:.0f} s, now it is checked")
         number = sum(part.stat().st_size for part in temporary.parent.iterdir())
-        prove(temporary)
+        if prove is not None:
+            say(f"{file}: written in {time.monotonic() - start:.0f} s, now it is checked")
+            prove(temporary)
     return Exported(file, description, number, time.monotonic() - start)
 
 
