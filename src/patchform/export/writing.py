@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +72,7 @@ def export_model(
         ResourceError: the disk is full or the place is not writable.
     """
     wanted = options or ExportOptions()
-    files = targets(Path(out), wanted)
-    _check(model, wanted, files, overwrite)
+    files = places(model, Path(out), wanted, overwrite=overwrite)
     if wanted.dtype != "int8":
         to_int8 = None
     elif to_int8 is None:
@@ -132,8 +131,9 @@ def beside(file: Path) -> list[Path]:
     return [file.with_suffix(".bin")] if file.suffix == SUFFIXES["openvino"] else [file.with_name(file.name + WEIGHTS)]
 
 
-def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrite: bool) -> None:
-    """Raise for what can be known beforehand."""
+def places(model: Model, out: Path, options: ExportOptions, *, overwrite: bool) -> list[Path]:
+    """The files that will be written. Raises as `export_model` for all that can be known beforehand."""
+    files = targets(out, options)
     if options.format != "torch":
         onnx_file.check_installed()
     if options.format == "openvino":
@@ -151,6 +151,7 @@ def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrit
     there = [part for file in files for part in (file, *beside(file)) if part.exists()]
     if there and not overwrite:
         raise FolderError("exists already", where=there[0], remedy="name another with --out, or say --overwrite")
+    return files
 
 
 def _export(
