@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported import CLASSES, a_model, randomised, write_files
+from exported import a_model, randomised, write_files
 from PIL import Image
 
 from patchform.cli import main
@@ -32,7 +32,7 @@ def pictures(sizes=SIZES):
 def segmenter(tmp_path_factory):
     preprocessing = Preprocessing(size=(48, 48), resize="keep")
     model = a_model("semantic_segmentation", "resnet/nano", "semantic_fpn", preprocessing=preprocessing)
-    return write_files(model, tmp_path_factory.mktemp("segmenter"), formats=("openvino",))
+    return write_files(randomised(model, 0.1), tmp_path_factory.mktemp("segmenter"), formats=("openvino",))
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def test_pixels(segmenter, file, infer):
         assert (one.target.scores - other.target.scores).abs().max() < 1e-4
         best = other.target.scores.topk(2, 0).values
         assert not unequal[best[0] - best[1] > 1e-4].any()
-    assert len({int(label) for one in expected for label in one.target.classes.unique()}) == len(CLASSES)
+    assert len({int(label) for one in expected for label in one.target.classes.unique()}) > 1
 
 
 def test_scales_are_refused(segmenter):
-    file = load(segmenter.folder / "model.onnx", infer=MultiScale((0.5, 1.0), mirrored=False))
+    file = load(segmenter.folder / "model.onnx", infer=MultiScale((0.75, 1.0), mirrored=False))
     with pytest.raises(UsageError, match="pixels of 8 bits"):
         list(file.predict(next(pictures())))
 
