@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported import CLASSES, a_model, write_files
+from exported import a_model, randomised, write_files
 from PIL import Image
 
 from patchform.cli import main
@@ -22,23 +22,24 @@ SIZES = ((60, 80), (80, 60), (60, 80), (101, 50), (33, 34))
 
 
 def pictures(sizes=SIZES):
+    """Smooth ones: of noise a segmenter says one thing everywhere."""
     for number, (height, width) in enumerate(sizes):
-        yield np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        values = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        yield np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
-    model = a_model(
-        "semantic_segmentation", head="segmenter", preprocessing=Preprocessing(size=(48, 48), resize="keep")
-    )
-    return write_files(model, tmp_path_factory.mktemp("segmenter"), formats=("openvino",))
+    preprocessing = Preprocessing(size=(48, 48), resize="keep")
+    model = a_model("semantic_segmentation", "resnet/nano", "semantic_fpn", preprocessing=preprocessing)
+    return write_files(randomised(model, 0.1), tmp_path_factory.mktemp("segmenter"), formats=("openvino",))
 
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     preprocessing = Preprocessing(size=(64, 64), resize="keep")
     model = a_model("detection", "resnet/nano", "retinanet", ids=(3, 5, 8), preprocessing=preprocessing)
-    return write_files(model, tmp_path_factory.mktemp("detector"), formats=())
+    return write_files(randomised(model, 0.05), tmp_path_factory.mktemp("detector"), formats=())
 
 
 @pytest.mark.parametrize(
@@ -67,11 +68,11 @@ def test_pixels(segmenter, file, infer):
         assert (one.target.scores - other.target.scores).abs().max() < 1e-4
         best = other.target.scores.topk(2, 0).values
         assert not unequal[best[0] - best[1] > 1e-4].any()
-    assert len({int(label) for one in expected for label in one.target.classes.unique()}) == len(CLASSES)
+    assert len({int(label) for one in expected for label in one.target.classes.unique()}) > 1
 
 
 def test_scales_are_refused(segmenter):
-    file = load(segmenter.folder / "model.onnx", infer=MultiScale((0.5, 1.0), mirrored=False))
+    file = load(segmenter.folder / "model.onnx", infer=MultiScale((0.75, 1.0), mirrored=False))
     with pytest.raises(UsageError, match="pixels of 8 bits"):
         list(file.predict(next(pictures())))
 

@@ -24,7 +24,7 @@ NOT_PROVED = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--check`, `--run`, `--data`, `--images`, `--allow`, `--unproved`, `--workers`."""
+    """`--check`, `--run`, `--data`, `--images`, `--allow`, `--unproved`, `--workers`, and what runs a file."""
     again = "prove a file that was exported, again, instead of writing one; also writes FILE.check.json"
     parser.add_argument("--check", metavar="FILE", help=again)
     where = "with --check: run folder that it was exported from (default: where it lies)"
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
     )
+    inference_options.add_runtime_arguments(parser)
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             images=arguments.images,
             allow=arguments.allow,
             workers=arguments.workers,
+            runtime=inference_options.runtime_options(arguments),
             progress=progress,
             say=terminal.above(console),
         )
@@ -127,7 +129,9 @@ def prover(
     """
     from patchform.export.check import CheckOptions
     from patchform.export.proving import prove, refuse
+    from patchform.runtime.sessions import RuntimeOptions
 
+    own = RuntimeOptions(trust=True)  # it was written just now, by this process
     checking = CheckOptions(**more)
     try:
         listing, left_out = _pictures(Path(run), model, data, images)
@@ -136,7 +140,7 @@ def prover(
             raise
         checking.say(f"{error.what}: nothing is proved")
         listing, left_out = None, 0
-    return lambda file: refuse(prove(file, model, listing, checking, left_out=left_out))
+    return lambda file: refuse(prove(file, model, listing, checking, left_out=left_out, runtime=own))
 
 
 def sentence(file: Path) -> str:

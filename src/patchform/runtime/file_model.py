@@ -76,7 +76,7 @@ class FileModel(Model):
     def _understood(self, record: Any) -> list[Target]:
         """What a record says of each. Raises ModelFileError where it is not what the file says of itself."""
         try:
-            predictions: list[Target] = record.predictions()
+            predictions: list[Any] = record.predictions()
             classes = [int(tensor.max()) for tensor in (one.classes for one in predictions) if tensor.numel()]
         except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ModelFileError(f"outputs that are no {self.description.record} ({error})", where=self.path) from error
