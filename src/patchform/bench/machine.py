@@ -62,8 +62,9 @@ def machine(threads: int) -> Machine:
     """This one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     versions = {"patchform": __version__, "Python": platform.python_version()}
-    loaded = {package: sys.modules.get(package) for package in PACKAGES}
-    versions |= {name: getattr(module, "__version__", "") for name, module in loaded.items() if module is not None}
+    for package in PACKAGES:
+        if package in sys.modules:
+            versions[package] = str(vars(sys.modules[package]).get("__version__", ""))
     capabilities = torch.cpu.get_capabilities()
     return Machine(
         processor=processor(),

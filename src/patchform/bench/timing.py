@@ -87,7 +87,7 @@ def race(
             call()
     turns: dict[str, list[tuple[float, ...]]] = {name: [] for name in calls}
     for number in range(rounds):
-        order = list(calls) if number % 2 == 0 else list(reversed(calls))
+        order = list(calls)[:: 1 if number % 2 == 0 else -1]
         for name in order:
             turns[name].append(_turn(calls[name], seconds / rounds, clock))
         if progress is not None:
@@ -97,7 +97,7 @@ def race(
 
 def _turn(call: Callable[[], object], seconds: float, clock: Clock) -> tuple[float, ...]:
     """Seconds of calls, for so long, one at least."""
-    made = []
+    made: list[float] = []
     start = before = clock()
     while not made or before - start < seconds:
         call()

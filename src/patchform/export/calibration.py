@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -47,10 +48,8 @@ def listing_of(model: Model, task: Task, recipe: Recipe | None, data: str | Path
     return splits.train
 
 
-def feeds_of(
-    model: Model, task: Task, listing: Listing, number: int, description: FileDescription, skip_bad: float = 0.0
-) -> list[Feeds]:
-    """So many pictures, evenly picked, each as inputs of a file by name.
+class CalibrationPictures(Sequence[Feeds]):
+    """So many pictures, evenly picked, each as inputs of a file by name; read when they are asked for.
 
     Args:
         model: of the run.
@@ -63,19 +62,42 @@ def feeds_of(
     Raises:
         DataError: a picture that cannot be read.
     """
-    preprocessing = model.preprocessing
-    if description.resizes:
-        preprocessing = replace(preprocessing, resize="native")
-    usable = pictures.some(listing, number, model, skip_bad)
-    samples = task.evaluation_samples(usable, preprocessing)
-    feeds = []
-    for index in range(len(usable)):
-        sample = samples[(0, index)]
-        images = _as_taken(sample.image, description)[None].repeat_interleave(description.batch or 1, 0)
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        listing: Listing,
+        number: int,
+        description: FileDescription,
+        skip_bad: float = 0.0,
+    ) -> None:
+        preprocessing = model.preprocessing
+        if description.resizes:
+            preprocessing = replace(preprocessing, resize="native")
+        usable = pictures.some(listing, number, model, skip_bad)
+        self._number, self._description = len(usable), description
+        self._samples = task.evaluation_samples(usable, preprocessing)
+
+    def __len__(self) -> int:
+        return self._number
+
+    @overload
+    def __getitem__(self, index: int) -> Feeds: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feeds]: ...
+
+    def __getitem__(self, index: int | slice) -> Feeds | Sequence[Feeds]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sample = self._samples[(0, index)]
+        images = _as_taken(sample.image, self._description)[None].repeat_interleave(self._description.batch or 1, 0)
         sizes = torch.tensor([sample.size], dtype=torch.int64).expand(len(images), 2)
         named = {"images": images, "sizes": sizes}
-        feeds.append({name: named[name].contiguous().numpy() for name in description.inputs})
-    return feeds
+        return {name: named[name].contiguous().numpy() for name in self._description.inputs}
 
 
 def _as_taken(image: Tensor, description: FileDescription) -> Tensor:

@@ -24,8 +24,8 @@ LARGEST = 2_000_000_000
 COMPARED = 16
 """Pictures on which graphs are compared with float32."""
 DYNAMIC_GAIN = 2.0
-"""Share of noise (3 dB) by which dynamic ranges must be better to be taken: with them a picture's answer depends a little on
-the others of its batch, and OpenVINO is slow."""
+"""Dynamic ranges are taken if the noise of static ones is so many times as much (3 dB): with dynamic ones a picture's
+answer depends a little on the others of its batch, and OpenVINO is slow."""
 Progress = Callable[[str, int, int], None]
 """What is done, how much, of how much at most."""
 
@@ -101,8 +101,8 @@ class _Search:
         Raises:
             ModelFileError: there is none.
         """
-        compared, ranged = _split(self._pictures)
-        fidelity = Fidelity(self._model, self.layers.last, compared)
+        compared, ranged = _split(len(self._pictures))
+        fidelity = Fidelity(self._model, self.layers.last, [self._pictures[index] for index in compared])
         bound = 10 ** (-self._options.least_snr / 10)
         method, quantizer, everything = self._method(fidelity, ranged, bound)
         groups = self._groups(method)
@@ -122,7 +122,7 @@ class _Search:
         return quantizer.apply(_layers(kept.groups)), report
 
     def _method(
-        self, fidelity: Fidelity, pictures: Sequence[Feeds], bound: float
+        self, fidelity: Fidelity, pictures: Sequence[int], bound: float
     ) -> tuple[Method, Quantizer, list[float]]:
         """The way to ranges, and the error with all in int8: static if that is within the bound; else, where most
         weights are in products, dynamic if it is far better.
@@ -152,10 +152,10 @@ class _Search:
         if self._options.method == "dynamic" or (self._options.method == "auto" and mostly):
             yield "dynamic"
 
-    def _counted(self, pictures: Sequence[Feeds]) -> Iterator[Feeds]:
-        for number, feeds in enumerate(pictures):
-            self._progress("int8: ranges of activations", number, len(pictures))
-            yield feeds
+    def _counted(self, pictures: Sequence[int]) -> Iterator[Feeds]:
+        for number, index in enumerate(pictures):
+            yield self._pictures[index]
+            self._progress("int8: ranges of activations", number + 1, len(pictures))
 
     def _groups(self, method: Method) -> list[Group]:
         groups = groups_of([layer for layer in self.layers.inner if layer.kind in KINDS[method]])
@@ -174,7 +174,7 @@ class _Search:
             *(LeftOut(group.name, "loses too much", len(group.layers), group.parameters) for group in left),
         ]
         layers = _layers(kept)
-        seen, _ = _split(self._pictures)
+        seen, _ = _split(len(self._pictures))
         return Int8Report(
             method=method,
             bits=self._options.bits,
@@ -196,13 +196,10 @@ def _left(reason: str, layers: Sequence[Layer]) -> list[LeftOut]:
     return [LeftOut(group.name, reason, len(group.layers), group.parameters) for group in groups_of(layers)]
 
 
-def _split(pictures: Sequence[Feeds]) -> tuple[list[Feeds], list[Feeds]]:
-    """Those to compare on and those for ranges: apart, if there are at least three, both over the whole sequence."""
-    count = len(pictures)
+def _split(count: int) -> tuple[list[int], list[int]]:
+    """Indices of pictures to compare on and of those for ranges, both over the whole; apart, if there are three."""
     if count < 3:
-        return list(pictures), list(pictures)
+        return list(range(count)), list(range(count))
     number = min(COMPARED, count // 3)
     chosen = {index * count // number for index in range(number)}
-    return [pictures[index] for index in sorted(chosen)], [
-        feeds for index, feeds in enumerate(pictures) if index not in chosen
-    ]
+    return sorted(chosen), [index for index in range(count) if index not in chosen]
