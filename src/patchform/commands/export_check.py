@@ -24,7 +24,9 @@ NOT_PROVED = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--check`, `--run`, `--data`, `--images`, `--allow`, `--unproved`, `--workers`."""
+    """`--check`, `--run`, `--data`, `--images`, `--allow`, `--unproved`, `--workers`; and what runs a file that is
+    proved again (`inference_options.add_runtime_arguments`).
+    """
     again = "prove a file that was exported, again, instead of writing one; also writes FILE.check.json"
     parser.add_argument("--check", metavar="FILE", help=again)
     where = "with --check: run folder that it was exported from (default: where it lies)"
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=inference_options.WORKERS, default=0, metavar="N", help="processes that decode"
     )
+    inference_options.add_runtime_arguments(parser)
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             images=arguments.images,
             allow=arguments.allow,
             workers=arguments.workers,
+            runtime=inference_options.runtime_options(arguments),
             progress=progress,
             say=terminal.above(console),
         )
@@ -127,6 +131,7 @@ def prover(
     """
     from patchform.export.check import CheckOptions
     from patchform.export.proving import prove, refuse
+    from patchform.runtime.sessions import RuntimeOptions
 
     checking = CheckOptions(**more)
     try:
@@ -136,7 +141,8 @@ def prover(
             raise
         checking.say(f"{error.what}: nothing is proved")
         listing, left_out = None, 0
-    return lambda file: refuse(prove(file, model, listing, checking, left_out=left_out))
+    own = RuntimeOptions(trust=True)  # it was written a moment ago, here
+    return lambda file: refuse(prove(file, model, listing, checking, left_out=left_out, runtime=own))
 
 
 def sentence(file: Path) -> str:

@@ -263,7 +263,7 @@ class _Check:
         if lost and not proof.faults and self.tolerance.exact and proof.lost is not None:
             own = self._lost_to_noise(loaders[0])
             if abs(own) >= abs(proof.lost):
-                told = f"{proof.metric} hangs on rounding: invisible noise changes it by {own:+.2f} points in the model too"
+                told = f"{proof.metric} hangs on rounding: invisible noise changes the model by {own:+.2f} points too"
                 lost, proof.warnings = [], [*proof.warnings, told]
         proof.faults += lost
         proof.warnings += _weak(proof, whole.agreement)
