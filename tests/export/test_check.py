@@ -331,7 +331,12 @@ def test_a_file_that_differs_is_not_kept(exported, monkeypatch, tmp_path, capsys
     changed.constant("model.mean", fault)
     changed.save(tmp_path / "planted")
     monkeypatch.setattr(writing, "_traced", lambda *_: None)
-    monkeypatch.setattr(writing, "_write", lambda _, __, ___, path: shutil.copy(tmp_path / "planted", path))
+
+    def written(_, description, __, path, *___):
+        shutil.copy(tmp_path / "planted", path)
+        return description
+
+    monkeypatch.setattr(writing, "_write", written)
     out = tmp_path / "out" / "model.onnx"
     out.parent.mkdir()
     assert cli.main(["export", str(file.parent), "--data", str(listing.root), "--out", str(out)]) == code
