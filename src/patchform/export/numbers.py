@@ -37,9 +37,9 @@ SHAPES = (
 LARGER = 2.3
 """So many times these for files that resize inside: where a picture becomes smaller, antialiasing is seen."""
 BATCHES = (3, 1)
-NOISE, GREY, DRAWS = 1e-5, 0.2 / 255, 4
-"""Of pixels in 0..1: far more than arithmetic rounds, far less than a picture says; of files that resize, as much as if
-one pixel in 25 were of the next grey level; how often noise is drawn."""
+NOISE, GREY, DRAWS = 1e-5, 0.5 / 255, 4
+"""Of pixels in 0..1: far more than arithmetic rounds, far less than a picture says; of files that resize, half a grey
+level; how often noise is drawn."""
 SURELY = 0.05
 """Difference of numbers, as a share of their scale, that no rounding makes."""
 FEW = 10
