@@ -6,7 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from planting import SIDE, Planted, classifier, gather, node
+from onnx import TensorProto, numpy_helper
+from planting import SIDE, Planted, classifier, detector, gather, node
 
 from patchform import cli
 from patchform.errors import ModelFileError
@@ -171,6 +172,43 @@ def test_a_fault_in_what_it_says_is_found(planted, name):
     assert told in planted(lambda file: file.note(change))
 
 
+def resizing(**attributes):
+    """Pictures are resized inside, by the runtime's own operator."""
+
+    def change(file):
+        constants = {
+            "side": np.array([SIDE, SIDE]),
+            "black": np.array(0.0, np.float32),
+            "white": np.array(255.0, np.float32),
+        }
+        usual = {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1, "antialias": 1, "axes": [2, 3]}
+        nodes = [
+            node("Cast", ["images"], ["floating"], to=TensorProto.FLOAT),
+            node("Resize", ["floating", "", "", "side"], ["resized"], **{**usual, **attributes}),
+            node("Clip", ["resized", "black", "white"], ["clipped"]),
+            node("Round", ["clipped"], ["rounded"]),
+            node("Cast", ["rounded"], ["planted"], to=TensorProto.UINT8),
+        ]
+        file.after_input("images", nodes, constants)
+        file.note(said(resizes=True))
+
+    return change
+
+
+INSIDE_RULES = {
+    "rounded at the end alone": {},
+    "not antialiased": {"antialias": 0},
+    "another kernel": {"mode": "linear"},
+    "another cubic": {"cubic_coeff_a": -0.75},
+    "half a pixel off": {"coordinate_transformation_mode": "asymmetric"},
+}
+
+
+@pytest.mark.parametrize("name", INSIDE_RULES)
+def test_a_fault_in_resizing_inside_is_found(planted, name):
+    assert "differ" in planted(resizing(**INSIDE_RULES[name]))
+
+
 RULES = {
     "not antialiased": {"interpolation": "nearest"},
     "sizes rounded otherwise": {"size": (SIDE - 1, SIDE)},
@@ -285,7 +323,12 @@ def test_a_file_that_differs_is_not_kept(exported, monkeypatch, tmp_path, capsys
     changed.constant("model.mean", fault)
     changed.save(tmp_path / "planted")
     monkeypatch.setattr(writing, "_traced", lambda *_: None)
-    monkeypatch.setattr(writing, "_write", lambda _, __, ___, path: shutil.copy(tmp_path / "planted", path))
+
+    def written(_, description, __, path, *___):
+        shutil.copy(tmp_path / "planted", path)
+        return description
+
+    monkeypatch.setattr(writing, "_write", written)
     out = tmp_path / "out" / "model.onnx"
     out.parent.mkdir()
     assert cli.main(["export", str(file.parent), "--data", str(listing.root), "--out", str(out)]) == code
@@ -297,3 +340,76 @@ def test_a_file_that_differs_is_not_kept(exported, monkeypatch, tmp_path, capsys
     else:
         assert {path.name for path in out.parent.iterdir()} == {"model.onnx", "model.onnx.check.json"}
         assert "proved on 40 pictures" in said.out
+
+
+# ------------------------------------------------------------------------------------------------------------ objects
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A detector, its pictures, and an ONNX file of it."""
+    folder = tmp_path_factory.mktemp("found")
+    model, data = detector(folder)
+    file = folder / "run" / "model.onnx"
+    export_model(model, file, ExportOptions())
+    return model, of_run(model, task_of(model.architecture, model.head), None, data), file
+
+
+def test_a_detector_is_proved(found):
+    # its truth is what it says itself, so that each of its ties is a step of the metric: that is not judged here
+    proof = proved(found, found[2], allow=100).proof
+    assert proof.proved, proof.faults
+    assert proof.images.agreement.decisions["objects"].all > 500
+    for trial in (*proof.trials, proof.path, proof.images):
+        assert trial.tied >= trial.agreement.different
+
+
+def turned(file):
+    file.after_input("sizes", [gather("sizes", "order", "planted", 1)], {"order": np.array([1, 0])})
+
+
+def of_the_input(file):
+    """Sizes are those of the input in place of those of the picture."""
+    constants = {"two": np.array([2, 3]), "nought": np.array(0)}
+    nodes = [
+        node("Shape", ["images"], ["whole_shape"]),
+        gather("whole_shape", "two", "sides", 0),
+        node("Mul", ["sizes", "nought"], ["rows"]),
+        node("Add", ["rows", "sides"], ["planted"]),
+    ]
+    file.after_input("sizes", nodes, constants)
+
+
+def one_less(file):
+    """The last place is never filled."""
+    nodes = [node("Where", ["last", "minus", "whole"], ["classes"])]
+    last = np.zeros((1, 100), bool)
+    last[0, 60:] = True
+    file.before_output("classes", nodes, {"last": last, "minus": np.array(-1)})
+
+
+def other_thresholds(file):
+    """The surest are confident, whatever the model's thresholds."""
+    nodes = [node("Greater", ["scores", "surely"], ["confident"])]
+    for one in file.graph.node:
+        one.output[:] = ["unused" if name == "confident" else name for name in one.output]
+    file.graph.initializer.append(numpy_helper.from_array(np.array(0.52, np.float32), "surely"))
+    file.graph.node.append(nodes[0])
+
+
+OF_OBJECTS = {
+    "height for width": (turned, "objects are decided otherwise"),
+    "pixels of the input": (of_the_input, "objects are decided otherwise"),
+    "fewer places": (one_less, "the output confident do not follow"),
+    "other thresholds": (other_thresholds, "the output confident do not follow"),
+    "thresholds": (lambda file: file.note(said(thresholds=[0.5, 0.6, 0.56])), "its thresholds are (0.5, 0.6, 0.56)"),
+}
+
+
+@pytest.mark.parametrize("name", OF_OBJECTS)
+def test_a_fault_in_objects_is_found(found, tmp_path, name):
+    change, told = OF_OBJECTS[name]
+    file = Planted(found[2])
+    change(file)
+    proof = proved(found, file.save(tmp_path / "model.onnx")).proof
+    assert told in "\n".join(proof.faults)

@@ -29,5 +29,4 @@ def test_a_run_on_photographs(tmp_path, capsys):
     assert "proved on 32 pictures" in capsys.readouterr().out
     told = json.loads((tmp_path / "photos" / "model.onnx.check.json").read_text())
     assert told["left_out"] > 0
-    assert told["control"]["apart"]["scores"] > 10 * told["images"]["apart"]["scores"]
     assert told["before"] == pytest.approx(told["after"], abs=1e-3)

@@ -38,10 +38,8 @@ LARGER = 2.3
 """So many times these for files that resize inside: where a picture becomes smaller, antialiasing is seen."""
 BATCHES = (3, 1)
 NOISE, GREY, DRAWS = 1e-5, 0.5 / 255, 4
-"""Of pixels in 0..1: far more than arithmetic rounds, far less than a picture says; of files that resize, by which one
-grey level may be another; how often noise is drawn."""
-SURELY = 0.05
-"""Difference of numbers, as a share of their scale, that no rounding makes."""
+"""Of pixels in 0..1: far more than arithmetic rounds, far less than a picture says; of files that resize, half a grey
+level; how often noise is drawn."""
 FEW = 10
 """Decisions that may differ in any case where they need not be the same."""
 TIED = 0.02
@@ -190,7 +188,7 @@ def judged(
     for index, (reference, answer) in enumerate(zip(references, answers)):
         found = task.agreement(reference, answer, overlap=tolerance.overlap)
         doubtful = tolerance.exact and (found.different or found.worst > tolerance.apart)
-        if doubtful and found.worst < SURELY and not fault:
+        if doubtful and not fault:
             drawn = drawn or list(noisy)
             own = NOTHING
             for others in drawn:

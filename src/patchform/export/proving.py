@@ -48,7 +48,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Plain values, without NaN or infinity."""
         proof, said = self.proof, self.model.description
-        return {
+        record = {
             "file": self.file.name,
             "proved": proof.proved,
             "faults": proof.faults,
@@ -72,6 +72,8 @@ class Report:
             "images": None if proof.images is None else _trial(proof.images),
             "seconds": round(self.seconds, 1),
         }
+        finite: dict[str, Any] = _finite(record)
+        return finite
 
     @property
     def runtime(self) -> str:
@@ -146,7 +148,7 @@ def prove(
         left_out=left_out,
         seconds=time.perf_counter() - began,
     )
-    files.replace_text(report_path(file), json.dumps(_finite(report.as_json()), indent=1, allow_nan=False) + "\n")
+    files.replace_text(report_path(file), json.dumps(report.as_json(), indent=1, allow_nan=False) + "\n")
     return report
 
 
