@@ -79,6 +79,8 @@ TASKS = {
     *("semantic_segmentation", "video_classification"),
 }
 NOT_OF_TASKS = {"commands/demo"}  # its demos have names of their own, some of which tasks have too
+TRACED = ("backbones", "heads", "layers", "geometry")
+NEVER_TRACED = {"geometry/masks", "layers/fitting"}  # masks of ground truth; weights on their way into a model
 
 Rule = Callable[[Path], list[str]]
 
@@ -322,6 +324,76 @@ def _in_conditions(tree: ast.Module) -> set[ast.AST]:
     return {part for test in tests for part in ast.walk(test)}
 
 
+def lengths_stay_symbols(package: Path) -> list[str]:
+    """What makes a number of a length, or rounds up by a minus: a graph is then for the sizes of its example alone, or
+    wrong in ONNX, whose division is towards zero. Ask for `x.shape[0]` and `grids.ceil_div`.
+
+    Tensors are arguments and attributes that are annotated so, `nn.Parameter`s, and what their methods and torch give.
+    """
+    faults = []
+    for name, tree in parsed(package):
+        if room(name) not in TRACED or name in NEVER_TRACED:
+            continue
+        attributes = _tensor_attributes(tree)
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef):
+                tensors, lengths = _tensors_and_lengths(function, attributes)
+                for node in ast.walk(function):
+                    if _loses_a_length(node, tensors, lengths):
+                        faults.append(f"{name}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)[:80]}")
+    return sorted(set(faults))
+
+
+def _tensor_attributes(tree: ast.Module) -> set[str]:
+    """ "self.x" of x: Tensor in a class, or self.x = nn.Parameter(...)."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            found |= {f"self.{_last(item.target)}" for item in fields if ast.unparse(item.annotation) == "Tensor"}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("nn.Parameter("):
+            found |= {ast.unparse(target) for target in node.targets}
+    return found
+
+
+def _tensors_and_lengths(function: ast.FunctionDef, attributes: set[str]) -> tuple[set[str], set[str]]:
+    """Expressions that are tensors, and names of lengths of theirs."""
+    arguments = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    kinds = {one.arg: ast.unparse(one.annotation) for one in arguments if one.annotation is not None}
+    tensors = attributes | {name for name, kind in kinds.items() if kind in ("Tensor", "Tensor | None")}
+    lengths: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            names = {ast.unparse(part) for target in node.targets for part in getattr(target, "elts", [target])}
+            if _is_tensor(node.value, tensors) and len(names) == 1:
+                tensors |= names
+            elif ".shape" in ast.unparse(node.value):
+                lengths |= names
+    return tensors, lengths
+
+
+def _is_tensor(value: ast.AST, tensors: set[str]) -> bool:
+    """torch.f(...), F.f(...), x.f(...) of a tensor x, but for methods that give numbers."""
+    called = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)
+    if not called or value.func.attr in ("tolist", "item", "dim", "numel", "size", "split", "chunk", "unbind"):
+        return False
+    of = ast.unparse(value.func.value)
+    return of in tensors or of in ("torch", "F") or _is_tensor(value.func.value, tensors)
+
+
+def _loses_a_length(node: ast.AST, tensors: set[str], lengths: set[str]) -> bool:
+    """len(x) of a tensor, int(x.shape[0]) and int(height) of a length, -a // b, -a % b."""
+    if isinstance(node, ast.Call) and len(node.args) == 1 and isinstance(node.func, ast.Name):
+        of = ast.unparse(node.args[0])
+        tensor = of in tensors or _is_tensor(node.args[0], tensors)
+        names = {ast.unparse(part) for part in ast.walk(node.args[0])}
+        length = ".shape" in of or bool(names & lengths)
+        return tensor if node.func.id == "len" else length and node.func.id == "int"
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.FloorDiv | ast.Mod):
+        return False
+    return isinstance(node.left, ast.UnaryOp) and isinstance(node.left.op, ast.USub)
+
+
 def names_nothing_outside(root: Path) -> list[str]:
     """No path of a machine and no address of a package registry in any file that is or will be tracked."""
     faults = []
@@ -361,6 +433,7 @@ def tracked(root: Path) -> list[str]:
         nothing_runs_files,
         one_door_to_kernels,
         no_dispatch,
+        lengths_stay_symbols,
     ],
 )
 def test_the_package(rule: Rule) -> None:
@@ -414,6 +487,22 @@ CONTROLS: list[tuple[Rule, dict[str, str]]] = [
     (no_dispatch, {"data/a.py": "def f(module):\n    return getattr(module, 'INSIDE', ())\n"}),
     (no_dispatch, {"a.py": "def f(listing):\n    return 1 if listing.objects else 2\n"}),
     (no_dispatch, {"a.py": "def f(self):\n    if self.listing.videos:\n        return 1\n"}),
+    (lengths_stay_symbols, {"heads/a.py": "def f(x: Tensor):\n    return len(x)\n"}),
+    (lengths_stay_symbols, {"heads/a.py": "def f(x: Tensor | None):\n    y = x.flatten(1)\n    return len(y)\n"}),
+    (lengths_stay_symbols, {"heads/a.py": "def f(n):\n    y = torch.arange(n)\n    return len(y)\n"}),
+    (lengths_stay_symbols, {"heads/a.py": "def f(x: Tensor):\n    return len(x.flatten(1).view(-1))\n"}),
+    (lengths_stay_symbols, {"layers/a.py": "class A:\n    t: Tensor\n    def f(self):\n        return len(self.t)\n"}),
+    (
+        lengths_stay_symbols,
+        {
+            "layers/a.py": "class A:\n    def __init__(self):\n        self.t = nn.Parameter(x)\n"
+            "    def f(self):\n        return len(self.t)\n"
+        },
+    ),
+    (lengths_stay_symbols, {"geometry/a.py": "def f(x):\n    return int(x.shape[0] / 2)\n"}),
+    (lengths_stay_symbols, {"backbones/a.py": "def f(x):\n    h, w = x.shape[-2:]\n    return int(h)\n"}),
+    (lengths_stay_symbols, {"geometry/a.py": "def f(a, b):\n    return -(-a // b)\n"}),
+    (lengths_stay_symbols, {"geometry/a.py": "def f(a, b):\n    return -a.shape[0] % b\n"}),
     (names_nothing_outside, {"notes.md": "see /wo" + "rk/main\n"}),
     (names_nothing_outside, {"setup.cfg": "index-" + "url = https://x\n"}),
 ]
@@ -431,6 +520,12 @@ FINE: list[tuple[Rule, dict[str, str]]] = [
     (no_dispatch, {"a.py": "def f(x, head, task):\n    return isinstance(x, Tensor) and task in head.tasks\n"}),
     (no_dispatch, {"data/a.py": "def f(listing):\n    return 1 if listing.objects else 2\n"}),
     (no_dispatch, {"a.py": "def f():\n    return find_task('detection').metric(Label)\n"}),
+    (
+        lengths_stay_symbols,
+        {"heads/a.py": "def f(x: Sequence[Tensor], y: Tensor):\n    return len(x) + len(y.tolist())\n"},
+    ),
+    (lengths_stay_symbols, {"layers/a.py": "def f(x: Tensor, n: float):\n    return x.shape[0] + int(n) - 2 // n\n"}),
+    (lengths_stay_symbols, {"tasks/a.py": "def f(x: Tensor):\n    return len(x)\n"}),
     (names_nothing_outside, {"notes.md": "a/wo" + "rk/b and https://example.org/home/\n"}),
 ]
 

@@ -105,7 +105,9 @@ def test_perfect_masks_decode_to_the_target():
     raw = head(features(pictures(size)[1]))
     logits = torch.full((3, 4), -20.0)
     logits[range(3), target.classes + 1] = 20.0 - torch.arange(3)  # in this order
-    raw = raw._replace(proposals=(target.boxes,), logits=logits, deltas=torch.zeros(3, 4, 4))
+    raw = raw._replace(
+        proposals=target.boxes[None], real=torch.ones(1, 3) > 0, logits=logits[None], deltas=torch.zeros(1, 3, 4, 4)
+    )
     cut = masks.sample(target.masks, target.boxes, torch.arange(3), 56)
     head.mask.forward = lambda x: (40 * (cut - 0.5))[:, None].expand(-1, 4, -1, -1)
     for scale in (1, 3):

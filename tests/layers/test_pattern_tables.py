@@ -7,8 +7,9 @@ import torch
 
 from patchform.layers import pattern_tables
 from patchform.layers.attention import Attention, GroupMasks, attend
+from patchform.layers.filled_windows import FilledWindows, RolledWindows
 from patchform.layers.pattern_tables import TableCache, build_tables
-from patchform.layers.patterns import Blocks, FilledWindows, Neighborhood, RolledWindows, Windows, tables_of
+from patchform.layers.patterns import Blocks, Neighborhood, Windows, tables_of
 
 CPU = torch.device("cpu")
 PATTERNS = [

@@ -1,108 +1,72 @@
-"""Small models of every kind of file, for tests of what runs them."""
+"""Small models as every kind of file, for tests of what runs them."""
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 import torch
-from torch import nn
 
-from patchform import __version__, outputs
-from patchform.export.graph import Graph, example
-from patchform.model import build_model
+from patchform.export import openvino_file
+from patchform.export.options import ExportOptions
+from patchform.export.writing import export_model
+from patchform.model import Model, build_model, save
 from patchform.records import Preprocessing
-from patchform.runtime.description import EXTRA, FILE_FORMAT, KEY, FileDescription
+from patchform.runtime.description import KEY, FileDescription
+
+CLASSES = ("cat", "dog", "owl")
 
 
-def randomised(model, seed=0, scale=0.3):
+class Files(NamedTuple):
+    """A run folder, and beside it model.onnx, model.xml and model.pt2 of it."""
+
+    folder: Path
+    model: Model
+    description: FileDescription
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+
+def randomised(model, scale=0.3):
     """The model with parameters that say something."""
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw) * scale)
     return model.eval()
 
 
-def a_classifier(classes=("cat", "dog", "owl"), **options):
+def a_model(task="classification", backbone="vit/nano", head="linear", classes=CLASSES, ids=None, **options):
     torch.manual_seed(0)
     preprocessing = options.pop("preprocessing", Preprocessing(size=(32, 32)))
-    return randomised(
-        build_model("classification", backbone="vit/nano", head="linear", classes=classes,
-                    preprocessing=preprocessing, **options)
-    )  # fmt: skip
+    names = {"backbone": backbone, "head": head, "classes": classes, "ids": ids, "preprocessing": preprocessing}
+    return randomised(build_model(task, **names, **options))
 
 
-class Named(nn.Module):
-    """The graph with its outputs by name."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.whole = Graph(model)
-
-    def forward(self, images, sizes):
-        return dict(self.whole(images, sizes)._asdict())
-
-
-def program(model, size=(32, 32), *, batch=None, fixed=False):
-    """Of torch.export: free, or of one size and number."""
-    images, sizes = example(model, size, batch=batch or 2)
-    if batch == 1:
-        images, sizes = images[:1], sizes[:1]
-    free = {axis: torch.export.Dim.DYNAMIC for axis in range(images.dim()) if axis != images.dim() - 3}
-    numbers = {0: torch.export.Dim.DYNAMIC}
-    if fixed:
-        free = {} if batch else {0: torch.export.Dim.DYNAMIC}
-        numbers = {} if batch else numbers
-    with torch.no_grad():
-        return torch.export.export(Named(model), (images, sizes), dynamic_shapes=(free, numbers), strict=False)
+def write_files(model, folder, formats=("onnx", "openvino", "torch"), **options) -> Files:
+    """All files of a model, those of OpenVINO made of its ONNX file."""
+    save(model, folder / "run")
+    (written,) = export_model(model, folder / "model.onnx", ExportOptions(**options))
+    if "openvino" in formats:
+        openvino_file.write(written.path, written.description, folder / "model.xml")
+    if "torch" in formats:
+        export_model(model, folder / "model.pt2", ExportOptions(format="torch", **options))
+    return Files(folder, model, written.description)
 
 
-def described(model, **changes):
-    """What a file of a model says of itself."""
-    images, sizes = example(model, model.preprocessing.size)
-    with torch.no_grad():
-        record = Graph(model)(images, sizes)
-    values = {
-        "format": FILE_FORMAT,
-        "patchform": __version__,
-        "task": model.architecture.task,
-        "task_options": {"labels": model.head.labels} if hasattr(model.head, "labels") else {},
-        "architecture": model.architecture,
-        "classes": model.classes,
-        "ids": model.ids,
-        "thresholds": model.thresholds,
-        "preprocessing": model.preprocessing,
-        "resizes": False,
-        "inputs": ("images", "sizes"),
-        "record": type(record).__name__,
-        "outputs": record._fields,
-        "batch": 0,
-        "sizes": (),
-        "least": 8,
-        "dtype": "float32",
-    }
-    assert outputs.record_of(values["record"]) is type(record)
-    return FileDescription(**(values | changes))
+def rewritten(file, to, text=None, **changes):
+    """A copy of an ONNX file that says something else of itself."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(file)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == KEY]
+    if text is None:
+        from patchform.runtime.opening import describe as said
 
-
-def write_onnx(path, program, description, *, text=None, external=False):
-    """A file with a description, or with any text in its place."""
-    onnx = torch.onnx.export(
-        program, dynamo=True, opset_version=20, verbose=False, input_names=["images", "sizes"],
-        output_names=list(description.outputs),
-    )  # fmt: skip
-    onnx.model.metadata_props[KEY] = description.as_text() if text is None else text
-    onnx.save(path, external_data=external)
-    return path
-
-
-def write_program(path, program, description):
-    torch.export.save(program, path, extra_files={EXTRA: description.as_text()})
-    return path
-
-
-def write_openvino(path, onnx, description):
-    import openvino
-
-    model = openvino.Core().read_model(onnx)
-    model.set_rt_info(description.as_text(), KEY)
-    openvino.save_model(model, path, compress_to_fp16=False)
-    return path
+        text = dataclasses.replace(said(file), **changes).as_text()
+    entry.value = text
+    onnx.save(model, to)
+    return to

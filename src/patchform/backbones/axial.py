@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from patchform.backbones.resnet import AttendingResNet, check_dilated
 from patchform.descriptions import Variant
 from patchform.geometry import grids
+from patchform.layers.convolutions import halved
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.norms import BatchNorm2d, Norm, Projection, affine
@@ -108,8 +109,7 @@ class AxialBlock(nn.Module):
         branch = self.height(branch.transpose(1, 2), across).transpose(1, 2)
         branch = self.width(branch, padding)
         if self.stride > 1:
-            pooled = F.avg_pool2d(branch.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
-            branch, x = pooled.permute(0, 2, 3, 1), x[:, :: self.stride, :: self.stride]
+            branch, x = halved(branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), x[:, ::2, ::2]
         branch = self.up(F.relu(branch, inplace=True))
         return F.relu(self.drop_path.add(self.shortcut(x), branch), inplace=True)
 

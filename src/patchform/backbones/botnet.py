@@ -15,7 +15,7 @@ The rows here are without the squeeze-and-excitation and the SiLU of the paper's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -28,6 +28,7 @@ from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers.attention import attend, real_keys
+from patchform.layers.convolutions import halved
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.fitting import Fitted, TransferContext, fit_line
 from patchform.layers.norms import BatchNorm2d
@@ -135,7 +136,7 @@ class BoTBlock(nn.Module):
             self.shortcut = conv_norm(in_channels, 4 * width, 1, stride).append(nn.ReLU(inplace=True))
         self.reduce = conv_norm(in_channels, width, 1, 1)
         self.attention = SelfAttention(width, heads, position=position)
-        self.pool = nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)  # odd maps: "SAME"
+        self.pool: Callable[[Tensor], Tensor] = nn.Identity() if stride == 1 else halved
         self.norm = BatchNorm2d(width)
         self.expand = conv_norm(width, 4 * width, 1, 1)
         self.drop_path = DropPath(drop_path)
@@ -200,7 +201,7 @@ class Absolute2D(RelativePosition):
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Leave q, add to k; no bias."""
-        height, width = grid or (len(self.rows), len(self.columns))
+        height, width = grid or (self.rows.shape[0], self.columns.shape[0])
         rows = grids.resize(self.rows[:, None], (height, 1), mode="bilinear")  # (H, 1, d)
         columns = grids.resize(self.columns[None], (1, width), mode="bilinear")  # (1, W, d)
         return q, k + (rows + columns).flatten(0, 1).to(k.dtype), None

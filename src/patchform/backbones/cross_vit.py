@@ -17,6 +17,7 @@ cell of its map is then 16 * 240 / 224 = 17.1 input pixels wide; `strides` holds
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -103,7 +104,7 @@ class CrossViT(Backbone):
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """(height, width) of the image that each branch sees, for an input of `size`."""
         height, width = size
-        return [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+        return [(_scaled(height, ratio), _scaled(width, ratio)) for ratio in map(_ratio, self.scales)]
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
         """(B, C, H, W) -> two maps, tokens (B, M, D of the coarse branch) and summary (B, sum of both D)."""
@@ -242,11 +243,26 @@ class ConvolutionalPatches(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
+def _ratio(scale: float) -> Fraction:
+    """The fraction that a scale such as 224 / 240 stands for."""
+    return Fraction(scale).limit_denominator(1_000_000)
+
+
+def _scaled(length: int, ratio: Fraction) -> int:
+    """max(1, round(length * ratio)), by whole numbers alone: a half goes to the even neighbour, as `round` has it."""
+    halves, whole = 2 * ratio.numerator * length + ratio.denominator, 2 * ratio.denominator
+    rounded = halves // whole
+    tie = 1 - torch.sym_min(1, halves % whole)
+    return torch.sym_max(1, rounded - tie * (rounded % 2))
+
+
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size). Not antialiased: the published weights were trained so."""
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+    if grids.known(*size):
+        same = grids.size_of(images) == size
+        return images if same else F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+    resized = grids.resize(images.permute(2, 3, 0, 1).flatten(2), size)  # a cubic resize differs between runtimes
+    return resized.unflatten(2, (images.shape[0], images.shape[1])).permute(2, 3, 0, 1)
 
 
 def _on_grid(padding: Tensor, size: tuple[int, int], patch: int) -> Tensor:

@@ -42,7 +42,6 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
@@ -62,6 +61,7 @@ from patchform.layers.blocks import MLP, ClassBlock, ConvolutionalMLP, hidden_wi
 from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import BatchNorm2d, LayerScale
+from patchform.layers.pooling import square_means
 from patchform.records import Features
 
 EPS = 1e-6  # of LN(P), LN([P, S]), the class block and the stages' ends; the other norms have torch's 1e-5
@@ -194,11 +194,10 @@ class SemanticStart(nn.Module):
 
     def forward(self, pixels: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D) and (B, H, W) -> (B, M, D) and (B, M), of an input's own number M of squares."""
-        side = [min(self.window, cells) for cells in pixels.shape[1:3]]
         real = pixels if padding is None else pixels.masked_fill(padding[..., None], 0)
-        pooled, empty = F.avg_pool2d(real.permute(0, 3, 1, 2), side), None
+        pooled, empty = square_means(real.permute(0, 3, 1, 2), self.window), None
         if padding is not None:
-            share = F.avg_pool2d((~padding)[:, None].to(pixels.dtype), side)  # (B, 1, ...) of a square that is real
+            share = square_means((~padding)[:, None].to(pixels.dtype), self.window)  # real, (B, 1, ...)
             pooled, empty = pooled / share.clamp(min=1e-6), share.flatten(1) == 0
         x = pooled.flatten(2).transpose(1, 2)
 

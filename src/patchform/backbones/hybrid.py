@@ -25,6 +25,7 @@ from patchform.backbones.vit import ViT
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.blocks import GELU
+from patchform.layers.norms import GroupNorm
 from patchform.layers.positions import PositionName
 from patchform.records import Features
 
@@ -134,8 +135,12 @@ class LocalNetwork(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) -> the map of every stage, fine to coarse; the stem's where there is none."""
         x = F.relu(self.stem(images), inplace=True)
-        height, width = grids.size_of(x)  # "SAME": an odd rest is padded at the bottom and the right
-        x = F.max_pool2d(x, 3, 2, padding=(height % 2, width % 2), ceil_mode=True)
+        height, width = grids.size_of(x)  # "SAME": of one cell or two that are missing, one is at the bottom and right
+        if grids.known(height, width):
+            x = F.max_pool2d(x, 3, 2, padding=(height % 2, width % 2), ceil_mode=True)
+        else:  # zeros are no maximum behind a ReLU
+            rows, columns = grids.cells((height, width), 2)
+            x = F.max_pool2d(F.pad(x, (2 * columns - width, 1, 2 * rows - height, 1)), 3, 2)
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -192,18 +197,16 @@ class StandardisedConv(nn.Conv2d):
 
     def _padded(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        if stride == 1:
+        if stride == 1 or kernel == 1:
             return x
-        bottom, right = (
-            max((grids.ceil_div(side, stride) - 1) * stride + kernel - side, 0) for side in grids.size_of(x)
-        )
+        bottom, right = ((grids.ceil_div(side, stride) - 1) * stride + kernel - side for side in grids.size_of(x))
         return F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
 
 
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Sequential:
     """Standardised convolution and group norm."""
     conv = StandardisedConv(in_channels, out_channels, kernel, stride)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.GroupNorm(GROUPS, out_channels, eps=1e-6)))
+    return nn.Sequential(OrderedDict(conv=conv, norm=GroupNorm(GROUPS, out_channels, eps=1e-6)))
 
 
 def _row(

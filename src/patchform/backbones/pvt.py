@@ -31,6 +31,7 @@ from patchform.layers import blocks
 from patchform.layers.blocks import ConvolutionalMLP, hidden_width
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import OverlappingPatches
+from patchform.layers.pooling import adaptive_means
 from patchform.layers.positions import Learned1D
 from patchform.layers.reduction import PatchProjection, ReducedBlock, Reduction, patch_projection_block, zero_padding
 from patchform.records import Features
@@ -241,10 +242,10 @@ class Means(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D) -> (B, 7, 7, D); the means are over cells that are not padding."""
-        means = F.adaptive_avg_pool2d(zero_padding(x, padding).permute(0, 3, 1, 2), self.SIDE)
+        means = adaptive_means(zero_padding(x, padding).permute(0, 3, 1, 2), self.SIDE)
         key_padding = None
         if padding is not None:
-            share = F.adaptive_avg_pool2d((~padding)[:, None].to(x.dtype), self.SIDE)  # of real cells, (B, 1, 7, 7)
+            share = adaptive_means((~padding)[:, None].to(x.dtype), self.SIDE)  # of real cells, (B, 1, 7, 7)
             key_padding = share[:, 0] == 0
             means = means / share.masked_fill(share == 0, 1)
         return F.gelu(self.norm(self.squares(means.permute(0, 2, 3, 1)))), key_padding

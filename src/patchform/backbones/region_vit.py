@@ -34,7 +34,7 @@ from patchform.layers.attention import Attention, never_empty, real_keys
 from patchform.layers.blocks import MLP, hidden_width
 from patchform.layers.convolutions import Strided, channels_innermost
 from patchform.layers.drop import DropPath, linear_rates
-from patchform.layers.patches import Patches, pad_to_multiple
+from patchform.layers.patches import Patches, pad_cells, pad_to_multiple
 from patchform.layers.positions import Grid, RelativeBias
 from patchform.records import Features
 
@@ -130,8 +130,10 @@ def _centre(images: Tensor, side: int) -> Tensor:
 
     Only an axis that needs it is padded: the authors' code gives the other one a whole region more.
     """
-    high, wide = -images.shape[-2] % side, -images.shape[-1] % side
-    return F.pad(images, (wide // 2, wide - wide // 2, high // 2, high - high // 2)) if high or wide else images
+    high, wide = (grids.ceil_div(length, side) * side - length for length in images.shape[-2:])
+    if grids.known(high, wide) and not (high or wide):
+        return images
+    return F.pad(images, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
 
 
 # --------------------------------------------------------------------------------------------------------------- stems
@@ -245,7 +247,7 @@ class Stage(nn.Module):
         """Keys allowed among regions (B, 1, 1, 1, G), and within windows (B, G, 1, 1 + N, 1 + N)."""
         missing = grid[0] * self.window - size[0], grid[1] * self.window - size[1]
         region_padding, allowed = shrink_padding(padding, self.window), None
-        if any(missing):
+        if not grids.known(*missing) or any(missing):
             allowed = _published_mask(grid, missing, self.window, cells.device).expand(cells.shape[0], -1, -1, -1, -1)
         if padding is not None and region_padding is not None:
             keys = ~_join(region_padding[..., None], padding[..., None], self.window).transpose(2, 3)[:, :, None]
@@ -328,10 +330,8 @@ class WithinWindow(RelativeBias):
 
 def _join(regions: Tensor, cells: Tensor, side: int) -> Tensor:
     """(B, h, w, D) and (B, H, W, D) -> windows (B, h*w, 1 + side**2, D); missing cells, at the end, are zeros."""
-    (rows, columns), (height, width) = regions.shape[1:3], cells.shape[1:3]
-    bottom, right = rows * side - height, columns * side - width
-    if bottom or right:
-        cells = F.pad(cells, (0, 0, 0, right, 0, bottom))
+    rows, columns = regions.shape[1:3]
+    cells = pad_cells(cells, (rows * side, columns * side))
     squares = cells.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)  # (B, h, w, side, side, D)
     return torch.cat([regions[:, :, :, None], squares.flatten(3, 4)], 3).flatten(1, 2)
 
@@ -354,10 +354,10 @@ def _published_mask(grid: Grid, missing: Grid, side: int, device: torch.device) 
         F.pad(index < side - count, (1, 0), value=True) for index, count in zip((row, column), missing)
     )
     last_row, last_column = (real[:, None] & real for real in (real_row, real_column))
-    allowed = torch.ones(*grid, *last_row.shape, dtype=torch.bool, device=device)
-    allowed[:, -1], allowed[-1] = last_column, last_row
-    allowed[-1, -1] = last_row | last_column
-    return allowed.flatten(0, 1)[None, :, None]
+    kinds = torch.stack([torch.ones_like(last_row), last_column, last_row, last_row | last_column])
+    at_bottom, at_right = (torch.arange(n, device=device) == n - 1 for n in grid)
+    kind = 2 * at_bottom[:, None] + at_right  # of each window
+    return kinds.index_select(0, kind.flatten())[None, :, None]
 
 
 # ------------------------------------------------------------------------------------------------------------- variants

@@ -33,6 +33,7 @@ from patchform.backbones.resnet import AttendingResNet
 from patchform.descriptions import Variant
 from patchform.geometry import grids
 from patchform.layers.attention import attend
+from patchform.layers.convolutions import halved
 from patchform.layers.drop import DropPath, linear_rates
 from patchform.layers.norms import Norm, Projection
 
@@ -99,8 +100,7 @@ class LocalBlock(nn.Module):
         """(B, H, W, D) and padding (B, H, W) -> (B, ceil(H / stride), ceil(W / stride), D')."""
         branch = self.attention(F.relu(self.down(x), inplace=True), padding)
         if self.stride > 1:
-            pooled = F.avg_pool2d(branch.permute(0, 3, 1, 2), self.stride, ceil_mode=True)
-            branch, x = pooled.permute(0, 2, 3, 1), x[:, :: self.stride, :: self.stride]
+            branch, x = halved(branch.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), x[:, ::2, ::2]
         branch = self.up(F.relu(self.attention_norm(branch), inplace=True))
         return F.relu(self.drop_path.add(self.shortcut(x), branch), inplace=True)
 
@@ -149,7 +149,7 @@ class LocalAttention(nn.Module):
         k, v = halos.unflatten(-1, (2, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, G, h, halo^2, d)
         mixed = attend(q, k, v, bias=self.bias(q), scale=1.0)
         tiles = mixed.transpose(2, 3).flatten(3).unflatten(2, (tile, tile)).unflatten(1, (rows, columns))
-        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
+        return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2).narrow(1, 0, height).narrow(2, 0, width)
 
     def bias(self, q: Tensor) -> Tensor:
         """Scores (B, G, h, t^2, halo^2) of queries (B, G, h, t^2, d) and offsets; -inf outside a query's square."""

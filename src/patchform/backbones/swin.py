@@ -32,9 +32,10 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
+from patchform.layers.filled_windows import FilledWindows, RolledWindows
 from patchform.layers.linear import Linear
 from patchform.layers.patches import Patches
-from patchform.layers.patterns import FilledWindows, RolledWindows, Windows
+from patchform.layers.patterns import Windows
 from patchform.layers.positions import Grid, RelativeBias, RelativePosition
 from patchform.records import Features
 
@@ -355,7 +356,7 @@ class ContinuousBias(RelativePosition):
     def compute(self) -> Tensor:
         """The bias, not from the cache."""
         table = self.STRONGEST * self.fc2(F.relu(self.fc1(self.offsets))).sigmoid()
-        return table.index_select(0, self.index).t().unflatten(1, (math.isqrt(len(self.index)), -1))
+        return table.index_select(0, self.index).t().unflatten(1, (math.isqrt(self.index.shape[0]), -1))
 
     def train(self, mode: bool = True) -> Self:
         """Clear the cache, as does a move to another device or type."""
@@ -387,7 +388,8 @@ class PatchMergingV2(PatchMerging):
 
 def _squares(x: Tensor) -> Tensor:
     """(B, H, W, D) -> (B, ceil(H / 2), ceil(W / 2), 4D): 2x2 cells, column-major as published."""
-    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    (height, width), (rows, columns) = x.shape[1:3], grids.cells((x.shape[1], x.shape[2]), 2)
+    x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
     squares = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, row, W/2, column, D)
     return squares.permute(0, 1, 3, 4, 2, 5).flatten(3)
 

@@ -204,12 +204,12 @@ class JointTimeSformer(TimeSformer):
 
     def mix(self, class_tokens: Tensor, patches: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """As in `TimeSformer`; the clip has one class token."""
-        frames = patches.shape[2]
+        cells, frames = patches.shape[1:3]
         tokens = torch.cat([class_tokens[:, :1], patches.transpose(1, 2).flatten(1, 2)], 1)  # (B, 1 + T*N, D)
         token_padding = None if padding is None else sequence_padding(padding.repeat(1, frames, 1), 1)
         for block in self.blocks:
             tokens = block(tokens, padding=token_padding)
-        return tokens[:, :1], tokens[:, 1:].unflatten(1, (frames, -1)).transpose(1, 2)
+        return tokens[:, :1], tokens[:, 1:].unflatten(1, (frames, cells)).transpose(1, 2)
 
 
 class SpaceTimeSformer(TimeSformer):

@@ -27,7 +27,8 @@ from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
-from patchform.layers.patterns import FilledWindows, HalfFilledWindows, Windows
+from patchform.layers.filled_windows import FilledWindows, HalfFilledWindows
+from patchform.layers.patterns import Windows
 from patchform.layers.reduction import PatchProjection, patch_projection_block, zero_padding
 from patchform.records import Features
 

@@ -222,7 +222,7 @@ class FactorisedSelfAttention(ViViT):
     def encode(self, tubelets: Tensor, size: Grid, padding: Tensor | None) -> Features:
         """As in `ViViT`."""
         _, moments, *grid, _ = tubelets.shape
-        x = self.position(tubelets.flatten(1, 3), (grid[0], grid[1])).unflatten(1, (moments, -1))
+        x = self.position(tubelets.flatten(1, 3), (grid[0], grid[1])).unflatten(1, (moments, grid[0] * grid[1]))
         token_padding = None if padding is None else padding.flatten(1)[:, None]
         for block in self.blocks:
             x = block(x, padding=token_padding)

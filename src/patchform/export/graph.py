@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as config
 
+from patchform.export.contiguous import Contiguous
 from patchform.export.options import ExportOptions
 from patchform.export.resizing import ResizeInside
 from patchform.model import Model
@@ -122,7 +123,7 @@ def _trace(graph: nn.Module, model: Model, inputs: tuple[Tensor, ...], axes: dic
     if model.backbone.prefers_channels_last:  # of such weights torch asks whether lengths are 1
         graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
     # torch else takes no free length for 1: one picture, one row of cells
-    with torch.no_grad(), config.patch(backed_size_oblivious=True):
+    with torch.no_grad(), config.patch(backed_size_oblivious=True), Contiguous():
         return torch.export.export(graph, inputs, dynamic_shapes=free, strict=False)
 
 

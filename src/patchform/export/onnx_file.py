@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from patchform.errors import UsageError
+from patchform.export.operators import onnx_translations
 from patchform.runtime.description import KEY, FileDescription
 from patchform.weights import files
 
@@ -44,6 +45,7 @@ def convert(program: ExportedProgram, description: FileDescription, *, opset: in
             verbose=False,
             input_names=list(description.inputs),
             output_names=list(description.outputs),
+            custom_translation_table=onnx_translations(),
         )
     assert converted is not None
     model: Any = converted.model
@@ -73,7 +75,7 @@ def shrink(model: onnx_ir.Model) -> None:
 
 
 def _name_axes(model: onnx_ir.Model, frames: str) -> None:
-    """Call the free axes by what they are; forget the shapes of all that is inside."""
+    """Call the free axes by what they are; forget shapes and types of all that is inside, which follow."""
     import onnx_ir
 
     names: dict[str, str] = {}
@@ -97,7 +99,7 @@ def _name_axes(model: onnx_ir.Model, frames: str) -> None:
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value not in ends:
-                value.shape = None
+                value.shape = value.type = None
     for value in ends:
         value.metadata_props.clear()
 

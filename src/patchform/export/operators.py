@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx.experimental import _config as config
 
-from patchform.geometry.detections import nms
+from patchform.geometry import detections
 
+NMS = detections.nms._opoverload
 LOWEST = float(np.finfo(np.float32).min)
+"""Below all scores but minus infinity."""
 
 
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -44,7 +47,7 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         best, index = op.TopK(kept, op.Constant(value_ints=[most]), axis=1)
         return op.Where(op.Greater(best, none), index, op.Constant(value_int=-1))
 
-    return {torch.ops.patchform.nms.default: translate_nms}
+    return {NMS: translate_nms}
 
 
 def _at_most(number: float) -> float:
@@ -57,7 +60,8 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     """A program without operators of this library: it is loaded without it, and needs torchvision where boxes are
     suppressed or cut out.
     """
-    return program.run_decompositions({torch.ops.patchform.nms.default: plain_nms})
+    with config.patch(backed_size_oblivious=True):  # as in `graph.trace`
+        return program.run_decompositions({NMS: plain_nms})
 
 
 def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overlap: float, most: int) -> Tensor:
@@ -75,6 +79,3 @@ def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overla
     left = torch.cat([left.view(images, places), scores.new_full((images, most), -math.inf)], 1)
     best, index = left.sort(dim=1, descending=True, stable=True)
     return torch.where(best[:, :most] > -math.inf, index[:, :most], -1)
-
-
-__all__ = ["decomposed", "nms", "onnx_translations", "plain_nms"]

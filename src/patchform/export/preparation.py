@@ -17,7 +17,7 @@ def prepared(model: Model) -> Model:
     ready.requires_grad_(False)
     ready.backbone.fuse()
     for module in ready.modules():
-        if isinstance(module, nn.Sequential):
+        if type(module) is nn.Sequential:
             _fold_norms(module)
     return ready
 
@@ -26,6 +26,6 @@ def _fold_norms(row: nn.Sequential) -> None:
     """Of layers that follow each other, put batch norms into the convolutions in front of them."""
     for name, following in pairwise(row._modules):
         convolution, norm = row._modules[name], row._modules[following]
-        if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+        if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             setattr(row, name, fuse_conv_bn_eval(convolution, norm))
             setattr(row, following, nn.Identity())

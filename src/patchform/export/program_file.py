@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from patchform.export.operators import decomposed
 from patchform.resources import writing
-from patchform.runtime.description import EXTRA, FileDescription
+from patchform.runtime.description import EXTRA, KEY, FileDescription
 
 NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What a graph remembers of the code that it was made from: paths of this machine among it."""
@@ -26,5 +27,7 @@ def without_notes(program: ExportedProgram) -> ExportedProgram:
 
 def write(program: ExportedProgram, description: FileDescription, path: Path) -> None:
     """Write a .pt2 file. Raises ResourceError when the disk is full or the place is not writable."""
+    own = any(str(node.target).startswith(f"{KEY}.") for node in program.graph.nodes)
+    whole = without_notes(decomposed(program)) if own else program
     with writing(path):
-        torch.export.save(program, path, extra_files={EXTRA: description.as_text()})
+        torch.export.save(whole, path, extra_files={EXTRA: description.as_text()})

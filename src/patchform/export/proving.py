@@ -77,8 +77,8 @@ class Report:
     def runtime(self) -> str:
         """Name and version, such as "onnxruntime (cpu) 1.32.0"."""
         name = self.model.session.name
-        module = sys.modules.get(name.split()[0].lower())
-        return f"{name} {getattr(module, '__version__', '')}".strip()
+        package = sys.modules.get(name.split()[0].lower())
+        return f"{name} {getattr(package, '__version__', '')}".strip()
 
     def lines(self) -> list[str]:
         """A short table."""

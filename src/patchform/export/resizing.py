@@ -52,12 +52,11 @@ class ResizeInside(nn.Module):
             return images
         rows, columns = parts(self.preprocessing, images.shape[-2], images.shape[-1])
         pixels = images[..., rows.start : rows.start + rows.pixels, columns.start : columns.start + columns.pixels]
-        across = self._rounded(pixels.float() @ self._weights(columns, images.device).t())
-        resized = self._rounded(self._weights(rows, images.device) @ across)
-        return resized if self.preprocessing.bits == 16 else resized.to(torch.uint8)
-
-    def _rounded(self, pixels: Tensor) -> Tensor:
-        return pixels.clamp(0, 1) if self.preprocessing.bits == 16 else pixels.round().clamp(0, 255)
+        across = pixels.float() @ self._weights(columns, images.device).t()
+        down = self._weights(rows, images.device)
+        if self.preprocessing.bits == 16:
+            return (down @ across).clamp(0, 1)
+        return _levels(down @ _levels(across)).to(torch.uint8)
 
     def _weights(self, part: Part, device: torch.device) -> Tensor:
         """(kept, pixels) float32, rows of which sum to 1."""
@@ -70,7 +69,18 @@ class ResizeInside(nn.Module):
         stretch = torch.sym_max(scale, 1.0)
         distance = ((cells + 0.5 - centres[:, None]) / stretch).abs()
         weights = _linear(distance) if self.preprocessing.interpolation == "bilinear" else _cubic(distance)
-        return weights / weights.sum(1, keepdim=True)
+        weights = weights / weights.sum(1, keepdim=True)
+        return weights if self.preprocessing.bits == 16 else _in_whole_numbers(weights)
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    return (pixels + 0.5).floor().clamp(0, 255)
+
+
+def _in_whole_numbers(weights: Tensor) -> Tensor:
+    """As torch has them for uint8: whole numbers of 16 bits over the largest power of two for which they fit."""
+    levels = torch.exp2(((32767.5 / weights.max()).log2().ceil() - 1).clamp(max=22))
+    return (weights * levels).round() / levels
 
 
 def _linear(distance: Tensor) -> Tensor:

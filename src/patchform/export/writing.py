@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -211,7 +212,7 @@ def _write(
 @contextmanager
 def _unfinished(file: Path) -> Iterator[Path]:
     """Where to write a file, and what belongs to it, until it is whole and takes its place."""
-    folder = file.parent / f"{TEMPORARY}{file.name}"
+    folder = file.parent / f"{TEMPORARY}{os.getpid()}-{file.name}"
     with writing(file):
         folder.mkdir()
     try:

@@ -77,7 +77,7 @@ def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, flo
 
 
 def by_anchor(x: Tensor, numbers: int) -> Tensor:
-    """Outputs of a convolution (B, A * numbers, H, W) -> (B, H * W * A, numbers), as `grid_anchors` has anchors."""
+    """What a convolution says of anchors, in the order of `grid_anchors`: (B, A * n, H, W) -> (B, H * W * A, n)."""
     x = x.permute(0, 2, 3, 1)
     if known(*x.shape):
         return x.reshape(x.shape[0], -1, numbers)
@@ -112,8 +112,8 @@ def match_boxes(
     """
     from torchvision.ops import box_iou
 
-    if not len(boxes):
-        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    if not boxes.shape[0]:
+        return torch.full((anchors.shape[0],), BACKGROUND, device=anchors.device)
     overlaps = box_iou(boxes, anchors)  # (M, N)
     if crowd is not None:
         overlaps = overlaps.masked_fill(crowd[:, None], -1)

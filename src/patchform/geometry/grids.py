@@ -73,7 +73,8 @@ def resize(table: Tensor, size: tuple[int, int], *, mode: Interpolation = "bicub
             rows = _weights_of(exact.shape[0], size[0], mode, exact)
             exact = (rows @ exact.flatten(1)).unflatten(1, (exact.shape[1], exact.shape[2]))
         if across:
-            exact = _weights_of(exact.shape[1], size[1], mode, exact) @ exact
+            columns = _weights_of(exact.shape[1], size[1], mode, exact)
+            exact = columns.expand(exact.shape[0], -1, -1).bmm(exact)
     return exact.to(table.dtype)
 
 
@@ -131,7 +132,8 @@ def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) ->
     """Row and column, each (H*W,) int64, of every cell in row-major order."""
     height, width = grid
     cell = torch.arange(height * width, device=device)
-    return cell // width, cell % width
+    row = cell // width
+    return row, cell - row * width  # ONNX has no remainder of a symbol
 
 
 def shrink_mask(padding: Tensor, stride: int) -> Tensor:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Sized
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, Unpack, cast
+from typing import Any, ClassVar, NamedTuple, TypedDict, Unpack, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry.grids import bilinear
+from patchform.geometry.maps import Mode, over_pixels, reach, to_size
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.pixel_losses import PixelLosses
-from patchform.layers.pyramids import to_size
-from patchform.outputs import Outputs
+from patchform.outputs import Outputs, RegionOutputs
 from patchform.records import LEAST, FeatureInfo, Features, Loss, Regions, Target
 
 
@@ -82,21 +81,19 @@ class Cells(NamedTuple):
     covered: tuple[int, int]
     """(H', W') pixels of the input that the cells lie over; the last ones may reach beyond it."""
 
-    def enlarged(self, size: tuple[int, int], mode: Literal["nearest", "bilinear"] = "bilinear") -> Tensor:
+    def enlarged(self, size: tuple[int, int], mode: Mode = "bilinear") -> Tensor:
         """(B, classes, *size) float32: each cell over its own pixels, resized, what lies beyond the input cut off.
 
-        Where the cells are of whole pixels and end with the input, it is the plain resize. Cells of a stride that is
-        itself rounded (CrossViT) may cover less than the input; they are then stretched over it.
+        Where the cells are of whole pixels and end with the input, it is the plain resize.
         """
-        height, width = (max(cells, pixels) for cells, pixels in zip(self.covered, size))
-        return to_size(self.logits.float(), (height, width), mode)[..., : size[0], : size[1]]
+        return over_pixels(self.logits, self.covered, size, mode)
 
     def sampled(self, size: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
         """(B, classes, rows, columns) float32: of `enlarged`, bilinear, these rows and columns of pixels alone.
 
         Two products with matrices: in training a fraction of the time that resizing takes, and deterministic on a GPU.
         """
-        height, width = (max(cells, pixels) for cells, pixels in zip(self.covered, size))
+        height, width = reach(self.covered, size)
         down = bilinear(rows, height, self.logits.shape[-2])
         across = bilinear(columns, width, self.logits.shape[-1])
         with torch.autocast(self.logits.device.type, enabled=False):
@@ -232,6 +229,23 @@ class DenseHead(Head):
             if raw.padding is not None:
                 picture = ~raw.padding[number]
                 logits = logits[:, :, : max(1, int(picture.any(1).sum())), : max(1, int(picture.any(0).sum()))]
-            scores = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].softmax(0)
-            predictions.append(Regions(scores.argmax(0), scores))
+            predictions.extend(_classified(logits, size).predictions())
         return predictions
+
+    def to_outputs(self, raw: DenseRaw, sizes: Tensor) -> RegionOutputs:
+        """Classes and scores of pixels, at the size of the first picture."""
+        return _classified(raw.cells.enlarged(raw.size), _first(sizes))
+
+
+def _classified(logits: Tensor, size: tuple[int, int]) -> RegionOutputs:
+    """Logits (B, classes, H, W) of pictures' pixels, stretched over (height, width), as predictions."""
+    scores = to_size(logits, size).softmax(1)
+    return RegionOutputs(scores.argmax(1).to(torch.uint8), scores)
+
+
+def _first(sizes: Tensor) -> tuple[int, int]:
+    """The first (height, width) of (B, 2) int64, as numbers; in a graph they are symbols."""
+    height, width = (cast("int", side.item()) for side in sizes[0])
+    torch._check(height > 0)
+    torch._check(width > 0)
+    return height, width

@@ -25,13 +25,15 @@ from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
 from patchform.errors import UsageError
 from patchform.geometry.boxes import to_centres, to_corners
-from patchform.geometry.detections import picture_sizes, to_pictures
+from patchform.geometry.detections import picture_sizes
+from patchform.geometry.maps import in_order
 from patchform.geometry.matching import hungarian_match
 from patchform.heads.base import Head, map_norms
 from patchform.layers.attention import attend, join_heads, split_heads
 from patchform.layers.linear import Linear
 from patchform.layers.positions import LearnedPosition2D, SinePosition2D
 from patchform.lookup import check_options, no_such
+from patchform.outputs import ObjectOutputs, Outputs
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 LOSSES = {"class": 1.0, "box": 5.0, "giou": 2.0, "no_object": 0.1}
@@ -172,7 +174,7 @@ class DETR(Head):
         grid, padding = (cells.shape[2], cells.shape[3]), features.padding
         allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
         positions = self.positions(grid, cells.new_zeros(1, *grid, dtype=torch.bool) if padding is None else padding)
-        memory = cells.flatten(2).transpose(1, 2)
+        memory = in_order(cells.flatten(2).transpose(1, 2))
         for layer in self.encoder:
             memory = layer(memory, positions, allowed)
         memory = self.encoder_norm(memory)
@@ -188,7 +190,7 @@ class DETR(Head):
             picture_sizes(features),
             states[-1],
             cells,
-            memory.transpose(1, 2).unflatten(2, grid),
+            in_order(memory.transpose(1, 2).unflatten(2, grid)),
         )
 
     # ------------------------------------------------------------------------------------------------------ learning
@@ -227,7 +229,7 @@ class DETR(Head):
 
     def sums(self, raw: DETRRaw, truth: Truth, queries: Tensor) -> dict[str, Tensor]:
         """() by name of loss; queries (L, T) as `match` gives them."""
-        layers = torch.arange(len(queries), device=queries.device)[:, None]
+        layers = torch.arange(queries.shape[0], device=queries.device)[:, None]
         no_object = raw.logits.shape[-1] - 1
         classes = queries.new_full((*raw.boxes.shape[:2], raw.boxes.shape[2] + 1), no_object)
         classes[layers, truth.image, queries] = truth.classes.expand_as(queries)  # -1 goes behind the queries
@@ -246,13 +248,13 @@ class DETR(Head):
             "giou": (giou * matched).sum(1),
         }
         last = {name: self.losses[name] * loss[-1] for name, loss in by_layer.items()}
-        if len(queries) == 1:
+        if queries.shape[0] == 1:
             return last
         return last | {f"auxiliary_{name}": self.losses[name] * loss[:-1].sum() for name, loss in by_layer.items()}
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Of classes the weight of all queries, whichever are matched; of all else the number of objects."""
-        number, no_object = len(self.queries), self.losses["no_object"]
+        number, no_object = self.queries.shape[0], self.losses["no_object"]
         objects = [len(without_crowd(target).classes) for target in cast("Sequence[Instances]", targets)]
         matched = sum(min(number, count) for count in objects)
         weight = torch.tensor(no_object * number * len(targets) + (1 - no_object) * matched)
@@ -263,19 +265,35 @@ class DETR(Head):
 
     def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image: of each query the best class but "no object", its box cut off at the border."""
-        predictions: list[Target] = []
-        for number, (size, (query, classes, scores)) in enumerate(zip(sizes, self.best(raw), strict=True)):
-            shares = to_corners(raw.boxes[-1, number, query])
-            predictions.append(Instances(to_pictures(shares, torch.ones_like(raw.pictures[0]), size), classes, scores))
-        return predictions
+        return self.best(raw, torch.tensor(sizes, device=raw.boxes.device))[0].predictions()
 
-    def best(self, raw: DETRRaw) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Queries, classes and scores of the predictions of each image, (K,) each, scores falling."""
+    def to_outputs(self, raw: DETRRaw, sizes: Tensor) -> Outputs:
+        """As many objects as there are queries, or `detections`."""
+        return self.best(raw, sizes)[0]
+
+    def best(self, raw: DETRRaw, sizes: Tensor) -> tuple[ObjectOutputs, Tensor]:
+        """The N best objects of pictures of `sizes` (B, 2), and their queries (B, N)."""
         scores, classes = raw.logits[-1].float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        classes = classes.gather(1, order)
-        kept = (scores >= self.score_threshold).sum(1).clamp(max=self.detections).tolist()
-        return [(order[i, :k], classes[i, :k], scores[i, :k]) for i, k in enumerate(kept)]
+        queries = _falling(scores, min(self.detections, scores.shape[1]))
+        scores, classes = scores.gather(1, queries), classes.gather(1, queries)
+        shares = to_corners(raw.boxes[-1].gather(1, queries[..., None].expand(-1, -1, 4)))
+        borders = sizes.to(shares.dtype)[:, None, [1, 0, 1, 0]]
+        boxes = torch.minimum((shares * borders).clamp(min=0), borders)
+        kept = scores >= self.score_threshold
+        classes = torch.where(kept, classes, -1)
+        return ObjectOutputs(boxes * kept[..., None], classes, scores * kept), queries
+
+
+def _falling(scores: Tensor, number: int) -> Tensor:
+    """(B, Q) -> (B, number) int64: where the highest are, falling, the first of equal ones first.
+
+    By counting for each the better ones: ONNX has no sort that keeps the order of equal ones.
+    """
+    index = torch.arange(scores.shape[1], device=scores.device)
+    one, other = scores[:, :, None], scores[:, None]
+    better = (other > one) | ((other == one) & (index < index[:, None]))  # (B, Q, Q)
+    places = better.sum(2)[:, None] == index[:number, None]  # (B, number, Q)
+    return (places * index).sum(2)
 
 
 def without_crowd(objects: Instances) -> Instances:

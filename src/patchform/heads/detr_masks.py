@@ -25,17 +25,17 @@ from torchvision.ops import sigmoid_focal_loss
 
 from patchform.errors import DataError, UsageError
 from patchform.geometry import masks
-from patchform.heads.base import Cells, map_norms
+from patchform.geometry.maps import over_pixels, reach, to_size
+from patchform.heads.base import map_norms
 from patchform.heads.detr import DETR, LOSSES, DETROptions, DETRRaw
 from patchform.layers.linear import Linear
 from patchform.layers.norms import GroupNorm
-from patchform.layers.pyramids import Levels, to_size
+from patchform.layers.pyramids import Levels
+from patchform.outputs import MASK_PIXELS, MaskOutputs, mask_bitmaps
 from patchform.records import FeatureInfo, Features, Instances, Loss, Target
 
 GROUPS = 8
 """Of channels that are normalised together, where the channels are so many."""
-AT_ONCE = 1 << 24
-"""Pixels of masks that are decoded together."""
 
 
 class MaskInputs(NamedTuple):
@@ -97,11 +97,10 @@ class DETRMasks(DETR):
             mask_inputs=MaskInputs(attention, tuple(guides), self.levels.covered(*finest), features.size)
         )
 
-    def enlarged(self, raw: DETRRaw, image: Tensor, query: Tensor) -> Tensor:
-        """Logits (K, 1, *size) of the masks of K queries, by their (K,) image and (K,) query."""
+    def logits(self, raw: DETRRaw, image: Tensor, query: Tensor) -> Tensor:
+        """(K, 1, h, w) of the masks of K queries, by their (K,) image and (K,) query."""
         inputs: MaskInputs = raw.mask_inputs
-        logits = self.masks(raw.cells, inputs.attention[image, query], inputs.guides, image)
-        return Cells(logits, inputs.covered).enlarged(inputs.size)
+        return self.masks(raw.cells, inputs.attention[image, query], inputs.guides, image)
 
     def loss(self, raw: DETRRaw, targets: Sequence[Target]) -> dict[str, Loss]:
         """DETR's losses; and "mask", focal, and "dice" of the last layer's masks, over the objects of the batch.
@@ -112,7 +111,8 @@ class DETRMasks(DETR):
         truth = self.truth(raw, targets)
         queries = self.match(raw, truth)
         matched = queries[-1] >= 0
-        logits = self.enlarged(raw, truth.image[matched], queries[-1][matched]).flatten(1)  # (K, H * W)
+        logits = self.logits(raw, truth.image[matched], queries[-1][matched])
+        logits = over_pixels(logits, raw.mask_inputs.covered, raw.mask_inputs.size).flatten(1)  # (K, H * W)
         dense = [_dense(target, raw.mask_inputs.size) for target in cast("Sequence[Instances]", targets)]
         target_masks = torch.cat(dense).to(logits.device)[matched].flatten(1).float()
         probs = logits.sigmoid()
@@ -126,17 +126,38 @@ class DETRMasks(DETR):
 
     def decode(self, raw: DETRRaw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Instances` an image, as DETR gives them, with masks."""
+        found, queries = self.best(raw, torch.tensor(sizes, device=raw.boxes.device))
+        covered, whole = reach(raw.mask_inputs.covered, raw.mask_inputs.size), math.prod(raw.mask_inputs.size)
         predictions: list[Target] = []
-        for number, (objects, size, (query, *_)) in enumerate(
-            zip(super().decode(raw, sizes), sizes, self.best(raw), strict=True)
-        ):
+        for number, (objects, size) in enumerate(zip(found.predictions(), sizes, strict=True)):
+            instances = cast("Instances", objects)
             height, width = (max(1, int(side)) for side in raw.pictures[number].tolist())
-            parts = []
-            for chunk in query.split(max(1, AT_ONCE // max(math.prod(size), math.prod(raw.mask_inputs.size)))):
-                logits = self.enlarged(raw, torch.full_like(chunk, number), chunk)[..., :height, :width]
-                parts.append(masks.from_dense(to_size(logits, size)[:, 0]))
-            predictions.append(cast("Instances", objects)._replace(masks=masks.concatenate(parts, size)))
+            kept = queries[number, : len(instances.classes)]
+            parts = [
+                mask_bitmaps(self.logits(raw, torch.full_like(chunk, number), chunk), covered, (height, width), size)
+                for chunk in kept.split(max(1, MASK_PIXELS // max(math.prod(size), whole)))
+            ]
+            predictions.append(instances._replace(masks=masks.concatenate(parts, size)))
         return predictions
+
+    def to_outputs(self, raw: DETRRaw, sizes: Tensor) -> MaskOutputs:
+        """The objects that DETR gives, and their masks."""
+        found, queries = self.best(raw, sizes)
+        batch, number = queries.shape
+        image = torch.arange(batch, device=queries.device)[:, None].expand(batch, number)
+        logits = self.logits(raw, image.flatten(), queries.flatten())
+        covered = reach(raw.mask_inputs.covered, raw.mask_inputs.size)
+        return MaskOutputs(
+            *found,
+            logits.float().view(batch, number, *logits.shape[2:]),
+            *(_repeated(size, batch, sizes.device) for size in (covered, raw.mask_inputs.size)),
+            sizes,
+        )
+
+
+def _repeated(size: tuple[int, int], batch: int, device: torch.device) -> Tensor:
+    """(batch, 2) int64: a height and width, which may be symbols, for each picture."""
+    return torch.stack([torch.full((batch,), side, dtype=torch.int64, device=device) for side in size], 1)
 
 
 def _dense(objects: Instances, size: tuple[int, int]) -> Tensor:

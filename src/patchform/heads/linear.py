@@ -139,8 +139,7 @@ class Linear(Head):
             scores = logits.sigmoid()
             return LabelOutputs(scores, scores > 0.5)
         scores = logits.softmax(1)
-        best = scores.argmax(1, keepdim=True)
-        return LabelOutputs(scores, torch.arange(scores.shape[1], device=best.device) == best)
+        return LabelOutputs.of_best(scores)
 
     def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: 1 (or the soft score) where an image has the class."""

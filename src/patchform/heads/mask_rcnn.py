@@ -103,9 +103,9 @@ class MaskRCNN(FasterRCNN):
             boxes = proposals[positive] if self.box_options.aligned else proposals[positive] + 0.5
             target_masks.append(masks.sample(target.masks, boxes, match, raw.masks.shape[-1]))
         label = torch.cat(labels)
-        logits = raw.masks[torch.arange(len(label), device=label.device), label].float()
+        logits = raw.masks[torch.arange(label.shape[0], device=label.device), label].float()
         entropy = F.binary_cross_entropy_with_logits(logits, torch.cat(target_masks), reduction="none").mean((1, 2))
-        return {**sums, "mask": (entropy * mean_weights([len(label) for label in labels], entropy)).sum()}
+        return {**sums, "mask": (entropy * mean_weights([label.shape[0] for label in labels], entropy)).sum()}
 
     @torch.no_grad()
     def to_outputs(self, raw: Raw, sizes: Tensor) -> MaskedObjectOutputs:

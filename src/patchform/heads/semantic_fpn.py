@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from patchform.errors import UsageError
+from patchform.geometry.maps import to_size
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_norms
 from patchform.layers.convolutions import ConvNorm, classifier
-from patchform.layers.pyramids import FPN, Levels, doubled, to_size
+from patchform.layers.pyramids import FPN, Levels, doubled
 from patchform.records import FeatureInfo, Features, Target
 
 

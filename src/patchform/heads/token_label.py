@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from patchform.errors import DataError, UsageError
 from patchform.heads.base import Head, number_of
+from patchform.outputs import LabelOutputs
 from patchform.records import FeatureInfo, Features, Label, Loss, Target
 
 
@@ -101,8 +102,11 @@ class TokenLabel(Head):
 
     def decode(self, raw: Raw, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: its best class, and `scores` (C,), the softmax of `logits`."""
-        scores = self.logits(raw).float().softmax(1)
-        return [Label(best, row) for best, row in zip(scores.argmax(1, keepdim=True), scores)]
+        return self.to_outputs(raw).predictions()
+
+    def to_outputs(self, raw: Raw, sizes: Tensor | None = None) -> LabelOutputs:
+        """Scores and the best class."""
+        return LabelOutputs.of_best(self.logits(raw).float().softmax(1))
 
     def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: the soft scores of an image, or 1 at its class; smoothed."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
+from patchform.geometry import grids
 from patchform.layers.linear import Linear
 from patchform.layers.positions import RelativePosition
 
@@ -101,8 +102,8 @@ def never_empty(allowed: Tensor | None) -> Tensor | None:
 
 def _explicit_is_faster(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
     """On CPU the fused kernel's backward is 2 to 5 times slower in bfloat16, and refuses masks that need a gradient."""
-    if q.device.type != "cpu" or k.shape[-2] > _EXPLICIT_KEYS or not torch.is_grad_enabled():
-        return False
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or k.shape[-2] > _EXPLICIT_KEYS:
+        return False  # asked in this order: a graph without gradients is not tied to a number of keys
     trained_mask = mask is not None and mask.requires_grad
     return trained_mask or (q.requires_grad and q.dtype in (torch.bfloat16, torch.float16))
 
@@ -127,7 +128,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
     # them. A mask that differs between groups is copied over the batch instead, which costs less than copying those.
     if mask is not None:
         mask = mask.expand(*(1,) * (5 - mask.dim()), *mask.shape)
-        if mask.shape[0] == mask.shape[1] == 1:
+        if grids.known(*mask.shape[:2]) and mask.shape[0] == mask.shape[1] == 1:
             mask = mask[0]
         else:
             mask = mask.expand(*q.shape[:2], *mask.shape[2:]).flatten(0, 1)

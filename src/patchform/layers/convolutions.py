@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.geometry import grids
+from patchform.geometry.maps import in_order
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -22,7 +24,7 @@ class CellNorm(nn.LayerNorm):
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return in_order(super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def channels_innermost(images: Tensor) -> Tensor:
@@ -31,6 +33,17 @@ def channels_innermost(images: Tensor) -> Tensor:
     `Tensor.contiguous(memory_format=...)` is unknown to `torch.func.vmap`; this is the same copy.
     """
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def halved(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)): means of 2x2 cells, at an odd end of what is there."""
+    height, width = x.shape[2:]
+    if grids.known(height, width):
+        return F.avg_pool2d(x, 2, ceil_mode=True)
+    for axis, length in ((2, height), (3, width)):  # the last cell twice has the mean of one
+        places = torch.arange(2 * grids.ceil_div(length, 2), device=x.device)
+        x = x.index_select(axis, places.clamp(max=length - 1))
+    return F.avg_pool2d(x, 2)
 
 
 class Strided(nn.Conv2d):

@@ -32,7 +32,7 @@ class DropPath(nn.Module):
         """
         if not self.training or self.rate == 0:
             return x + branch(x, *extras)
-        kept = torch.rand(len(x), device=x.device) >= self.rate
+        kept = torch.rand(x.shape[0], device=x.device) >= self.rate
         scale = 1 / (1 - self.rate)
         if torch.compiler.is_compiling():  # a number of samples that depends on chance does not trace
             return x + branch(x, *extras) * (kept * scale).to(x.dtype).view(-1, *(1,) * (x.dim() - 1))

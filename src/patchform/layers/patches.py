@@ -50,7 +50,7 @@ class Patches(nn.Module):
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Kernels (D, C', p', p') of other patches or channels as (D, C * p * p)."""
         own: Tensor = self.proj.weight.unflatten(1, (-1, self.size, self.size))
-        if name != "proj.weight" or tensor.dim() != 4 or len(tensor) != len(own):
+        if name != "proj.weight" or tensor.dim() != 4 or tensor.shape[0] != own.shape[0]:
             raise ValueError("it is no kernel of patches of this width")
         tensor, notes = to_size(tensor, own, context)
         return tensor.flatten(1), ", ".join(notes)
@@ -137,7 +137,7 @@ class Tubelets(nn.Module):
         Single frames go into a box as section 3.4 of the paper has it.
         """
         own: Tensor = self.proj.weight.unflatten(1, (-1, self.frames, self.size, self.size))
-        if name != "proj.weight" or tensor.dim() not in (4, 5) or len(tensor) != len(own):
+        if name != "proj.weight" or tensor.dim() not in (4, 5) or tensor.shape[0] != own.shape[0]:
             raise ValueError("it is no kernel of patches or tubelets of this width")
         if tensor.dim() == 5 and tensor.shape[2] != self.frames:
             raise ValueError(f"tubelets of {tensor.shape[2]} frames do not become such of {self.frames}")
@@ -180,6 +180,14 @@ def pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     if grids.known(bottom, right) and not (bottom or right):
         return images
     return F.pad(images, (0, right, 0, bottom))
+
+
+def pad_cells(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W, D) with zeros at the bottom and the right up to `size`; untouched where nothing is missing."""
+    bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
+    if grids.known(bottom, right) and not (bottom or right):
+        return x
+    return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
 def pad_to_multiple(images: Tensor, side: int) -> Tensor:

@@ -73,7 +73,7 @@ def build_tables(cells: Cells, grid: Grid, device: torch.device) -> Tables:
         masks = _masks(queries, keys, cells.sees, grid)
     elif cells.sees is not None:
         numbers, mask_of_group = torch.unique(cells.alike, return_inverse=True)
-        members = torch.arange(len(queries))
+        members = torch.arange(queries.shape[0])
         one_of_each = torch.zeros_like(numbers).scatter_reduce(0, mask_of_group, members, "amax", include_self=False)
         masks = _masks(queries[one_of_each], keys[one_of_each], cells.sees, grid)
 

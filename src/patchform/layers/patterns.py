@@ -17,7 +17,6 @@ from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from patchform.geometry import grids
@@ -93,7 +92,7 @@ class Pattern:
     def picture(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """(H*W, H*W) bool: the definition, pair by pair."""
         row, column = grids.coordinates(grid, device=device)
-        return self.sees((row[:, None], column[:, None]), (row, column), grid).expand(len(row), len(row))
+        return self.sees((row[:, None], column[:, None]), (row, column), grid).expand(row.shape[0], row.shape[0])
 
 
 def _gather_keys(x: Tensor, *, table: Tables) -> Tensor:
@@ -211,10 +210,13 @@ class Windows(Pattern):
 
     def shift_on(self, grid: Grid) -> Grid:
         """The displacement that a grid gets."""
-        covered = [side <= n for side, n in zip(grid, self.size)]
-        covered = {"axis": covered, "map": [any(covered)] * 2, "nothing": [False] * 2}[self.still]
-        down, across = (0 if still else shift for still, shift in zip(covered, self.shift))
-        return down, across
+        if self.still == "nothing":
+            return self.shift
+        # 1 or 0, in arithmetic that symbols have too
+        down, across = (torch.sym_min(torch.sym_max(side - n, 0), 1) for side, n in zip(grid, self.size))
+        if self.still == "map":
+            down = across = down * across
+        return down * self.shift[0], across * self.shift[1]
 
     def query_index(self, grid: Grid) -> Tensor:
         """A group a window of the rolled grid."""
@@ -223,13 +225,14 @@ class Windows(Pattern):
         shift = self.shift_on(grid)
         row = (torch.arange(down * tall) + shift[0]) % (down * tall)
         column = (torch.arange(across * wide) + shift[1]) % (across * wide)
-        cell = row[:, None] * width + column
-        cell[row >= height] = -1
-        cell[:, column >= width] = -1
+        inside = (row < height)[:, None] & (column < width)
+        cell = torch.where(inside, row[:, None] * width + column, -1)
         return cell.view(down, tall, across, wide).transpose(1, 2).reshape(down * across, tall * wide)
 
     def all_see_all(self, grid: Grid) -> bool:
         """Where windows tile the grid and none is cut."""
+        if not grids.known(*grid):
+            return False
         whole = grid[0] % self.size[0] == 0 and grid[1] % self.size[1] == 0
         return whole and self.shift_on(grid) == (0, 0)
 
@@ -241,97 +244,6 @@ class Windows(Pattern):
     def group_grid(self, grid: Grid) -> Grid:
         """The window."""
         return self.size
-
-
-@dataclass(frozen=True)
-class FilledWindows(Windows):
-    """Windows of a grid that zeros fill up to whole windows, at the bottom and the right; the zeros are keys as well.
-
-    Published dense code does this, after the norm: a real query also sees keys and values that are the bias of their
-    projection. The definition is that of `Windows` on the filled grid. Padding is zeros there, so that a picture sees
-    in a batch what it sees alone: what fills its own windows, and nothing beyond.
-    """
-
-    def filled(self, grid: Grid) -> Grid:
-        """Rows and columns of whole windows."""
-        down, across = (grids.ceil_div(side, n) * n for side, n in zip(grid, self.size))
-        return down, across
-
-    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
-        """(B, H, W, D) and padding (B, H, W) -> groups of the filled grid."""
-        if padding is not None:
-            x, padding = x.masked_fill(padding[..., None], 0), self._beyond(padding)
-        return super().gather(self._fill(x), padding)
-
-    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, G, N, D) -> (B, H, W, D), without the zeros."""
-        filled = super().scatter(groups, self.filled((grid[0], grid[1])))
-        return filled[:, : grid[0], : grid[1]]
-
-    def _fill(self, x: Tensor) -> Tensor:
-        (height, width), (down, across) = x.shape[1:3], self.filled((x.shape[1], x.shape[2]))
-        return F.pad(x, (0, 0, 0, across - width, 0, down - height)) if (down, across) != (height, width) else x
-
-    def _beyond(self, padding: Tensor) -> Tensor:
-        """(B, H, W) -> of the filled grid: padding but for what fills windows of the picture that are not displaced."""
-        real = self._fill(~padding[..., None])[..., 0]
-        for dim, n in zip((1, 2), self.size):
-            real = real.unflatten(dim, (-1, n)).any(dim + 1).repeat_interleave(n, dim)
-        return ~real
-
-
-@dataclass(frozen=True)
-class HalfFilledWindows(Windows):
-    """Windows that are filled where they divide one axis of the grid, and masked where they divide neither.
-
-    So computes code that marks the filled cells by `mask[-missing:] = 1`, which with nothing missing marks them all.
-    """
-
-    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
-        """(B, H, W, D) and padding (B, H, W) -> groups."""
-        return self._as((x.shape[1], x.shape[2])).gather(x, padding)
-
-    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, G, N, D) -> (B, H, W, D)."""
-        return self._as((grid[0], grid[1])).scatter(groups, grid)
-
-    def _as(self, grid: Grid) -> Windows:
-        neither = all(side % n for side, n in zip(grid, self.size))
-        return (Windows if neither else FilledWindows)(self.size, self.shift, self.still)
-
-
-@dataclass(frozen=True)
-class RolledWindows(FilledWindows):
-    """Filled windows whose grid is rolled before it is filled, as timm does it: the zeros lie behind the cells that
-    came around, and the last `shift` rows and columns of the filled grid, zeros or not, see themselves alone.
-    """
-
-    def sees(self, query: Cell, key: Cell, grid: Grid) -> Tensor:
-        """Same tile of the grid that was rolled and filled, on the same side of the cut."""
-        same = [
-            (q // n == k // n) & ((q < side - s) == (k < side - s))
-            for q, k, s, n, side in zip(query, key, self.shift, self.size, grid)
-        ]
-        return same[0] & same[1]
-
-    def query_index(self, grid: Grid) -> Tensor:
-        """The grid is rolled already."""
-        return Windows(self.size).query_index(grid)
-
-    def all_see_all(self, grid: Grid) -> bool:
-        """Where nothing is cut."""
-        return self.shift == (0, 0)
-
-    def gather(self, x: Tensor, padding: Tensor | None = None) -> Groups:
-        """(B, H, W, D) and padding (B, H, W) -> groups of the rolled, filled grid."""
-        down, across = self.shift
-        padding = padding if padding is None else padding.roll((-down, -across), (1, 2))
-        return super().gather(x.roll((-down, -across), (1, 2)) if down or across else x, padding)
-
-    def scatter(self, groups: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(B, G, N, D) -> (B, H, W, D), rolled back."""
-        x = super().scatter(groups, grid)
-        return x.roll(self.shift, (1, 2)) if any(self.shift) else x
 
 
 @dataclass(frozen=True)
@@ -369,7 +281,7 @@ class Neighborhood(Pattern):
 
     def alike(self, grid: Grid) -> Tensor:
         """All tiles whose halo does not reach the border."""
-        tiles = -(-self.radius // self.tile)
+        tiles = grids.ceil_div(self.radius, self.tile)
         down, across = (by_distance_to_the_ends(grids.ceil_div(side, self.tile), tiles, tiles + 1) for side in grid)
         return (down[:, None] * (tiles + 1) * (tiles + 2) + across).flatten()
 
@@ -407,7 +319,7 @@ class Blocks(Pattern):
         count = grid[0] * grid[1]
         block = torch.arange(grids.ceil_div(count, self.size))[:, None]
         band = block + torch.arange(-self.near, self.near + 1)
-        marks = torch.arange(self.landmarks).expand(len(block), -1)
+        marks = torch.arange(self.landmarks).expand(block.shape[0], -1)
         marks = torch.where((marks - block).abs() > self.near, marks, -1)
         blocks = torch.cat([band, marks], 1)
         cell = blocks[..., None] * self.size + torch.arange(self.size)

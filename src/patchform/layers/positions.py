@@ -53,7 +53,7 @@ class Learned1D(Position):
     def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Add the table, resized to `grid`."""
         table: Tensor = self.table
-        if grid != self.grid:
+        if not grids.known(*grid) or grid != self.grid:
             native = table[0, self.prefix :].unflatten(0, self.grid)
             cells = grids.resize(native, grid, mode=self.mode).flatten(0, 1)
             table = torch.cat([table[:, : self.prefix], cells[None]], 1)
@@ -61,7 +61,7 @@ class Learned1D(Position):
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table (1, P + N, D) of another grid."""
-        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
+        if tensor.dim() != 3 or (tensor.shape[0], tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
         table = context.table(tensor.shape[1], self.grid, self.prefix)
         if table.front == self.prefix and table.grid == self.grid:
@@ -187,8 +187,7 @@ class LearnedPosition2D(nn.Module):
         """(H, W) and (B, H, W) -> (1, H*W, D)."""
         axes = []
         for length, table in zip(grid, (self.rows, self.columns)):
-            native = table[:, None]
-            axis = native if length <= len(table) else grids.resize(native, (length, 1), mode="bilinear")
+            axis = grids.resize(table[:, None], (torch.sym_max(length, table.shape[0]), 1), mode="bilinear")
             axes.append(axis[None, :length, 0])
         return _outer_concat(*axes, rows_first=False)
 
@@ -236,7 +235,7 @@ class RelativeBias(RelativePosition):
         grid = grid or self.grid
         table: Tensor = self.table
         index = self.index
-        if grid != self.grid:
+        if not grids.known(*grid) or grid != self.grid:
             native = table.unflatten(0, (2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
             table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1)).flatten(0, 1)
             index = self.offsets(grid, table.device)
@@ -249,7 +248,7 @@ class RelativeBias(RelativePosition):
         """A table of another grid or window, as a picture of offsets."""
         if tensor.dim() != 2 or tensor.shape[1] != self.table.shape[1]:
             raise ValueError("it is no table of so many heads")
-        grid, assumed = self._grid_of(len(tensor), context)
+        grid, assumed = self._grid_of(tensor.shape[0], context)
         if grid == self.grid:
             return tensor, assumed
         native, to = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (grid, self.grid))
@@ -262,7 +261,7 @@ class RelativeBias(RelativePosition):
         if said is not None and (2 * said[0] - 1) * (2 * said[1] - 1) == offsets:
             return (said[0], said[1]), ""
         square = self.grid[0] == self.grid[1]
-        if offsets == len(self.table):
+        if offsets == self.table.shape[0]:
             return self.grid, "" if square else f"grid assumed {self.grid[0]} x {self.grid[1]}"
         side = math.isqrt(offsets)
         if side * side != offsets or side % 2 == 0:
@@ -291,7 +290,7 @@ class Relative2D(RelativePosition):
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Leave q and k, give the bias (B, G, h, N, N)."""
-        height, width = grid or ((len(self.rows) + 1) // 2, (len(self.columns) + 1) // 2)
+        height, width = grid or ((self.rows.shape[0] + 1) // 2, (self.columns.shape[0] + 1) // 2)
         prefix = q.shape[-2] - height * width
         cells = q[..., prefix:, :].unflatten(-2, (height, width)) * q.shape[-1] ** -0.5  # (B, G, h, H, W, d)
         rows = grids.resize(self.rows[:, None], (2 * height - 1, 1), mode="bilinear")[:, 0]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.geometry import grids
+from patchform.geometry.maps import Mode, to_size
 from patchform.layers.convolutions import Strided
 from patchform.layers.norms import BatchNorm2d
 
@@ -17,20 +16,12 @@ MADE_STRIDES = (4, 8, 16, 32)
 """Strides of a hierarchical backbone, which dense heads were designed for."""
 
 
-def to_size(x: Tensor, size: Sequence[int], mode: Literal["nearest", "bilinear"] = "bilinear") -> Tensor:
-    """(B, C, h, w) -> (B, C, *size), corners not aligned; at its own size it is returned as it is."""
-    here = x.shape[-2:]
-    if grids.known(*here, *size) and tuple(here) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode=mode, **({} if mode == "nearest" else {"align_corners": False}))
-
-
 def doubled(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
     return to_size(x, (2 * x.shape[-2], 2 * x.shape[-1]))
 
 
-def top_down(maps: Sequence[Tensor], mode: Literal["nearest", "bilinear"]) -> list[Tensor]:
+def top_down(maps: Sequence[Tensor], mode: Mode) -> list[Tensor]:
     """Each map plus the sum of all coarser ones, which is resized from map to map (Lin et al. 2017, section 3).
 
     Args:
@@ -127,7 +118,10 @@ class Levels(nn.Module):
         self.chosen = tuple(round(level * step) for level in levels)
         doublings = [round(math.log2(strides[0] / targets[level])) if single else 0 for level in levels]
         self.channels = tuple(channels[index] for index in self.chosen)
-        self.strides = tuple(strides[index] / 2**times for index, times in zip(self.chosen, doublings))
+        self._steps = tuple(
+            (strides[index] * 2 ** max(0, -times), 2 ** max(0, times)) for index, times in zip(self.chosen, doublings)
+        )
+        self.strides = tuple(pixels / cells for pixels, cells in self._steps)
         self.steps = nn.ModuleList(_rescaled(width, times) for width, times in zip(self.channels, doublings))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -136,8 +130,8 @@ class Levels(nn.Module):
 
     def covered(self, cells: Tensor, number: int) -> tuple[int, int]:
         """Height and width in pixels of what the cells of a level lie over."""
-        height, width = (round(count * self.strides[number]) for count in cells.shape[-2:])
-        return height, width
+        pixels, together = self._steps[number]  # whole numbers: no rounding of what may be symbols
+        return cells.shape[-2] * pixels // together, cells.shape[-1] * pixels // together
 
 
 def _rescaled(channels: int, doublings: int) -> nn.Sequential:

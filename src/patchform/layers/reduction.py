@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from patchform.geometry import grids
@@ -12,6 +12,7 @@ from patchform.layers.blocks import MLP, hidden_width
 from patchform.layers.drop import DropPath
 from patchform.layers.fitting import Fitted, TransferContext
 from patchform.layers.linear import Linear
+from patchform.layers.patches import pad_cells
 
 
 def zero_padding(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -44,17 +45,16 @@ class PatchProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, ceil(H / p), ceil(W / p), D'); what is missing of the last squares is zero."""
         p = self.side
-        bottom, right = -x.shape[1] % p, -x.shape[2] % p
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        squares = x.unflatten(2, (-1, p)).unflatten(1, (-1, p))  # (B, rows, p, columns, p, D)
+        rows, columns = grids.cells((x.shape[1], x.shape[2]), p)
+        x = pad_cells(x, (rows * p, columns * p))
+        squares = x.unflatten(2, (columns, p)).unflatten(1, (rows, p))  # (B, rows, p, columns, p, D)
         return self.proj(squares.transpose(2, 3).flatten(3))
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """Weights (D', p * p * D) for another D: these squares are cut from the picture."""
         cells = self.side**2
         matrix = name == "proj.weight" and tensor.dim() == 2
-        if not matrix or len(tensor) != self.proj.out_features or tensor.shape[1] % cells:
+        if not matrix or tensor.shape[0] != self.proj.out_features or tensor.shape[1] % cells:
             raise ValueError("these squares are of another side or width")
         kernel, own = (x.unflatten(1, (cells, -1)).transpose(1, 2) for x in (tensor, self.proj.weight))
         kernel, note = fitting.channels(kernel, own, context)
@@ -78,11 +78,15 @@ class Reduction(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, H, W, D), padding (B, H, W) -> (B, H // r, W // r, D), one row and column at least, and its padding."""
-        side = self.squares.side
-        rows, columns = (max(side, length - length % side) for length in x.shape[1:3])
-        x = zero_padding(x, padding)[:, :rows, :columns]
-        key_padding = None if padding is None else grids.shrink_mask(padding[:, :rows, :columns], side)
-        return self.norm(self.squares(x)), key_padding
+        side, x = self.squares.side, zero_padding(x, padding)
+        rows, columns = (torch.sym_max(1, length // side) for length in x.shape[1:3])
+        if grids.known(rows, columns):  # nothing is computed of what is left out
+            x = x[:, : rows * side, : columns * side]
+        squares = self.squares(x)[:, :rows, :columns]
+        key_padding = None
+        if padding is not None:
+            key_padding = grids.shrink_mask(padding[:, : rows * side, : columns * side], side)
+        return self.norm(squares), key_padding
 
 
 class ReducedAttention(CrossAttention):

@@ -93,4 +93,4 @@ def balanced_sample(stands_for: Tensor, number: int, share: float, seed: int) ->
 
 
 def _draw(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    return rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]
+    return rows[torch.randperm(rows.shape[0], generator=generator, device=rows.device)[:most]]

@@ -35,13 +35,13 @@ class TubeletPosition(Position):
         """(B, P + M * H*W, D) -> the same, for any number M of moments."""
         moments = (tokens.shape[1] - self.prefix) // (grid[0] * grid[1])
         table: Tensor = self.table
-        if (moments, grid) != (self.moments, self.grid):
+        if not grids.known(moments, *grid) or (moments, *grid) != self.native:
             table = _resize_table(table, self.prefix, (self.moments, *self.grid), (moments, *grid), grids.resize)
         return tokens + table.to(tokens.dtype)
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
         """A table (1, P + M * N, D) of another grid or length; one of pictures serves every moment (section 3.4)."""
-        if tensor.dim() != 3 or (len(tensor), tensor.shape[2]) != (1, self.table.shape[2]):
+        if tensor.dim() != 3 or (tensor.shape[0], tensor.shape[2]) != (1, self.table.shape[2]):
             raise ValueError("it is no table of this width")
         if context.from_images:
             return self._fit_pictures(tensor, context)

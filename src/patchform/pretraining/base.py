@@ -16,7 +16,8 @@ from patchform.geometry import grids
 from patchform.heads.base import Head
 from patchform.layers.patches import pad_to
 from patchform.model import Model
-from patchform.records import Batch, Embedding, Features, Loss, Target
+from patchform.outputs import EmbeddingOutputs
+from patchform.records import Batch, Features, Loss, Target
 
 
 class MethodHead(Head):
@@ -37,7 +38,11 @@ class MethodHead(Head):
 
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Embedding` an image."""
-        return [Embedding(vector) for vector in raw.float()]
+        return self.to_outputs(raw).predictions()
+
+    def to_outputs(self, raw: Tensor, sizes: Tensor | None = None) -> EmbeddingOutputs:
+        """The summaries."""
+        return EmbeddingOutputs(raw.float())
 
     def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
         """Not called: see `Method`."""

@@ -19,6 +19,9 @@ from patchform.records import Batch, Features, Loss, Target
 from patchform.runtime.description import FileDescription
 from patchform.runtime.sessions import Session
 
+ANY_SIZES = ("LabelOutputs", "ObjectOutputs", "MaskedObjectOutputs", "EmbeddingOutputs")
+"""Records that pictures of several sizes have in common."""
+
 
 class FileModel(Model):
     """A file behind the contract of a `Model`: `predict` and what is known of it. It has no parts to look into.
@@ -45,10 +48,14 @@ class FileModel(Model):
         )
         self.session, self.description, self.path = session, description, path
         try:
-            self.record = records.record_of(description.record)
+            self.record: Any = records.record_of(description.record)
         except KeyError:
             remedy = "update patchform"
             raise ModelFileError(f'outputs of a kind "{description.record}"', where=path, remedy=remedy) from None
+        fields = self.record._fields
+        if description.outputs[: len(fields)] != fields:
+            what = f"outputs {', '.join(description.outputs)} that are no {description.record}"
+            raise ModelFileError(what, where=path, remedy="export it again")
 
     def pick_device(self, name: str | torch.device) -> torch.device:
         """The CPU, where the runtime takes pictures from. Raises UsageError for any other."""
@@ -59,14 +66,23 @@ class FileModel(Model):
     def _predict(self, batch: Batch) -> list[Target]:
         """Of images of one size, without padding."""
         self._check(batch)
-        images, predictions = self._as_taken(batch.images.cpu()), list[Target | None]([None] * len(batch.sizes))
+        images, predictions = self._as_taken(batch.images.cpu()), dict[int, Target]()
         for indices in self._together(batch.sizes):
             sizes = torch.tensor([batch.sizes[index] for index in indices], dtype=torch.int64)
             part = images if len(indices) == len(images) else images[indices]
-            predictions_of_part = self._run(part, sizes).predictions()
-            for index, prediction in zip(indices, predictions_of_part, strict=True):
-                predictions[index] = prediction
-        return [prediction for prediction in predictions if prediction is not None]
+            predictions |= zip(indices, self._understood(self._run(part, sizes)))
+        return [predictions[index] for index in range(len(batch.sizes))]
+
+    def _understood(self, record: Any) -> list[Target]:
+        """What a record says of each. Raises ModelFileError where it is not what the file says of itself."""
+        try:
+            predictions: list[Target] = record.predictions()
+            classes = [int(tensor.max()) for tensor in (one.classes for one in predictions) if tensor.numel()]
+        except (RuntimeError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise ModelFileError(f"outputs that are no {self.description.record} ({error})", where=self.path) from error
+        if max(classes, default=0) >= max(1, len(self.classes)):
+            raise ModelFileError(f"class {max(classes)} of {len(self.classes)} names", where=self.path)
+        return predictions
 
     def _check(self, batch: Batch) -> None:
         """Raise DataError for images of a size that the file does not take, UsageError for those of other channels."""
@@ -97,8 +113,8 @@ class FileModel(Model):
         return pixels.to(torch.uint8)
 
     def _together(self, sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
-        """Indices of pictures that go in at once: all, or where outputs have the size of the picture, those of each."""
-        if not getattr(self.record, "one_size", False):
+        """Indices of pictures that go in at once: all, or where outputs may have the size of the picture, of each."""
+        if "sizes" not in self.description.inputs or self.description.record in ANY_SIZES:
             yield list(range(len(sizes)))
             return
         indices_of: dict[tuple[int, int], list[int]] = {}
@@ -107,18 +123,16 @@ class FileModel(Model):
         yield from indices_of.values()
 
     def _run(self, images: Tensor, sizes: Tensor) -> Any:
-        """The record of all, of a file for a fixed number in parts of which the last is filled up with its last one."""
+        """The record of all; of a file for a fixed number in parts, the last of which its last picture fills up."""
         number = len(images)
         at_once = self.description.batch or number
-        parts = []
+        parts: list[list[Tensor]] = []
         for start in range(0, number, at_once):
             index = torch.arange(start, start + at_once).clamp(max=number - 1)
-            named = (
-                self.session.run(images[index], sizes[index]) if at_once != number else self.session.run(images, sizes)
-            )
+            whole = at_once == number
+            named = self.session.run(*((images, sizes) if whole else (images[index], sizes[index])))
             parts.append([named[name] for name in self.description.outputs[: len(self.record._fields)]])
-        joined = [torch.cat(column)[:number] if len(column) > 1 else column[0][:number] for column in zip(*parts)]
-        return self.record(*joined)
+        return self.record(*(column[0] if len(column) == 1 else torch.cat(column) for column in zip(*parts)))
 
 
 class _NoBackbone(Backbone):

@@ -75,8 +75,9 @@ def read_model(path: Path, core: Any = None) -> Any:
         raise ModelFileError(f"cannot be read ({error.strerror})", where=path) from error
     if not start.startswith(STARTS.get(path.suffix.lower(), b"")):
         raise ModelFileError("not a file of OpenVINO", where=path, remedy="export a run: patchform export")
+    core = core or openvino().Core()
     try:
-        return (core or openvino().Core()).read_model(path)
+        return core.read_model(path)
     except Exception as error:
         refuse_to_open(error, path, "OpenVINO")
 
