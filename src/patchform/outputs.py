@@ -103,15 +103,15 @@ class MaskedObjectOutputs(NamedTuple):
     """(B, N) float32 in 0..1; 0 where there is none."""
     masks: Tensor
     """(B, N, m, m) float32 in 0..1, stretched over the box: how likely a pixel is the object's."""
-    sizes: Tensor
+    pictures: Tensor
     """(B, 2) int64 height and width of the pictures."""
 
     def predictions(self) -> list[Target]:
         """One `Instances` an image: a mask is where it is more likely than not."""
-        objects = ObjectOutputs(self.boxes, self.classes, self.scores).predictions()
+        objects = cast("list[Instances]", ObjectOutputs(self.boxes, self.classes, self.scores).predictions())
         return [
             one._replace(masks=masks.paste(probs[real], one.boxes, (int(size[0]), int(size[1]))))
-            for one, probs, real, size in zip(objects, self.masks, self.classes >= 0, self.sizes.tolist())
+            for one, probs, real, size in zip(objects, self.masks, self.classes >= 0, self.pictures.tolist())
         ]
 
 
@@ -130,13 +130,13 @@ class MaskOutputs(NamedTuple):
     """(B, 2) int64: height and width in pixels of what the cells are resized to; it may reach beyond the input."""
     inputs: Tensor
     """(B, 2) int64: height and width of the input, to which that is cut."""
-    sizes: Tensor
+    pictures: Tensor
     """(B, 2) int64: height and width of the picture, to which the input is resized."""
 
     def predictions(self) -> list[Target]:
         """One `Instances` an image."""
         found = ObjectOutputs(self.boxes, self.classes, self.scores).predictions()
-        rows = (self.covered.tolist(), self.inputs.tolist(), self.sizes.tolist())
+        rows = (self.covered.tolist(), self.inputs.tolist(), self.pictures.tolist())
         return [
             cast("Instances", objects)._replace(masks=mask_bitmaps(logits[real, None], covered, whole, size))
             for objects, logits, real, covered, whole, size in zip(found, self.masks, self.classes >= 0, *rows)

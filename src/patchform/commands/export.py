@@ -108,7 +108,7 @@ def export(
     from patchform import schema
     from patchform.errors import unheard
     from patchform.export.options import SUFFIXES, ExportOptions
-    from patchform.export.writing import export_model
+    from patchform.export.writing import export_model, places
 
     about = {name: options.pop(name) for name in ("overwrite", "say") if name in options}
     values = options | {"sizes": _sizes(size) if isinstance(size, str) else [list(pair) for pair in size]}
@@ -118,6 +118,7 @@ def export(
         raise UsageError(misfit.what, remedy=misfit.remedy) from None
     model = models.load(run, say=about.get("say", unheard))
     file = Path(run) / f"model{SUFFIXES[wanted.format]}" if out is None else Path(out)
+    places(model, file, wanted, overwrite=bool(about.get("overwrite")))  # before pictures are looked for
     prove = export_check.prover(run, model, **(check or {}), say=about.get("say", unheard))
     to_int8 = export_int8.converter(run, model, format=wanted.format, **(int8 or {}), say=about.get("say", unheard))
     return export_model(model, file, wanted, prove=prove, to_int8=to_int8, **about)

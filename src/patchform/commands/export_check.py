@@ -82,7 +82,7 @@ def check(
         data: labelled pictures; default: those that the run was validated on.
         images: how many of these.
         say: called with remarks, a sentence each.
-        more: `allow`, `workers`, `progress` of `patchform.export.check.CheckOptions`, and `runtime` of
+        more: `allow`, `workers`, `progress` and the like of `patchform.export.check.CheckOptions`, and `runtime` of
             `patchform.runtime.opening.open_model`.
 
     Raises:
@@ -110,7 +110,6 @@ def prover(
     *,
     data: str | Path | None = None,
     images: int = IMAGES,
-    unproved: bool = False,
     **more: Any,
 ) -> Callable[[Path], None]:
     """What a file that was just written has to pass: `prove` of `patchform.export.writing.export_model`.
@@ -120,8 +119,7 @@ def prover(
         model: of it, loaded.
         data: as of `check`.
         images: likewise.
-        unproved: go on without pictures: the numbers are compared on made-up ones.
-        more: likewise.
+        more: fields of `patchform.export.check.CheckOptions`: `allow`, `unproved`, `workers`, `progress`, `say`.
 
     Raises:
         UsageError: there are no pictures.
@@ -134,7 +132,7 @@ def prover(
     try:
         listing, left_out = _pictures(Path(run), model, data, images)
     except UsageError as error:
-        if not unproved:
+        if not checking.unproved:
             raise
         checking.say(f"{error.what}: nothing is proved")
         listing, left_out = None, 0

@@ -20,11 +20,11 @@ from torch import Tensor
 from patchform.data.collate import to_device
 from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader
-from patchform.errors import unheard
+from patchform.errors import DataError, DivergedError, unheard
 from patchform.export import numbers
 from patchform.export.graph import Graph
 from patchform.export.numbers import DRAWS, TIED, TOLERANCES, Trial, judged, with_noise
-from patchform.export.pictures import SHOWN, decoded, made_up
+from patchform.export.pictures import SHOWN, decoded, made_up, taken
 from patchform.metrics.agreement import NOTHING, Agreement
 from patchform.metrics.base import Scores
 from patchform.model import Model
@@ -39,6 +39,8 @@ FEW = 20
 """Decisions, of objects or images, fewer than which prove little."""
 ASKED = 24
 """Pictures that are asked about through the path that users take."""
+ENOUGH = 4
+"""Sizes at which something differs, after which no more are tried."""
 AT_ONCE = 8
 """Pictures that are read together."""
 FINEST = 2e-6
@@ -59,6 +61,8 @@ class CheckOptions:
     """Called with what is done, how much of it is done, and how much there is."""
     say: Callable[[str], None] = unheard
     """Called with remarks, a sentence each."""
+    unproved: bool = False
+    """Go on where there are no pictures: numbers alone are compared, on pictures that are made up."""
 
 
 @dataclass(kw_only=True)
@@ -106,9 +110,16 @@ def check(file: FileModel, model: Model, listing: Listing | None, options: Check
         listing: labelled pictures, at least one; None: numbers alone are compared, on pictures that are made up.
         options: what is allowed, and who hears of it.
     """
-    if listing is None:
+    fitting = (
+        None if listing is None else taken(listing, model, task_of(model.architecture, model.head), file.description)
+    )
+    if fitting is None or (options.unproved and not fitting.items):
         return _without_pictures(file, model, options)
-    checking = _Check(file, model, listing, options)
+    checking = _Check(file, model, fitting, options)
+    if not fitting.items:
+        sizes = ", ".join(f"{height}x{width}" for height, width in file.description.sizes)
+        checking.proof.faults.append(f"no picture is {sizes} once it is prepared, so that nothing can be proved")
+        return checking.proof
     for part in (checking.words, checking.control, checking.sizes, checking.path, checking.metric):
         part()
         if checking.proof.faults:
@@ -188,6 +199,8 @@ class _Check:
             proof.trials.append(trial)
             proof.faults += [trial.fault] if trial.fault else []
             self._done("sizes", len(proof.trials), count)
+            if len(proof.faults) == ENOUGH:
+                break
         if not proof.faults:
             proof.faults += _too_many_ties(proof.trials)
 
@@ -207,6 +220,8 @@ class _Check:
             trial = judged(where, self.task, [reference.target], [answer.target], noisy, self.tolerance)
             whole = _joined(whole, trial)
             self._done("answers", number + 1, count)
+            if whole.fault:
+                break
         proof.path = whole._replace(shape=f"{count} files")
         proof.faults += [whole.fault] if whole.fault else []
 
@@ -224,13 +239,17 @@ class _Check:
             evaluation_loader(self.task.evaluation_samples(self.listing, prepared), AT_ONCE, self.options.workers)
             for prepared in (model.preprocessing, file.preprocessing)
         ]
-        for given, taken in zip(*loaders):
+        for given, fed in zip(*loaders):
             references, answers = (
                 one.predict(to_device(batch._replace(targets=()), "cpu"))
-                for one, batch in ((model, given), (file, taken))
+                for one, batch in ((model, given), (file, fed))
             )
-            for metric, predictions in zip(metrics, (references, answers)):
-                metric.update(predictions, given.targets)
+            metrics[0].update(references, given.targets)
+            try:
+                metrics[1].update(answers, given.targets)
+            except (DataError, DivergedError) as error:
+                proof.faults.append(f"an answer of the file is none: {error.what}")
+                return
             noisy = (_predict_noisy(self.tolerance.noise, draw, model, given) for draw in range(DRAWS))
             where = f"{given.names[0]} and {len(given.names) - 1} more"
             whole = _joined(whole, judged(where, self.task, references, answers, noisy, self.tolerance))

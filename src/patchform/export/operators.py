@@ -57,25 +57,29 @@ def _at_most(number: float) -> float:
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """A program without operators of this library: it is loaded without it, and needs torchvision where boxes are
-    suppressed or cut out.
-    """
+    """A program without operators of this library: torch opens it without it, once torchvision has been imported."""
+    if all(node.target is not NMS for node in program.graph.nodes):
+        return program
     with config.patch(backed_size_oblivious=True):  # as in `graph.trace`
         return program.run_decompositions({NMS: plain_nms})
 
 
 def plain_nms(boxes: Tensor, scores: Tensor, groups: Tensor, number: int, overlap: float, most: int) -> Tensor:
     """`geometry.detections.nms` of torchvision's for one image and one group: each of them is moved to where no other
-    is, in float64, which keeps the pixels of any number of groups.
+    is, in float64, which keeps the pixels of any number of groups. Overlaps are those of float64 too.
     """
     images, places = scores.shape
-    rows = (scores > -math.inf).flatten().nonzero()[:, 0]
-    exact = boxes.double()
-    extent = exact.amax() - exact.amin() + 1
+    exact, flat = boxes.double(), scores.flatten().double()
+    low, extent = exact.amin(), exact.amax() - exact.amin() + 1
     own = torch.arange(images, device=boxes.device)[:, None] * number + groups
-    moved = exact.flatten(0, 1)[rows] + (own.flatten()[rows] * extent)[:, None]
-    kept = rows[torch.ops.torchvision.nms(moved, scores.flatten()[rows].double(), overlap)]
-    left = torch.full_like(scores, -math.inf).flatten().index_copy(0, kept, scores.flatten()[kept])
-    left = torch.cat([left.view(images, places), scores.new_full((images, most), -math.inf)], 1)
+    moved = (exact + (own * extent)[..., None]).flatten(0, 1)
+    # graphs of torchvision's take it that two boxes are left at least: two more, which are apart from all and the last
+    corner = low - 2 - 2 * torch.arange(2, device=boxes.device)
+    spare = torch.stack([corner, corner, corner + 1, corner + 1], 1)
+    moved, flat = torch.cat([moved, spare]), torch.cat([flat, flat.new_full((2,), LOWEST)])
+    rows = (flat > -math.inf).nonzero()[:, 0]
+    kept = rows[torch.ops.torchvision.nms(moved[rows], flat[rows], overlap)]
+    left = torch.full_like(flat, -math.inf).index_copy(0, kept, flat[kept])[:-2].view(images, places)
+    left = torch.cat([left, left.new_full((images, most), -math.inf)], 1)
     best, index = left.sort(dim=1, descending=True, stable=True)
     return torch.where(best[:, :most] > -math.inf, index[:, :most], -1)

@@ -17,6 +17,7 @@ from patchform.data.loader import Key
 from patchform.errors import DataError, PatchformError, UsageError
 from patchform.evaluation import settings_for
 from patchform.model import Model
+from patchform.runtime.description import FileDescription
 from patchform.settings import Recipe
 from patchform.tasks.base import Task
 
@@ -75,6 +76,20 @@ def some(listing: Listing, number: int, model: Model, skip_bad: float = 0.0) -> 
         listing = replace(listing, items=tuple(listing.items[index] for index in indices))
     usable, _ = without_bad(listing, model.preprocessing, skip_bad)
     return usable
+
+
+def taken(listing: Listing, model: Model, task: Task, description: FileDescription) -> Listing:
+    """The pictures that a file takes once they are prepared: of one for some sizes, those of these sizes."""
+    if not description.sizes or description.resizes:
+        return listing
+    p = model.preprocessing
+    if p.resize in ("crop", "squash"):
+        return listing if tuple(p.size) in description.sizes else replace(listing, items=())
+    samples = task.evaluation_samples(listing, p)
+    sizes = [samples[(0, index)].image.shape[-2:] for index in range(len(listing))]
+    return replace(
+        listing, items=tuple(item for item, size in zip(listing.items, sizes) if tuple(size) in description.sizes)
+    )
 
 
 def decoded(listing: Listing, model: Model, task: Task) -> Sequence[Tensor]:

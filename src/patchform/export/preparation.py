@@ -8,7 +8,11 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from patchform.layers.convolutions import ConvNorm, Strided
 from patchform.model import Model
+
+_CONVOLUTIONS = (nn.Conv2d, Strided)
+"""Those that are linear in the weights that they hold."""
 
 
 def prepared(model: Model) -> Model:
@@ -17,15 +21,15 @@ def prepared(model: Model) -> Model:
     ready.requires_grad_(False)
     ready.backbone.fuse()
     for module in ready.modules():
-        if type(module) is nn.Sequential:
+        if type(module) in (nn.Sequential, ConvNorm):
             _fold_norms(module)
     return ready
 
 
-def _fold_norms(row: nn.Sequential) -> None:
+def _fold_norms(row: nn.Module) -> None:
     """Of layers that follow each other, put batch norms into the convolutions in front of them."""
     for name, following in pairwise(row._modules):
         convolution, norm = row._modules[name], row._modules[following]
-        if type(convolution) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+        if type(convolution) in _CONVOLUTIONS and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             setattr(row, name, fuse_conv_bn_eval(convolution, norm))
             setattr(row, following, nn.Identity())

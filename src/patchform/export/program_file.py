@@ -25,6 +25,23 @@ def without_notes(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
+def without_unused(program: ExportedProgram) -> ExportedProgram:
+    """The program without weights that nothing in it uses: of auxiliary heads, teachers and the like."""
+    signature = program.graph_signature
+    weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    unused = [node for node in program.graph.nodes if node.name in weights and not node.users]
+    names = {node.name for node in unused}
+    signature.input_specs[:] = [spec for spec in signature.input_specs if spec.arg.name not in names]
+    for node in unused:
+        program.graph.erase_node(node)
+    kept = set(weights.values()) - {weights[name] for name in names}
+    for tensors in (program.state_dict, program.constants):
+        for name in set(tensors) & (set(weights.values()) - kept):
+            del tensors[name]
+    program.graph_module.recompile()
+    return program
+
+
 def write(program: ExportedProgram, description: FileDescription, path: Path) -> None:
     """Write a .pt2 file. Raises ResourceError when the disk is full or the place is not writable."""
     own = any(str(node.target).startswith(f"{KEY}.") for node in program.graph.nodes)

@@ -64,7 +64,7 @@ class ResizeInside(nn.Module):
         index = torch.arange(part.kept, device=device) + part.first
         cells = torch.arange(part.pixels, device=device)
         if self.preprocessing.interpolation == "nearest":
-            return ((index * scale).floor()[:, None] == cells).float()
+            return ((index.float() * scale).floor()[:, None] == cells).float()
         centres = (index + 0.5) * scale
         stretch = torch.sym_max(scale, 1.0)
         distance = ((cells + 0.5 - centres[:, None]) / stretch).abs()

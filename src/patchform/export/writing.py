@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from patchform.errors import FolderError, UsageError, unheard
 from patchform.export import limits, onnx_file, openvino_file, precision, program_file
 from patchform.export.graph import FileGraph, example, takes_sizes, trace_file
 from patchform.export.int8_options import Int8Report
+from patchform.export.onnx_file import WEIGHTS
 from patchform.export.options import SUFFIXES, ExportOptions
 from patchform.export.preparation import prepared
 from patchform.model import Model
@@ -71,8 +72,7 @@ def export_model(
         ResourceError: the disk is full or the place is not writable.
     """
     wanted = options or ExportOptions()
-    files = targets(Path(out), wanted)
-    _check(model, wanted, files, overwrite)
+    files = places(model, Path(out), wanted, overwrite=overwrite)
     if wanted.dtype != "int8":
         to_int8 = None
     elif to_int8 is None:
@@ -100,10 +100,10 @@ def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None,
     """What a file for these options says of itself; `weights`: the digest of the model before it was made ready."""
     assert model.architecture is not None
     task = task_of(model.architecture, model.head)
+    graph = FileGraph(model, task)
     with torch.inference_mode():
-        inputs = example(model, size or (2 * limits.least(model),) * 2, batch=options.batch or 1)
-        names = list(FileGraph(model, task)(*inputs))
-        record = FileGraph(model, task).inner(*inputs)
+        outputs = graph.inner(*example(model, size or (2 * limits.least(model),) * 2, batch=options.batch or 1))
+        derived = task.derived(outputs, graph.thresholds)
     return FileDescription(
         format=FILE_FORMAT,
         patchform=__version__,
@@ -116,8 +116,8 @@ def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None,
         preprocessing=model.preprocessing,
         resizes=options.resize_inside,
         inputs=("images", "sizes") if takes_sizes(task, options) else ("images",),
-        record=type(record).__name__,
-        outputs=tuple(names),
+        record=type(outputs).__name__,
+        outputs=(*outputs._fields, *derived),
         batch=options.batch,
         sizes=() if size is None else (size,),
         least=1 if options.resize_inside else min(size) if size else limits.least(model),
@@ -126,8 +126,14 @@ def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None,
     )
 
 
-def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrite: bool) -> None:
-    """Raise for what can be known beforehand."""
+def beside(file: Path) -> list[Path]:
+    """What may lie beside a file and belong to it: weights."""
+    return [file.with_suffix(".bin")] if file.suffix == SUFFIXES["openvino"] else [file.with_name(file.name + WEIGHTS)]
+
+
+def places(model: Model, out: Path, options: ExportOptions, *, overwrite: bool) -> list[Path]:
+    """The files that will be written. Raises as `export_model` for all that can be known beforehand."""
+    files = targets(out, options)
     if options.format != "torch":
         onnx_file.check_installed()
     if options.format == "openvino":
@@ -142,9 +148,10 @@ def _check(model: Model, options: ExportOptions, files: Sequence[Path], overwrit
     if reason:
         height, width = model.preprocessing.size
         raise UsageError(f"it cannot take any size: {reason}", remedy=f"name the sizes: --size {height}x{width}")
-    there = [file for file in files if file.exists()]
+    there = [part for file in files for part in (file, *beside(file)) if part.exists()]
     if there and not overwrite:
         raise FolderError("exists already", where=there[0], remedy="name another with --out, or say --overwrite")
+    return files
 
 
 def _export(
@@ -160,24 +167,25 @@ def _export(
     start = time.monotonic()
     task, description = task_of(model.architecture, model.head), describe(model, options, size, weights)
     taken = "pictures of any size" if size is None else f"{size[0]}x{size[1]}"
-    say(f"{file}: making the graph for {taken}")
-    program = _traced(model, task, options, size)
-    if precision.halves(options):
-        program = precision.halved(program)
-    if options.format != "torch":
-        say(f"{file}: the graph took {time.monotonic() - start:.0f} s, writing it {2 * (time.monotonic() - start):.0f}")
     with _unfinished(file) as temporary:
+        say(f"{file}: making the graph for {taken}")
+        program = _traced(model, task, options, size)
+        if precision.halves(options):
+            program = precision.halved(program)
+        seconds = time.monotonic() - start
+        say(f"{file}: the graph took {seconds:.0f} s, to write it takes about {2 * seconds:.0f} s")
         description = _write(program, description, options, temporary, to_int8)
         say(f"{file}: written in {time.monotonic() - start:.0f} s, now it is checked")
+        number = sum(part.stat().st_size for part in temporary.parent.iterdir())
         prove(temporary)
-        size_in_bytes = sum(part.stat().st_size for part in temporary.parent.iterdir())
-    return Exported(file, description, size_in_bytes, time.monotonic() - start)
+    return Exported(file, description, number, time.monotonic() - start)
 
 
 def _traced(model: Model, task: Task, options: ExportOptions, size: tuple[int, int] | None) -> ExportedProgram:
     try:
         with precision.computing(options):
-            return program_file.without_notes(trace_file(model, task, options, size))
+            program = trace_file(model, task, options, size)
+        return program_file.without_unused(program_file.without_notes(program))
     except torch._dynamo.exc.UserError as error:
         if size is not None:
             raise

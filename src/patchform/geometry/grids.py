@@ -131,9 +131,8 @@ def _outer(x: Tensor) -> Tensor:
 def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Row and column, each (H*W,) int64, of every cell in row-major order."""
     height, width = grid
-    cell = torch.arange(height * width, device=device)
-    row = cell // width
-    return row, cell - row * width  # ONNX has no remainder of a symbol
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    return rows[:, None].expand(height, width).flatten(), columns.expand(height, width).flatten()
 
 
 def shrink_mask(padding: Tensor, stride: int) -> Tensor:

@@ -6,7 +6,7 @@ Every size may be a symbol (`grids.known`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,12 @@ def reach(covered: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         covered: height and width of what they cover, pixels; the last cells may reach beyond the input.
         size: of the input.
     """
-    return torch.sym_max(covered[0], size[0]), torch.sym_max(covered[1], size[1])
+    return larger(covered[0], size[0]), larger(covered[1], size[1])
+
+
+def larger(one: int, other: int) -> int:
+    """The larger of two lengths, which may be symbols."""
+    return cast("int", torch.sym_max(one, other))
 
 
 def over_pixels(cells: Tensor, covered: tuple[int, int], size: tuple[int, int], mode: Mode = "bilinear") -> Tensor:

@@ -170,7 +170,7 @@ class DETR(Head):
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DETRRaw:
         """Classes and boxes of every query and layer."""
-        cells = self.project(self.norm(features.maps[-1]))
+        cells = self.project(in_order(self.norm(features.maps[-1])))
         grid, padding = (cells.shape[2], cells.shape[3]), features.padding
         allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
         positions = self.positions(grid, cells.new_zeros(1, *grid, dtype=torch.bool) if padding is None else padding)
@@ -178,7 +178,7 @@ class DETR(Head):
         for layer in self.encoder:
             memory = layer(memory, positions, allowed)
         memory = self.encoder_norm(memory)
-        x = torch.zeros_like(self.queries).expand(memory.shape[0], -1, -1)
+        x = in_order(torch.zeros_like(self.queries).expand(memory.shape[0], -1, -1))
         keys, states = memory + positions, []
         for layer in self.decoder:
             x = layer(x, self.queries, keys, memory, allowed)

@@ -148,9 +148,12 @@ class DETRMasks(DETR):
         logits = self.logits(raw, image.flatten(), queries.flatten())
         covered = reach(raw.mask_inputs.covered, raw.mask_inputs.size)
         return MaskOutputs(
-            *found,
+            found.boxes,
+            found.classes,
+            found.scores,
             logits.float().view(batch, number, *logits.shape[2:]),
-            *(_repeated(size, batch, sizes.device) for size in (covered, raw.mask_inputs.size)),
+            _repeated(covered, batch, sizes.device),
+            _repeated(raw.mask_inputs.size, batch, sizes.device),
             sizes,
         )
 

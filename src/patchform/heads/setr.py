@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.geometry.maps import to_size
+from patchform.geometry.maps import larger, to_size
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers.convolutions import CellNorm, ConvNorm, classifier
 from patchform.layers.pyramids import top_down
@@ -242,4 +242,4 @@ def _cells(logits: Tensor, covered: tuple[int, int], *, by_quarter: bool) -> Cel
 
 def _quarter(covered: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of cells of a quarter of the pixels' resolution."""
-    return torch.sym_max(1, covered[0] // QUARTER), torch.sym_max(1, covered[1] // QUARTER)
+    return larger(1, covered[0] // QUARTER), larger(1, covered[1] // QUARTER)

@@ -134,6 +134,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
             mask = mask.expand(*q.shape[:2], *mask.shape[2:]).flatten(0, 1)
     folded_q, folded_k, folded_v = (t.flatten(0, 1) for t in (q, k, v))
     mixed = F.scaled_dot_product_attention(folded_q, folded_k, folded_v, attn_mask=mask, scale=scale)
+    if not grids.known(*q.shape):  # kernels differ in the order in memory: a graph may hold no view of it
+        mixed = mixed.contiguous()
     return mixed.unflatten(0, q.shape[:2])
 
 

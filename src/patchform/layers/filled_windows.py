@@ -136,6 +136,6 @@ def _roll(x: Tensor, shift: Grid) -> Tensor:
         return x.roll(shift, (1, 2))
     for axis, step in enumerate(shift, start=1):  # of an axis shorter than the step ONNX makes something else
         length = x.shape[axis]
-        start = -step if step < 0 else step * (length - 1)  # at least 0, where remainders are alike everywhere
-        x = x.index_select(axis, (torch.arange(length, device=x.device) + start) % length)
+        place = torch.arange(length, device=x.device) + (-step if step < 0 else step * (length - 1))
+        x = x.index_select(axis, place - place // length * length)
     return x

@@ -94,7 +94,8 @@ def build_tables(cells: Cells, grid: Grid, device: torch.device) -> Tables:
 def _masks(queries: Tensor, keys: Tensor, sees: Sees, grid: Grid) -> Tensor:
     """(G, N) and (G, K) -> (G, 1, N, K) bool; a query that is no cell sees all keys, so that it has one."""
     query, key = queries.clamp(min=0)[:, :, None], keys.clamp(min=0)[:, None]
-    seen = sees((query // grid[1], query % grid[1]), (key // grid[1], key % grid[1]), grid)
+    query_row, key_row = query // grid[1], key // grid[1]  # ONNX has no remainder by a symbol
+    seen = sees((query_row, query - query_row * grid[1]), (key_row, key - key_row * grid[1]), grid)
     return ((seen | (queries < 0)[:, :, None]) & (keys >= 0)[:, None])[:, None]
 
 

@@ -223,8 +223,7 @@ class Windows(Pattern):
         (height, width), (tall, wide) = grid, self.size
         down, across = grids.ceil_div(height, tall), grids.ceil_div(width, wide)
         shift = self.shift_on(grid)
-        row = (torch.arange(down * tall) + shift[0]) % (down * tall)
-        column = (torch.arange(across * wide) + shift[1]) % (across * wide)
+        row, column = _rolled(down * tall, shift[0]), _rolled(across * wide, shift[1])
         inside = (row < height)[:, None] & (column < width)
         cell = torch.where(inside, row[:, None] * width + column, -1)
         return cell.view(down, tall, across, wide).transpose(1, 2).reshape(down * across, tall * wide)
@@ -244,6 +243,12 @@ class Windows(Pattern):
     def group_grid(self, grid: Grid) -> Grid:
         """The window."""
         return self.size
+
+
+def _rolled(length: int, shift: int) -> Tensor:
+    """(length,) int64: numbers from `shift` to the end and then from 0; shift <= length."""
+    place = torch.arange(length) + shift
+    return torch.where(place < length, place, place - length)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def adaptive_means(x: Tensor, side: int) -> Tensor:
         _shares(number * length // side, ((number + 1) * length + side - 1) // side, length, x)
         for length in x.shape[2:]
     )
-    return rows @ x @ columns.t()
+    return _product(rows, x, columns)
 
 
 def square_means(x: Tensor, side: int) -> Tensor:
@@ -34,7 +34,14 @@ def square_means(x: Tensor, side: int) -> Tensor:
         return F.avg_pool2d(x, [min(side, length) for length in x.shape[2:]])
     starts = [side * torch.arange(torch.sym_max(1, length // side), device=x.device) for length in x.shape[2:]]
     rows, columns = (_shares(start, start + side, length, x) for start, length in zip(starts, x.shape[2:]))
-    return rows @ x @ columns.t()
+    return _product(rows, x, columns)
+
+
+def _product(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    """Weights (R, H) and (S, W) of the rows and columns of (B, C, H, W) -> (B, C, R, S)."""
+    maps = x.flatten(0, 1)
+    down, across = (weights.expand(maps.shape[0], -1, -1) for weights in (rows, columns.t()))
+    return down.bmm(maps).bmm(across).unflatten(0, x.shape[:2])
 
 
 def _shares(starts: Tensor, ends: Tensor, length: int, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from patchform.records import Batch, Features, Loss, Target
 from patchform.runtime.description import FileDescription
 from patchform.runtime.sessions import Session
 
-ANY_SIZES = ("LabelOutputs", "ObjectOutputs", "MaskedObjectOutputs", "EmbeddingOutputs")
+ANY_SIZES = ("LabelOutputs", "ObjectOutputs", "MaskedObjectOutputs", "MaskOutputs", "EmbeddingOutputs")
 """Records that pictures of several sizes have in common."""
 
 

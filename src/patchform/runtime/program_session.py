@@ -35,6 +35,8 @@ class ProgramSession:
             torch.set_num_threads(options.threads)
         self.threads = torch.get_num_threads()
         try:
+            import torchvision  # noqa: F401  # has the operators that suppress boxes and cut out regions
+
             program = torch.export.load(path)
             self._program = program.module()
         except Exception as error:

@@ -312,7 +312,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy())
+        total.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
     return total.hexdigest()
 
 
