@@ -65,8 +65,9 @@ def test_products_of_activations_hold_no_weights():
     build = Builder()
     x = build.linear(build.pixels(), "backbone.first", 5, 5)
     turned = build.node("Transpose", [x], "turned", perm=[0, 1, 3, 2])
-    build.node("MatMul", [x, turned], "attention")
-    layers = layers_of(build.model("attention", FREE))
+    x = build.node("MatMul", [x, turned], "attention")
+    build.node("MatMul", [x, build.constant("several", np.ones((3, 5, 5), np.float32))], "each")
+    layers = layers_of(build.model("each", FREE))
     assert [layer.node for group in layers for layer in group] == ["node_backbone.first_product"]
 
 

@@ -125,6 +125,8 @@ def _all_layers(graph: GraphProto) -> Iterable[Layer]:
     for node in graph.node:
         if node.op_type not in (CONVOLUTION, *PRODUCTS) or len(node.input) < 2 or node.input[1] not in shapes:
             continue
+        if node.op_type in PRODUCTS and len(shapes[node.input[1]]) != 2:
+            continue  # several products at once: they have no channels that scales could be for
         weights, output = node.input[1], node.output[0]
         count = 1
         for length in shapes[weights]:
