@@ -11,7 +11,7 @@ from torch._prims_common import is_contiguous_or_false
 from torch.overrides import TorchFunctionMode
 
 _ASK = {
-    *(torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__),
+    *(torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.interpolate),
     *(Tensor.flatten, Tensor.reshape, Tensor.contiguous),
 }
 """Of a tensor whose channels lie innermost, say, these ask whether lengths are 1, and the graph is for no others."""

@@ -24,7 +24,7 @@ def prepared(model: Model) -> Model:
     for module in ready.modules():
         if type(module) in (nn.Sequential, ConvNorm):
             _fold_norms(module)
-    return ready
+    return ready.eval()  # new layers too
 
 
 def _fold_norms(row: nn.Module) -> None:

@@ -78,10 +78,7 @@ def grid_anchors(forms: Tensor, grid: tuple[int, int], spacing: tuple[float, flo
 
 def by_anchor(x: Tensor, numbers: int) -> Tensor:
     """What a convolution says of anchors, in the order of `grid_anchors`: (B, A * n, H, W) -> (B, H * W * A, n)."""
-    x = x.permute(0, 2, 3, 1)
-    if known(*x.shape):
-        return x.reshape(x.shape[0], -1, numbers)
-    return x.clone(memory_format=torch.contiguous_format).view(x.shape[0], -1, numbers)  # `reshape` asks for sides of 1
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, numbers)
 
 
 def match_boxes(

@@ -1,4 +1,4 @@
-"""Maps of cells (B, C, h, w): resized, laid over the pixels that the cells are of, averaged to fewer cells.
+"""Maps of cells (B, C, h, w): resized, laid over the pixels that the cells are of.
 
 Every size may be a symbol (`grids.known`).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,29 +40,3 @@ def reach(covered: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
 def over_pixels(cells: Tensor, covered: tuple[int, int], size: tuple[int, int], mode: Mode = "bilinear") -> Tensor:
     """(B, C, h, w) -> (B, C, *size) float32: resized to what they cover, see `reach`; what lies beyond is cut off."""
     return to_size(cells.float(), reach(covered, size), mode)[..., : size[0], : size[1]]
-
-
-def in_order(x: Tensor) -> Tensor:
-    """(B, ...) -> the same; in a graph for any size its last axis lies innermost in memory.
-
-    Of another order convolutions, products and interpolation ask whether lengths are 1, which ties the graph to more.
-    """
-    return x if grids.known(*x.shape) else x.clone(memory_format=torch.contiguous_format)
-
-
-def pooled(x: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, side, side): means, as `torch.nn.functional.adaptive_avg_pool2d` has them."""
-    height, width = x.shape[-2:]
-    if grids.known(height, width):
-        return F.adaptive_avg_pool2d(x, side)
-    down, across = (_means(length, side, device=x.device).to(x.dtype) for length in (height, width))
-    maps = x.shape[0] * x.shape[1]  # not `@`, which asks for lengths of 1, and so ties a graph to more
-    narrow = torch.bmm(x.reshape(maps, height, width), across.t().expand(maps, width, side))
-    return torch.bmm(down.expand(maps, side, height), narrow).view(x.shape[0], x.shape[1], side, side)
-
-
-def _means(length: int, parts: int, *, device: torch.device) -> Tensor:
-    """(parts, length) float32: what each cell of a side weighs in each part of it, which may share cells."""
-    part, cell = torch.arange(parts, device=device)[:, None], torch.arange(length, device=device)
-    first, beyond = part * length // parts, ((part + 1) * length + parts - 1) // parts
-    return ((cell >= first) & (cell < beyond)) / (beyond - first).float()

@@ -26,7 +26,6 @@ from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 from patchform.errors import UsageError
 from patchform.geometry.boxes import to_centres, to_corners
 from patchform.geometry.detections import picture_sizes
-from patchform.geometry.maps import in_order
 from patchform.geometry.matching import hungarian_match
 from patchform.heads.base import Head, map_norms
 from patchform.layers.attention import attend, join_heads, split_heads
@@ -170,15 +169,15 @@ class DETR(Head):
 
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> DETRRaw:
         """Classes and boxes of every query and layer."""
-        cells = self.project(in_order(self.norm(features.maps[-1])))
+        cells = self.project(self.norm(features.maps[-1]))
         grid, padding = (cells.shape[2], cells.shape[3]), features.padding
         allowed = None if padding is None else ~padding.flatten(1)[:, None, None, None]
         positions = self.positions(grid, cells.new_zeros(1, *grid, dtype=torch.bool) if padding is None else padding)
-        memory = in_order(cells.flatten(2).transpose(1, 2))
+        memory = cells.flatten(2).transpose(1, 2)
         for layer in self.encoder:
             memory = layer(memory, positions, allowed)
         memory = self.encoder_norm(memory)
-        x = in_order(torch.zeros_like(self.queries).expand(memory.shape[0], -1, -1))
+        x = torch.zeros_like(self.queries).expand(memory.shape[0], -1, -1)
         keys, states = memory + positions, []
         for layer in self.decoder:
             x = layer(x, self.queries, keys, memory, allowed)
@@ -190,7 +189,7 @@ class DETR(Head):
             picture_sizes(features),
             states[-1],
             cells,
-            in_order(memory.transpose(1, 2).unflatten(2, grid)),
+            memory.transpose(1, 2).unflatten(2, grid),
         )
 
     # ------------------------------------------------------------------------------------------------------ learning

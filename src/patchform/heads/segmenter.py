@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.geometry.maps import in_order
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
@@ -109,12 +108,12 @@ class MaskTransformer(nn.Module):
 
     def forward(self, cells: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, classes, H, W); cells on padding (B, H, W) are not seen."""
-        tokens = self.project(in_order(cells.flatten(2).transpose(1, 2)))
+        tokens = self.project(cells.flatten(2).transpose(1, 2))
         x = torch.cat([tokens, self.class_tokens.expand(tokens.shape[0], -1, -1)], 1)  # (B, H*W + classes, D)
         hidden = None if padding is None else F.pad(padding.flatten(1), (0, self.classes))
         for block in self.blocks:
             x = block(x, padding=hidden)
-        tokens, classes = map(in_order, self.norm(x).split([tokens.shape[1], self.classes], 1))
+        tokens, classes = self.norm(x).split([tokens.shape[1], self.classes], 1)
         keys, class_keys = F.normalize(self.cell_key(tokens), dim=2), F.normalize(self.class_key(classes), dim=2)
         masks = torch.bmm(keys, class_keys.transpose(1, 2))
-        return in_order(self.mask_norm(masks).transpose(1, 2).unflatten(2, cells.shape[-2:]))
+        return self.mask_norm(masks).transpose(1, 2).unflatten(2, cells.shape[-2:])

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
-from patchform.geometry.maps import pooled, to_size
+from patchform.geometry.maps import to_size
 from patchform.heads.base import Cells, DenseHead, DenseRaw, PixelOptions, map_norms
 from patchform.layers.convolutions import ConvNorm, classifier
+from patchform.layers.pooling import adaptive_means
 from patchform.layers.pyramids import Levels, top_down
 from patchform.records import FeatureInfo, Features, Target
 from patchform.schema import Range
@@ -112,5 +113,5 @@ class Pools(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, inside, H, W)."""
-        pools = [conv(pooled(x, side)) for conv, side in zip(self.pools, POOLS)]
+        pools = [conv(adaptive_means(x, side)) for conv, side in zip(self.pools, POOLS)]
         return self.fuse(torch.cat([x, *(to_size(pool, x.shape[-2:]) for pool in pools)], 1))

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchform.geometry import grids
-from patchform.geometry.maps import in_order
 from patchform.layers.norms import BatchNorm2d
 
 
@@ -24,7 +23,7 @@ class CellNorm(nn.LayerNorm):
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        return in_order(super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return super().forward(cells.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def channels_innermost(images: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ def square_means(x: Tensor, side: int) -> Tensor:
 
 def _product(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
     """Weights (R, H) and (S, W) of the rows and columns of (B, C, H, W) -> (B, C, R, S)."""
-    maps = x.flatten(0, 1)
-    down, across = (weights.expand(maps.shape[0], -1, -1) for weights in (rows, columns.t()))
-    return down.bmm(maps).bmm(across).unflatten(0, x.shape[:2])
+    maps, (height, width) = x.shape[0] * x.shape[1], x.shape[2:]  # not `@`, which asks for lengths of 1
+    narrow = torch.bmm(x.reshape(maps, height, width), columns.t().expand(maps, -1, -1))
+    return torch.bmm(rows.expand(maps, -1, -1), narrow).view(*x.shape[:2], rows.shape[0], columns.shape[0])
 
 
 def _shares(starts: Tensor, ends: Tensor, length: int, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.geometry.maps import Mode, in_order, to_size
+from patchform.geometry.maps import Mode, to_size
 from patchform.layers.convolutions import Strided
 from patchform.layers.norms import BatchNorm2d
 
@@ -126,7 +126,7 @@ class Levels(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The levels, fine to coarse."""
-        return [step(in_order(maps[index])) for step, index in zip(self.steps, self.chosen)]
+        return [step(maps[index]) for step, index in zip(self.steps, self.chosen)]
 
     def covered(self, cells: Tensor, number: int) -> tuple[int, int]:
         """Height and width in pixels of what the cells of a level lie over."""
