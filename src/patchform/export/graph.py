@@ -14,6 +14,7 @@ from torch.fx.experimental import _config as config
 from patchform.export.contiguous import Contiguous
 from patchform.export.options import ExportOptions
 from patchform.export.resizing import ResizeInside
+from patchform.layers.pattern_tables import one_graph
 from patchform.model import Model
 from patchform.outputs import Outputs
 from patchform.prediction import SURE
@@ -124,7 +125,7 @@ def _trace(graph: nn.Module, model: Model, inputs: tuple[Tensor, ...], axes: dic
         graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
     # torch else takes no free length for 1: one picture, one row of cells
     lengths = config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-    with torch.no_grad(), lengths, Contiguous():
+    with torch.no_grad(), lengths, Contiguous(), one_graph():
         return torch.export.export(graph, inputs, dynamic_shapes=free, strict=False)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import NamedTuple, TypeAlias
 
@@ -103,6 +104,30 @@ def by_distance_to_the_ends(count: int, start: int, end: int) -> Tensor:
     """(count,) int64: one number for all places of a row of `count` but for the `start` first and the `end` last."""
     place = torch.arange(count)
     return place.clamp(max=start) * (end + 1) + (count - 1 - place).clamp(max=end)
+
+
+_of_graph: dict[str, Tables] | None = None
+
+
+@contextmanager
+def one_graph() -> Iterator[None]:
+    """Within it one graph is traced, in which blocks of a stage share tables: they are computed once, not in each."""
+    global _of_graph
+    outer, _of_graph = _of_graph, {}
+    try:
+        yield
+    finally:
+        _of_graph = outer
+
+
+def once(build: Callable[[], Tables], *key: object) -> Tables:
+    """What `build` gives, in `one_graph` for the first that asks with a key, whose sizes may be symbols."""
+    if _of_graph is None:
+        return build()
+    name = repr(key)  # symbols are compared by what they stand for, which would be a decision
+    if name not in _of_graph:
+        _of_graph[name] = build()
+    return _of_graph[name]
 
 
 class TableCache:

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from patchform.geometry import grids
 from patchform.layers.attention import GroupMasks, never_empty, real_keys
-from patchform.layers.pattern_tables import CACHE, Cell, Cells, Grid, Tables, build_tables, by_distance_to_the_ends
+from patchform.layers.pattern_tables import (
+    CACHE,
+    Cell,
+    Cells,
+    Grid,
+    Tables,
+    build_tables,
+    by_distance_to_the_ends,
+    once,
+)
 
 
 class Groups(NamedTuple):
@@ -114,7 +123,7 @@ def tables_of(pattern: Pattern, grid: Grid, device: torch.device) -> Tables:
             return build_tables(cells(pattern.alike(grid)), grid, device)
 
     if torch.compiler.is_compiling():  # sizes may be symbols, of which no number of masks follows
-        return build_tables(cells(None), grid, device)
+        return once(lambda: build_tables(cells(None), grid, device), pattern, grid, device)
     return CACHE.get((pattern, grid, device), build)
 
 
