@@ -1,9 +1,11 @@
 """What every test needs: cache folders of its own, and signals as a terminal leaves them."""
 
+import logging
 import signal
 
 import pytest
 
+logging.getLogger("torch.__trace").propagate = False  # pytest would write down each step of each graph that is traced
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under `nohup` ignores it, and so would all that it starts
 
 

@@ -356,8 +356,7 @@ def found(tmp_path_factory):
 
 
 def test_a_detector_is_proved(found):
-    # its truth is what it says itself, so that each of its ties is a step of the metric: that is not judged here
-    proof = proved(found, found[2], allow=100).proof
+    proof = proved(found, found[2]).proof
     assert proof.proved, proof.faults
     assert proof.images.agreement.decisions["objects"].all > 500
     for trial in (*proof.trials, proof.path, proof.images):
