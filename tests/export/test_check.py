@@ -17,6 +17,7 @@ from patchform.export.options import ExportOptions
 from patchform.export.pictures import of_run
 from patchform.export.proving import prove, refuse, report_path
 from patchform.export.writing import export_model
+from patchform.model import Model
 from patchform.runtime.opening import open_model
 from patchform.tasks.base import task_of
 
@@ -207,6 +208,27 @@ INSIDE_RULES = {
 @pytest.mark.parametrize("name", INSIDE_RULES)
 def test_a_fault_in_resizing_inside_is_found(planted, name):
     assert "differ" in planted(resizing(**INSIDE_RULES[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [{}, {"interpolation": "bilinear"}, {"resize": "crop", "crop_share": 0.9}], ids=str)
+def test_a_file_that_resizes_inside_is_proved_unless_it_does_so_by_another_rule(exported, tmp_path, other):
+    model, _, _ = exported
+    twin = Model(
+        model.backbone,
+        model.head,
+        preprocessing=dataclasses.replace(model.preprocessing, **other),
+        **{name: getattr(model, name) for name in ("classes", "architecture", "ids", "thresholds")},
+    )
+    path = tmp_path / "inside.onnx"
+    export_model(twin, path, ExportOptions(resize_inside=True))
+    if other:
+        file = Planted(path)
+        file.note(said(**{f"preprocessing__{name}": getattr(model.preprocessing, name) for name in other}))
+        file.save(path)
+    proof = proved(exported, path).proof
+    assert proof.proved == (not other), proof.faults
+    assert bool(proof.faults) == bool(other)
 
 
 RULES = {
