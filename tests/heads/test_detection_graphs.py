@@ -62,16 +62,18 @@ def inputs(model, shape):
 
 @torch.no_grad()
 def compare(model, run):
-    """With the model at every shape."""
+    """With the model at every shape; some have no object, which graphs have to stand as well."""
+    found = 0
     for shape in SHAPES:
         given = inputs(model, shape)
         wanted = Graph(model)(*given)
-        assert (wanted.classes >= 0).any()
+        found += int((wanted.classes >= 0).any())
         for one, two in zip(run(*given), wanted, strict=True):
             if two.is_floating_point():
                 torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
             else:
                 assert torch.equal(one, two)
+    assert found >= 5
 
 
 FREE = [pytest.param(form, marks=() if form == "faster_rcnn single" else pytest.mark.slow) for form in FORMS]

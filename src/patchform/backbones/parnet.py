@@ -191,7 +191,7 @@ class ParNetBlock(nn.Module):
             skip = self.identity(x)
             mixed = self.residual.add(skip * self.gate(_mean(skip, padding)).sigmoid(), mixed)
         x = self.activation(mixed)
-        return x if self.groups == 1 else F.channel_shuffle(x, self.groups)
+        return x if self.groups == 1 else _shuffled(x, self.groups)
 
     def fuse(self) -> None:
         """One 3x3 convolution with biases in place of two convolutions with norms; a second time changes nothing."""
@@ -228,7 +228,12 @@ class Fusion(nn.Module):
     def forward(self, fine: Tensor, coarse: Tensor, padding: Tensor | None = None) -> Tensor:
         """Two (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride)); padding (B, H, W)."""
         x = torch.cat([self.norms[0](fine), self.norms[1](coarse)], 1)
-        return self.block(F.channel_shuffle(x, 2), padding)
+        return self.block(_shuffled(x, 2), padding)
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    """Channels (B, C, H, W) in turn from each group; torch's own ties a graph to maps of several columns."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 class FusableConvNorm(nn.Module):

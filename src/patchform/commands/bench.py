@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchform.commands import inference_options, terminal
 from patchform.errors import ModelFileError, UsageError, unheard
+from patchform.schema import Range, number
 
 if TYPE_CHECKING:
     from patchform.bench.comparison import Row
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from patchform.descriptions import Preprocessing
 
 EXAMPLE = "patchform bench runs/first --threads 2"
-SECONDS = 3.0
+SECONDS, PATIENCE = 3.0, number(float, Range(above=0, most=3600))
 NOTE = "tensors in, outputs out: reading and resizing pictures is not counted"
 
 
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     threads = "of each (default: as many as torch takes)"
     parser.add_argument("--threads", type=inference_options.IMAGES, metavar="N", help=threads)
     seconds = f"for each contestant and batch, after three calls that warm it up (default: {SECONDS:g})"
-    parser.add_argument("--seconds", type=inference_options.SECONDS, default=SECONDS, metavar="S", help=seconds)
+    parser.add_argument("--seconds", type=PATIENCE, default=SECONDS, metavar="S", help=seconds)
     skip = "leave out contestants whose names have this in them, such as compiled"
     parser.add_argument("--skip", metavar="WORD", action="append", default=[], help=skip)
     trust = "run .pt2 files too, whose opening can run code of their author"

@@ -9,13 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import export_check, export_int8, terminal
+from patchform.commands import export_check, export_int8, inference_options, terminal
 from patchform.errors import UsageError
+from patchform.schema import Range, number
 
 if TYPE_CHECKING:
     from patchform.export.writing import Exported
 
 EXAMPLE = "patchform export runs/first --format onnx"
+OPSET = number(int, Range(least=20, most=23))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     size = "free (default): any; or HxW,HxW,...: a file for each, with all that follows from its size worked out"
     parser.add_argument("--size", metavar="SIZE", default="free", help=size)
-    parser.add_argument("--batch", type=int, default=0, metavar="N", help="pictures at once (default: any number)")
+    batch = "pictures at once (default: any number)"
+    parser.add_argument("--batch", type=inference_options.IMAGES, default=0, metavar="N", help=batch)
     dtype = "of weights and arithmetic: float32 (default), float16, int8"
     parser.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32", help=dtype)
     inside = "take pictures of any size and resize them inside, as training did"
     parser.add_argument("--resize-inside", action="store_true", help=inside)
-    parser.add_argument("--opset", type=int, default=20, metavar="N", help="of ONNX (default: 20)")
+    parser.add_argument("--opset", type=OPSET, default=20, metavar="N", help="of ONNX (default: 20)")
     export_int8.add_arguments(parser)
     export_check.add_arguments(parser)
 
