@@ -30,4 +30,5 @@ def test_a_run_on_photographs(tmp_path, capsys):
     told = json.loads((tmp_path / "photos" / "model.onnx.check.json").read_text())
     assert told["left_out"] > 0
     assert told["before"]["top1"] == told["after"]["top1"]
-    assert told["before"] == pytest.approx(told["after"], rel=1e-3)  # of hundreds of pixels one is a grey level off
+    for name, value in told["before"].items():  # of hundreds of pixels one is a grey level off
+        assert value is told["after"][name] is None or value == pytest.approx(told["after"][name], rel=1e-3)

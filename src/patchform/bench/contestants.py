@@ -108,8 +108,8 @@ class File:
     def __init__(self, path: Path, options: RuntimeOptions, name: str) -> None:
         self.name, self.path, self._options = name, path, options
         self.description = describe(path)
-        beside = (path.with_name(f"{path.name}.data"), path.with_suffix(".bin"))
-        belongs = [path, *(part for part in beside if part.exists() and path.suffix.lower() != ".pt2")]
+        beside = {".onnx": path.with_name(f"{path.name}.data"), ".xml": path.with_suffix(".bin")}
+        belongs = [path, *(part for suffix, part in beside.items() if suffix == path.suffix.lower() and part.exists())]
         self.bytes: int | None = sum(part.stat().st_size for part in belongs)
 
     def prepare(self, images: Tensor, sizes: Tensor) -> Callable[[], object]:
