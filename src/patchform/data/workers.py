@@ -1,4 +1,4 @@
-"""Processes that load: deaf to signals that are meant for the run, ended with it, missed at once when one is killed.
+"""Processes that load: deaf to signals that are meant for the run, ended with it, missed when one is killed.
 
 `timeout`, Slurm, systemd and a terminal send their signals to the whole group. What to do then is the run's affair:
 were its loader processes to end first, it could not finish the step that it is to save.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
-from types import FrameType
+from types import TracebackType
 
 import torch
 
@@ -41,10 +42,17 @@ def begin(_: int) -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # the thread that sends batches only prints its errors, and the run would wait for ever
     Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
+    sys.excepthook = _pass_over_broken_connections
 
 
 def _end_unsent(error: Exception, batch: object) -> None:
     os._exit(CANNOT_SEND)
+
+
+def _pass_over_broken_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of the thread that hands over memory: a run that ends takes no more of it, which is nobody's trouble."""
+    if not isinstance(error, OSError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent(starter: int) -> None:
@@ -76,38 +84,29 @@ class Crew:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Wait for a batch within: that one of the processes is killed, or was, ends the waiting.
+        """Wait for a batch within: that one of the processes was killed ends the waiting, some seconds later.
 
-        A torch of its own would tell it by an error wherever the run happens to be, in the middle of a step too.
+        Torch would tell it at once, by a handler of signals that raises wherever the run happens to be: in the middle
+        of a step, or where Python can only print it. What waits looks after them itself.
 
         Raises:
             ResourceError: one was killed, or crashed.
         """
-        in_main = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGCHLD, self._look) if in_main else None
+        self.check()
         try:
-            self.check()
             yield
-        except ResourceError as error:  # its traceback would hold the loader, and so keep the other processes
-            raise error.with_traceback(None) from None
         except (RuntimeError, OSError, EOFError) as error:
             if not self.processes or not _is_of_a_killed_one(error):
                 raise
             self._settle()
             reason = (str(error) or type(error).__name__).split("\n")[0]
             raise ResourceError(f"a data worker was killed ({reason})", remedy=_REASONS[-signal.SIGKILL][1]) from None
-        finally:
-            if in_main:
-                signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
     def _settle(self) -> None:
         """`check`, once the system has noted the end of the process whose connection broke."""
         for _ in range(50):
             self.check()
             time.sleep(0.01)
-
-    def _look(self, _: int, frame: FrameType | None) -> None:
-        self.check()
 
     def check(self) -> None:
         """Raise ResourceError if one of them was killed. Those that are done end with 0."""
