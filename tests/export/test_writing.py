@@ -14,7 +14,7 @@ from torch import nn
 
 from patchform import cli
 from patchform.errors import FolderError, ModelFileError, ResourceError, UsageError
-from patchform.export import limits, onnx_file, writing
+from patchform.export import onnx_file, writing
 from patchform.export.graph import FileGraph, example
 from patchform.export.options import ExportOptions
 from patchform.export.preparation import prepared
@@ -329,10 +329,18 @@ def test_a_place_that_cannot_be_written(model, tmp_path):
         writing.export_model(model, tmp_path / "none" / "m.pt2", ExportOptions(format="torch", sizes=((16, 16),)))
 
 
-def test_a_model_that_is_tied_to_sizes_says_why(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(limits.FIXED, "Linear", "a reason of its own")
-    with pytest.raises(UsageError, match="a reason of its own; name the sizes: --size 32x32"):
+def test_a_graph_that_is_tied_to_a_size_is_refused(model, tmp_path, monkeypatch):
+    plain = type(model.backbone).forward
+
+    def tied(self, images, **padding):
+        return plain(self, images[..., : int(images.shape[-1])], **padding)
+
+    monkeypatch.setattr(type(model.backbone), "forward", tied)
+    with pytest.raises(UsageError, match=r"tied to sizes .* name the sizes that it will meet: --size 32x32"):
         writing.export_model(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+    (file,) = writing.export_model(model, tmp_path / "m.onnx", ExportOptions(sizes=((32, 32),)))
+    assert file.description.sizes == ((32, 32),)
 
 
 def test_a_missing_package_is_named(model, tmp_path, monkeypatch):
@@ -365,3 +373,6 @@ def test_large_weights_lie_beside_the_file(model, tmp_path, monkeypatch):
     assert file.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     images = example(model, (16, 16))[0]
     assert_same(outputs_of(onnxruntime.InferenceSession(file.path), images), model, images)
+    monkeypatch.undo()
+    writing.export_model(model, tmp_path / "m.onnx", ExportOptions(sizes=((16, 16),)), overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}

@@ -1,6 +1,7 @@
 """What cannot be opened is told in one line, with the exit code of its kind, and nothing is on stderr beside it."""
 
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -152,6 +153,13 @@ def test_missing_packages(classifier, monkeypatch, module, name, options, remedy
     error = refused(classifier.folder / name, RuntimeOptions(**options))
     assert isinstance(error, UsageError)
     assert f'pip install "{remedy}"' in str(error)
+
+
+def test_nobody_is_told_of_the_use_of_openvino():
+    asked = "from patchform.runtime.openvino_session import openvino; openvino()"
+    seen = "from openvino.tools.ovc import telemetry; print(type(telemetry).__module__)"
+    told = subprocess.run([sys.executable, "-c", f"{asked}; {seen}"], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
 
 
 def test_options_that_do_not_fit(classifier):

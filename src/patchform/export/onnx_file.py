@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +40,7 @@ def check_installed() -> None:
 
 def convert(program: ExportedProgram, description: FileDescription, *, opset: int) -> onnx_ir.Model:
     """The ONNX model of a graph, with what it says of itself."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent("onnxscript"):
         warnings.simplefilter("ignore")  # of the converter, on itself
         converted = torch.onnx.export(
             program,
@@ -57,6 +60,18 @@ def convert(program: ExportedProgram, description: FileDescription, *, opset: in
     model.metadata_props.clear()
     model.metadata_props[KEY] = description.as_text()
     return model
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """A logger says nothing but errors meanwhile."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def shrink(model: onnx_ir.Model) -> None:

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patchform.errors import UsageError
 from patchform.resources import writing
 from patchform.runtime.description import KEY, FileDescription
-
-
-def check_installed() -> None:
-    """Raise UsageError unless OpenVINO is there."""
-    try:
-        import openvino  # noqa: F401
-    except ImportError:
-        raise UsageError("openvino is not installed", remedy='pip install "patchform[openvino]"') from None
+from patchform.runtime.openvino_session import openvino
 
 
 def write(onnx_file: Path, description: FileDescription, path: Path) -> None:
@@ -23,11 +15,10 @@ def write(onnx_file: Path, description: FileDescription, path: Path) -> None:
     Raises:
         ResourceError: the disk is full or the place is not writable.
     """
-    import openvino
-
-    model = openvino.convert_model(onnx_file)
+    tools = openvino()
+    model = tools.convert_model(onnx_file)
     for key in list(model.rt_info):
         del model.rt_info[key]
     model.set_rt_info(description.as_text(), KEY)
     with writing(path):
-        openvino.save_model(model, path, compress_to_fp16=description.dtype == "float16")
+        tools.save_model(model, path, compress_to_fp16=description.dtype == "float16")

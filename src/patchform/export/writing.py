@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from patchform import __version__
 from patchform.errors import FolderError, UsageError, unheard
-from patchform.export import limits, onnx_file, openvino_file, precision, program_file
+from patchform.export import onnx_file, openvino_file, precision, program_file
 from patchform.export.graph import FileGraph, example, takes_sizes, trace_file
 from patchform.export.int8_options import Int8Report
 from patchform.export.onnx_file import WEIGHTS
@@ -25,6 +25,7 @@ from patchform.export.preparation import prepared
 from patchform.model import Model
 from patchform.resources import writing
 from patchform.runtime.description import FILE_FORMAT, FileDescription
+from patchform.runtime.openvino_session import openvino
 from patchform.tasks.base import Task, task_of
 from patchform.weights.files import TEMPORARY, digest, one_line
 
@@ -102,7 +103,7 @@ def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None,
     task = task_of(model.architecture, model.head)
     graph = FileGraph(model, task)
     with torch.inference_mode():
-        outputs = graph.inner(*example(model, size or (2 * limits.least(model),) * 2, batch=options.batch or 1))
+        outputs = graph.inner(*example(model, size or (2 * least_side(model),) * 2, batch=options.batch or 1))
         derived = task.derived(outputs, graph.thresholds)
     return FileDescription(
         format=FILE_FORMAT,
@@ -120,10 +121,15 @@ def describe(model: Model, options: ExportOptions, size: tuple[int, int] | None,
         outputs=(*outputs._fields, *derived),
         batch=options.batch,
         sizes=() if size is None else (size,),
-        least=1 if options.resize_inside else min(size) if size else limits.least(model),
+        least=1 if options.resize_inside else min(size) if size else least_side(model),
         dtype=options.dtype,
         weights=weights,
     )
+
+
+def least_side(model: Model) -> int:
+    """Shortest side of input that a file for any size is made and checked for: one cell of the coarsest map."""
+    return max(model.backbone.feature_info.strides)
 
 
 def beside(file: Path) -> list[Path]:
@@ -137,17 +143,13 @@ def places(model: Model, out: Path, options: ExportOptions, *, overwrite: bool) 
     if options.format != "torch":
         onnx_file.check_installed()
     if options.format == "openvino":
-        openvino_file.check_installed()
+        openvino()
     if options.dtype == "int8" and options.format == "torch":
         raise UsageError("int8 in a .pt2 file", remedy="take --format onnx or openvino")
     if len(set(options.sizes)) != len(options.sizes):
         raise UsageError("a size is named twice")
     if options.resize_inside and options.sizes:
         raise UsageError("a size for pictures that are resized inside", remedy="leave --size or --resize-inside out")
-    reason = "" if options.sizes else limits.tied(model)
-    if reason:
-        height, width = model.preprocessing.size
-        raise UsageError(f"it cannot take any size: {reason}", remedy=f"name the sizes: --size {height}x{width}")
     there = [part for file in files for part in (file, *beside(file)) if part.exists()]
     if there and not overwrite:
         raise FolderError("exists already", where=there[0], remedy="name another with --out, or say --overwrite")
@@ -230,6 +232,8 @@ def _unfinished(file: Path) -> Iterator[Path]:
             parts = sorted(folder.iterdir(), key=_weights_first)
             for part in parts:
                 part.replace(file.parent / part.name)
+            for stale in set(beside(file)) - {file.parent / part.name for part in parts}:
+                stale.unlink(missing_ok=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

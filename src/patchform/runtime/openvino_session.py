@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ class OpenVinoSession:
 
 
 def openvino() -> Any:
-    """The module. Raises UsageError where it is not installed."""
+    """The module, which then tells nobody of its use. Raises UsageError where it is not installed.
+
+    It reports each import and conversion over the network if it finds the package that does so.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as error:
