@@ -357,7 +357,7 @@ def test_the_command_says_what_is_wrong(model, tmp_path, capsys):
     save(model, tmp_path / "run")
     for words, code, said in (
         (["--size", "12"], 2, "224x224"),
-        (["--size", "0x4"], 2, "sizes"),
+        (["--size", "0x4"], 2, "0x4"),
         (["--opset", "7"], 2, "opset"),
         (["--out", str(tmp_path / "m.xml")], 2, "--format openvino"),
     ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,7 +126,7 @@ def bench(
         contestants = [one for one in contestants if not any(word in one.name for word in skip)]
         if not contestants:
             raise UsageError("nobody takes part", remedy="leave out less")
-        shown = _size(size) if isinstance(size, str) else size or preprocessing.size
+        shown = inference_options.picture_size(size) if isinstance(size, str) else size or preprocessing.size
 
         def inputs(number: int) -> Any:
             return random_inputs(preprocessing, shown, number)
@@ -190,14 +189,6 @@ def _is_run(folder: Path) -> bool:
     except ModelFileError:
         return False
     return True
-
-
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) of "224x224"."""
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.lower())
-    if found is None or not (int(found[1]) and int(found[2])):
-        raise UsageError(f'--size "{text}"', remedy="say height x width, such as 224x224")
-    return int(found[1]), int(found[2])
 
 
 def _print(found: Comparison) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,12 +128,7 @@ def export(
 
 def _sizes(text: str) -> list[list[int]]:
     """(height, width) of each of "224x224,256x320"; none of "free"."""
-    if text == "free":
-        return []
-    sizes = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part) for part in text.lower().split(",")]
-    if not all(sizes):
-        raise UsageError(f'--size "{text}"', remedy="say free, or height x width: 224x224 or 224x224,256x320")
-    return [[int(size[1]), int(size[2])] for size in sizes if size]
+    return [] if text == "free" else [list(inference_options.picture_size(part)) for part in text.split(",")]
 
 
 def _record(file: Exported) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from patchform.errors import UsageError
@@ -19,6 +20,14 @@ SECONDS, SCALE = number(float, Range(above=0, most=1e9)), number(float, Range(ab
 SCORE, SKIPPED = number(float, Range(least=0, most=1e6)), number(float, Range(least=0, below=1))
 MARGIN = number(int, Range(least=0, most=16_384))
 SIDE, VIEWS = number(int, Range(least=1, most=16_384)), number(int, Range(least=1, most=1000))
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """(height, width) of "224x224", pixels. Raises UsageError for other words."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.lower())
+    if found is None or not (int(found[1]) and int(found[2])):
+        raise UsageError(f'--size "{text}"', remedy="say height x width, such as 224x224")
+    return int(found[1]), int(found[2])
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
