@@ -184,6 +184,8 @@ class TeacherSettings:
     """Of all losses of the head, or of the method of pretraining; 0: the teacher alone is learnt from."""
     temperature: Annotated[float, Range(above=0, most=1000)] = 1.0
     """Of logits: divides those of both; of token_labels: those of the teacher."""
+    image: Share = 0.0
+    """Of token_labels: share of an image's own target that is the teacher's, the mean over its tokens."""
     size: tuple[Side, Side] | None = None
     """Height and width that it sees the pictures at; null: its own, and that of the student where pictures of several
     sizes are learnt from."""
@@ -370,6 +372,7 @@ def _check_teacher(teacher: TeacherSettings, *, mixed: bool) -> None:
             "loss.teacher.weight and loss.teacher.own are not of token_labels",
             "leave them at 1, and set model.head_options.auxiliary_weight",
         ),
+        (kind == "token_labels" or not teacher.image, "loss.teacher.image is of token_labels", "leave it at 0"),
         (teacher.weight or teacher.own, "loss.teacher.weight and loss.teacher.own are 0", "nothing is left to learn"),
         (
             not (teacher.model and whole and mixed),

@@ -182,6 +182,27 @@ def test_token_labels_are_what_the_teacher_says_of_each_cell(source, temperature
     assert min(abs(flipped - auxiliary), abs(alone - auxiliary)) > 1e-4 * auxiliary  # controls
 
 
+@torch.no_grad()
+def test_images_learn_a_share_of_what_the_teacher_says_of_the_crop(source):
+    """By the area that is exchanged, as the authors of token labelling and of Dual-ViT have it (share of 1)."""
+    made = learning(source, "token_labels", image=0.75)
+    mixing = TokenMixing(AugmentationSettings(mix_token=1.0), 4, made.student.backbone.strides[-1], 0.0)
+    batch = mixing.mix(batch_of(4), torch.Generator().manual_seed(3))
+    model, features = plain_features(source, batch.images)
+    grid = features.maps[-1].shape[-2:]
+    scores = model.head.classifier(features.tokens)[..., ORDER].softmax(2).transpose(1, 2).unflatten(2, grid)
+    raw = made.student.head(own := made.student.features(batch))
+    rows, columns = own.maps[-1].shape[-2:]
+    said = F.interpolate(scores, (rows, columns), mode="bilinear", align_corners=False).mean((2, 3))
+    wanted = 0.75 * said + 0.25 * torch.eye(4)
+    top, left, bottom, right = batch.exchanged
+    share = (bottom - top) * (right - left) / (rows * columns)
+    mixed = (1 - share) * wanted + share * wanted[[1, 0, 3, 2]]
+    found = made(batch)["loss"].mean.item()
+    assert found == pytest.approx(F.cross_entropy(raw.summary, mixed).item(), rel=1e-6)
+    assert abs(F.cross_entropy(raw.summary, wanted).item() / found - 1) > 1e-4  # control
+
+
 def test_a_flipped_picture_has_flipped_token_labels(tmp_path):
     folder = teacher_in(tmp_path / "run", backbone="vit/nano", size=(SIDE, SIDE), summary="mean")
     made, batch = learning(folder, "token_labels"), batch_of()
@@ -192,7 +213,7 @@ def test_a_flipped_picture_has_flipped_token_labels(tmp_path):
         blind.position.table.zero_()
     features = made.student.features(batch)
     flipped = batch._replace(images=batch.images.flip(-1))
-    one, other = (made.term.targets(b.targets, made.teacher.look(b), features) for b in (batch, flipped))
+    one, other = (made.term.targets(b, made.teacher.look(b), features) for b in (batch, flipped))
     grid = features.maps[-1].shape[-2:]
     for label, mirrored in zip(one, other):
         assert label.tokens.shape == (4, *grid)
@@ -339,6 +360,13 @@ def test_students_that_cannot_learn_are_refused(source, tmp_path):
     dino = build_model("pretraining", backbone="vit/nano", head="dino", classes=(), head_options={"outputs": 8})
     with pytest.raises(UsageError, match="teacher of its own"):
         learning(source, "tokens", of=dino)
+    with pytest.raises(UsageError, match="there is no teacher"):
+        learning(None, "features", own=0.0)
+    kept = dataclasses.replace(student().preprocessing, resize="keep")
+    whole = build_model("classification", backbone="vit/nano", head="linear", classes=CLASSES, preprocessing=kept)
+    assert learning(source, "tokens", of=whole).teacher.size is None
+    with pytest.raises(UsageError, match="pictures of several sizes"):
+        learning(source, "tokens", of=whole, size=(64, 64))
 
 
 def test_a_published_name_is_opened_as_pretrained_does(source, monkeypatch):

@@ -20,11 +20,13 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from patchform.data.loader import derive
+from patchform.data.transforms import soft
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.heads.base import number_of
+from patchform.layers.token_mixing import partners
 from patchform.model import Model
-from patchform.records import Batch, Features, Label, Loss, Target
+from patchform.records import Batch, CellBox, Features, Label, Loss, Target
 from patchform.settings import Recipe, TeacherSettings
 from patchform.training.teacher import Seen, Teacher, cells_of, class_order, laid_over, on_grid
 
@@ -35,9 +37,9 @@ BETA = 2.0
 class Term(nn.Module):
     """What is learnt of a teacher. Its parameters are learnt with the student's and left behind."""
 
-    def targets(self, targets: Sequence[Target], teacher: Seen, student: Features) -> Sequence[Target]:
+    def targets(self, batch: Batch, teacher: Seen, student: Features) -> Sequence[Target]:
         """The targets that the student's head learns from. Here: as they are."""
-        return targets
+        return batch.targets
 
     def forward(self, student: Seen, teacher: Seen) -> Tensor | None:
         """(B,) float32: how far each image is from the teacher; None where targets say it all."""
@@ -129,18 +131,24 @@ class TokenLabels(Term):
     Args:
         order: of each class its number among the teacher's.
         temperature: divides the teacher's logits.
+        image: share of an image's target that is the mean of what the teacher says of its cells, in [0, 1].
     """
 
-    def __init__(self, order: Sequence[int], temperature: float) -> None:
+    def __init__(self, order: Sequence[int], temperature: float, image: float) -> None:
         super().__init__()
-        self.order, self.temperature = list(order), temperature
+        self.order, self.temperature, self.image = list(order), temperature, image
 
-    def targets(self, targets: Sequence[Target], teacher: Seen, student: Features) -> Sequence[Target]:
-        """Labels with `tokens` (C, h, w) on the student's grid."""
+    def targets(self, batch: Batch, teacher: Seen, student: Features) -> Sequence[Target]:
+        """Labels with `tokens` (C, h, w) on the student's grid; with a share for images, `scores` (C,) too."""
         logits = teacher.head.token_logits(teacher.raw, teacher.features).float()[..., self.order]
         scores = on_grid((logits / self.temperature).softmax(2), teacher.features)
-        rows = laid_over(scores, teacher.features, student)
-        return tuple(label._replace(tokens=row) for label, row in zip(cast("Sequence[Label]", targets), rows))
+        cells = laid_over(scores, teacher.features, student)
+        labels = [label._replace(tokens=row) for label, row in zip(cast("Sequence[Label]", batch.targets), cells)]
+        if self.image:
+            true = torch.stack([soft(label, len(self.order)) for label in labels])
+            shown = torch.lerp(true, _shared(cells.mean((2, 3)), batch.exchanged, student), self.image)
+            labels = [label._replace(scores=row) for label, row in zip(labels, shown)]
+        return labels
 
     def forward(self, student: Seen, teacher: Seen) -> None:
         """None: the head learns its targets."""
@@ -173,7 +181,7 @@ class Distilled(nn.Module):
         model, seen = self.student, self.teacher.look(batch)
         features, raw, losses = model.features(batch), None, dict[str, Loss]()
         if type(model).forward is Model.forward:
-            targets = self.term.targets(batch.targets, seen, features)
+            targets = self.term.targets(batch, seen, features)
             raw = model.head(features, targets)
             losses = model.head.loss(raw, targets)
         elif self.settings.own:  # a method of pretraining looks at the picture in its own way
@@ -197,7 +205,9 @@ class Distilled(nn.Module):
     def __str__(self) -> str:
         kind, weight, own = self.settings.kind, self.settings.weight, self.settings.own
         how = f" at temperature {self.settings.temperature:g}" if kind in ("logits", "token_labels") else ""
-        weights = "" if kind == "token_labels" else f", weight {weight:g} beside {own:g}"
+        weights = f", weight {weight:g} beside {own:g}"
+        if kind == "token_labels":
+            weights = f", and {self.settings.image:.0%} of the targets of images" * (self.settings.image > 0)
         number = sum(parameter.numel() for parameter in self.term.parameters())
         layer = f", through a linear layer of {number:,} parameters that is left behind" * (number > 0)
         return f"{kind}{how}{weights}{layer}; {self.teacher}"
@@ -211,10 +221,12 @@ def distilled(student: Model, recipe: Recipe) -> Distilled | None:
         recipe: of the run.
 
     Raises:
-        UsageError: a teacher that this student cannot learn from.
+        UsageError: a teacher that this student cannot learn from, or none and no other loss.
         PatchformError: whatever `Teacher` raises.
     """
     settings = recipe.loss.teacher
+    if settings.model is None and not settings.own:
+        raise UsageError("loss.teacher.own is 0 and there is no teacher", remedy="name one: loss.teacher.model")
     if settings.model is None:
         return None
     if student.trained is not student.backbone or recipe.augmentation.views > 1:
@@ -243,7 +255,7 @@ def _term(student: Model, teacher: Teacher, settings: TeacherSettings, seed: int
         if not seen.head.learns_tokens and not torch.allclose(tokens.mean(1), whole, rtol=1e-3, atol=1e-3):
             what = "the teacher's classifier does not see the mean of its tokens, so it says nothing of one"
             raise UsageError(what, where=source, remedy="take a teacher that pools, or one with the head token_label")
-        return TokenLabels(order, settings.temperature)
+        return TokenLabels(order, settings.temperature, settings.image)
     student.head.class_logits(own.raw)
     return Logits(order, settings.temperature) if kind == "logits" else Labels(order)
 
@@ -264,6 +276,14 @@ def _glance(student: Model) -> Seen:
     raw = student.head(features)
     student.train(training)
     return Seen(student.head, features, raw)
+
+
+def _shared(scores: Tensor, box: CellBox | None, features: Features) -> Tensor:
+    """(B, C) scores of images, with their partners' by the area of a box of cells that they exchange."""
+    if box is None:
+        return scores
+    (top, left, bottom, right), (rows, columns) = box, features.maps[-1].shape[-2:]
+    return torch.lerp(scores, partners(scores), (bottom - top) * (right - left) / (rows * columns))
 
 
 def _mean_over_cells(distances: Tensor, padding: Tensor | None) -> Tensor:

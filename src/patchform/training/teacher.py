@@ -64,8 +64,11 @@ class Teacher:
             raise UsageError("the teacher looks at clips", where=self.source, remedy="take a teacher of pictures")
         self.model = model.requires_grad_(False).eval().to(student.mean.device)
         self.digest = files.digest(model.state_dict())
-        self.fixed = own.resize in ("crop", "squash")
-        self.size = settings.size or (theirs.size if self.fixed else None)
+        fixed = own.resize in ("crop", "squash")
+        if settings.size and not fixed:
+            remedy = "set loss.teacher.size to null"
+            raise UsageError(f"loss.teacher.size, and pictures of several sizes ({own.resize})", remedy=remedy)
+        self.size = settings.size or (theirs.size if fixed else None)
 
     def _open(self, settings: TeacherSettings) -> Model:
         if not os.path.lexists(self.source) and is_row(self.source):
