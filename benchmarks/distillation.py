@@ -9,11 +9,11 @@ each kind learn the same pictures, with it and without it: the same epochs, orde
 
 All are judged after their last epoch, on val/ (1000).
 
-    python benchmarks/distillation.py                                     # three seeds: about three hours on two cores
-    python benchmarks/distillation.py --pictures 4 --epochs 1 1 1 --seeds 1       # does it run?
+    python benchmarks/distillation.py                                # three seeds: about three hours on two cores
+    python benchmarks/distillation.py --pictures 4 --epochs 1 1 1 --seeds 1  # does it run?
 
-Exits with 1 where a student with its teacher is not ahead on the mean of the seeds (of the ViT: by logits). The data are
-classification/cifar10_subset below $PATCHFORM_DATA.
+Exits with 1 where a student with its teacher is not ahead on the mean of the seeds (of the ViT: by logits). The data
+are classification/cifar10_subset below $PATCHFORM_DATA.
 """
 
 import argparse

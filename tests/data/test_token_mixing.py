@@ -6,10 +6,12 @@ import torch
 from losses import means
 from torch.nn import functional as F
 
+from patchform import lookup
+from patchform.backbones.base import exchanged
 from patchform.data.token_mixing import TokenMixing
 from patchform.errors import UsageError
 from patchform.layers.token_mixing import exchange, partners
-from patchform.model import build_model
+from patchform.model import build_backbone, build_model
 from patchform.records import Batch, Label, Preprocessing
 from patchform.settings import AugmentationSettings, ModelSettings, Recipe, TrainingSettings, check
 from patchform.tasks.base import find_task
@@ -116,6 +118,29 @@ def test_the_stem_is_mixed_in_whole_cells_of_the_last_map(backbone, side):
     assert not torch.allclose(found.summary, plain.summary, atol=1e-4)  # control
 
 
+def embeds(family):
+    return build_backbone(f"{family}/nano").embedding
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", list(filter(embeds, lookup.names("backbones"))))
+@pytest.mark.parametrize("side", [64, 72])
+def test_to_exchange_all_cells_is_to_exchange_the_images(family, side):
+    """Of every backbone that names an embedding: cells of `strides[0]` pixels, from which all else follows."""
+    backbone, images = build_backbone(f"{family}/nano"), batch_of(4, side).images / 255
+    outputs = []
+    part = backbone.eval().get_submodule(backbone.embedding)
+    hook = part.register_forward_hook(lambda part, inputs, output: outputs.append(output))
+    plain = backbone(images)
+    hook.remove()
+    assert outputs[0].shape[:3] == (4, -(-side // backbone.strides[0]), -(-side // backbone.strides[0]))
+    with exchanged(backbone, (0, 0, *plain.maps[-1].shape[-2:])):
+        found = backbone(images)
+    torch.testing.assert_close(found.summary, partners(plain.summary), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.tokens, partners(plain.tokens), rtol=0, atol=1e-5)
+    assert not torch.allclose(found.summary, plain.summary, atol=1e-6)
+
+
 def test_labels_are_shared_by_area_and_tokens_have_their_own():
     batch = mixed(batch_of(), 8)
     top, left, bottom, right = batch.exchanged
@@ -186,6 +211,10 @@ def test_backbones_and_tasks_without_it_refuse_it():
     mix = AugmentationSettings(mix_token=1.0)
     with pytest.raises(UsageError, match="swin/nano names no embedding"):
         preparation.check_model(Recipe(augmentation=mix, model=ModelSettings(backbone="swin/nano")))
+    hybrid = build_backbone("hybrid/nano")
+    hybrid.embedding = "patches"
+    with pytest.raises(UsageError, match="no squares of 4 pixels"), exchanged(hybrid, (0, 0, 1, 1)):
+        hybrid(torch.zeros(2, 3, SIDE, SIDE))
     with pytest.raises(UsageError, match="shares labels of whole images"):
         find_task("semantic_segmentation").token_mixing(mix, 3, 8, 0.0)
     with pytest.raises(UsageError, match="one label an image"):

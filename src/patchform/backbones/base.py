@@ -126,16 +126,21 @@ def exchanged(backbone: Backbone, box: CellBox) -> Iterator[None]:
         raise UsageError(
             "this backbone names no embedding to mix tokens behind", remedy="set augmentation.mix_token to 0"
         )
-    scale = backbone.strides[-1] // backbone.strides[0]
-    hook = attrgetter(backbone.embedding)(backbone).register_forward_hook(partial(_exchange, box, scale))
+    part: nn.Module = attrgetter(backbone.embedding)(backbone)
+    hook = part.register_forward_hook(partial(_exchange, box, (backbone.strides[0], backbone.strides[-1])))
     try:
         yield
     finally:
         hook.remove()
 
 
-def _exchange(box: CellBox, scale: int, part: nn.Module, inputs: tuple[Any, ...], cells: Tensor) -> Tensor:
-    return exchange(cells, box, scale)
+def _exchange(
+    box: CellBox, strides: tuple[int, int], part: nn.Module, inputs: tuple[Tensor, ...], cells: Tensor
+) -> Tensor:
+    fine, coarse = strides
+    if tuple(cells.shape[1:3]) != grids.cells(grids.size_of(inputs[0]), fine):
+        raise UsageError(f"an embedding whose cells are no squares of {fine} pixels: {tuple(cells.shape)}")
+    return exchange(cells, box, coarse // fine)
 
 
 def blocks_with_maps(maps_from: Sequence[int] | None, depth: int) -> tuple[int, ...]:
