@@ -1,16 +1,18 @@
 """A teacher: each kind against a plain loop, parts and shares against the whole, and runs that learn from one."""
 
 import dataclasses
+import shutil
 
 import pytest
 import tiny
 import torch
 from torch.nn import functional as F
 
+from patchform import lookup
 from patchform.data.collate import split
 from patchform.data.token_mixing import TokenMixing
 from patchform.errors import ModelFileError, UsageError
-from patchform.model import build_model, load, save
+from patchform.model import build_backbone, build_model, load, save
 from patchform.records import Batch, Features, Label, Preprocessing
 from patchform.settings import AugmentationSettings, LossSettings, ModelSettings, Recipe, TeacherSettings
 from patchform.training import loop, step, teacher
@@ -342,6 +344,26 @@ def test_a_teacher_that_cannot_teach_is_refused_in_one_line(tmp_path, kind, chan
         assert learning(str(tmp_path / "run"), "tokens").term.project.out_features
 
 
+IMAGES = [name for name in lookup.names("backbones") if build_backbone(f"{name}/nano").frames is None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", IMAGES)
+def test_every_backbone_teaches_its_tokens_and_their_classes_or_refuses(tmp_path, family):
+    folder = teacher_in(tmp_path / "run", backbone=f"{family}/nano", size=(SIDE, SIDE))
+    batch, model = batch_of(2), load(folder)
+    made = learning(folder, "features", of=student("linear", "volo/nano"))
+    assert made(batch)["teacher"].mean.isfinite()
+    features = model.features(batch)
+    same = features.tokens.shape[2] == features.summary.shape[1]
+    if same and torch.allclose(features.tokens.mean(1), features.summary, rtol=1e-4, atol=1e-4):
+        made = learning(folder, "token_labels", of=student("token_label", "volo/nano"))
+        assert made(batch)["auxiliary"].mean.isfinite()
+    else:
+        with pytest.raises(UsageError, match=r"no logits of tokens|says nothing of one"):
+            learning(folder, "token_labels", of=student("token_label", "volo/nano"))
+
+
 def test_students_that_cannot_learn_are_refused(source, tmp_path):
     with pytest.raises(UsageError, match=r"set model\.head to token_label"):
         learning(source, "token_labels", of=student("linear"))
@@ -425,6 +447,8 @@ def test_a_resume_with_another_teacher_is_refused(scans, known, tmp_path):
     for source, kind in ((other, "tokens"), (known, "features"), (None, "tokens")):
         with pytest.raises(ModelFileError, match="another run: teacher differ"):
             run(scans, tmp_path, "first", source, kind=kind, training={"epochs": 2}, resume=True)
+    moved = shutil.copytree(known, tmp_path / "moved")
+    assert run(scans, tmp_path, "first", str(moved), training={"epochs": 2}, resume=True).step == 4
 
 
 def test_a_teacher_of_no_weight_changes_no_bit(scans, known, tmp_path):

@@ -136,9 +136,10 @@ class Linear(Head):
 
     def token_logits(self, raw: Tensor, features: Features) -> Tensor:
         """(B, N, C): the classifier above each token, which is right where the summary is the mean of the tokens."""
-        if features.tokens is None or not isinstance(self.classifier, nn.Linear) or self.pre_logits is not None:
+        layer, tokens = self.classifier, features.tokens
+        if not isinstance(layer, nn.Linear) or tokens is None or self.pre_logits is not None:
             return super().token_logits(raw, features)
-        return self.classifier(features.tokens)
+        return layer(tokens) if tokens.shape[2] == layer.in_features else super().token_logits(raw, features)
 
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""
