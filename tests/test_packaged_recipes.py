@@ -21,6 +21,7 @@ from patchform.data.segmentation_transforms import training_scene
 from patchform.data.transforms import Mixing, training_transform
 from patchform.model import build_model
 from patchform.records import Bitmaps, Instances, Label, Regions, Sample
+from patchform.tasks.base import find_task
 from patchform.training import optimizer, preparation, schedule
 
 SIDE, IMAGES, FRAMES = 64, 2, 5
@@ -66,6 +67,8 @@ PUBLISHED = {
         **{"region_vit/b": 92.2, "region_vit/b_w14": 93.2, "region_vit/b_w14_peg": 93.2},
     },
     "mask_rcnn_vit_det": {"vit_det/b": 111, "vit_det/l": 331},
+    "dual_vit_imagenet": {"dual_vit/s": 25.1, "dual_vit/b": 42.6, "dual_vit/l": 73.0},
+    "volo_imagenet": {"volo/d1": 27, "volo/d2": 59, "volo/d3": 86},
     "timesformer_b": {"timesformer/b": 121.4, "timesformer/b_space": 85.9, "timesformer/b_joint": 85.9},
 }
 """Millions of parameters of the whole model as the papers have them; Twins counts a classifier of 1000 classes too."""
@@ -197,9 +200,9 @@ def no_other():
     raise AssertionError("no recipe of the package takes parts of other pictures")
 
 
-def a_batch(recipe, preprocessing, classes):
+def a_batch(recipe, model, classes):
     """Samples that went through the recipe's augmentation, mixed as it says."""
-    draw = torch.Generator().manual_seed(0)
+    draw, preprocessing = torch.Generator().manual_seed(0), model.preprocessing
     target, samples = a_target(recipe.task, classes), []
     torch.manual_seed(0)
     for _ in range(IMAGES):
@@ -215,7 +218,9 @@ def a_batch(recipe, preprocessing, classes):
         else:
             image, shown = training_objects(preprocessing, recipe.augmentation)(image, target, no_other)
         samples.append(Sample(image, shown, "", (SIDE, SIDE), views))
-    return Mixing(recipe.augmentation, classes).mix(collate(samples), generator(0, "mix", 0))
+    batch = Mixing(recipe.augmentation, classes).mix(collate(samples), generator(0, "mix", 0))
+    mixing = find_task(recipe.task).token_mixing(recipe.augmentation, classes, model.trained.strides[-1], 0.0)
+    return mixing.mix(batch, generator(0, "mix tokens", 0))
 
 
 @pytest.mark.parametrize("name", recipes.packaged())
@@ -223,7 +228,7 @@ def test_a_recipe_takes_a_step_as_a_nano(name):
     recipe = nano(recipes.resolve(name))
     torch.manual_seed(0)
     model = build(recipe, classes=3).train()
-    batch = a_batch(recipe, model.preprocessing, classes=3)
+    batch = a_batch(recipe, model, classes=3)
     before = {key: tensor.clone() for key, tensor in model.named_parameters()}
     mover = optimizer.build(model, recipe.optimizer)
     steps = 10 * recipe.training.epochs

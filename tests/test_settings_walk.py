@@ -22,6 +22,7 @@ RIGHT = {
         *("preprocessing.mean", "model.drop_path", "augmentation.mosaic", "augmentation.copy_paste"),
         *("augmentation.crop_padding", "augmentation.flip", "augmentation.vertical_flip", "augmentation.magnitude"),
         *("augmentation.operations", "augmentation.color_jitter", "augmentation.erasing", "augmentation.mixup"),
+        *("augmentation.mix_token", "loss.teacher.weight", "loss.teacher.own", "loss.teacher.image"),
         *("augmentation.cutmix", "augmentation.mix_probability", "augmentation.local_views", "augmentation.grey"),
         *("augmentation.blur", "augmentation.solarise", "loss.smoothing", "optimizer.weight_decay"),
         *("optimizer.betas", "optimizer.momentum", "optimizer.backbone_rate", "optimizer.clip"),

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchform import lookup, schema
-from patchform.backbones.base import Backbone, over_frames
+from patchform.backbones.base import Backbone, exchanged, over_frames
 from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
 from patchform.device import pick_device
 from patchform.errors import ModelFileError, UsageError, warned
 from patchform.heads.base import Head
-from patchform.records import Batch, Features, Loss, Target
+from patchform.layers.token_mixing import exchange
+from patchform.records import Batch, CellBox, Features, Loss, Target
 from patchform.schema import Misfit
 from patchform.tasks.base import find_task
 from patchform.weights import files
@@ -90,11 +91,22 @@ class Model(nn.Module):
         pixels = self.normalise(batch.images, batch.padding)
         if pixels.dim() == 5 and self.backbone.frames is None:
             features = over_frames(self.backbone, pixels, padding=batch.padding)
+        elif batch.exchanged is not None:
+            features = self._with_exchanged_cells(pixels, batch.exchanged)
         else:
             features = self.backbone(pixels, padding=batch.padding)
         if self.head.reads_maps_alone and torch.is_grad_enabled():
             features = self._with_all_gradients(features)
         return features._replace(pixel_padding=batch.padding)
+
+    def _with_exchanged_cells(self, pixels: Tensor, box: CellBox) -> Features:
+        """Features of images that exchange cells behind the embedding; each token goes back to its own image."""
+        with exchanged(self.backbone, box):
+            features: Features = self.backbone(pixels)
+        if features.tokens is None:
+            return features
+        grid = (features.maps[-1].shape[-2], features.maps[-1].shape[-1])
+        return features._replace(tokens=exchange(features.tokens.unflatten(1, grid), box).flatten(1, 2))
 
     def _with_all_gradients(self, features: Features) -> Features:
         """The same, and whatever is learnt from maps gives parameters that they do not come from a gradient of zeros:

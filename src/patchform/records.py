@@ -92,6 +92,9 @@ class Label(NamedTuple):
     """(K,) int64."""
     scores: Tensor | None = None
     """(C,) float in 0..1."""
+    tokens: Tensor | None = None
+    """(C, h, w) float in 0..1 of a target: what is in each cell of the model's last map, as a teacher says, or
+    (C, 1, 1) where it is the same in all; None: what is in the image."""
 
 
 IGNORED = 255
@@ -165,6 +168,10 @@ class Sample(NamedTuple):
     """(V, C, h, w): small crops beside those of `image`, which then is (views, C, H, W)."""
 
 
+CellBox = tuple[int, int, int, int]
+"""Top, left, bottom and right of a box of cells, the last two exclusive."""
+
+
 class Batch(NamedTuple):
     """Samples of one step, stacked."""
 
@@ -179,6 +186,8 @@ class Batch(NamedTuple):
     """(B, H, W) bool, True on padding."""
     views: Tensor | None = None
     """(B, V, C, h, w): small crops of each picture, for methods that compare views; `images` then has crops for T."""
+    exchanged: CellBox | None = None
+    """Cells of the coarsest map in which images 2i and 2i + 1 exchange their embeddings (`data.token_mixing`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,9 @@ class AugmentationSettings:
     """Alpha of mixup; 0 turns it off."""
     cutmix: Factor = 0.0
     """Alpha of cutmix; 0 turns it off."""
+    mix_token: Factor = 0.0
+    """Alpha of MixToken: images exchange a box of cells behind the embedding, and labels are shared by area; 0 turns it
+    off."""
     mix_probability: Share = 1.0
     """Share of batches that are mixed."""
     views: Annotated[int, Range(least=1, most=100)] = 1
@@ -166,6 +169,29 @@ class AugmentationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """A trained model that is learnt from. It sees what the student sees, and stays as it is."""
+
+    model: str | None = None
+    """Run folder, or published weights by name; null: none."""
+    kind: Literal["logits", "labels", "tokens", "features", "token_labels"] = "logits"
+    """What is learnt of it. logits: its probabilities of the classes, which are matched by name; labels: its best
+    class; tokens: the directions of its tokens, through a linear layer; features: its tokens themselves, whitened,
+    through one; token_labels: the classes of its tokens, by the head token_label."""
+    weight: Factor = 1.0
+    """Of that loss; token_labels are weighed by the head's auxiliary_weight."""
+    own: Factor = 1.0
+    """Of all losses of the head, or of the method of pretraining; 0: the teacher alone is learnt from."""
+    temperature: Annotated[float, Range(above=0, most=1000)] = 1.0
+    """Of logits: divides those of both; of token_labels: those of the teacher."""
+    image: Share = 0.0
+    """Of token_labels: share of an image's own target that is the teacher's, the mean over its tokens."""
+    size: tuple[Side, Side] | None = None
+    """Height and width that it sees the pictures at; null: its own, and that of the student where pictures of several
+    sizes are learnt from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossSettings:
     """How wrong is measured."""
 
@@ -177,6 +203,8 @@ class LossSettings:
     pixel_stride: Side = 1
     """With masks: in training every so-manyth row and column of pixels counts, beginning anywhere at each step: the
     same loss from fewer pixels, in less time."""
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    """A trained model that is learnt from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,5 +351,51 @@ def check(recipe: Recipe) -> None:
             raise UsageError(f"augmentation.{key} is {[low, high]}", remedy="it must be in order, the lower one first")
     if recipe.schedule.name == "steps" and not recipe.schedule.milestones:
         raise UsageError("schedule.milestones is []", remedy="it must be one number of epochs or more")
+    _check_teacher(recipe.loss.teacher, mixed=change.mix_token > 0)
+    if change.mix_token > 0:
+        _check_mix_token(recipe)
     if name is not None and (not name or name in (".", "..") or set(name) & set("/\\\0")):
         raise UsageError(f"name is {name!r}", remedy="it must be the name of a folder, without a path")
+
+
+def _check_teacher(teacher: TeacherSettings, *, mixed: bool) -> None:
+    """Raise UsageError for settings of a teacher that do not go together."""
+    kind, whole = teacher.kind, teacher.kind in ("logits", "labels")
+    for holds, what, remedy in (
+        (
+            teacher.temperature == 1 or kind in ("logits", "token_labels"),
+            f"loss.teacher.temperature is {teacher.temperature}, and {kind} have none",
+            "leave it at 1",
+        ),
+        (
+            kind != "token_labels" or (teacher.weight, teacher.own) == (1, 1),
+            "loss.teacher.weight and loss.teacher.own are not of token_labels",
+            "leave them at 1, and set model.head_options.auxiliary_weight",
+        ),
+        (kind == "token_labels" or not teacher.image, "loss.teacher.image is of token_labels", "leave it at 0"),
+        (teacher.weight or teacher.own, "loss.teacher.weight and loss.teacher.own are 0", "nothing is left to learn"),
+        (
+            not (teacher.model and whole and mixed),
+            f"augmentation.mix_token, and {kind} of a teacher, who sees whole pictures",
+            "set augmentation.mix_token to 0, or loss.teacher.kind to token_labels",
+        ),
+    ):
+        if not holds:
+            raise UsageError(what, remedy=remedy)
+
+
+def _check_mix_token(recipe: Recipe) -> None:
+    """Raise UsageError for settings that tokens cannot be mixed with."""
+    for holds, what, remedy in (
+        (not recipe.preprocessing.frames, "clips", "set augmentation.mix_token to 0"),
+        (
+            recipe.preprocessing.resize in ("crop", "squash"),
+            "pictures of several sizes",
+            "set preprocessing.resize crop",
+        ),
+        (recipe.training.micro_batch % 2 == 0, "an odd training.micro_batch", "make it even: images go in pairs"),
+        (not recipe.training.pixels_at_once, "training.pixels_at_once", "set training.micro_batch instead"),
+        (not recipe.model.compile, "model.compile", "set it to false"),
+    ):
+        if not holds:
+            raise UsageError(f"augmentation.mix_token does not go with {what}", remedy=remedy)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Self
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.records import FeatureInfo, Features
+from patchform.layers.token_mixing import exchange
+from patchform.records import CellBox, FeatureInfo, Features
 
 
 class Backbone(nn.Module):
@@ -32,6 +35,8 @@ class Backbone(nn.Module):
         frames: native number of frames of a clip; None for backbones of single images.
         prefers_channels_last: whether its convolutions are faster on weights in that memory format; a `Model` then has
             them so.
+        embedding: its part, by name, that makes cells (B, H, W, D) of squares of `strides[0]` pixels, behind which
+            tokens of two images can be mixed; "" where there is none.
         beyond_maps: its parts, by name, that tokens and summary alone come from: under a head that reads nothing but
             maps there is nothing for them to learn.
     """
@@ -41,6 +46,7 @@ class Backbone(nn.Module):
     width: int
     frames: int | None = None
     prefers_channels_last: bool = False
+    embedding: str = ""
     beyond_maps: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -107,6 +113,34 @@ def _check_input(backbone: nn.Module, inputs: tuple[Any, ...]) -> None:
     if inputs and not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined]
         assert isinstance(backbone, Backbone)
         backbone.check(inputs[0])
+
+
+@contextmanager
+def exchanged(backbone: Backbone, box: CellBox) -> Iterator[None]:
+    """Within it, images of a pair exchange the cells of a box of the coarsest map where the backbone embeds them.
+
+    Raises:
+        UsageError: a backbone without an `embedding`.
+    """
+    if not backbone.embedding:
+        raise UsageError(
+            "this backbone names no embedding to mix tokens behind", remedy="set augmentation.mix_token to 0"
+        )
+    part: nn.Module = attrgetter(backbone.embedding)(backbone)
+    hook = part.register_forward_hook(partial(_exchange, box, (backbone.strides[0], backbone.strides[-1])))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _exchange(
+    box: CellBox, strides: tuple[int, int], part: nn.Module, inputs: tuple[Tensor, ...], cells: Tensor
+) -> Tensor:
+    fine, coarse = strides
+    if tuple(cells.shape[1:3]) != grids.cells(grids.size_of(inputs[0]), fine):
+        raise UsageError(f"an embedding whose cells are no squares of {fine} pixels: {tuple(cells.shape)}")
+    return exchange(cells, box, coarse // fine)
 
 
 def blocks_with_maps(maps_from: Sequence[int] | None, depth: int) -> tuple[int, ...]:

@@ -97,6 +97,7 @@ class DualViT(Backbone):
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
+    embedding = "stem"
     beyond_maps = ("class_block",)
 
     def __init__(

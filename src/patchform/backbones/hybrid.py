@@ -51,6 +51,7 @@ class Hybrid(ViT):
     """
 
     prefers_channels_last = True
+    embedding = ""  # its patches are cut from a map, not from pixels
 
     def __init__(
         self,

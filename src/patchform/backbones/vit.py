@@ -44,6 +44,7 @@ class ViT(Backbone):
             whose queries, keys and values have none.
     """
 
+    embedding = "patches"
     beyond_maps = ("norm",)
 
     def __init__(

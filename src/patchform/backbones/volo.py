@@ -55,6 +55,7 @@ class VOLO(Backbone):
             outlookers and class blocks go without (the authors' code).
     """
 
+    embedding = "stem"
     beyond_maps = ("class_token", "class_blocks", "norm")
 
     def __init__(

@@ -75,6 +75,7 @@ def split(batch: Batch, size: int, pixels: int = 0) -> Iterator[Batch]:
             sizes=batch.sizes[part],
             padding=padding,
             views=None if batch.views is None else batch.views[part],
+            exchanged=batch.exchanged,
         )
 
 

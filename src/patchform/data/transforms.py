@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
-from patchform.records import Batch, Label
+from patchform.records import Batch, CellBox, Label
 from patchform.settings import AugmentationSettings
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
@@ -407,7 +407,7 @@ class Mixing:
         # the Beta distribution of torch takes no generator
         numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         images = batch.images.float() if batch.images.is_floating_point() else batch.images.float() / 255
-        scores = torch.stack([self._scores(label) for label in labels])
+        scores = torch.stack([soft(label, self.classes) for label in labels])
         padding = batch.padding
         if numbers.random() < self.probability:
             by_box = self.cutmix > 0 and (self.mixup <= 0 or numbers.random() < 0.5)
@@ -422,19 +422,26 @@ class Mixing:
         targets = tuple(Label(label.classes, row) for label, row in zip(labels, scores.unbind()))
         return batch._replace(images=images, targets=targets, padding=padding)
 
-    def _scores(self, label: Label) -> Tensor:
-        if label.scores is not None:
-            return label.scores.float()
-        return torch.zeros(self.classes, device=label.classes.device).index_fill_(0, label.classes, 1)
+
+def soft(label: Label, classes: int) -> Tensor:
+    """(classes,) float32: its scores, or 1 at its classes."""
+    if label.scores is not None:
+        return label.scores.float()
+    return torch.zeros(classes, device=label.classes.device).index_fill_(0, label.classes, 1)
 
 
 def _paste(images: Tensor, share: float, numbers: np.random.Generator) -> tuple[Tensor, float]:
     """Put a box of the neighbour, of about 1 - share of the area, at a random centre; the share kept, exactly."""
     height, width = images.shape[-2:]
+    top, left, bottom, right = random_box(height, width, share, numbers)
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images.roll(1, 0)[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def random_box(height: int, width: int, share: float, numbers: np.random.Generator) -> CellBox:
+    """A box of about 1 - share of the area around a random centre, cut off at the edges (Yun et al. 2019)."""
     side = math.sqrt(1 - share)
     h, w = round(height * side), round(width * side)
     top, left = int(numbers.integers(height)) - h // 2, int(numbers.integers(width)) - w // 2
-    rows, columns = slice(max(0, top), min(height, top + h)), slice(max(0, left), min(width, left + w))
-    mixed = images.clone()
-    mixed[..., rows, columns] = images.roll(1, 0)[..., rows, columns]
-    return mixed, 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    return max(0, top), max(0, left), min(height, top + h), min(width, left + w)

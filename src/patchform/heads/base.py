@@ -30,6 +30,8 @@ class Head(nn.Module):
     """Names of the tasks whose targets this head learns from and predicts."""
     reads_maps_alone: ClassVar[bool] = False
     """Whether it looks at nothing of the features but their maps."""
+    learns_tokens: ClassVar[bool] = False
+    """Whether `Label.tokens` are learnt, if a target has them."""
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Any:
@@ -53,6 +55,16 @@ class Head(nn.Module):
                 whose predictions have that size (`Regions`) takes pictures of one size: that of the first.
         """
         raise NotImplementedError
+
+    def class_logits(self, raw: Any) -> Tensor:
+        """(B, C) logits of the classes of whole images, of which each has one: what a teacher teaches by. Raises
+        UsageError where the head has none.
+        """
+        raise UsageError(f"{type(self).__name__} gives no logits of whole images", remedy="learn its tokens instead")
+
+    def token_logits(self, raw: Any, features: Features) -> Tensor:
+        """(B, N, C) logits of the classes of each token. Raises UsageError where the head has none."""
+        raise UsageError(f"{type(self).__name__} gives no logits of tokens", remedy="take another teacher or kind")
 
     def counts(self, targets: Sequence[Target]) -> dict[str, Tensor]:
         """() float32 by name of loss: the counts of `loss`. The targets alone tell them, so that a part of a batch is

@@ -128,6 +128,19 @@ class Linear(Head):
         probs = self._probs(targets, next(self.parameters()).device)
         return {"loss": (probs if self.class_weights is None else probs @ self.class_weights.to(probs)).sum()}
 
+    def class_logits(self, raw: Tensor) -> Tensor:
+        """(B, C): as they are, not divided by `temperature`. Raises UsageError where `labels` is "multi"."""
+        if self.labels == "multi":
+            raise UsageError("an image of several labels has no one class", remedy='set data.labels to "single"')
+        return raw
+
+    def token_logits(self, raw: Tensor, features: Features) -> Tensor:
+        """(B, N, C): the classifier above each token, which is right where the summary is the mean of the tokens."""
+        layer, tokens = self.classifier, features.tokens
+        if not isinstance(layer, nn.Linear) or tokens is None or self.pre_logits is not None:
+            return super().token_logits(raw, features)
+        return layer(tokens) if tokens.shape[2] == layer.in_features else super().token_logits(raw, features)
+
     def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
         """One `Label` an image: `scores` (C,) softmax or sigmoid; `classes` the best one, or all above 0.5."""
         return self.to_outputs(raw).predictions()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patchform.errors import UsageError
+from patchform.heads.base import Head
 from patchform.heads.linear import LabelOptions, Linear
 from patchform.layers import blocks
 from patchform.layers.blocks import Block
@@ -74,3 +75,7 @@ class TemporalEncoder(Linear):
         for block in self.blocks:
             x = block(x)
         return super().forward(features._replace(summary=self.norm(x)[:, 0]))
+
+    def token_logits(self, raw: Tensor, features: Features) -> Tensor:
+        """None: what is classified is no mean of tokens."""
+        return Head.token_logits(self, raw, features)

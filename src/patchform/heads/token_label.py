@@ -3,8 +3,9 @@
     summary --classifier--> (B, C) -----------------+--> logits
     tokens  --auxiliary---> (B, N, C) --max over N--+
 
-In the paper a teacher says what is in each token. Without one, as here, the image's classes are every token's target:
-that is what the authors' loss does with targets that have no tokens.
+A teacher says what is in each token (`loss.teacher` with the kind token_labels). Without one the image's classes are
+every token's target: that is what the authors' loss does with targets that have no tokens. Where the embeddings of two
+images are mixed (`augmentation.mix_token`) the image has a share of both, and each token what is in its own image.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class TokenLabel(Head):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    learns_tokens: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -85,12 +87,16 @@ class TokenLabel(Head):
     def loss(self, raw: Raw, targets: Sequence[Target]) -> dict[str, Loss]:
         """Over images: "loss", cross-entropy of the image; "auxiliary", at its weight, mean of that of its tokens.
 
+        Smoothed are the targets of images, and of tokens without targets of their own.
+
         Raises:
             DataError: an image without exactly one class.
+            UsageError: targets of tokens on another grid than theirs.
         """
         probs = self._probs(targets, raw.summary.device)  # (B, C)
         image = -(probs * raw.summary.float().log_softmax(1)).sum(1)
-        token = -(probs[:, None] * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
+        token_probs = self._token_probs(targets, probs, raw.tokens.shape[1])
+        token = -(token_probs * raw.tokens.float().log_softmax(2)).sum(2)  # (B, N)
         valid = torch.ones_like(token) if raw.padding is None else (~raw.padding).to(token.dtype)
         auxiliary = (token * valid).sum(1) / valid.sum(1).clamp(min=1)
         count = number_of(targets)
@@ -107,6 +113,26 @@ class TokenLabel(Head):
     def to_outputs(self, raw: Raw, sizes: Tensor | None = None) -> LabelOutputs:
         """Scores and the best class."""
         return LabelOutputs.of_best(self.logits(raw).float().softmax(1))
+
+    def class_logits(self, raw: Raw) -> Tensor:
+        """(B, C): `logits`."""
+        return self.logits(raw)
+
+    def token_logits(self, raw: Raw, features: Features) -> Tensor:
+        """(B, N, C)."""
+        return raw.tokens
+
+    def _token_probs(self, targets: Sequence[Target], probs: Tensor, count: int) -> Tensor:
+        """(B, N, C), or (B, 1, C) where each image's are all alike: what is known of tokens, else `probs` (B, C)."""
+        rows = []
+        for label, image in zip(cast("Sequence[Label]", targets), probs):
+            cells = image[None] if label.tokens is None else label.tokens.to(image).flatten(1).t()
+            if cells.shape[0] not in (1, count):
+                raise UsageError(f"targets of {cells.shape[0]} tokens for {count}")
+            rows.append(cells)
+        if any(row.shape[0] > 1 for row in rows):
+            rows = [row.expand(count, -1) for row in rows]
+        return torch.stack(rows)
 
     def _probs(self, targets: Sequence[Target], device: torch.device) -> Tensor:
         """(B, C) float: the soft scores of an image, or 1 at its class; smoothed."""

@@ -173,6 +173,13 @@ class Task(ABC):
             )
         return Unmixed()
 
+    def token_mixing(self, augmentation: AugmentationSettings, classes: int, stride: int, smoothing: float) -> Mix:
+        """How tokens of a batch are mixed, in cells of `stride` pixels. Raises UsageError for a task without it."""
+        if augmentation.mix_token > 0:
+            what = "augmentation.mix_token shares labels of whole images"
+            raise UsageError(what, remedy="set augmentation.mix_token to 0")
+        return Unmixed()
+
     @abstractmethod
     def made_up(
         self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator

@@ -16,8 +16,10 @@ from patchform.data.checks.base import Check
 from patchform.data.listing import Listing
 from patchform.data.pictures import LabelledPictures
 from patchform.data.samples import Samples, labels_of
+from patchform.data.token_mixing import TokenMixing
 from patchform.data.transforms import Mixing, evaluation_transform, training_transform
 from patchform.descriptions import Preprocessing
+from patchform.errors import UsageError
 from patchform.heads.base import Head
 from patchform.metrics import agreement
 from patchform.metrics.accuracy import Accuracy
@@ -28,7 +30,7 @@ from patchform.metrics.calibration import Calibration
 from patchform.outputs import LabelOutputs, Outputs
 from patchform.records import Label, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Example, Mix, Task
+from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Example, Mix, Task, Unmixed
 
 TOP = 5
 """How many of the best classes are written and drawn."""
@@ -75,6 +77,14 @@ class Classification(Task):
     def mixing(self, augmentation: AugmentationSettings, classes: int) -> Mix:
         """Mixup and CutMix."""
         return Mixing(augmentation, classes)
+
+    def token_mixing(self, augmentation: AugmentationSettings, classes: int, stride: int, smoothing: float) -> Mix:
+        """MixToken, of single labels."""
+        if not augmentation.mix_token:
+            return Unmixed()
+        if self.labels == "multi":
+            raise UsageError("augmentation.mix_token shares one label an image", remedy="set it to 0")
+        return TokenMixing(augmentation, classes, stride, smoothing)
 
     def made_up(
         self, listing: Listing, size: tuple[int, int], augmentation: AugmentationSettings, generator: torch.Generator

@@ -13,6 +13,7 @@ import json
 import platform
 import random
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patchform import distributed, schema
@@ -33,8 +34,8 @@ from patchform.weights import files
 from patchform.weights.stopped import STATE
 
 FORMAT = 1
-SCALER = "scaler.safetensors"
-"""Of runs in float16 alone."""
+SCALER, BESIDE = "scaler.safetensors", "beside.safetensors"
+"""Of runs in float16 alone; of those that learn something beside their model."""
 
 
 Count = Annotated[int, Range(least=0, most=2**53)]
@@ -90,6 +91,14 @@ class Parts:
     optimizer: Optimizer
     counters: Counters
     scaler: LossScaling = OFF
+    beside: nn.Module | None = None
+    """What is learnt beside the model and left behind."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that the optimizer may move, by names that differ."""
+        yield from self.model.named_parameters()
+        if self.beside is not None:
+            yield from self.beside.named_parameters("beside")
 
 
 # ------------------------------------------------------------------------------------------------------------- save
@@ -115,6 +124,8 @@ def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> 
             files.write_tensors(unfinished / "average.safetensors", parts.average.state_dict())
         files.write_tensors(unfinished / "optimizer.safetensors", _optimizer_state(parts))
         files.write_tensors(unfinished / "random.safetensors", generators)
+        if parts.beside is not None:
+            files.write_tensors(unfinished / BESIDE, parts.beside.state_dict())
         if scaling := parts.scaler.tensors():
             files.write_tensors(unfinished / SCALER, scaling)
         state = State(
@@ -217,6 +228,8 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
         _load(parts.model, path / "model.safetensors")
         if parts.average is not None:
             _load(parts.average, path / "average.safetensors")
+        if parts.beside is not None:
+            _load(parts.beside, path / BESIDE)
         _load_optimizer(parts, path / "optimizer.safetensors")
         if (path / SCALER).exists():
             parts.scaler.load_tensors(files.read_tensors(path / SCALER))
@@ -248,7 +261,7 @@ def _state(path: Path) -> State:
     return state
 
 
-def _load(model: Model, path: Path) -> None:
+def _load(model: nn.Module, path: Path) -> None:
     model.load_state_dict(files.read_tensors(path))
 
 
@@ -260,14 +273,14 @@ def _optimizer_state(parts: Parts) -> dict[str, Tensor]:
     state = parts.optimizer.state
     return {
         f"{name}/{key}": value
-        for name, parameter in parts.model.named_parameters()
+        for name, parameter in parts.named_parameters()
         for key, value in state.get(parameter, {}).items()
         if value is not None  # SGD without momentum
     }
 
 
 def _load_optimizer(parts: Parts, path: Path) -> None:
-    names = {id(parameter): name for name, parameter in parts.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parts.named_parameters()}
     ordered = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     index = {names[id(parameter)]: i for i, parameter in enumerate(ordered)}
     state: dict[int, dict[str, Tensor]] = {}

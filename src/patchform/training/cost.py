@@ -191,16 +191,17 @@ class Meter:
         return measure(size)(Growth.through(points[0], points[-1]))
 
     def _step(self, images: int, size: Size, *, padded: bool) -> _StepBytes:
-        recipe, model = self.recipe, self.model
+        recipe, objective = self.recipe, self.learner.objective
         with peaks.measured(self.device) as arriving:
             batch = to_device(self._random_batch(images, size, padded=padded), self.device)
             batch = self.mixing.mix(batch, generator(recipe.training.seed, "mix", 0))
+            batch = self.learner.mixed(0, batch)
         with peaks.measured(self.device) as passes:
-            norm = gradients(model, [batch], precision=recipe.training.precision).norm
+            norm = gradients(objective, [batch], precision=recipe.training.precision).norm
         with peaks.measured(self.device) as moving:
-            move(model, norm, optimizer=self.optimizer, clip=recipe.optimizer.clip)
+            move(objective, norm, optimizer=self.optimizer, clip=recipe.optimizer.clip)
             if self.learner.average is not None:
-                ema.update(self.learner.average, model, recipe.training.ema)
+                ema.update(self.learner.average, self.model, recipe.training.ema)
         self.optimizer.zero_grad(set_to_none=False)
         return _StepBytes(arriving.most, arriving.left, passes.most, moving.most)
 
@@ -227,12 +228,14 @@ class Meter:
         return Batch(pixels, targets, ("",) * images, (size,) * images, padding, views)
 
     def _held(self) -> Held:
-        parameters = list(self.model.parameters())
+        parameters = list(self.learner.objective.parameters())
         state = [value for moments in self.optimizer.state.values() for value in moments.values()]
         average = self.learner.average
         copy = [] if average is None else [*average.parameters(), *average.buffers()]
         weights, moments, averaged = _bytes([*parameters, *self.model.buffers()]), _bytes(state), _bytes(copy)
         saved = weights + moments + averaged if self.device.type == "cpu" else 0
+        if (distilled := self.learner.distilled) is not None:
+            weights += _bytes([*distilled.teacher.model.parameters(), *distilled.teacher.model.buffers()])
         return Held(weights, _bytes([parameter.grad for parameter in parameters]), moments, averaged, saved)
 
 

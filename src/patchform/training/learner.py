@@ -11,12 +11,14 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from patchform import distributed
 from patchform.data.collate import split
-from patchform.data.loader import derive
+from patchform.data.loader import derive, generator
 from patchform.distributed import Rank
 from patchform.model import Model
 from patchform.records import Batch
 from patchform.settings import Recipe
+from patchform.tasks.base import task_of
 from patchform.training import ema, freezing, optimizer, schedule
+from patchform.training.distillation import Distilled, Term, distilled
 from patchform.training.scaling import LossScaling
 from patchform.training.schedule import RunLength
 from patchform.training.step import StepResult, step
@@ -27,14 +29,18 @@ class Learner:
 
     Args:
         model: on its device.
-        recipe: of the run.
+        recipe: of the run; its teacher, if it names one, is opened.
         length: how long it is.
         rank: of this process.
+
+    Raises:
+        PatchformError: whatever `freezing.Freezing` and `distillation.distilled` raise.
     """
 
     def __init__(self, model: Model, recipe: Recipe, length: RunLength, rank: Rank) -> None:
         self.model, self.recipe, self.length, self.rank = model, recipe, length, rank
         self.average = ema.average_of(model) if recipe.training.ema else None
+        self.distilled = distilled(model, recipe)
         if recipe.model.checkpointing:
             recompute_activations(model)
         if recipe.model.compile:
@@ -42,9 +48,12 @@ class Learner:
         if recipe.model.norms == "synchronised" and not rank.single:
             freezing.synchronise(model)
         self.frozen = freezing.Freezing(model, recipe, length.steps_per_epoch)
-        self.optimizer = optimizer.build(model, recipe.optimizer)
+        self.optimizer = optimizer.build(model, recipe.optimizer, beside=self.beside)
         self.scaler = LossScaling(model.mean.device.type, recipe.training.precision)
         self.optimizer.register_step_pre_hook(self._moves)
+        task, stride = task_of(model.architecture, model.head), model.trained.strides[-1]
+        smoothing = recipe.loss.smoothing
+        self._token_mixing = task.token_mixing(recipe.augmentation, len(model.classes), stride, smoothing)
         self._undo: Undo | None = None
         self._whole = True
 
@@ -52,6 +61,21 @@ class Learner:
     def evaluated(self) -> Model:
         """The model that is evaluated and kept: the average, or the model itself without one."""
         return self.average or self.model
+
+    @property
+    def objective(self) -> Model | Distilled:
+        """What gives the losses: the model, or the model with its teacher."""
+        return self.distilled or self.model
+
+    @property
+    def beside(self) -> Term | None:
+        """What is learnt beside the model and left behind."""
+        return self.distilled.term if self.distilled is not None and list(self.distilled.term.parameters()) else None
+
+    def mixed(self, number: int, batch: Batch) -> Batch:
+        """The batch of a step, whose tokens are mixed if the recipe says so."""
+        rng_key = () if self.rank.single else (self.rank.rank,)
+        return self._token_mixing.mix(batch, generator(self.recipe.training.seed, "mix tokens", number, *rng_key))
 
     def begin(self, step: int) -> None:
         """Be as before a step, from which the run goes on."""
@@ -78,8 +102,8 @@ class Learner:
         self.frozen.at(number)
         optimizer.set_rate(self.optimizer, self.rate(number))
         result = step(
-            self.model,
-            list(split(batch, settings.micro_batch, settings.pixels_at_once)),
+            self.objective,
+            list(split(self.mixed(number, batch), settings.micro_batch, settings.pixels_at_once)),
             optimizer=self.optimizer,
             reduce=distributed.all_reduce_sum,
             precision=settings.precision,

@@ -85,14 +85,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         learner = Learner(model.to(context.device), recipe, length, rank)
 
         # ----------------------------------------------------------------------------------------------- resume
-        saver = Saver(learner, identity_of(recipe, model, data.splits), context)
+        saver = Saver(learner, identity_of(recipe, model, data.splits, learner.distilled), context)
         if resume:
             saver.resume()
         counters = saver.counters
         learner.begin(counters.step)
         resuming.keep_earlier(settled, context)
         saver.write_recipe()
-        distributed.broadcast(list(model.state_dict().values()))  # one seed gives other bits on another processor
+        distributed.broadcast(list(learner.objective.state_dict().values()))  # one seed gives other bits elsewhere
 
         # ------------------------------------------------------------------------------------------------ steps
         at_once = min(settings.micro_batch or settings.batch_size, settings.batch_size)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from patchform.model import Model
@@ -19,14 +19,23 @@ UNDECAYED = re.compile(r"(^|[._])(positions?|tokens?)([._]|$)")
 `position.table`, is not decayed; neither is one of fewer than two dimensions (norms, biases, scales)."""
 
 
-def build(model: Model, settings: OptimizerSettings) -> Optimizer:
-    """The optimizer of a model. Each group holds `lr_scale`, by which the loop multiplies the learning rate."""
+def build(model: Model, settings: OptimizerSettings, *, beside: nn.Module | None = None) -> Optimizer:
+    """The optimizer of a model. Each group holds `lr_scale`, by which the loop multiplies the learning rate.
+
+    Args:
+        model: what is trained.
+        settings: of the recipe.
+        beside: what is learnt beside it, as a head is.
+    """
     parameters = groups(
         model,
         weight_decay=settings.weight_decay,
         layer_decay=settings.layer_decay,
         backbone_rate=settings.backbone_rate,
     )
+    for parameter in () if beside is None else beside.parameters():
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        parameters.append({"params": [parameter], "weight_decay": decay, "lr_scale": 1.0})
     if settings.name == "sgd":
         return SGD(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.name == "lamb":

@@ -28,8 +28,10 @@ from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
+from patchform.training.distillation import Distilled
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
+from patchform.training.teacher import check_there
 from patchform.weights.sources import DESCRIPTION, read_description
 
 
@@ -58,6 +60,8 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
         if not holds:
             section, _, key = name.partition(".")
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
+    task.token_mixing(recipe.augmentation, 1, 1, 0.0)
+    check_there(recipe)
     check_model(recipe)
     if new and recipe.data.path is not None:
         check_before(Path(recipe.runs), recipe.data.path, recipe.task)
@@ -157,6 +161,9 @@ def check_model(recipe: Recipe) -> None:
             if built.backbone.frames is not None and not p.frames:
                 remedy = "take another backbone, or learn from videos"
                 raise UsageError(f"{model.backbone} looks at clips, not at pictures", remedy=remedy)
+            if recipe.augmentation.mix_token and not built.backbone.embedding:
+                what = f"augmentation.mix_token: {model.backbone} names no embedding behind which tokens can be mixed"
+                raise UsageError(what, remedy="set it to 0, or take another backbone")
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
             built.features(Batch(image, (), ("",), (p.size,)))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -202,7 +209,7 @@ def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, count
     )
 
 
-def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
+def identity_of(recipe: Recipe, model: Model, splits: Splits, distilled: Distilled | None = None) -> dict[str, Any]:
     """What must be the same for a resume to make sense, as plain values."""
     description = describe(model)
     digest = hashlib.sha256()
@@ -222,6 +229,7 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
             "seed": recipe.training.seed,
             "average": recipe.training.ema > 0,
         }
+        | ({} if distilled is None else {"teacher": distilled.identity})
     )
 
 

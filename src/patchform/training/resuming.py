@@ -29,6 +29,9 @@ EFFECTS = {
     ),
     **dict.fromkeys(("model.backbone", "model.head", "model.options", "model.head_options"), CHECKED),
     **dict.fromkeys(("model.drop_path", "loss.smoothing", "loss.class_weights"), CHECKED),
+    **dict.fromkeys(
+        ("loss.teacher.model", "loss.teacher.kind"), "refused where the teacher, or what is learnt of it, is another"
+    ),
     "training.ema": "from here on; refused where there was no average, or would be none",
     "training.epochs": "the schedule is stretched over all of them",
     **dict.fromkeys(("data.workers", "training.save_every", "training.keep", "training.on_save_error"), SAME),

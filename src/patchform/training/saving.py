@@ -54,6 +54,7 @@ class Saver:
             optimizer=learner.optimizer,
             counters=self.counters,
             scaler=learner.scaler,
+            beside=learner.beside,
         )
         self._saved = self._tried = 0
         self._log: MetricsLog | None = None
@@ -152,7 +153,7 @@ class Saver:
 
     def finite(self) -> bool:
         """Whether all weights are."""
-        return all_finite(self.learner.model, self.learner.average)
+        return all_finite(self.learner.model, self.learner.average, self.learner.beside)
 
     def write_recipe(self) -> None:
         """Write the recipe as it was resolved, and say so if the disk has little room for what comes."""

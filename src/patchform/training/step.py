@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from patchform.device import autocast
 from patchform.model import Model
 from patchform.records import LEAST, Batch, Target
+from patchform.training.distillation import Distilled
 from patchform.training.scaling import LEAST_SCALE, OFF, LossScaling
 
+Objective = Model | Distilled
+"""What gives losses and their counts: a model, or a model with its teacher."""
 Reduce = Callable[[Sequence[Tensor]], None]
 """Puts into each tensor its sum over all processes that share the batch."""
 
@@ -44,7 +47,7 @@ class StepResult(NamedTuple):
 
 
 def step(
-    model: Model,
+    model: Objective,
     parts: Sequence[Batch],
     *,
     optimizer: Optimizer,
@@ -79,7 +82,7 @@ def step(
     return result
 
 
-def move(model: Model, norm: float, *, optimizer: Optimizer, scaler: LossScaling = OFF, clip: float = 0.0) -> None:
+def move(model: nn.Module, norm: float, *, optimizer: Optimizer, scaler: LossScaling = OFF, clip: float = 0.0) -> None:
     """Move by the gradient, whose norm is given; shortened to `clip` if it is longer and that is above 0."""
     if clip:
         clip_grads_with_norm_(moving(model), clip, torch.tensor(norm))
@@ -87,7 +90,7 @@ def move(model: Model, norm: float, *, optimizer: Optimizer, scaler: LossScaling
 
 
 def gradients(
-    model: Model,
+    model: Objective,
     parts: Sequence[Batch],
     *,
     reduce: Reduce = alone,
@@ -112,7 +115,7 @@ def gradients(
     return StepResult(loss_value, scaled / scaler.get_scale())
 
 
-def batch_counts(model: Model, targets: Sequence[Target], share: float, reduce: Reduce) -> dict[str, Tensor]:
+def batch_counts(model: Objective, targets: Sequence[Target], share: float, reduce: Reduce) -> dict[str, Tensor]:
     """() by name of loss: what to divide the sums of a batch by, of all processes."""
     counts = model.counts(targets)
     together = share * torch.stack(list(counts.values()))
@@ -120,12 +123,12 @@ def batch_counts(model: Model, targets: Sequence[Target], share: float, reduce: 
     return dict(zip(counts, together.clamp(min=LEAST).unbind()))  # 0 where there is nothing to learn
 
 
-def moving(model: Model) -> list[torch.nn.Parameter]:
+def moving(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that are learnt."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _add_up(model: Model, loss: Tensor, reduce: Reduce) -> None:
+def _add_up(model: nn.Module, loss: Tensor, reduce: Reduce) -> None:
     """Put the sums over all processes into the gradients and the loss; what was used in one process was used in all."""
     parameters = moving(model)
     used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)

@@ -11,7 +11,7 @@ from torch import nn
 
 from patchform import distributed, schema
 from patchform.errors import ResourceError
-from patchform.settings import Recipe
+from patchform.settings import Recipe, TeacherSettings
 from patchform.training.batches import TrainingData
 from patchform.training.freezing import batch_norms
 from patchform.training.learner import Learner
@@ -71,6 +71,9 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
     yield Entry("parameters", _trained(model))
     yield Entry("frozen", _frozen(learner))
     yield Entry("weights", _source(start))
+    if learner.distilled is not None or recipe.loss.teacher != TeacherSettings():
+        none = "none: loss.teacher.model names no model"
+        yield Entry("teacher", none if learner.distilled is None else str(learner.distilled))
     yield Entry("input", _input(recipe))
     yield Entry(
         "data",
