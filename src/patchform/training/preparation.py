@@ -28,6 +28,7 @@ from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
+from patchform.training import adapters
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 from patchform.weights.sources import DESCRIPTION, read_description
@@ -52,6 +53,7 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
             f"augmentation.{name}": (not (unlabelled and getattr(augment, name)), "0: there are no labels to mix")
             for name in ("mixup", "cutmix")
         },
+        "model.adapter": (not unlabelled or recipe.model.adapter == "none", "none: the backbone is what is learnt"),
         "training.patience": (not (unlabelled and recipe.training.patience), "0: no number says which is better"),
     }
     for name, (holds, what) in needed.items():
@@ -159,6 +161,7 @@ def check_model(recipe: Recipe) -> None:
                 raise UsageError(f"{model.backbone} looks at clips, not at pictures", remedy=remedy)
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
             built.features(Batch(image, (), ("",), (p.size,)))
+            adapters.add(built, model)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if not (model.options or model.head_options) or "meta tensor" in str(error):
             return
@@ -222,6 +225,7 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits) -> dict[str, Any]:
             "seed": recipe.training.seed,
             "average": recipe.training.ema > 0,
         }
+        | adapters.identity(recipe.model)
     )
 
 

@@ -29,6 +29,7 @@ EFFECTS = {
     ),
     **dict.fromkeys(("model.backbone", "model.head", "model.options", "model.head_options"), CHECKED),
     **dict.fromkeys(("model.drop_path", "loss.smoothing", "loss.class_weights"), CHECKED),
+    **dict.fromkeys(("model.adapter", "model.lora.rank", "model.lora.alpha", "model.lora.products"), CHECKED),
     "training.ema": "from here on; refused where there was no average, or would be none",
     "training.epochs": "the schedule is stretched over all of them",
     **dict.fromkeys(("data.workers", "training.save_every", "training.keep", "training.on_save_error"), SAME),
