@@ -31,6 +31,9 @@ class DataSettings:
     """Share of each class that is held out when no validation set exists."""
     labels: Literal["single", "multi"] = "single"
     """One class an image, or any number of them (CSV)."""
+    features: str | None = None
+    """Under a frozen backbone: a folder that keeps what it says of each picture. It then looks at each once, as at
+    evaluation, and the head learns from that, without augmentation; null: it looks at every step."""
     workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Processes that decode and augment, for each that trains; results do not depend on it."""
     balanced: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,6 +15,8 @@ from patchform.commands.inference_options import IMAGES
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from patchform.device import RunOptions
     from patchform.metrics.base import Scores
     from patchform.model import Model
@@ -22,6 +25,29 @@ if TYPE_CHECKING:
 EXAMPLE = "patchform probe runs/first --data other-photos/ --method linear"
 CACHE = "runs/features"
 METHODS = ("knn", "linear", "attentive")
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, done, all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """What methods have of their own."""
+
+    neighbours: int = 20
+    """Of knn."""
+    layers: int = 0
+    """Of knn and linear: the class tokens of so many last blocks and the mean of the patch tokens are judged; 0: what a
+    classifier sees."""
+
+
+class Sets(NamedTuple):
+    """Features of the training and of the validation pictures."""
+
+    train: Frozen
+    test: Frozen
+    classes: tuple[str, ...]
 
 
 class Probed(NamedTuple):
@@ -92,12 +118,10 @@ def probe(
     data: str | Path,
     *,
     method: Literal["knn", "linear", "attentive"] = "knn",
-    layers: int = 0,
     weights: str | Path | None = None,
     cache: str | Path | None = CACHE,
     out: str | Path | None = None,
-    neighbours: int = 20,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Probed:
     """Judge the features of a backbone that is not trained further.
@@ -107,14 +131,12 @@ def probe(
         data: folder of class folders (a fifth of each class is then held out), or with train/ and val/ inside, or CSV
             list; one class an image.
         method: "knn", neighbours that vote, "linear", a logistic regression, or "attentive", a query to all tokens.
-        layers: of "knn" and "linear": the class tokens of so many last blocks and the mean of the patch tokens are
-            judged; 0: what a classifier sees.
         weights: of the backbone, in one of its family's layouts.
         cache: folder that keeps the features; None keeps none.
         out: of "linear": a new folder for the classifier, which `evaluate` and `predict` take.
-        neighbours: of "knn".
         progress: called with (what is done, done, all).
-        options: of `patchform.device.RunOptions`: batch_size, workers, device, precision, skip_bad, say.
+        options: of `ProbeOptions`: neighbours, layers; and of `patchform.device.RunOptions`: batch_size, workers,
+            device, precision, skip_bad, say.
 
     Raises:
         UsageError: neither a run folder nor a backbone with weights; `out` with another method than "linear", or with
@@ -123,7 +145,8 @@ def probe(
         PatchformError: whatever loading a model, opening data, `features` and the probes raise.
     """
     folder = None if out is None else Path(out)
-    _refuse(method, layers, neighbours, folder)
+    own = ProbeOptions(**{name: options.pop(name) for name in ("neighbours", "layers") if name in options})
+    _refuse(method, own, folder)
 
     from patchform.data.dataset import check_before
 
@@ -133,30 +156,47 @@ def probe(
 
     from patchform.device import RunOptions, pick_device
     from patchform.model import save
-    from patchform.probing import attentive, linear
-    from patchform.probing import neighbours as nearest
+    from patchform.probing import linear
     from patchform.probing.frozen import scored
 
     run_options = RunOptions(**options)
     device = pick_device(run_options.device)
     backbone = open_backbone(model, weights, run_options.say)
-    output: Output = "sequence" if method == "attentive" else "blocks" if layers else "summary"
-    train, test, classes = _features(backbone, data, (output, layers), cache, run_options, progress)
+    output: Output = "sequence" if method == "attentive" else "blocks" if own.layers else "summary"
+    sets = _features(backbone, data, (output, own.layers), cache, run_options, progress)
     if method == "knn":
-        vote = partial(nearest.vote, train, classes=len(classes), k=neighbours, device=device)
-        scores = scored(vote, test, classes, progress=partial(progress, "neighbours") if progress else None)
-        return Probed(scores, {"neighbours": neighbours, "temperature": nearest.TEMPERATURE}, None)
+        return _neighbours(sets, own.neighbours, device, progress)
     if method == "attentive":
-        probe = attentive.fit(train, classes, device=device, progress=partial(progress, "epochs") if progress else None)
-        return Probed(scored(probe.scores, test, classes), {"epochs": probe.epochs}, None)
+        return _attentive(sets, device, progress)
+    train, test, classes = sets
     classifier = linear.fit(train, classes, device="cpu" if device.type == "mps" else device)  # mps has no float64
     if folder is not None:
         save(classifier.into(backbone), folder)
     return Probed(scored(classifier.scores, test, classes), {"decay": classifier.decay}, folder)
 
 
-def _refuse(method: str, layers: int, neighbours: int, folder: Path | None) -> None:
+def _neighbours(sets: Sets, k: int, device: torch.device, progress: Progress | None) -> Probed:
+    from patchform.probing import neighbours
+    from patchform.probing.frozen import scored
+
+    train, test, classes = sets
+    vote = partial(neighbours.vote, train, classes=len(classes), k=k, device=device)
+    scores = scored(vote, test, classes, progress=partial(progress, "neighbours") if progress else None)
+    return Probed(scores, {"neighbours": k, "temperature": neighbours.TEMPERATURE}, None)
+
+
+def _attentive(sets: Sets, device: torch.device, progress: Progress | None) -> Probed:
+    from patchform.probing import attentive
+    from patchform.probing.frozen import scored
+
+    train, test, classes = sets
+    probe = attentive.fit(train, classes, device=device, progress=partial(progress, "epochs") if progress else None)
+    return Probed(scored(probe.scores, test, classes), {"epochs": probe.epochs}, None)
+
+
+def _refuse(method: str, own: ProbeOptions, folder: Path | None) -> None:
     """Raise UsageError or FolderError for what could not be done in the end."""
+    layers, neighbours = own.layers, own.neighbours
     if folder is not None and method != "linear":
         what = "neighbours make no model to write" if method == "knn" else "no head is an attentive probe"
         raise UsageError(what, remedy="use the linear method, or give no folder")
@@ -179,9 +219,9 @@ def _features(
     asked: tuple[Output, int],
     cache: str | Path | None,
     options: RunOptions,
-    progress: Callable[[str, int, int], None] | None,
-) -> tuple[Frozen, Frozen, tuple[str, ...]]:
-    """An output and a number of layers, of the training and of the validation pictures, and the classes."""
+    progress: Progress | None,
+) -> Sets:
+    """An output and a number of layers, of both."""
     from patchform.data.checks.examination import without_bad
     from patchform.data.dataset import open_data
     from patchform.probing.frozen import features
@@ -200,7 +240,7 @@ def _features(
         frozen.append(
             features(backbone, usable, output=output, layers=layers, cache=cache, options=options, progress=of_these)
         )
-    return frozen[0], frozen[1], splits.train.classes
+    return Sets(frozen[0], frozen[1], splits.train.classes)
 
 
 def open_backbone(model: str | Path, weights: str | Path | None, say: Callable[[str], None]) -> Model:

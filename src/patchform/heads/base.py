@@ -30,6 +30,8 @@ class Head(nn.Module):
     """Names of the tasks whose targets this head learns from and predicts."""
     reads_maps_alone: ClassVar[bool] = False
     """Whether it looks at nothing of the features but their maps."""
+    reads_summary_alone: ClassVar[bool] = False
+    """Whether it looks at nothing of the features but their summary."""
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Any:

@@ -28,7 +28,7 @@ from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
-from patchform.training import adapters
+from patchform.training import adapters, cached_features
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 from patchform.weights.sources import DESCRIPTION, read_description
@@ -60,9 +60,11 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
         if not holds:
             section, _, key = name.partition(".")
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
+    cached_features.refuse(recipe)
     check_model(recipe)
     if new and recipe.data.path is not None:
-        check_before(Path(recipe.runs), recipe.data.path, recipe.task)
+        for written in filter(None, (recipe.runs, recipe.data.features)):
+            check_before(Path(written), recipe.data.path, recipe.task)
 
 
 def seed_everything(seed: int) -> None:

@@ -85,6 +85,8 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         f" {min(settings.batch_size, len(listing))}, {start.at_once} at once; {length.steps_per_epoch} steps an epoch,"
         f" {length.steps} in all",
     )
+    if recipe.data.features is not None:
+        yield Entry("features", f"each picture is looked at once, without augmentation; kept in {recipe.data.features}")
     yield Entry("device", _device(context))
     yield Entry("precision", start.settled.precision)
     yield Entry("run folder", str(context.folder))

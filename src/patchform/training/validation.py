@@ -34,7 +34,7 @@ class Validation:
         recipe = learner.recipe
         self.learner, self.context, self.settings = learner, context, recipe.training
         self.task = find_task(recipe.task).of(learner.model.head)
-        samples = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
+        samples = data.validation_samples(self.task, recipe)
         pin, sizes = context.device.type == "cuda", input_sizes(data.splits.validation, data.preprocessing)
         self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=pin, sizes=sizes)
 
