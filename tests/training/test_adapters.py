@@ -186,6 +186,18 @@ def test_what_is_merged_is_plain_and_computes_the_same(backbone):
     assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_what_is_merged_has_all_its_digits():
+    model = model_of()
+    lora(model)
+    plain = adapters.merged(model).state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        other = adapters.merged(model).state_dict()
+        layer = next(iter(adapters.adapted(model).values()))
+        rounded = layer.base.weight + layer.scale * (layer.up @ layer.down)
+    assert all(torch.equal(other[name], tensor) for name, tensor in plain.items())
+    assert not torch.equal(rounded, layer.weight)  # the control
+
+
 def test_it_starts_as_the_model_was():
     model, base = model_of(), model_of()
     adapters.add(model, ModelSettings(adapter="lora"))

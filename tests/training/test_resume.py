@@ -30,7 +30,10 @@ OPTIONS = {
     "checkpointing": {"model": {"checkpointing": True, "drop_path": 0.3}},
     "lamb": {"optimizer": {"name": "lamb"}},
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.05}},
-    "adapter": {"model": {"adapter": "lora", "lora": LoRASettings(dropout=0.2)}, "training": {"ema": 0.9}},
+    "adapter": {
+        "model": {"adapter": "lora", "lora": LoRASettings(dropout=0.2), "checkpointing": True},
+        "training": {"ema": 0.9},
+    },
     "everything": tiny.EVERYTHING,
 }
 

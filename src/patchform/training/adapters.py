@@ -73,7 +73,8 @@ class LowRank(nn.Module):
         if self.training and self.dropout.p and torch.is_grad_enabled():
             what = "a layer of this backbone is computed with its norm, in one product, which has no place for dropout"
             raise UsageError(what, remedy="set model.lora.dropout 0")
-        return torch.addmm(self.base.weight, self.up, self.down, alpha=self.scale)
+        with torch.autocast(self.up.device.type, enabled=False):  # what is saved has all its digits
+            return torch.addmm(self.base.weight, self.up, self.down, alpha=self.scale)
 
     @property
     def bias(self) -> Tensor | None:
