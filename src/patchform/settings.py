@@ -347,6 +347,9 @@ def check(recipe: Recipe) -> None:
     if recipe.schedule.name == "steps" and not recipe.schedule.milestones:
         raise UsageError("schedule.milestones is []", remedy="it must be one number of epochs or more")
     model = recipe.model
+    if model.adapter == "none" and model.lora != LoRASettings():
+        remedy = "set model.adapter lora, or leave out model.lora"
+        raise UsageError("model.lora is set and model.adapter is none", remedy=remedy)
     if model.adapter != "none":
         beside = {
             "model.frozen": (model.frozen, model.frozen != "all", "a number of layers, which then have no adapter"),

@@ -345,6 +345,7 @@ REFUSED = [
     ({}, {"optimizer": {"backbone_rate": 0.0}}, "optimizer.backbone_rate is 0 under model.adapter lora; it must be ab"),
     ({"backbone": "resnet/nano"}, {}, "the layers of resnet/nano .* no linear products .*; let it learn as a whole"),
     ({"backbone": "botnet/nano", "lora": LoRASettings(products=("mlp",))}, {}, "of kind mlp .*; name some of qkv, all"),
+    ({"adapter": "none"}, {}, "model.lora is set and model.adapter is none; set model.adapter lora, or leave out"),
     ({"lora": LoRASettings(rank=0)}, {}, r"model.lora.rank is 0; it must be at least 1"),
     (
         {"lora": LoRASettings(products=("query",))},
