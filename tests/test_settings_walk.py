@@ -29,6 +29,7 @@ RIGHT = {
         *("schedule.warmup_epochs", "schedule.warmup_start", "schedule.floor", "schedule.power"),
         *("training.micro_batch", "training.pixels_at_once", "training.seed", "training.ema", "training.save_every"),
         *("training.patience", "training.threads", "model.frozen", "model.frozen_epochs"),
+        "model.lora.dropout",
     },
     "1000000000": {"training.pixels_at_once", "training.seed", "training.save_every"},
 }

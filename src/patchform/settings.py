@@ -31,6 +31,9 @@ class DataSettings:
     """Share of each class that is held out when no validation set exists."""
     labels: Literal["single", "multi"] = "single"
     """One class an image, or any number of them (CSV)."""
+    features: str | None = None
+    """Under a frozen backbone: a folder that keeps what it says of each picture. It then looks at each once, as at
+    evaluation, and the head learns from that, without augmentation; null: it looks at every step."""
     workers: Annotated[int, Range(least=0, most=1024)] = 0
     """Processes that decode and augment, for each that trains; results do not depend on it."""
     balanced: bool = False
@@ -77,6 +80,21 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRASettings:
+    """What LoRA adds to a backbone's products."""
+
+    rank: Annotated[int, Range(least=1, most=65_536)] = 8
+    """Width between the two matrices that are added to each product."""
+    alpha: Annotated[float, Range(above=0, most=1_000_000)] = 8.0
+    """What is added counts alpha / rank times."""
+    dropout: BelowOne = 0.0
+    """Probability that a number does not reach what is added."""
+    products: Annotated[tuple[Literal["qkv", "proj", "mlp", "all"], ...], Length(least=1, most=4)] = ("qkv",)
+    """Linear layers that have it. qkv: those of queries, keys and values; proj: behind attention; mlp: of perceptrons;
+    all: every one in the backbone's layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """What is trained."""
 
@@ -99,6 +117,11 @@ class ModelSettings:
     """Layers of the backbone, from the input on, that stay as they are; all: the whole backbone."""
     frozen_epochs: Annotated[int, Range(least=0, most=1_000_000)] = 0
     """Epochs after which they learn as well; 0: never."""
+    adapter: Literal["none", "lora"] = "none"
+    """lora: the backbone stays as it is, and small additions to its linear layers learn beside the head; what is saved
+    has them added in. Layers that are frozen have none."""
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    """What lora adds."""
     norms: Literal["learn", "frozen", "synchronised"] = "learn"
     """Batch normalisation. frozen: that of the backbone keeps the statistics, scales and shifts that it starts from;
     synchronised: of several processes, by the statistics of all."""
@@ -354,8 +377,26 @@ def check(recipe: Recipe) -> None:
     _check_teacher(recipe.loss.teacher, mixed=change.mix_token > 0)
     if change.mix_token > 0:
         _check_mix_token(recipe)
+    _check_adapter(recipe)
     if name is not None and (not name or name in (".", "..") or set(name) & set("/\\\0")):
         raise UsageError(f"name is {name!r}", remedy="it must be the name of a folder, without a path")
+
+
+def _check_adapter(recipe: Recipe) -> None:
+    """Raise UsageError for settings of an adapter that do not go together."""
+    model = recipe.model
+    if model.adapter == "none" and model.lora != LoRASettings():
+        remedy = "set model.adapter lora, or leave out model.lora"
+        raise UsageError("model.lora is set and model.adapter is none", remedy=remedy)
+    if model.adapter != "none":
+        beside = {
+            "model.frozen": (model.frozen, model.frozen != "all", "a number of layers, which then have no adapter"),
+            "model.frozen_epochs": (model.frozen_epochs, not model.frozen_epochs, "0: what is adapted stays as it is"),
+            "optimizer.backbone_rate": (0, recipe.optimizer.backbone_rate > 0, "above 0: it is that of the adapter"),
+        }
+        for key, (value, holds, what) in beside.items():
+            if not holds:
+                raise UsageError(f"{key} is {value} under model.adapter {model.adapter}", remedy=f"it must be {what}")
 
 
 def _check_teacher(teacher: TeacherSettings, *, mixed: bool) -> None:

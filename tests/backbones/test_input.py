@@ -72,12 +72,12 @@ def test_gradients_of_each_picture_by_vmap_are_those_of_the_picture_alone(name):
     assert any(not torch.allclose(one, other) for one, other in together.values())  # control: pictures differ
 
 
-@pytest.mark.parametrize("family", ["vit", "parallel_vit", "sparse"])
+@pytest.mark.parametrize("family", ["vit", "parallel_vit", "sparse", "vit_det"])
 def test_maps_come_from_blocks_that_are_there(family):
     shown = torch.rand(1, 3, 32, 32)
     for numbers in ((1,), (2,), (1, 2), [1, 2], None):
-        backbone = pf.build_backbone(f"{family}/nano", maps_from=numbers)
+        backbone = pf.build_backbone(f"{family}/nano", depth=2, maps_from=numbers)
         assert len(backbone.channels) == len(backbone.strides) == len(backbone(shown).maps) == len(numbers or (2,))
     for numbers in ((0,), (3,), (-1,), (2, 1), (1, 1), (0, 1), (1, 5), ()):
         with pytest.raises(UsageError, match=r"maps_from is .*name blocks from 1 to 2, each once, in ascending order"):
-            pf.build_backbone(f"{family}/nano", maps_from=numbers)
+            pf.build_backbone(f"{family}/nano", depth=2, maps_from=numbers)

@@ -85,6 +85,19 @@ def test_both_methods_look_once_and_the_classifier_is_what_was_judged(run, photo
     assert re.search(rf"^decay +{linear['settings']['decay']:g}$", text, re.MULTILINE)
 
 
+def test_tokens_and_last_blocks_are_judged_and_kept_apart(run, photos, tmp_path, looked_at, capsys):
+    words = ("probe", run, "--data", photos, "--cache", tmp_path / "features", "--json")
+    attentive = json.loads(said(capsys, *words, "--method", "attentive"))
+    assert attentive["settings"] == {"epochs": 60}
+    assert attentive["numbers"]["top1"] > 0.9
+    for number, (method, layers) in enumerate((("linear", 2), ("linear", 1), ("knn", 2)), start=2):
+        blocks = json.loads(said(capsys, *words, "--method", method, "--layers", layers))
+        assert blocks["numbers"]["top1"] > 0.9
+        assert sum(looked_at) == 42 * min(number, 3)
+    assert json.loads(said(capsys, *words, "--method", "attentive")) == attentive
+    assert sum(looked_at) == 42 * 3
+
+
 def test_a_backbone_with_weights_is_the_same_backbone(run, backbone, photos, tmp_path):
     save_file(export_weights(backbone, "timm"), tmp_path / "w.safetensors")
     options = {"cache": None, "device": "cpu"}
@@ -145,6 +158,15 @@ def test_bad_pictures_stop_it_or_are_left_out(run, photos, tmp_path, capsys):
         (["{photos}"], 4, "not an intact model"),
         (["{run}", "--out", "{run}"], 2, "make no model"),
         (["{run}", "--out", "{run}", "--method", "linear"], 5, "exists already"),
+        (["{run}", "--out", "new", "--method", "attentive"], 2, "no head is an attentive probe; use the linear method"),
+        (
+            ["{run}", "--out", "new", "--method", "linear", "--layers", "2"],
+            2,
+            "no head sees several blocks, not 2 layers",
+        ),
+        (["{run}", "--method", "attentive", "--layers", "2"], 2, "leave out the number of layers"),
+        (["{run}", "--layers", "3"], 2, "the last 3 blocks of 2; ask for one or more, and no more than there are"),
+        (["{run}", "--layers", "0"], 2, "--layers: it is 0; it must be at least 1"),
         (["{run}", "--neighbours", "0"], 2, "--neighbours: it is 0; it must be at least 1"),
         (["{run}", "--method", "svm"], 2, "invalid choice"),
         (["{run}", "--device", "mps"], 2, "no mps device"),

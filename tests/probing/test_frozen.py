@@ -97,6 +97,31 @@ def test_tokens_may_be_narrower_than_the_summary(listing):
     assert counted(listing, output="tokens").summaries.shape[1] < counted.model.backbone.width
 
 
+@pytest.mark.parametrize("part", [1 << 16, 50])  # 50 tokens: three pictures of 16
+def test_sequences_are_kept_in_parts(part, listing, tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "PART", part)
+    counted = Counted()
+    found = counted(listing, output="sequence", cache=tmp_path)
+    assert found.summaries.shape == (14, 16, 48)
+    torch.testing.assert_close(found.summaries.mean(1), counted(listing, output="tokens").summaries)
+    looked = counted.images
+    again = counted(listing, output="sequence", cache=tmp_path)
+    assert counted.images == looked
+    assert torch.equal(again.summaries, found.summaries)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == (1 if part > 50 else 5)
+
+
+def test_pictures_of_several_sizes_have_no_sequences_of_one_length(tmp_path):
+    for number, side in enumerate((32, 48)):
+        (tmp_path / "dark").mkdir(exist_ok=True)
+        Image.new("RGB", (side, 32)).save(tmp_path / "dark" / f"{number}.png")
+    native = Preprocessing(size=(32, 32), resize="native")
+    listing = open_evaluation(tmp_path, DataSettings(), NAMES)
+    with pytest.raises(DataError, match="pictures of several sizes have sequences of several lengths"):
+        Counted(preprocessing=native)(listing, output="sequence")
+    assert Counted(preprocessing=native)(listing, output="tokens").summaries.shape == (2, 48)
+
+
 def test_something_can_be_trained_on_them(listing):
     layer = torch.nn.Linear(48, 2)
     layer(Counted()(listing).summaries).sum().backward()

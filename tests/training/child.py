@@ -27,7 +27,7 @@ class RestartedEpoch(batches.TrainingBatches):
 
 MUTANTS = {
     "no_rng": lambda: setattr(checkpoint, "_set_random_state", lambda *_: None),
-    "no_ema": lambda: setattr(checkpoint, "_load", lambda model, path: load(model, path.parent / "model.safetensors")),
+    "no_ema": lambda: setattr(checkpoint, "_load", lambda model, path, name: load(model, path, "model")),
     "no_optimizer": lambda: setattr(checkpoint, "_load_optimizer", lambda *_: None),
     "no_schedule": lambda: setattr(schedule, "multiplier", forgetful(schedule.multiplier)),
     "restart_epoch": lambda: setattr(batches, "TrainingBatches", RestartedEpoch),

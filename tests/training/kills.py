@@ -12,7 +12,7 @@ from pathlib import Path
 from patchform.training import checkpoint
 from patchform.weights import files
 
-PARTS = ("model", "average", "optimizer", "random", "scaler")
+PARTS = ("model", "average", "model-apart", "average-apart", "optimizer", "random", "scaler")
 FAILPOINTS = (
     "temporary-made", "half-written", "before-fsync", "before-rename", "after-rename",
     "prune", "before-best", "before-log",

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 from patchform.errors import Interrupted, ModelFileError
+from patchform.settings import LoRASettings
 from patchform.training import checkpoint, loop, validation
 from patchform.weights import files
 
@@ -29,6 +30,10 @@ OPTIONS = {
     "checkpointing": {"model": {"checkpointing": True, "drop_path": 0.3}},
     "lamb": {"optimizer": {"name": "lamb"}},
     "sgd": {"optimizer": {"name": "sgd", "lr": 0.05}},
+    "adapter": {
+        "model": {"adapter": "lora", "lora": LoRASettings(dropout=0.2), "checkpointing": True},
+        "training": {"ema": 0.9},
+    },
     "everything": tiny.EVERYTHING,
 }
 

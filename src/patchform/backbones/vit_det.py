@@ -2,7 +2,7 @@
 
     image --patches--> p1 ... pN + position --> (window, ..., window, global) x 4 --norm--> mean -> summary
                                                                          |           p1..pN -> tokens
-                                                                         +-> the last map
+                                                                         +-> maps (from chosen depths, one stride)
 
 Section 3, "backbone adaptation": the blocks are those of ViT, but attention stays inside windows that do not shift; a
 few blocks, evenly spread, attend to the whole picture, so that windows exchange information. Where one window covers
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchform.backbones.base import Backbone, shrink_padding, zero_pixels
+from patchform.backbones.base import Backbone, blocks_with_maps, shrink_padding, zero_pixels
 from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
@@ -41,6 +41,7 @@ class ViTDet(Backbone):
         position: of the tokens; one slot for absolute positions and those inside attention, which in
             a window are those of the window.
         drop_path: stochastic depth of the last block, rising linearly from 0.
+        maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
 
     Raises:
         UsageError: more global blocks than blocks, or none.
@@ -63,12 +64,14 @@ class ViTDet(Backbone):
         qkv_bias: bool = True,
         position: positions.PositionName = "learned_1d",
         drop_path: float = 0.0,
+        maps_from: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= global_blocks <= depth:
             raise UsageError(f"{global_blocks} global_blocks of {depth}", remedy="give one at least, all at most")
+        self.maps_from = blocks_with_maps(maps_from, depth)
         self.width, self.patch = width, patch
-        self.channels, self.strides = (width,), (patch,)
+        self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
         grid, tile = grids.cells(image_size, patch), (window, window)
         global_numbers = {depth * part // global_blocks for part in range(1, global_blocks + 1)}
 
@@ -90,17 +93,20 @@ class ViTDet(Backbone):
         blocks.init_weights(self.blocks)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, C, H, W) -> the map (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
+        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
         images = zero_pixels(images, padding)
         cell_padding = shrink_padding(padding, self.patch)
         x = self.patches(images)  # (B, H/p, W/p, D)
         grid = (x.shape[1], x.shape[2])
         x = self.position(x.flatten(1, 2), grid).unflatten(1, grid)
-        for block in self.blocks:
+        maps = []
+        for number, block in enumerate(self.blocks, start=1):
             x = block(x, padding=cell_padding)
+            if number in self.maps_from:
+                maps.append(x.permute(0, 3, 1, 2))
         tokens = self.norm(x).flatten(1, 2)
         summary = grids.masked_mean(tokens, cell_padding)
-        return Features((x.permute(0, 3, 1, 2),), self.strides, grids.size_of(images), tokens, summary, cell_padding)
+        return Features(tuple(maps), self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""

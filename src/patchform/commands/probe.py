@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -14,13 +15,39 @@ from patchform.commands.inference_options import IMAGES
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from patchform.device import RunOptions
     from patchform.metrics.base import Scores
     from patchform.model import Model
-    from patchform.probing.frozen import Frozen
+    from patchform.probing.frozen import Frozen, Output
 
 EXAMPLE = "patchform probe runs/first --data other-photos/ --method linear"
 CACHE = "runs/features"
+METHODS = ("knn", "linear", "attentive")
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, done, all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """What methods have of their own."""
+
+    neighbours: int = 20
+    """Of knn."""
+    layers: int = 0
+    """Of knn and linear: the class tokens of so many last blocks and the mean of the patch tokens are judged; 0: what a
+    classifier sees."""
+
+
+class Sets(NamedTuple):
+    """Features of the training and of the validation pictures."""
+
+    train: Frozen
+    test: Frozen
+    classes: tuple[str, ...]
 
 
 class Probed(NamedTuple):
@@ -29,7 +56,7 @@ class Probed(NamedTuple):
     scores: Scores
     """On the validation pictures."""
     settings: dict[str, float]
-    """knn: `neighbours` and `temperature`; linear: the `decay` that was chosen."""
+    """knn: `neighbours` and `temperature`; linear: the `decay` that was chosen; attentive: `epochs`."""
     folder: Path | None
     """Of the classifier, if one was written."""
 
@@ -38,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `probe` takes."""
     parser.add_argument("model", metavar="MODEL", help="run folder, or name of a backbone (with --weights)")
     parser.add_argument("--data", metavar="DIR", required=True, help="folder of class folders or with train/ and val/")
-    parser.add_argument("--method", choices=("knn", "linear"), default="knn", help="neighbours, or a linear layer")
+    parser.add_argument(
+        "--method", choices=METHODS, default="knn", help="neighbours, a linear layer, or a query to all tokens"
+    )
+    layers = "of knn and linear: class tokens of the last N blocks and the mean token, side by side, as in DINO"
+    parser.add_argument("--layers", type=IMAGES, default=0, metavar="N", help=layers)
     parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
     cache, out = (
         f"keeps the features; '' keeps none (default: {CACHE})",
@@ -58,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model,
             arguments.data,
             method=arguments.method,
+            layers=arguments.layers,
             weights=arguments.weights,
             cache=arguments.cache or None,
             out=arguments.out,
@@ -85,12 +117,11 @@ def probe(
     model: str | Path,
     data: str | Path,
     *,
-    method: Literal["knn", "linear"] = "knn",
+    method: Literal["knn", "linear", "attentive"] = "knn",
     weights: str | Path | None = None,
     cache: str | Path | None = CACHE,
     out: str | Path | None = None,
-    neighbours: int = 20,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Probed:
     """Judge the features of a backbone that is not trained further.
@@ -99,21 +130,23 @@ def probe(
         model: run folder; its classes need not be those of the data. Or a backbone's name, with `weights`.
         data: folder of class folders (a fifth of each class is then held out), or with train/ and val/ inside, or CSV
             list; one class an image.
-        method: "knn", neighbours that vote, or "linear", a logistic regression.
+        method: "knn", neighbours that vote, "linear", a logistic regression, or "attentive", a query to all tokens.
         weights: of the backbone, in one of its family's layouts.
         cache: folder that keeps the features; None keeps none.
         out: of "linear": a new folder for the classifier, which `evaluate` and `predict` take.
-        neighbours: of "knn".
         progress: called with (what is done, done, all).
-        options: of `patchform.device.RunOptions`: batch_size, workers, device, precision, skip_bad, say.
+        options: of `ProbeOptions`: neighbours, layers; and of `patchform.device.RunOptions`: batch_size, workers,
+            device, precision, skip_bad, say.
 
     Raises:
-        UsageError: neither a run folder nor a backbone with weights; `out` with "knn".
+        UsageError: neither a run folder nor a backbone with weights; `out` with another method than "linear", or with
+            `layers`; `layers` with "attentive".
         FolderError: `out` is there already and not empty, or it or the cache would lie in the data set.
         PatchformError: whatever loading a model, opening data, `features` and the probes raise.
     """
     folder = None if out is None else Path(out)
-    _refuse(method, neighbours, folder)
+    own = ProbeOptions(**{name: options.pop(name) for name in ("neighbours", "layers") if name in options})
+    _refuse(method, own, folder)
 
     from patchform.data.dataset import check_before
 
@@ -124,27 +157,56 @@ def probe(
     from patchform.device import RunOptions, pick_device
     from patchform.model import save
     from patchform.probing import linear
-    from patchform.probing import neighbours as nearest
     from patchform.probing.frozen import scored
 
     run_options = RunOptions(**options)
     device = pick_device(run_options.device)
     backbone = open_backbone(model, weights, run_options.say)
-    train, test, classes = _features(backbone, data, cache, run_options, progress)
+    output: Output = "sequence" if method == "attentive" else "blocks" if own.layers else "summary"
+    sets = _features(backbone, data, (output, own.layers), cache, run_options, progress)
     if method == "knn":
-        vote = partial(nearest.vote, train, classes=len(classes), k=neighbours, device=device)
-        scores = scored(vote, test, classes, progress=partial(progress, "neighbours") if progress else None)
-        return Probed(scores, {"neighbours": neighbours, "temperature": nearest.TEMPERATURE}, None)
+        return _neighbours(sets, own.neighbours, device, progress)
+    if method == "attentive":
+        return _attentive(sets, device, progress)
+    train, test, classes = sets
     classifier = linear.fit(train, classes, device="cpu" if device.type == "mps" else device)  # mps has no float64
     if folder is not None:
         save(classifier.into(backbone), folder)
     return Probed(scored(classifier.scores, test, classes), {"decay": classifier.decay}, folder)
 
 
-def _refuse(method: str, neighbours: int, folder: Path | None) -> None:
+def _neighbours(sets: Sets, k: int, device: torch.device, progress: Progress | None) -> Probed:
+    from patchform.probing import neighbours
+    from patchform.probing.frozen import scored
+
+    train, test, classes = sets
+    vote = partial(neighbours.vote, train, classes=len(classes), k=k, device=device)
+    scores = scored(vote, test, classes, progress=partial(progress, "neighbours") if progress else None)
+    return Probed(scores, {"neighbours": k, "temperature": neighbours.TEMPERATURE}, None)
+
+
+def _attentive(sets: Sets, device: torch.device, progress: Progress | None) -> Probed:
+    from patchform.probing import attentive
+    from patchform.probing.frozen import scored
+
+    train, test, classes = sets
+    probe = attentive.fit(train, classes, device=device, progress=partial(progress, "epochs") if progress else None)
+    return Probed(scored(probe.scores, test, classes), {"epochs": probe.epochs}, None)
+
+
+def _refuse(method: str, own: ProbeOptions, folder: Path | None) -> None:
     """Raise UsageError or FolderError for what could not be done in the end."""
+    layers, neighbours = own.layers, own.neighbours
     if folder is not None and method != "linear":
-        raise UsageError("neighbours make no model to write", remedy="use the linear method, or give no folder")
+        what = "neighbours make no model to write" if method == "knn" else "no head is an attentive probe"
+        raise UsageError(what, remedy="use the linear method, or give no folder")
+    if layers and (method == "attentive" or folder is not None):
+        what = (
+            "an attentive probe sees the tokens of the last block" if folder is None else "no head sees several blocks"
+        )
+        raise UsageError(f"{what}, not {layers} layers", remedy="leave out the number of layers")
+    if layers < 0:
+        raise UsageError(f"{layers} layers", remedy="ask for at least one")
     if neighbours < 1:
         raise UsageError(f"{neighbours} neighbours", remedy="ask at least one")
     if folder is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -154,11 +216,12 @@ def _refuse(method: str, neighbours: int, folder: Path | None) -> None:
 def _features(
     backbone: Model,
     data: str | Path,
+    asked: tuple[Output, int],
     cache: str | Path | None,
     options: RunOptions,
-    progress: Callable[[str, int, int], None] | None,
-) -> tuple[Frozen, Frozen, tuple[str, ...]]:
-    """Those of the training and of the validation pictures, and the classes."""
+    progress: Progress | None,
+) -> Sets:
+    """An output and a number of layers, of both."""
     from patchform.data.checks.examination import without_bad
     from patchform.data.dataset import open_data
     from patchform.probing.frozen import features
@@ -173,8 +236,11 @@ def _features(
         for note in notes:
             options.say(note)
         of_these = partial(progress, name) if progress else None
-        frozen.append(features(backbone, usable, cache=cache, options=options, progress=of_these))
-    return frozen[0], frozen[1], splits.train.classes
+        output, layers = asked
+        frozen.append(
+            features(backbone, usable, output=output, layers=layers, cache=cache, options=options, progress=of_these)
+        )
+    return Sets(frozen[0], frozen[1], splits.train.classes)
 
 
 def open_backbone(model: str | Path, weights: str | Path | None, say: Callable[[str], None]) -> Model:

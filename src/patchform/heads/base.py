@@ -32,6 +32,8 @@ class Head(nn.Module):
     """Whether it looks at nothing of the features but their maps."""
     learns_tokens: ClassVar[bool] = False
     """Whether `Label.tokens` are learnt, if a target has them."""
+    reads_summary_alone: ClassVar[bool] = False
+    """Whether it looks at nothing of the features but their summary."""
 
     @abstractmethod
     def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Any:

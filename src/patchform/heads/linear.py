@@ -55,6 +55,7 @@ class Linear(Head):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "video_classification")
+    reads_summary_alone: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class TemporalEncoder(Linear):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("video_classification",)
+    reads_summary_alone: ClassVar[bool] = False
 
     def __init__(
         self,

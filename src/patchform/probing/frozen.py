@@ -30,6 +30,7 @@ from patchform.errors import DataError, DivergedError, ModelFileError, ResourceE
 from patchform.metrics.accuracy import Accuracy
 from patchform.metrics.base import Scores
 from patchform.model import Model
+from patchform.probing.last_blocks import last_blocks
 from patchform.records import Batch, Label
 from patchform.weights import files
 
@@ -42,14 +43,15 @@ PART = 1 << 16
 ROWS = 1024
 """Samples that go through a probe at once."""
 
-Output = Literal["summary", "tokens"]
+Output = Literal["summary", "tokens", "sequence", "blocks"]
+"""What a classifier sees; the mean of the patch tokens; all of them; what the last blocks say (`last_blocks`)."""
 
 
 class Frozen(NamedTuple):
     """Features of the pictures of a listing, in the order of the listing, on the CPU."""
 
     summaries: Tensor
-    """(N, D) float32."""
+    """(N, D) float32; (N, T, D) of sequences."""
     labels: Tensor
     """(N,) int64."""
     names: tuple[str, ...]
@@ -61,6 +63,7 @@ def features(
     listing: Listing,
     *,
     output: Output = "summary",
+    layers: int = 0,
     cache: str | Path | None = None,
     options: RunOptions,
     progress: Callable[[int, int], None] | None = None,
@@ -75,7 +78,7 @@ def features(
         if len(item.classes) != 1:
             where = listing.name(index)
             raise DataError("an image without exactly one class", where=where, remedy="a probe needs single labels")
-    rows = outputs(model, listing, output=output, cache=cache, options=options, progress=progress)
+    rows = outputs(model, listing, output=output, layers=layers, cache=cache, options=options, progress=progress)
     labels = torch.tensor([item.classes[0] for item in listing.items])
     return Frozen(rows, labels, tuple(map(listing.name, range(len(listing)))), output)
 
@@ -85,28 +88,31 @@ def outputs(
     listing: Listing,
     *,
     output: Output = "summary",
+    layers: int = 0,
     cache: str | Path | None = None,
     options: RunOptions,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Features of every picture, each looked at once, prepared as at evaluation; or what an earlier call has cached.
 
-    Memory grows with N times D.
+    Memory grows with N times D, and of sequences with their length T.
 
     Args:
         model: taken over: moved to the device and set to evaluation mode. Its head is not used.
         listing: pictures with or without classes; all are read, whatever `options.skip_bad`.
-        output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens.
+        output: "summary" is what a classifier sees; "tokens" the mean of the patch tokens; "sequence" all of them;
+            "blocks" the class tokens of the last blocks and the mean of the patch tokens.
+        layers: of "blocks": how many.
         cache: folder that keeps features, made if need be; None keeps nothing.
         options: how the backbone is run. Cached features that are damaged, and so computed anew, or that cannot be
             written are remarked on.
         progress: called with (done, all) images after each batch; not when the features were cached.
 
     Returns:
-        (N, D) float32 on the CPU.
+        (N, D), or (N, T, D) of sequences, float32 on the CPU.
 
     Raises:
-        DataError: no picture, or one that cannot be read.
+        DataError: no picture, or one that cannot be read; sequences of pictures of several sizes.
         UsageError: the backbone does not give this output or looks at clips; or a cache, and a model that was put
             together by hand.
         DivergedError: features that are not finite.
@@ -117,13 +123,13 @@ def outputs(
     if model.backbone.frames is not None:
         raise UsageError("this backbone looks at clips, not at pictures", remedy="take another one")
     if cache is None:
-        return _compute(model, listing, output, options, progress)
-    description = identity(model, listing, output=output, precision=options.precision)
+        return _compute(model, listing, (output, layers), options, progress)
+    description = identity(model, listing, output=output, layers=layers, precision=options.precision)
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
     folder = _make_cache(Path(cache)) / key
     rows = _read(folder, description, options.say)
     if rows is None:
-        rows = _compute(model, listing, output, options, progress)
+        rows = _compute(model, listing, (output, layers), options, progress)
         _write(folder, description, rows, options.say)
     return rows
 
@@ -131,11 +137,11 @@ def outputs(
 def _compute(
     model: Model,
     listing: Listing,
-    output: Output,
+    asked: tuple[Output, int],
     options: RunOptions,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """(N, D) float32 on the CPU."""
+    """(N, ..., D) float32 on the CPU of an output and a number of layers."""
     device = pick_device(options.device)
     single = dataclasses.replace(model.preprocessing, frames=0)  # of clips, where the backbone sees single frames
     pictures = LabelledPictures(listing, evaluation_transform(single), single)
@@ -144,12 +150,16 @@ def _compute(
     with torch.inference_mode(), autocast(device, options.precision):
         for batch in evaluation_loader(pictures, options.batch_size, options.workers):
             on_device = to_device(batch._replace(targets=()), device)
-            batch_rows = torch.stack(by_size(on_device, partial(_selected, model, output)))
+            by_picture = by_size(on_device, partial(_selected, model, *asked))
+            if {row.shape for row in by_picture} != {(rows if done else by_picture[0][None]).shape[1:]}:
+                remedy = "use a run whose preprocessing.resize is crop or squash"
+                raise DataError("pictures of several sizes have sequences of several lengths", remedy=remedy)
+            batch_rows = torch.stack(by_picture)
             if not batch_rows.isfinite().all():
                 raise DivergedError("the backbone gives features that are not finite", where=batch.names[0])
             if not done:
                 with torch.inference_mode(False):  # else nothing could be trained on them
-                    rows = torch.empty(len(listing), batch_rows.shape[1])
+                    rows = torch.empty(len(listing), *batch_rows.shape[1:])
             rows[done : done + len(batch_rows)] = batch_rows
             done += len(batch_rows)
             if progress:
@@ -183,19 +193,23 @@ def scored(
     return metric.compute()
 
 
-def _selected(model: Model, output: Output, batch: Batch) -> Tensor:
-    """(B, D) of pictures of one size."""
+def _selected(model: Model, output: Output, layers: int, batch: Batch) -> Tensor:
+    """(B, D), or (B, T, D) of sequences, of pictures of one size."""
+    if output == "blocks":
+        return last_blocks(model, batch, layers)
     features = model.features(batch)
-    rows = features.summary if output == "summary" else None if features.tokens is None else features.tokens.mean(1)
+    rows = features.summary if output == "summary" else features.tokens
     if rows is None:
-        raise UsageError(f"this backbone gives no {output}", remedy="probe another output")
-    return rows
+        raise UsageError(
+            f"this backbone gives no {'summary' if output == 'summary' else 'tokens'}", remedy="probe another output"
+        )
+    return rows.mean(1) if output == "tokens" else rows
 
 
 # -------------------------------------------------------------------------------------------------- kept on the disk
 
 
-def identity(model: Model, listing: Listing, *, output: Output, precision: str) -> dict[str, Any]:
+def identity(model: Model, listing: Listing, *, output: Output, layers: int = 0, precision: str) -> dict[str, Any]:
     """All that features follow from, as plain JSON values.
 
     Raises:
@@ -213,7 +227,7 @@ def identity(model: Model, listing: Listing, *, output: Output, precision: str) 
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(model.preprocessing))),
         "data": _digest_of_data(listing),
         "pictures": len(listing),
-        "output": output,
+        "output": f"{output} {layers}" if layers else output,
         "precision": precision,
     }
 
@@ -247,18 +261,20 @@ def _make_cache(folder: Path) -> Path:
 
 
 def _read(folder: Path, description: dict[str, Any], say: Callable[[str], None]) -> Tensor | None:
-    """(N, D) float32, or None when nothing intact is cached there."""
+    """(N, ..., D) float32, or None when nothing intact is cached there."""
     if not folder.exists():
         return None
     rows, count = torch.empty(0), description["pictures"]
     try:
         if files.read_json(_intact(folder, DESCRIPTION)) != description:
             raise ModelFileError("they are others")
-        for start in range(0, count, PART):
+        start = 0
+        while start < count:
             part = files.read_tensors(_intact(folder, FEATURES.format(start)))["features"]
             if not start:
-                rows = torch.empty(count, part.shape[1])
-            rows[start : start + PART] = part
+                rows = torch.empty(count, *part.shape[1:])
+            rows[start : start + len(part)] = part
+            start += len(part)
     except ModelFileError as error:
         say(f"the features in {folder} are damaged ({error.what}) and are computed anew")
         return None
@@ -275,8 +291,9 @@ def _write(folder: Path, description: dict[str, Any], rows: Tensor, say: Callabl
     """Cache features; a full disk is no reason to lose them."""
     try:
         with files.atomic_folder(folder) as unfinished:
-            for start in range(0, len(rows), PART):
-                files.write_tensors(unfinished / FEATURES.format(start), {"features": rows[start : start + PART]})
+            size = PART if rows.dim() == 2 else max(1, PART // rows.shape[1])
+            for start in range(0, len(rows), size):
+                files.write_tensors(unfinished / FEATURES.format(start), {"features": rows[start : start + size]})
             files.write_json(unfinished / DESCRIPTION, description)
     except ResourceError as error:
         say(f"the features are not kept: {error}")

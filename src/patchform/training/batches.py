@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from torch.utils.data import Dataset
+
 from patchform import distributed
 from patchform.data.collate import to_device
 from patchform.data.dataset import Splits, open_data
 from patchform.data.listing import Listing
 from patchform.data.loader import TrainingBatches, aspects, balance, generator, training_loader
 from patchform.descriptions import Preprocessing
-from patchform.records import Batch
+from patchform.records import Batch, Sample
 from patchform.settings import Recipe
-from patchform.tasks.base import find_task
+from patchform.tasks.base import Task, find_task
+from patchform.training.cached_features import Rows, RowSamples
 from patchform.training.preparation import checked
 from patchform.training.run import RunContext
 from patchform.training.schedule import RunLength
@@ -26,6 +29,8 @@ class TrainingData(NamedTuple):
     counts: tuple[int, ...]
     """Pictures, or pixels, of each class that is learnt."""
     preprocessing: Preprocessing
+    rows: Rows | None = None
+    """In place of pictures (`cached_features`)."""
 
     @property
     def listing(self) -> Listing:
@@ -36,6 +41,19 @@ class TrainingData(NamedTuple):
         """How long the run is."""
         steps_per_epoch = math.ceil(len(self.listing) / recipe.training.batch_size)
         return RunLength(steps_per_epoch, steps_per_epoch * recipe.training.epochs)
+
+    def training_samples(self, recipe: Recipe) -> Dataset[Sample]:
+        """What is learnt from, one by one."""
+        if self.rows is not None:
+            return RowSamples(self.splits.train, self.rows.train)
+        task, seed = find_task(recipe.task), recipe.training.seed
+        return task.training_samples(self.splits.train, self.preprocessing, recipe.augmentation, seed)
+
+    def validation_samples(self, task: Task, recipe: Recipe) -> Dataset[Sample]:
+        """What it is scored on, one by one, by a task as its head has it."""
+        if self.rows is not None:
+            return RowSamples(self.splits.validation, self.rows.validation)
+        return task.evaluation_samples(self.splits.validation, self.preprocessing, recipe.training.seed)
 
 
 def open_training(recipe: Recipe, context: RunContext, *, resume: bool) -> TrainingData:
@@ -79,7 +97,7 @@ class Batches:
         self._order = TrainingBatches(
             len(listing), settings.batch_size, settings.seed, start, length.steps, weights, groups, share=context.rank
         )
-        samples = task.training_samples(listing, data.preprocessing, recipe.augmentation, settings.seed)
+        samples = data.training_samples(recipe)
         pin = context.device.type == "cuda"
         self._incoming = iter(training_loader(samples, self._order, recipe.data.workers, pin=pin))
 

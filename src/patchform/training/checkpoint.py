@@ -1,6 +1,9 @@
 """The state of a run on disk: all that an exact resume needs, in safetensors and JSON, each file with its SHA-256.
 
     checkpoints/step-00000123/  model, average, optimizer, random .safetensors | state.json | manifest.json (last)
+                                and of a run with adapters model-apart, average-apart .safetensors
+
+model and average are plain models, which others can read; what merging adapters into them loses lies apart.
 
 A checkpoint is there whole or not at all (`weights.files.atomic_folder`). On resume the newest one whose every bit is
 right wins; older ones are deleted only after a newer one is on the disk.
@@ -29,6 +32,7 @@ from patchform.errors import ModelFileError
 from patchform.model import Model
 from patchform.resources import writing
 from patchform.schema import Range
+from patchform.training import adapters
 from patchform.training.scaling import OFF, LossScaling
 from patchform.weights import files
 from patchform.weights.stopped import STATE
@@ -36,6 +40,8 @@ from patchform.weights.stopped import STATE
 FORMAT = 1
 SCALER, BESIDE = "scaler.safetensors", "beside.safetensors"
 """Of runs in float16 alone; of those that learn something beside their model."""
+APART = "{}-apart.safetensors"
+"""Of runs with adapters alone: `adapters.State.apart` of the model, and of the average."""
 
 
 Count = Annotated[int, Range(least=0, most=2**53)]
@@ -119,9 +125,11 @@ def save(parts: Parts, folder: Path, *, identity: dict[str, Any], keep: int) -> 
     path = folder / name_of(parts.counters)
     numbers, generators = _random_state()
     with files.atomic_folder(path) as unfinished:
-        files.write_tensors(unfinished / "model.safetensors", parts.model.state_dict())
-        if parts.average is not None:
-            files.write_tensors(unfinished / "average.safetensors", parts.average.state_dict())
+        for name, model in _models(parts).items():
+            state_of_model = adapters.state_of(model)
+            files.write_tensors(unfinished / f"{name}.safetensors", state_of_model.plain)
+            if state_of_model.apart:
+                files.write_tensors(unfinished / APART.format(name), state_of_model.apart)
         files.write_tensors(unfinished / "optimizer.safetensors", _optimizer_state(parts))
         files.write_tensors(unfinished / "random.safetensors", generators)
         if parts.beside is not None:
@@ -225,11 +233,10 @@ def restore(parts: Parts, path: Path, *, identity: dict[str, Any]) -> list[str]:
             remedy="resume with the same settings, or start a new run with model.init_from",
         )
     try:
-        _load(parts.model, path / "model.safetensors")
-        if parts.average is not None:
-            _load(parts.average, path / "average.safetensors")
+        for name, model in _models(parts).items():
+            _load(model, path, name)
         if parts.beside is not None:
-            _load(parts.beside, path / BESIDE)
+            parts.beside.load_state_dict(files.read_tensors(path / BESIDE))
         _load_optimizer(parts, path / "optimizer.safetensors")
         if (path / SCALER).exists():
             parts.scaler.load_tensors(files.read_tensors(path / SCALER))
@@ -261,8 +268,17 @@ def _state(path: Path) -> State:
     return state
 
 
-def _load(model: nn.Module, path: Path) -> None:
-    model.load_state_dict(files.read_tensors(path))
+def _models(parts: Parts) -> dict[str, Model]:
+    """By the names of their files."""
+    return {"model": parts.model} | ({} if parts.average is None else {"average": parts.average})
+
+
+def _load(model: Model, path: Path, name: str) -> None:
+    apart = path / APART.format(name)
+    state = adapters.State(
+        files.read_tensors(path / f"{name}.safetensors"), files.read_tensors(apart) if apart.exists() else {}
+    )
+    model.load_state_dict(adapters.own_state(model, state))
 
 
 # ------------------------------------------------------------------------------------------- optimizer and generators

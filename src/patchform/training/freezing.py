@@ -59,6 +59,7 @@ class Freezing:
     Args:
         model: as built; what is frozen to the end of the run is frozen at once, so that no optimizer holds it.
         recipe: `model.frozen`, `model.frozen_epochs` and `model.norms`; an `optimizer.backbone_rate` of 0 freezes all.
+            Under an adapter the backbone's batch normalisation stays as it is, like all that is its own.
         steps_per_epoch: optimizer steps.
 
     Raises:
@@ -78,7 +79,7 @@ class Freezing:
         parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._norms: list[nn.Module] = []
-        if recipe.model.norms == "frozen":
+        if recipe.model.norms == "frozen" or recipe.model.adapter != "none":
             own = {id(backbone): backbone for backbone in (model.backbone, model.trained)}.values()
             self._norms = [norm for backbone in own for norm in batch_norms(backbone)]
         for norm in self._norms:
@@ -113,6 +114,15 @@ def frozen_of(backbone: Backbone, frozen: Frozen) -> dict[nn.Module, int]:
         remedy = f'this backbone has {number} layers; "all" is the whole of it'
         raise UsageError(f"model.frozen is {frozen}", remedy=remedy)
     return {module: depth for module, depth in depths(backbone).items() if frozen and depth <= frozen}
+
+
+def untaught_note(recipe: Recipe) -> str | None:
+    """What to say of a backbone that starts from nothing and does not learn; None of any other."""
+    model = recipe.model
+    stays = (model.frozen == "all" and not model.frozen_epochs) or not recipe.optimizer.backbone_rate
+    if model.init_from is not None or not (stays or model.adapter != "none"):
+        return None
+    return "the backbone's weights are random and stay so: model.init_from names those of one that has learnt"
 
 
 # ------------------------------------------------------------------------------------------------- batch normalisation

@@ -17,7 +17,7 @@ from patchform.model import Model
 from patchform.records import Batch
 from patchform.settings import Recipe
 from patchform.tasks.base import task_of
-from patchform.training import ema, freezing, optimizer, schedule
+from patchform.training import adapters, ema, freezing, optimizer, schedule
 from patchform.training.distillation import Distilled, Term, distilled
 from patchform.training.scaling import LossScaling
 from patchform.training.schedule import RunLength
@@ -25,10 +25,10 @@ from patchform.training.step import StepResult, step
 
 
 class Learner:
-    """A model, its moving average if there is one, its optimizer, and what of it is frozen.
+    """A model, its moving average if there is one, its optimizer, and what of it is frozen or adapted.
 
     Args:
-        model: on its device.
+        model: on its device, with the weights that it starts from.
         recipe: of the run; its teacher, if it names one, is opened.
         length: how long it is.
         rank: of this process.
@@ -39,6 +39,7 @@ class Learner:
 
     def __init__(self, model: Model, recipe: Recipe, length: RunLength, rank: Rank) -> None:
         self.model, self.recipe, self.length, self.rank = model, recipe, length, rank
+        adapters.add(model, recipe.model)
         self.average = ema.average_of(model) if recipe.training.ema else None
         self.distilled = distilled(model, recipe)
         if recipe.model.checkpointing:
@@ -57,10 +58,11 @@ class Learner:
         self._undo: Undo | None = None
         self._whole = True
 
-    @property
     def evaluated(self) -> Model:
-        """The model that is evaluated and kept: the average, or the model itself without one."""
-        return self.average or self.model
+        """The model that is evaluated and kept: the average, or the model itself without one; of one with adapters a
+        copy that has them added in.
+        """
+        return adapters.merged(self.average or self.model)
 
     @property
     def objective(self) -> Model | Distilled:

@@ -15,7 +15,8 @@ from patchform.model import Model, save
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
 from patchform.training import resuming, run, summary
 from patchform.training.batches import Batches, open_training
-from patchform.training.freezing import statistics_note
+from patchform.training.cached_features import forget, rows_of
+from patchform.training.freezing import statistics_note, untaught_note
 from patchform.training.learner import Learner
 from patchform.training.memory import keep_freed_memory, memory_errors
 from patchform.training.metrics_log import MetricsLog
@@ -88,7 +89,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         saver = Saver(learner, identity_of(recipe, model, data.splits, learner.distilled), context)
         if resume:
             saver.resume()
-        counters = saver.counters
+        counters, data = saver.counters, data._replace(rows=rows_of(learner, data.splits, context))
         learner.begin(counters.step)
         resuming.keep_earlier(settled, context)
         saver.write_recipe()
@@ -104,7 +105,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
             _take_steps(learner, batches, validation, saver, log)
 
             # ---------------------------------------------------------------------------------------- the model
-            final = saver.best.final(learner.evaluated, counters, reporter.note)
+            final = saver.best.final(forget(learner.evaluated()), counters, reporter.note)
             distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
         return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
 
@@ -159,6 +160,7 @@ def _announce(start: Start, context: RunContext) -> None:
     summary.announce(start, context)
     remarks = [
         statistics_note(learner.model, learner.recipe, context.rank),
+        None if start.step else untaught_note(learner.recipe),
         resuming.rate_note(start.settled, start.step, learner.length),
         "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,
     ]

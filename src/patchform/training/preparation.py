@@ -28,6 +28,7 @@ from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
+from patchform.training import adapters, cached_features
 from patchform.training.distillation import Distilled
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
@@ -54,6 +55,7 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
             f"augmentation.{name}": (not (unlabelled and getattr(augment, name)), "0: there are no labels to mix")
             for name in ("mixup", "cutmix")
         },
+        "model.adapter": (not unlabelled or recipe.model.adapter == "none", "none: the backbone is what is learnt"),
         "training.patience": (not (unlabelled and recipe.training.patience), "0: no number says which is better"),
     }
     for name, (holds, what) in needed.items():
@@ -62,9 +64,11 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
     task.token_mixing(recipe.augmentation, 1, 1, 0.0)
     check_there(recipe)
+    cached_features.refuse(recipe)
     check_model(recipe)
     if new and recipe.data.path is not None:
-        check_before(Path(recipe.runs), recipe.data.path, recipe.task)
+        for written in filter(None, (recipe.runs, recipe.data.features)):
+            check_before(Path(written), recipe.data.path, recipe.task)
 
 
 def seed_everything(seed: int) -> None:
@@ -166,6 +170,7 @@ def check_model(recipe: Recipe) -> None:
                 raise UsageError(what, remedy="set it to 0, or take another backbone")
             image = torch.empty(1, *((p.frames,) if p.frames else ()), p.channels, *p.size)
             built.features(Batch(image, (), ("",), (p.size,)))
+            adapters.add(built, model)
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         if not (model.options or model.head_options) or "meta tensor" in str(error):
             return
@@ -229,6 +234,7 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits, distilled: Distill
             "seed": recipe.training.seed,
             "average": recipe.training.ema > 0,
         }
+        | adapters.identity(recipe.model)
         | ({} if distilled is None else {"teacher": distilled.identity})
     )
 

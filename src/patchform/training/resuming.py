@@ -15,7 +15,7 @@ from patchform import distributed, schema
 from patchform.device import Precision, fast_precision, slow_precision
 from patchform.errors import UsageError
 from patchform.settings import Origin, Recipe
-from patchform.training import run, schedule
+from patchform.training import cached_features, run, schedule
 from patchform.training.recipe_files import load
 from patchform.training.run import RunContext
 from patchform.training.schedule import RunLength
@@ -32,6 +32,8 @@ EFFECTS = {
     **dict.fromkeys(
         ("loss.teacher.model", "loss.teacher.kind"), "refused where the teacher, or what is learnt of it, is another"
     ),
+    **dict.fromkeys(("model.adapter", "model.lora.rank", "model.lora.alpha", "model.lora.products"), CHECKED),
+    "data.features": ONWARD,
     "training.ema": "from here on; refused where there was no average, or would be none",
     "training.epochs": "the schedule is stretched over all of them",
     **dict.fromkeys(("data.workers", "training.save_every", "training.keep", "training.on_save_error"), SAME),
@@ -84,6 +86,7 @@ def settle(recipe: Recipe, origin: Origin, context: RunContext, *, resume: bool)
 
     A run keeps the precision that it began with, wherever it goes on, unless another one is asked for by name.
     """
+    recipe = cached_features.as_looked_at(recipe)
     earlier, asked = _earlier(context) if resume else None, recipe.training.precision
     precision, why = asked, ""
     if asked == "auto":

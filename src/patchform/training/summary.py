@@ -12,6 +12,7 @@ from torch import nn
 from patchform import distributed, schema
 from patchform.errors import ResourceError
 from patchform.settings import Recipe, TeacherSettings
+from patchform.training import adapters
 from patchform.training.batches import TrainingData
 from patchform.training.freezing import batch_norms
 from patchform.training.learner import Learner
@@ -63,11 +64,17 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
     learner, recipe, origin = start.learner, start.learner.recipe, start.settled.origin
     model, settings = learner.model, recipe.training
     listing, length = start.data.listing, learner.length
-    parts = learner.model.trained, model.head
-    backbone, head = (f"{_count(part.parameters()):,} parameters" for part in parts)
+    added = adapters.parameters(model)
+    backbone, head = (
+        f"{_count(part.parameters()) - number:,} parameters"
+        for part, number in ((learner.model.trained, _count(added)), (model.head, 0))
+    )
     yield Entry("recipe", f"{origin.name}: {recipe.task.replace('_', ' ')}, {_several(settings.epochs, 'epoch')}")
     yield Entry("backbone", f"{recipe.model.backbone}, {backbone}{_with(_backbone_options(recipe))}")
     yield Entry("head", f"{recipe.model.head}, {head}{_with(recipe.model.head_options)}")
+    if added:
+        sizes = f"{_count(added):,} parameters in {_several(len(adapters.adapted(model)), 'product')}"
+        yield Entry("adapter", f"{recipe.model.adapter} {adapters.in_words(recipe.model.lora)}: {sizes}")
     yield Entry("parameters", _trained(model))
     yield Entry("frozen", _frozen(learner))
     yield Entry("weights", _source(start))
@@ -81,6 +88,8 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         f" {min(settings.batch_size, len(listing))}, {start.at_once} at once; {length.steps_per_epoch} steps an epoch,"
         f" {length.steps} in all",
     )
+    if recipe.data.features is not None:
+        yield Entry("features", f"each picture is looked at once, without augmentation; kept in {recipe.data.features}")
     yield Entry("device", _device(context))
     yield Entry("precision", start.settled.precision)
     yield Entry("run folder", str(context.folder))
@@ -117,6 +126,8 @@ def _frozen(learner: Learner) -> str:
         until = learner.frozen.until
         words = "the backbone" if frozen == "all" else f"the stem and {frozen} of {layers} layers of the backbone"
         parts.append(words + (f" for {_several(settings.frozen_epochs, 'epoch')}" if until < float("inf") else ""))
+    if settings.adapter != "none":
+        return "the backbone but for its adapter" + "".join(f"; {part} have none" for part in parts)
     if settings.norms == "frozen":
         parts.append(f"{len(batch_norms(learner.model.trained))} batch normalisations")
     return " and ".join(parts) or "nothing"

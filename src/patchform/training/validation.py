@@ -8,6 +8,7 @@ from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.device import Precision
 from patchform.evaluation import evaluate
 from patchform.metrics.base import Scores
+from patchform.model import Model
 from patchform.tasks.base import find_task
 from patchform.training.batches import TrainingData
 from patchform.training.best import BestModel
@@ -33,7 +34,7 @@ class Validation:
         recipe = learner.recipe
         self.learner, self.context, self.settings = learner, context, recipe.training
         self.task = find_task(recipe.task).of(learner.model.head)
-        samples = self.task.evaluation_samples(data.splits.validation, data.preprocessing, recipe.training.seed)
+        samples = data.validation_samples(self.task, recipe)
         pin, sizes = context.device.type == "cuda", input_sizes(data.splits.validation, data.preprocessing)
         self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=pin, sizes=sizes)
 
@@ -46,11 +47,12 @@ class Validation:
         step, length, reporter = counters.step, self.learner.length, self.context.reporter
         numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / length.steps_per_epoch}
         if length.ends(step, length.steps_per_epoch * self.settings.validate_every) or step >= length.steps:
-            scores = self._scores()
+            evaluated = self.learner.evaluated()
+            scores = self._scores(evaluated)
             numbers |= scores.numbers
             for note in scores.notes:
                 reporter.note(note)
-            self._keep_best(scores, counters)
+            self._keep_best(evaluated, scores, counters)
         speed = reporter.speed()
         if log is not None:
             rate = self.learner.rate(step - 1)
@@ -59,9 +61,9 @@ class Validation:
         counters.reported, counters.epoch_loss = step, 0.0
         return counters.to_json()
 
-    def _scores(self) -> Scores:
+    def _scores(self, model: Model) -> Scores:
         return evaluate(
-            self.learner.evaluated,
+            model,
             self.loader,
             self.task,
             precision=cast("Precision", self.settings.precision),
@@ -72,12 +74,12 @@ class Validation:
     def _between_batches(self, done: int) -> None:
         self.context.stop.check()
 
-    def _keep_best(self, scores: Scores, counters: Counters) -> None:
+    def _keep_best(self, model: Model, scores: Scores, counters: Counters) -> None:
         without_better = counters.without_better + 1  # counted when nothing can fail any more
         if scores.best is not None and (counters.best is None or scores.best > counters.best):
             failpoint("before-best")
             with save_errors(self.settings.on_save_error, self.context.reporter):
                 thresholds = self.task.thresholds(scores)
-                BestModel(self.context.folder).save(self.learner.evaluated, counters.step, thresholds=thresholds)
+                BestModel(self.context.folder).save(model, counters.step, thresholds=thresholds)
                 counters.best, counters.best_step, without_better = scores.best, counters.step, 0
         counters.without_better = without_better
