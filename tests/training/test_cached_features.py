@@ -12,6 +12,7 @@ from patchform.errors import FolderError, UsageError
 from patchform.evaluation import evaluate_run
 from patchform.model import load
 from patchform.records import Batch
+from patchform.settings import TeacherSettings
 from patchform.training import loop, resuming
 from patchform.training.cached_features import NO_AUGMENTATION
 from patchform.weights import files
