@@ -8,6 +8,8 @@ from patchform.published.vit import LAYOUTS
 from patchform.weights.rules import recognise
 
 timm = pytest.importorskip("timm")
+from timm.layers import SwiGLUPacked  # noqa: E402
+
 SIZES = {"patch": 8, "channels": 3, "heads": 4}
 
 
@@ -38,8 +40,9 @@ def difference(reference, ours, images):
         ({"reg_tokens": 2, "no_embed_class": False}, {"registers": 2}),
         ({"init_values": 1e-3}, {"layer_scale": 1e-3}),
         ({"global_pool": "avg", "class_token": False, "fc_norm": False}, {"summary": "mean"}),
+        ({"mlp_layer": SwiGLUPacked, "mlp_ratio": 2 * 2.66667, "act_layer": torch.nn.SiLU}, {"mlp": "swiglu"}),
     ],
-    ids=["plain", "registers", "layer_scale", "mean"],
+    ids=["plain", "registers", "layer_scale", "mean", "swiglu"],
 )
 def test_equals_timm(theirs, own, images):
     reference, ours = randomise(timm_small(**theirs)), Classifier(small(**own)).eval()

@@ -40,8 +40,8 @@ class ViT(Backbone):
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
-        block: of every block: `gelu`, "tanh" for weights from the original JAX code, and `qkv_bias`, false for weights
-            whose queries, keys and values have none.
+        block: of every block: `gelu`, "tanh" for weights from the original JAX code; `qkv_bias`, false for weights
+            whose queries, keys and values have none; `mlp`, "swiglu" for the gated perceptrons of DINOv2's ViT-g.
     """
 
     beyond_maps = ("norm",)
