@@ -6,8 +6,9 @@
 
 The summary is a slot: class tokens, a mean, or attention of a learned query (`layers.summaries`).
 
-Sizes are the paper's table 1, with Ti and S of DeiT (Touvron et al. 2021). Layer scale: CaiT (Touvron et al. 2021);
-register tokens: Darcet et al. 2024; positions other than learned_1d: the paper's appendix D.4 and later work.
+Sizes are the paper's table 1, with Ti and S of DeiT (Touvron et al. 2021) and those of DINOv2 (Oquab et al. 2023).
+Layer scale: CaiT (Touvron et al. 2021); register tokens: Darcet et al. 2024; positions other than learned_1d: the
+paper's appendix D.4 and later work.
 """
 
 from __future__ import annotations
@@ -179,6 +180,16 @@ def _row(patch: int, width: int, depth: int, heads: int, image_size: int = 224) 
     return Variant(build=ViT, image_size=image_size, options=size)
 
 
+def _dinov2(size: str, registers: int) -> Variant:
+    width, depth, heads = DINOV2[size]
+    options = {"width": width, "depth": depth, "heads": heads, "patch": 14, "layer_scale": 1e-5}
+    options |= {"registers": registers} if registers else {}
+    return Variant(build=ViT, image_size=518, options=options | ({"mlp": "swiglu"} if size == "g" else {}))
+
+
+DINOV2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, 40, 24)}
+"""Width, depth and heads of DINOv2 (Oquab et al. 2023, appendix B); g has SwiGLU. All have patches of 14 pixels."""
+
 VARIANTS = {
     "nano": _row(8, 48, 2, 3, image_size=32),
     **{
@@ -192,4 +203,6 @@ VARIANTS = {
         }.items()
         for patch in (8, 14, 16, 32)
     },
+    **{f"dinov2_{size}14": _dinov2(size, 0) for size in DINOV2},
+    **{f"dinov2_reg_{size}14": _dinov2(size, 4) for size in DINOV2},
 }

@@ -94,6 +94,7 @@ class MeanThenNorm(Mean):
 
     def forward(self, tokens: Tensor, raw: Tensor, padding: Tensor | None) -> Tensor:
         """-> (B, D)."""
+        assert self.last_norm is not None
         return self.last_norm(super().forward(raw, raw, padding))
 
 

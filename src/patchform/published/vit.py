@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from patchform.descriptions import Preprocessing, Score, WeightsFile
+from patchform.descriptions import Score
 from patchform.published import dino, mae, segmenters
-from patchform.published.base import HALF, Origin, timm, torchvision
+from patchform.published.vit_files import FILES
 from patchform.weights import flax
 from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import Operation, cells_alone, copy, join, reshape, side_by_side
-from patchform.weights.rules import Drop, Rule, Rules, prefix
+from patchform.weights.rules import Drop, Names, Rule, Rules, prefix
 
 _QKV = ("query", "key", "value")
 _PATCHES = reshape(-1, "channels", "patch", "patch")
 _MASK = Drop("stands for hidden patches in pre-training")
 _DECODER = Drop("the decoder of pre-training")
-_Parts: TypeAlias = Mapping[str, str] | Mapping[str | tuple[str, ...], str]
+_Parts: TypeAlias = Mapping[str, str] | Mapping[Names, str]
 """Names below a block of the source, and the name below ours."""
 
 
@@ -39,8 +39,10 @@ def _block(source: str, parts: _Parts, number: str = "{b}") -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for names, target in parts.items():
         own = f"backbone.blocks.{number}.{target}"
-        apart = isinstance(names, tuple)
-        rules.append((tuple(source + name for name in names), own, join) if apart else (source + names, own))
+        if isinstance(names, str):
+            rules.append((source + names, own))
+        else:
+            rules.append((tuple(source + name for name in names), own, join))
     return tuple(rules)
 
 
@@ -121,19 +123,22 @@ _TORCHVISION = (
 
 # -------------------------------------------------------------------------------------------------------- transformers
 
-_VIT_BLOCK = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
-_DINOV2_BLOCK = {
+_VIT_BLOCK: dict[Names, str] = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
+_DINOV2_BLOCK: dict[Names, str] = {
     "norm{n}.{p}": "norm{n}.{p}",
     "mlp.{m}.{p}": "mlp.{m}.{p}",
     "layer_scale{n}.lambda1": "scale{n}.gamma",
 }
-_SWIGLU = {"mlp.weights_in.{p}": "mlp.fc1.{p}", "mlp.weights_out.{p}": "mlp.fc2.{p}"}
-_SWIGLU_APART = {("mlp.gate_proj.{p}", "mlp.up_proj.{p}"): "mlp.fc1.{p}", "mlp.down_proj.{p}": "mlp.fc2.{p}"}
-_FILE_ATTENTION = {
+_SWIGLU: dict[Names, str] = {"mlp.weights_in.{p}": "mlp.fc1.{p}", "mlp.weights_out.{p}": "mlp.fc2.{p}"}
+_SWIGLU_APART: dict[Names, str] = {
+    ("mlp.gate_proj.{p}", "mlp.up_proj.{p}"): "mlp.fc1.{p}",
+    "mlp.down_proj.{p}": "mlp.fc2.{p}",
+}
+_FILE_ATTENTION: dict[Names, str] = {
     tuple(f"attention.attention.{name}.{{p}}" for name in _QKV): "attention.qkv.{p}",
     "attention.output.dense.{p}": "attention.proj.{p}",
 }
-_MEMORY_ATTENTION = {
+_MEMORY_ATTENTION: dict[Names, str] = {
     tuple(f"attention.{name}_proj.{{p}}" for name in "qkv"): "attention.qkv.{p}",
     "attention.o_proj.{p}": "attention.proj.{p}",
 }
@@ -155,13 +160,13 @@ def _transformers(root: str, blocks: str, parts: _Parts, second: str = "") -> Ru
     )
 
 
-_VIT_FILE = {
+_VIT_FILE: dict[Names, str] = {
     **_FILE_ATTENTION,
     **_VIT_BLOCK,
     "intermediate.dense.{p}": "mlp.fc1.{p}",
     "output.dense.{p}": "mlp.fc2.{p}",
 }
-_VIT_MEMORY = {**_MEMORY_ATTENTION, **_VIT_BLOCK, "mlp.{m}.{p}": "mlp.{m}.{p}"}
+_VIT_MEMORY: dict[Names, str] = {**_MEMORY_ATTENTION, **_VIT_BLOCK, "mlp.{m}.{p}": "mlp.{m}.{p}"}
 _BELOW = {"": "vit.", "_backbone": ""}
 _DISTILLED_BELOW = {"_distilled": "deit.", "_distilled_backbone": ""}
 _DINOV2_BELOW = {"": "dinov2.", "_registers": "dinov2_with_registers.", "_backbone": ""}
@@ -177,7 +182,7 @@ _TRANSFORMERS = {
             root, "encoder.layer", {**attention, **gate, **_DINOV2_BLOCK}
         )
         for version, attention, gated in (("", _FILE_ATTENTION, _SWIGLU), ("_5", _MEMORY_ATTENTION, _SWIGLU_APART))
-        for mlp, gate in (("", {}), ("_swiglu", gated))
+        for mlp, gate in (("", dict[Names, str]()), ("_swiglu", gated))
         for of, root in _DINOV2_BELOW.items()
     },
 }
@@ -268,7 +273,19 @@ last for a ViT with summary="mean"). The names of mae, dinov2, mm and mmseg are 
 A table without a row for the class token (timm's no_embed_class: DeiT III, FlexiViT, its DINOv2 with registers) gets
 one of zeros. Refused, as no option of ours computes the same: a table with rows for registers."""
 
-DIFFERS = segmenters.MMSEG_SETR_DIFFERS
+_ANTIALIASED = (
+    "the code of models with registers resizes positions with antialiasing, this one without: other numbers at smaller"
+    " sizes than the weights are for"
+)
+DIFFERS = {
+    **segmenters.MMSEG_SETR_DIFFERS,
+    **dict.fromkeys((name for name in _TRANSFORMERS if "dinov2" in name), _ANTIALIASED),
+    **dict.fromkeys(
+        ("dinov2", "dinov2_swiglu"),
+        "its code resizes positions by factors with 0.1 cells added, with registers by antialiasing, this one by target"
+        " size: other numbers at other sizes than the weights are for",
+    ),
+}
 
 _KERNEL = Operation(  # flat, but for model folders, whose kernels are told apart (`loading`)
     lambda tensors, shape, sizes: _PATCHES.forward(tensors, shape, sizes) if tensors[0].dim() == 4 else tensors[0],
@@ -329,95 +346,4 @@ SCORES = (
     ),
 )
 
-_LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
-_MEGABYTES = {"ti16": 23, "s8": 88, "s14": 88, "s16": 88, "s32": 92} | {
-    **dict.fromkeys(("b8", "b14", "b16"), 346),
-    **dict.fromkeys(("l14", "l16"), 1217),
-    **{"b32": 353, "l32": 1226, "h14": 2528},
-}
-
-
-def _row(variant: str, architecture: str, *, megabytes: int = 0, **more: Any) -> WeightsFile:
-    """A file of timm; in the architecture {} stands for small_patch16."""
-    size = variant.rstrip("0123456789")
-    name = architecture.format(f"{_LONG[size]}_patch{variant.removeprefix(size)}")
-    return timm(variant, name, megabytes or _MEGABYTES[variant], **more)
-
-
-def _google_row(variant: str, recipe: str) -> WeightsFile:
-    return WeightsFile(
-        variant=variant,
-        tag="google_augreg_in21k_ft_in1k",
-        place=f"https://storage.googleapis.com/vit_models/augreg/{recipe}-res_224.npz",
-        megabytes=_MEGABYTES[variant],
-        licence="apache-2.0",
-        layout="google",
-        preprocessing=Preprocessing(mean=HALF, std=HALF, crop_share=0.9),
-        classes=1000,
-        labels="imagenet-1k",
-        backbone_options={"gelu": "tanh"},
-    )
-
-
-_AUGREG = Origin(half=True)
-WEIGHTS = (
-    *(
-        _row(variant, "vit_{}_224.augreg_in21k_ft_in1k", origin=_AUGREG)
-        for variant in ("ti16", "s16", "s32", "b8", "b16", "b32", "l16")
-    ),
-    *(
-        _row(
-            variant,
-            "vit_{}_384.augreg_in21k_ft_in1k",
-            tag="augreg_in21k_ft_in1k_384",
-            origin=_AUGREG,
-            side=384,
-            crop=1.0,
-        )
-        for variant in ("ti16", "s16", "s32", "b16", "b32", "l16")
-    ),
-    *(
-        _row(variant, "vit_{}_224.augreg_in21k", megabytes=megabytes, origin=_AUGREG, classes=21_843)
-        for variant, megabytes in {"ti16": 39, "s16": 120, "b16": 410, "b32": 417, "l16": 1303}.items()
-    ),
-    *(_row(variant, "deit_{}_224.fb_in1k", tag="deit_in1k") for variant in ("ti16", "s16", "b16")),
-    _row("b16", "deit_{}_384.fb_in1k", tag="deit_in1k_384", side=384, crop=1.0),
-    *(_row(variant, "vit_{}_224.dino", classes=0) for variant in ("s8", "s16", "b8", "b16")),
-    *(
-        _row(
-            variant,
-            "vit_{}_dinov2.lvd142m",
-            tag="dinov2_lvd142m",
-            classes=0,
-            side=518,
-            crop=1.0,
-            origin=Origin(options={"layer_scale": 1e-5}),
-        )
-        for variant in ("s14", "b14", "l14")
-    ),
-    *(_row(variant, "vit_{}_224.mae", classes=0, origin=Origin(licence="cc-by-nc-4.0")) for variant in ("b16", "l16")),
-    *(
-        torchvision(variant, f"{name}/IMAGENET1K_V1", _MEGABYTES[variant], resize=resize, interpolation="bilinear")
-        for variant, name, resize in (
-            ("b16", "vit_b_16", 256),
-            ("b32", "vit_b_32", 256),
-            ("l16", "vit_l_16", 242),
-            ("l32", "vit_l_32", 256),
-        )
-    ),
-    *(
-        torchvision(
-            variant,
-            f"{name}/IMAGENET1K_SWAG_E2E_V1",
-            _MEGABYTES[variant],
-            side=side,
-            resize=side,
-            licence="https://github.com/facebookresearch/SWAG/blob/main/LICENSE",
-        )
-        for variant, name, side in (("b16", "vit_b_16", 384), ("l16", "vit_l_16", 512), ("h14", "vit_h_14", 518))
-    ),
-    _google_row("ti16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03"),
-    _google_row("s16", "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03"),
-    _google_row("b16", "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01"),
-    _google_row("l16", "L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01"),
-)
+WEIGHTS = FILES

@@ -42,7 +42,7 @@ SIGNATURES = (
             (r"register_tokens$", r"mlp\.up_proj", r"(?<!encoder\.)layer\.0\.attention\.q_proj"),
             (r"reg_token$", r"gamma_1$"),
         ),
-        "use DINOv2, such as vit/b14.dinov2_lvd142m",
+        "use DINOv2, such as vit/dinov2_b14.lvd142m",
     ),
     Signature("SAM", ((r"mask_decoder\.", r"(image|vision)_encoder\."), (r"neck\.0\.weight$", r"attn\.rel_pos_h$"))),
     Signature("DPT", ((r"neck\.reassemble_stage\.",), (r"scratch\.refinenet",), (r"reassemble_blocks\.",))),
