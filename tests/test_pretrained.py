@@ -128,6 +128,29 @@ def test_without_a_classifier_the_backbone_comes_by_itself(source):
         model(Batch(images, (), ("", ""), ((32, 32),) * 2))
 
 
+def test_rows_of_both_heads_of_a_distilled_model_go_by_name(source, tmp_path, monkeypatch):
+    two = {"class_tokens": 2}
+    more = {"layout": "timm_distilled", "backbone_options": two, "head_options": {"parts": (48, 48)}}
+    monkeypatch.setattr(vit, "WEIGHTS", (row("distilled", **more),))
+    theirs = build_model(
+        "classification",
+        backbone="vit/nano",
+        head="linear",
+        classes=class_names("imagenet-1k"),
+        preprocessing=PREPROCESSING,
+        backbone_options=two,
+        head_options={"parts": (48, 48)},
+    )
+    save_file(export_weights(randomise(theirs).eval(), "timm_distilled"), tmp_path / "distilled.safetensors")
+    model = pf.pretrained("vit/nano.distilled", source=tmp_path / "distilled.safetensors")
+    assert torch.equal(logits(model), logits(theirs))
+    some = pf.pretrained(
+        "vit/nano.distilled", source=tmp_path / "distilled.safetensors", classes=("goldfish", "my cat", "tench")
+    )
+    assert torch.equal(logits(some)[:, [0, 2]], logits(theirs)[:, [1, 0]])
+    assert not torch.isclose(logits(some)[:, 1:2], logits(theirs)).any()
+
+
 def test_options_go_over_those_of_the_weights(source):
     for tag in ("whole", "backbone"):
         model = pf.pretrained(f"vit/nano.{tag}", options={"image_size": 48, "gelu": "none"})
