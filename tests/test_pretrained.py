@@ -273,6 +273,10 @@ def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, phot
         assert model.architecture.backbone_options == {"drop_path": 0.05} | options
         assert model.preprocessing.std == PREPROCESSING.std
         torch.testing.assert_close(model.backbone.norm.weight, source["backbone"].backbone.norm.weight)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("task: classification\nmodel:\n  backbone: vit/nano.backbone\n  options: {gelu: none}\n")
+    assert cli.main(["train", str(recipe), *words[2:], "--name", "recipe"]) == 0
+    assert load(tmp_path / "recipe").architecture.backbone_options == {"layer_scale": 0.1, "gelu": "none"}
     bare = tmp_path / "bare"
     save(pf.pretrained("vit/nano.backbone"), bare)
     assert cli.main([*words, "--name", "refused", "--model.init_from", str(bare), "--model.backbone", "vit/nano"]) == 4

@@ -279,7 +279,10 @@ _ANTIALIASED = (
 )
 DIFFERS = {
     **segmenters.MMSEG_SETR_DIFFERS,
-    **dict.fromkeys((name for name in _TRANSFORMERS if "dinov2" in name), _ANTIALIASED),
+    **dict.fromkeys(
+        (name for name in _TRANSFORMERS if "dinov2" in name and name.endswith(("_registers", "_backbone"))),
+        _ANTIALIASED,
+    ),
     **dict.fromkeys(
         ("dinov2", "dinov2_swiglu"),
         "at other sizes than the weights are for, its code resizes positions by a factor with 0.1 cells added, which no"
