@@ -272,7 +272,9 @@ def test_a_file_of_fewer_tensors_than_the_backbone_is_found():
     head = [name for name in model.state_dict() if name.startswith("head.")]
     tensors = export_weights(model, "mm_backbone", without=head)
     assert len(tensors) < 0.95 * sum(name.startswith("backbone.") for name in model.state_dict())
-    assert conversion._overlap(conversion.Candidate(backbone="pvt/nano"), tensors, conversion.NAMED) == (1, 1)
+    found = conversion._overlap(conversion.Candidate(backbone="pvt/nano"), tensors, conversion.NAMED)
+    assert found.named == 1
+    assert found.alike >= conversion.ALIKE
 
 
 def test_both_heads_of_a_distilled_model_are_found(tmp_path):
