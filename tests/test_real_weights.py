@@ -148,7 +148,7 @@ def test_a_linear_probe_tells_ants_from_bees(model, data, tmp_path):
     probed = pf.probe(model, data, method="linear", cache=tmp_path / "cache", device="cpu")
     assert probed.scores.numbers["top1"] >= 0.8  # 0.86 measured; a pvt/nano that learnt cifar10 first has 0.71
     nearest = pf.probe(model, data, cache=tmp_path / "cache", device="cpu")
-    assert nearest.scores.numbers["top1"] >= 0.75
+    assert nearest.scores.numbers["top1"] >= 0.73  # 0.76 measured
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
