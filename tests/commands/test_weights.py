@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import patchform as pf
 from patchform import cli
+from patchform.commands import conversion
 from patchform.commands.candidates import Candidate, fit
 from patchform.commands.weights import ACTIONS, EXAMPLE
 from patchform.errors import ModelFileError
@@ -252,15 +253,45 @@ def test_a_backbone_is_written_without_a_head(file, names, tmp_path, capsys):
     whole = export_weights(made(), "torchvision")
     assert same(written, {name: whole[name] for name in whole if not name.startswith("heads.")})
     assert weights(*words, "patchform", "--out", tmp_path / "own", "--classes", names) == 2
-    assert "head.classifier" in said(capsys)
+    assert "leave them out: the folder is that of a backbone by itself" in said(capsys)
+    assert weights(*words, "patchform", "--out", tmp_path / "own") == 0
+    assert "the folder holds a backbone by itself" in said(capsys)
+    bare = load_model(tmp_path / "own")
+    assert (bare.architecture.head, bare.classes) == ("none", ())
+    assert same(bare.backbone.state_dict(), made().backbone.state_dict())
+    back = tmp_path / "back.safetensors"
+    assert weights("convert", tmp_path / "own", "--to", "timm", "--out", back) == 0
+    assert same(load_file(back), tensors)
+    words = ("convert", file, "--model", "vit/nano", "--head", "none", "--to", "patchform", "--out", tmp_path / "cut")
+    assert weights(*words) == 0
+    assert same(load_model(tmp_path / "cut").state_dict(), bare.state_dict())
 
 
-def test_options_and_heads_are_said_or_found(tmp_path):
+def test_a_file_of_fewer_tensors_than_the_backbone_is_found():
+    model = pf.build_model("classification", backbone="pvt/nano", head="linear", classes=("a",))
+    head = [name for name in model.state_dict() if name.startswith("head.")]
+    tensors = export_weights(model, "mm_backbone", without=head)
+    assert len(tensors) < 0.95 * sum(name.startswith("backbone.") for name in model.state_dict())
+    found = conversion._overlap(conversion.Candidate(backbone="pvt/nano"), tensors, conversion.NAMED)
+    assert found.named == 1
+    assert found.alike >= conversion.ALIKE
+
+
+def test_both_heads_of_a_distilled_model_are_found(tmp_path):
+    model = made(backbone_options={"class_tokens": 2}, head_options={"parts": (48, 48)})
+    save_file(export_weights(model, "timm_distilled"), tmp_path / "distilled.safetensors")
+    words = ("convert", tmp_path / "distilled.safetensors", "--model", "vit/nano", "--option", "class_tokens=2")
+    assert weights(*words, "--to", "transformers_distilled", "--out", tmp_path / "out.safetensors") == 0
+    assert same(load_file(tmp_path / "out.safetensors"), export_weights(model, "transformers_distilled"))
+
+
+def test_options_and_heads_are_said_or_found(tmp_path, capsys):
     model = made(backbone_options={"layer_scale": 0.1}, head_options={"hidden": 48})
     save_file(export_weights(model, "timm"), tmp_path / "scaled.safetensors")
     out = tmp_path / "out.safetensors"
     words = ("convert", tmp_path / "scaled.safetensors", "--model", "vit/nano", "--to", "timm", "--out", out)
     assert weights(*words) == 4
+    assert "give --option layer_scale=1 (in a recipe model.options)" in said(capsys)
     assert weights(*words, "--option", "layer_scale=0.1") == 0
     assert weights(*words, "--option", "layer_scale=0.1", "--head-option", "hidden=48", "--force") == 0
     assert weights(*words, "--option", "layer_scale", "--force") == 2

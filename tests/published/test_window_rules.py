@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import patchform as pf
-from patchform import lookup
+from patchform import lookup, published_models
 from patchform.backbones.swin import Swin, SwinV2
 from patchform.backbones.twins import SVT
 from patchform.errors import UsageError
@@ -303,12 +303,10 @@ def test_every_published_layout_says_with_what_it_computes(family):
 )
 def test_published_weights_are_built_with_their_rule(monkeypatch, name, rule):
     """The file is not there: what is built is looked at."""
-    from patchform import loading
-
-    monkeypatch.setattr(loading, "load_weights", lambda model, source, transfer: SimpleNamespace(of=model))
-    monkeypatch.setattr(loading, "locate", lambda source, say: source)
+    monkeypatch.setattr(published_models, "load_weights", lambda model, source, transfer: SimpleNamespace(of=model))
+    monkeypatch.setattr(published_models, "locate", lambda source, say: source)
     with torch.device("meta"):
-        model = loading.pretrained(name)
+        model = published_models.pretrained(name)
     assert model.backbone.windows == model.architecture.backbone_options["windows"] == rule
 
 

@@ -18,6 +18,8 @@ from patchform.layers.positions import RelativePosition
 
 GELU: TypeAlias = Literal["none", "tanh"]
 """Exact (erf) or its tanh approximation; the original JAX code of ViT computes the latter."""
+Perceptron: TypeAlias = Literal["gelu", "swiglu"]
+"""`MLP` or `SwiGLU`."""
 
 
 class FormOptions(TypedDict, total=False):
@@ -27,6 +29,8 @@ class FormOptions(TypedDict, total=False):
     """Form of the activation."""
     qkv_bias: bool
     """Biases of queries, keys, values."""
+    mlp: Perceptron
+    """What follows the attention."""
 
 
 class BlockOptions(FormOptions, total=False):
@@ -59,6 +63,35 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return self.fc2(linear_gelu(x, self.fc1, self.act.approximate) if plain(x) else self.act(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Linear, one half gated by the SiLU of the other, linear (Shazeer 2020, section 2; DINOv2's ViT-g).
+
+    Args:
+        width: D.
+        hidden: inner width, of each half.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, 2 * hidden)  # the gate, then what is gated
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        gate, value = self.fc1(x).chunk(2, -1)
+        return self.fc2(F.silu(gate) * value)
+
+
+def perceptron(name: Perceptron, width: int, hidden: int, *, gelu: GELU = "none") -> MLP | SwiGLU:
+    """The perceptron of that name, whose inner width is `hidden`, or two thirds of it where one half gates the other.
+
+    The two thirds, which keep the number of parameters, are rounded up to a multiple of 8 as DINOv2 has them.
+    """
+    if name == "swiglu":
+        return SwiGLU(width, (hidden * 2 // 3 + 7) // 8 * 8)
+    return MLP(width, hidden, gelu=gelu)
 
 
 class ConvolutionalMLP(nn.Module):
@@ -98,6 +131,7 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the perceptron over D.
         qkv_bias: biases of queries, keys, values.
         gelu: form of the activation.
+        mlp: the kind of perceptron; "swiglu" has two thirds of the hidden width.
         eps: of the layer norms.
         layer_scale: initial factor on both branches; None has no factors.
         drop_path: rate of stochastic depth of both branches.
@@ -113,6 +147,7 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         gelu: GELU = "none",
+        mlp: Perceptron = "gelu",
         eps: float = 1e-6,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
@@ -123,7 +158,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, position=position, qkv_bias=qkv_bias)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden_width(width, mlp_ratio), gelu=gelu)
+        self.mlp = perceptron(mlp, width, hidden_width(width, mlp_ratio), gelu=gelu)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.residual = DropPath(drop_path)
 

@@ -202,10 +202,13 @@ class DINOHead(MethodHead):
 
     def __init__(self, backbone: Backbone, hidden: int, bottleneck: int, outputs: int, *, masked: bool) -> None:
         super().__init__()
+        if masked and backbone.width != backbone.channels[-1]:
+            what = f"a summary of {backbone.width} numbers beside tokens of {backbone.channels[-1]}"
+            raise UsageError(what + ": no projection in common", remedy="have one class token, or hide no patches")
         self.student = copy.deepcopy(backbone)
         self.projection = Projection(backbone.width, hidden, bottleneck, outputs)
         self.teacher = copy.deepcopy(self.projection)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(backbone.width)) if masked else None
+        self.mask_token = nn.Parameter(0.02 * torch.randn(backbone.channels[-1])) if masked else None
         self.register_buffer("centre", torch.zeros(outputs))
         self.register_buffer("total", torch.zeros(outputs + 1), persistent=False)
         self.register_buffer("patch_centre", torch.zeros(outputs) if masked else None)

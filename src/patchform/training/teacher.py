@@ -18,7 +18,7 @@ from patchform import lookup
 from patchform.data.transforms import resize
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.loading import class_names, pretrained
+from patchform.published_models import class_names, pretrained
 from patchform.model import Model, load
 from patchform.records import Batch, Features
 from patchform.settings import Recipe, TeacherSettings
@@ -47,7 +47,7 @@ class Teacher:
 
     Raises:
         UsageError: no such model, or one of other channels or of clips.
-        PatchformError: whatever `model.load` and `loading.pretrained` raise.
+        PatchformError: whatever `model.load` and `published_models.pretrained` raise.
     """
 
     def __init__(self, settings: TeacherSettings, student: Model) -> None:

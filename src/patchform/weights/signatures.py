@@ -35,19 +35,14 @@ SIGNATURES = (
         "BEiT or EVA", ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"), (r"lambda_1$",))
     ),
     Signature(
-        "distilled DeiT",
-        ((r"(^|\.)dist_token$",), (r"distillation_token$",), (r"head_dist\.weight$",)),
-        "use DeiT without distillation, such as vit/b16.deit_in1k",
-    ),
-    Signature(
         "DINOv3",
         (
             (r"storage_tokens$",),
             (r"rope_embed\.periods$",),
-            (r"register_tokens$", r"mlp\.up_proj"),
+            (r"register_tokens$", r"mlp\.up_proj", r"(?<!encoder\.)layer\.0\.attention\.q_proj"),
             (r"reg_token$", r"gamma_1$"),
         ),
-        "use DINOv2, such as vit/b14.dinov2_lvd142m",
+        "use DINOv2, such as vit/dinov2_b14.lvd142m",
     ),
     Signature("SAM", ((r"mask_decoder\.", r"(image|vision)_encoder\."), (r"neck\.0\.weight$", r"attn\.rel_pos_h$"))),
     Signature("DPT", ((r"neck\.reassemble_stage\.",), (r"scratch\.refinenet",), (r"reassemble_blocks\.",))),
