@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ _EXPLICIT_KEYS = (
     1024  # above it the weights of a training step would cost more memory than the explicit route saves time
 )
 _recorded: list[Tensor] | None = None
+
+QKVBias: TypeAlias = bool | Literal["no_key"]
+"""Biases of queries, keys and values: all, none, or queries and values alone (BEiT, EVA-02, DINOv3)."""
 
 
 @contextmanager
@@ -149,17 +152,18 @@ class Attention(nn.Module):
         width: D.
         heads: h; divides D.
         position: position inside attention: a relative bias, rotary embeddings, or None.
-        qkv_bias: whether the three projections have biases.
+        qkv_bias: which of the three projections have biases; without the keys' they are `qv_bias` (2D,).
     """
 
     def __init__(
-        self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: bool = True
+        self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: QKVBias = True
     ) -> None:
         super().__init__()
         if width % heads:
             raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias is True)
+        self.qv_bias = nn.Parameter(torch.zeros(2 * width)) if qkv_bias == "no_key" else None
         self.position = position
         self.proj = Linear(width, width)
 
@@ -184,6 +188,9 @@ class Attention(nn.Module):
             (B, G, N, D).
         """
         parts = self.qkv(tokens).chunk(3, -1)
+        if self.qv_bias is not None:
+            q_bias, v_bias = self.qv_bias.to(parts[0].dtype).chunk(2)
+            parts = parts[0] + q_bias, parts[1], parts[2] + v_bias
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in parts)  # each (B, G, h, N, d)
         if gather_keys is not None:
             k, v = gather_keys(k), gather_keys(v)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.layers.attention import Attention, CrossAttention
+from patchform.layers.attention import Attention, CrossAttention, QKVBias
 from patchform.layers.drop import DropPath
 from patchform.layers.linear import Linear, conv_gelu, linear_gelu, plain
 from patchform.layers.norms import LayerScale
@@ -129,7 +129,7 @@ class Block(nn.Module):
         pattern: which keys a query attends to.
         position: position inside attention.
         mlp_ratio: hidden width of the perceptron over D.
-        qkv_bias: biases of queries, keys, values.
+        qkv_bias: biases of queries, keys, values; or not of keys.
         gelu: form of the activation.
         mlp: the kind of perceptron; "swiglu" has two thirds of the hidden width.
         eps: of the layer norms.
@@ -145,7 +145,7 @@ class Block(nn.Module):
         pattern: Pattern | None = None,
         position: RelativePosition | None = None,
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
+        qkv_bias: QKVBias = True,
         gelu: GELU = "none",
         mlp: Perceptron = "gelu",
         eps: float = 1e-6,

@@ -1,4 +1,4 @@
-"""Weights of models that are not built here, known by names of their tensors: a row each."""
+"""Weights of models that are not built here, or are another family, known by names of their tensors: a row each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class Signature(NamedTuple):
     forms: tuple[tuple[str, ...], ...]
     """Expressions that are all found in names of its tensors; one of several publishers each."""
     instead: str = "use weights of a family that `patchform models` lists"
+    family: str = ""
+    """The one that is built here; empty: none."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do with them."""
+        return f'name a backbone of it: `patchform models "{self.family}/*"`' if self.family else self.instead
 
 
 SIGNATURES = (
@@ -47,7 +54,7 @@ SIGNATURES = (
             (r"register_tokens$", r"mlp\.up_proj"),
             (r"reg_token$", r"gamma_1$"),
         ),
-        "use DINOv2, such as vit/b14.dinov2_lvd142m",
+        family="dinov3",
     ),
     Signature("SAM", ((r"mask_decoder\.", r"(image|vision)_encoder\."), (r"neck\.0\.weight$", r"attn\.rel_pos_h$"))),
     Signature("DPT", ((r"neck\.reassemble_stage\.",), (r"scratch\.refinenet",), (r"reassemble_blocks\.",))),

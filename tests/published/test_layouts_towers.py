@@ -1,0 +1,217 @@
+"""Layouts of towers that came after ViT: from the names and shapes of the reference to its tokens and its summary at
+several sizes, and back to its bytes."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from reference import randomise, rounding_of
+from test_layouts_vit import Output, in_files, renamed, same_bytes
+from torch import Tensor, nn
+
+import patchform as pf
+from patchform import lookup
+from patchform.errors import ModelFileError
+from patchform.layers.positions import Rope2D
+from patchform.loading import export_weights
+from patchform.settings import Transfer
+
+
+class Case(NamedTuple):
+    """A layout, the reference that has it, and our backbone of the same size."""
+
+    layout: str
+    make: Callable[[], nn.Module]
+    of: Callable[[nn.Module, Tensor], Tensor]
+    """(reference, images) -> (B, 1 + N, D) summary and tokens, or (B, D) summary."""
+    options: Mapping[str, Any] = {}
+    """Of the family's nano row."""
+    state: Callable[[nn.Module], dict[str, Tensor]] = nn.Module.state_dict
+    dropped: str = "nothing"
+    """Expression for the names that are left out."""
+    sizes: tuple[tuple[int, int], ...] = ((32, 32), (48, 24), (16, 56))
+
+
+def pictures(size):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+def source_of(case):
+    """(reference with random values, its tensors by the names of the layout)."""
+    model = randomise(case.make().eval())
+    return model, {name: tensor.clone() for name, tensor in case.state(model).items()}
+
+
+def ours(family, case, **options):
+    backbone = f"{family}/nano"
+    return randomise(
+        pf.build_model(
+            "classification",
+            backbone=backbone,
+            head="linear",
+            classes=("a", "b"),
+            backbone_options={**case.options, **options},
+        ),
+        seed=9,
+    ).eval()
+
+
+@torch.no_grad()
+def excess(model, case, reference):
+    """Largest difference over ten times the rounding of the reference, over all sizes."""
+    worst = 0.0
+    for images in map(pictures, case.sizes):
+        whole = Output(reference, case.of)
+        wanted, features = whole(images), model.backbone(images)
+        found = features.summary if wanted.dim() == 2 else torch.cat([features.summary[:, None], features.tokens], 1)
+        assert found.shape == wanted.shape
+        worst = max(worst, ((found - wanted).abs().max() / (10 * rounding_of(whole, images))).item())
+    return worst
+
+
+# -------------------------------------------------------------------------------------------------------------- DINOv3
+
+
+def timm_tower(name, **options):
+    timm = pytest.importorskip("timm")
+    size = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0, "img_size": 32}
+    return timm.create_model(name, **size | options)
+
+
+def hugging(kind, config, **options):
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
+    return getattr(transformers, kind)(getattr(transformers, config)(**size | options))
+
+
+def behind(number):
+    """All tokens but `number` behind the first, of either reference."""
+
+    def tokens(model, images):
+        x = model.forward_features(images) if hasattr(model, "forward_features") else model(images).last_hidden_state
+        return torch.cat([x[:, :1], x[:, 1 + number :]], 1)
+
+    return tokens
+
+
+def as_dinov3(model):
+    """Of timm's names the authors', with what their files hold beside it."""
+    own = renamed(model.state_dict(), [(r"gamma_(\d)", r"ls\1.gamma"), ("reg_token", "storage_tokens")])
+    if any("fc1_g" in name for name in own):
+        own = renamed(own, [("fc1_g", "w1"), ("fc1_x", "w2"), ("mlp.fc2", "mlp.w3")])
+    for front in [name.removesuffix("q_bias") for name in own if name.endswith("q_bias")]:
+        query, value = own.pop(f"{front}q_bias"), own.pop(f"{front}v_bias")
+        one, none = torch.ones_like(query), torch.zeros_like(query)
+        own[f"{front}qkv.bias"] = torch.cat([query, none, value])
+        own[f"{front}qkv.bias_mask"] = torch.cat([one, none, one])
+    own["rope_embed.periods"] = (100 ** (torch.arange(4) / 4)).bfloat16()
+    return own | {"mask_token": torch.ones(1, 48), "local_cls_norm.weight": torch.ones(48)}
+
+
+def dinov3(layout, name, state=nn.Module.state_dict, **options):
+    gated, biased = "plus" in name, "qkvb" in name
+    own = {"mlp": "swiglu", "mlp_ratio": 6.0} if gated else {"mlp": "gelu"}
+    return Case(
+        layout,
+        lambda: timm_tower(name),
+        behind(4),
+        own if biased else own | {"qkv_bias": False},
+        state,
+        "mask_token|rope_embed.periods|local_cls_norm.weight",
+    )
+
+
+def dinov3_transformers(layout, state, *, gated, registers):
+    options = {"use_gated_mlp": gated, "num_register_tokens": registers, "hidden_act": "silu" if gated else "gelu"}
+    return Case(
+        layout,
+        lambda: hugging("DINOv3ViTModel", "DINOv3ViTConfig", intermediate_size=128 if gated else 192, **options),
+        behind(registers),
+        {"mlp": "swiglu" if gated else "gelu", "registers": registers},
+        state,
+        "embeddings.mask_token",
+    )
+
+
+DINOV3 = (
+    dinov3("dinov3", "vit_small_patch16_dinov3_qkvb", as_dinov3),
+    dinov3("dinov3_swiglu", "vit_small_plus_patch16_dinov3_qkvb", as_dinov3),
+    dinov3("timm", "vit_small_patch16_dinov3_qkvb"),
+    dinov3("timm", "vit_small_patch16_dinov3"),
+    dinov3("timm_swiglu", "vit_small_plus_patch16_dinov3"),
+    dinov3_transformers("transformers", in_files, gated=False, registers=4),
+    dinov3_transformers("transformers_swiglu", in_files, gated=True, registers=2),
+    dinov3_transformers("transformers_5", nn.Module.state_dict, gated=False, registers=4),
+    dinov3_transformers("transformers_5_swiglu", nn.Module.state_dict, gated=True, registers=4),
+)
+
+CASES = {"dinov3": DINOV3}
+ALL = [
+    pytest.param(family, case, id=f"{family}-{number}-{case.layout}")
+    for family, cases in CASES.items()
+    for number, case in enumerate(cases)
+]
+
+
+@pytest.mark.parametrize(("family", "case"), ALL)
+def test_recognised_equal_and_written_back(family, case):
+    reference, source = source_of(case)
+    model = ours(family, case)
+    report = pf.load_weights(model, source)
+    assert report.layout == case.layout
+    dropped = {entry.name for entry in report.dropped}
+    assert dropped == {name for name in source if re.fullmatch(case.dropped, name)}
+    assert excess(model, case, reference) <= 1
+    written = export_weights(model, case.layout)
+    kept = {name: tensor for name, tensor in source.items() if name not in dropped}
+    assert written.keys() >= kept.keys()
+    assert len(written) - len(kept) == len(report.of("new"))  # a classifier that the source has not
+    assert [name for name in kept if not same_bytes(written[name], kept[name])] == []
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_control_swapped_tensors_are_seen(family):
+    case = CASES[family][0]
+    reference, source = source_of(case)
+    one, other = (next(name for name in source if re.search(rf"1\..*(norm_?|ln_){n}\.weight", name)) for n in "12")
+    source[one], source[other] = source[other], source[one]
+    model = ours(family, case)
+    pf.load_weights(model, source)
+    assert excess(model, case, reference) > 100
+
+
+def test_every_layout_has_a_case():
+    for family, cases in CASES.items():
+        assert {case.layout for case in cases} == set(lookup.published(family).layouts), family
+
+
+def test_control_other_coordinates_are_seen():
+    case = DINOV3[0]
+    reference, source = source_of(case)
+    model = ours("dinov3", case)
+    pf.load_weights(model, source)
+    for block in model.backbone.blocks:
+        block.attention.position = Rope2D(16)
+    assert excess(model, case, reference) > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rope_embed.periods": (30 ** (torch.arange(4) / 4)).bfloat16()}, "rope_embed.periods is not what"),
+        ({"blocks.1.attn.qkv.bias_mask": torch.ones(144)}, "does not hide the keys' part"),
+        ({"head.weight": torch.zeros(2, 48), "head.bias": torch.zeros(2)}, "class token or a mean"),
+    ],
+)
+def test_what_a_file_of_dinov3_says_otherwise_is_refused(change, said):
+    _, source = source_of(DINOV3[0])
+    model = ours("dinov3", DINOV3[0])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelFileError, match=said):
+        pf.load_weights(model, source | change)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    if "head.weight" in change:
+        report = pf.load_weights(model, source | change, transfer=Transfer(head="reinit"))
+        assert {"head.weight", "head.bias"} <= {entry.name for entry in report.dropped}
