@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from reference import randomise, rounding_of
@@ -147,7 +148,113 @@ DINOV3 = (
     dinov3_transformers("transformers_5_swiglu", nn.Module.state_dict, gated=True, registers=4),
 )
 
-CASES = {"dinov3": DINOV3}
+# ------------------------------------------------------------------------------------------------------ CLIP and SigLIP
+
+INNER = {"intermediate_size": 192}
+TEXTS = {**INNER, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "vocab_size": 9,
+         "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}  # fmt: skip
+PICTURES = {**INNER, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
+            "patch_size": 8, "projection_dim": 20}  # fmt: skip
+NATIVE, PROJECTED = ((32, 32),), {"projection": 20}
+
+
+def whole(family, **options):
+    """A model of both towers."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{family}Config")(text_config=TEXTS, vision_config=PICTURES, **options)
+    return getattr(transformers, f"{family}Model")(config)
+
+
+def whole_clip():
+    return whole("CLIP", projection_dim=20)
+
+
+def tower(model):
+    return getattr(model, "vision_model", model)
+
+
+def of_clip(model, images):
+    """The class token and, normed, the others."""
+    out = tower(model)(images, interpolate_pos_encoding=True)
+    tokens = tower(model).post_layernorm(out.last_hidden_state[:, 1:])
+    return torch.cat([out.pooler_output[:, None], tokens], 1)
+
+
+def projected(model, images):
+    return model.visual_projection(of_clip(model, images))
+
+
+def as_openai(model):
+    """Of timm's names OpenAI's."""
+    pairs = (
+        (r"^blocks\.", "transformer.resblocks."), ("norm_pre", "ln_pre"), (r"^norm\.", "ln_post."), (r"\.norm", ".ln_"),
+        (r"qkv\.", "in_proj_"), (r"attn\.proj", "attn.out_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+        ("patch_embed.proj", "conv1"), ("cls_token", "class_embedding"), ("pos_embed", "positional_embedding"),
+        ("^", "visual."),
+    )  # fmt: skip
+    own = renamed(model.state_dict(), pairs)
+    own["visual.class_embedding"] = own["visual.class_embedding"].flatten()
+    own["visual.positional_embedding"] = own["visual.positional_embedding"][0]
+    if "visual.head.weight" in own:
+        own["visual.proj"] = own.pop("visual.head.weight").t().contiguous()
+        own.pop("visual.head.bias").zero_()
+    return own | {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(4)}
+
+
+def all_projected(model, images):
+    return model.head(model.forward_features(images))
+
+
+def clip_of_timm(name="vit_base_patch16_clip_quickgelu_224", classes=0):
+    return timm_tower(name, num_classes=classes)
+
+
+BESIDE = "logit_scale|logit_bias|transformer.*|text.*"
+CLIP = (
+    Case("openai", clip_of_timm, behind(0), {}, as_openai, BESIDE, NATIVE),
+    Case("openai", lambda: clip_of_timm(classes=20), behind(0), {}, as_openai, f"{BESIDE}|visual.proj", NATIVE),
+    Case("openai_projection", lambda: clip_of_timm(classes=20), all_projected, PROJECTED, as_openai, BESIDE, NATIVE),
+    Case("timm", clip_of_timm, behind(0), sizes=NATIVE),
+    Case("timm", lambda: clip_of_timm("vit_base_patch16_clip_224"), behind(0), {"gelu": "none"}, sizes=NATIVE),
+    Case("transformers", whole_clip, of_clip, {}, in_files, "text.*|logit_scale|visual_projection.*"),
+    Case("transformers_projection", whole_clip, projected, PROJECTED, dropped="text.*|logit_scale"),
+    Case(
+        "transformers_projection",
+        lambda: hugging("CLIPVisionModelWithProjection", "CLIPVisionConfig", **PICTURES, hidden_act="gelu"),
+        projected,
+        PROJECTED | {"gelu": "none"},
+    ),
+    Case(
+        "transformers_backbone", lambda: hugging("CLIPVisionModel", "CLIPVisionConfig", **INNER), of_clip, {}, in_files
+    ),
+)
+
+
+def pooled(model, images):
+    """The summary and the tokens of SigLIP, in timm or in transformers."""
+    if hasattr(model, "forward_features"):
+        tokens = model.forward_features(images)
+        return torch.cat([model.forward_head(tokens, pre_logits=True)[:, None], tokens], 1)
+    out = tower(model)(images, interpolate_pos_encoding=True)
+    return torch.cat([out.pooler_output[:, None], out.last_hidden_state], 1)
+
+
+EXACT = {"gelu": "none"}
+SIGLIP = (
+    Case("timm", lambda: timm_tower("vit_base_patch16_siglip_224"), pooled, EXACT, sizes=NATIVE),
+    Case("timm", lambda: timm_tower("vit_base_patch16_siglip_224", act_layer="gelu_tanh"), pooled, sizes=NATIVE),
+    Case(
+        "timm",
+        lambda: timm_tower("vit_base_patch16_siglip_gap_224"),
+        pooled,
+        EXACT | {"summary": "mean"},
+        sizes=NATIVE,
+    ),
+    Case("transformers", lambda: whole("Siglip"), pooled, {}, in_files, "text_model.*|logit_.*"),
+    Case("transformers_backbone", lambda: hugging("SiglipVisionModel", "SiglipVisionConfig", **INNER), pooled),
+)
+
+CASES = {"dinov3": DINOV3, "clip": CLIP, "siglip": SIGLIP}
 ALL = [
     pytest.param(family, case, id=f"{family}-{number}-{case.layout}")
     for family, cases in CASES.items()
@@ -184,7 +291,8 @@ def test_control_swapped_tensors_are_seen(family):
 
 def test_every_layout_has_a_case():
     for family, cases in CASES.items():
-        assert {case.layout for case in cases} == set(lookup.published(family).layouts), family
+        named = set(lookup.published(family).layouts) - {"big_vision"}  # see below
+        assert {case.layout for case in cases} == named, family
 
 
 def test_control_other_coordinates_are_seen():
@@ -215,3 +323,34 @@ def test_what_a_file_of_dinov3_says_otherwise_is_refused(change, said):
     if "head.weight" in change:
         report = pf.load_weights(model, source | change, transfer=Transfer(head="reinit"))
         assert {"head.weight", "head.bias"} <= {entry.name for entry in report.dropped}
+
+
+def test_timm_reads_what_is_written_as_big_vision_has_it(tmp_path):
+    model = ours("siglip", SIGLIP[1])
+    arrays = {name: tensor.numpy() for name, tensor in export_weights(model, "big_vision").items()}
+    np.savez(tmp_path / "tower.npz", **{name: array for name, array in arrays.items() if "/head/" not in name})
+    reference = SIGLIP[1].make().eval()
+    reference.load_pretrained(tmp_path / "tower.npz")
+    assert excess(model, SIGLIP[1], reference) <= 1
+    again = ours("siglip", SIGLIP[1], depth=2)
+    randomise(again, seed=5)
+    report = pf.load_weights(again, tmp_path / "tower.npz")
+    assert report.layout == "big_vision"
+    assert excess(again, SIGLIP[1], reference) <= 1
+
+
+@pytest.mark.parametrize(("family", "gelu"), [("clip", "none"), ("siglip", "none")])
+def test_control_another_gelu_is_seen(family, gelu):
+    case = CASES[family][3]
+    reference, source = source_of(case)
+    model = ours(family, case, gelu=gelu)
+    pf.load_weights(model, source)
+    assert excess(model, case, reference) > 10
+
+
+def test_the_classifier_of_transformers_is_refused():
+    case = SIGLIP[3]
+    _, source = source_of(case)
+    source |= {"classifier.weight": torch.zeros(2, 48), "classifier.bias": torch.zeros(2)}
+    with pytest.raises(ModelFileError, match="reads the mean of the tokens"):
+        pf.load_weights(ours("siglip", case), source)

@@ -36,7 +36,11 @@ TIMM = {
     "cait_xxs24_224": "CaiT",
     "efficientnet_b0": "EfficientNet",
 }
-BUILT = {"vit_small_patch16_dinov3": "dinov3"}
+BUILT = {
+    "vit_small_patch16_dinov3": "dinov3",
+    "vit_base_patch16_clip_224": "clip",
+    "vit_base_patch16_siglip_224": "siglip",
+}
 """Of timm's, families that are built here, but not as ViT."""
 TIMM_OURS = ("vit_base_patch16_224", "vit_base_patch14_reg4_dinov2", "deit3_base_patch16_224", "volo_d1_224",
              "swinv2_tiny_window8_256", "twins_svt_small", "pvt_v2_b1", "crossvit_15_240", "resnet50")  # fmt: skip

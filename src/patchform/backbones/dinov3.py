@@ -142,7 +142,7 @@ VARIANTS = {
     "nano": Variant(
         build=DINOv3,
         image_size=32,
-        options={"patch": 8, "width": 48, "depth": 2, "heads": 3, "mlp": "swiglu", "layer_scale": 0.1},
+        options={"patch": 8, "width": 48, "depth": 2, "heads": 3, "layer_scale": 0.1},
     ),
     "s": _row(384, 12, 6),
     "s_plus": _row(384, 12, 6, swiglu=6),

@@ -25,7 +25,7 @@ _EXPLICIT_KEYS = (
 _recorded: list[Tensor] | None = None
 
 QKVBias: TypeAlias = bool | Literal["no_key"]
-"""Biases of queries, keys and values: all, none, or queries and values alone (BEiT, EVA-02, DINOv3)."""
+"""Biases of queries, keys and values: all, none, or queries and values alone (BEiT, Swin v2, DINOv3)."""
 
 
 @contextmanager
@@ -152,7 +152,7 @@ class Attention(nn.Module):
         width: D.
         heads: h; divides D.
         position: position inside attention: a relative bias, rotary embeddings, or None.
-        qkv_bias: which of the three projections have biases; without the keys' they are `qv_bias` (2D,).
+        qkv_bias: which of the three projections have biases.
     """
 
     def __init__(
@@ -162,8 +162,7 @@ class Attention(nn.Module):
         if width % heads:
             raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, bias=qkv_bias is True)
-        self.qv_bias = nn.Parameter(torch.zeros(2 * width)) if qkv_bias == "no_key" else None
+        self.qkv = QKV(width) if qkv_bias == "no_key" else Linear(width, 3 * width, bias=qkv_bias)
         self.position = position
         self.proj = Linear(width, width)
 
@@ -188,9 +187,6 @@ class Attention(nn.Module):
             (B, G, N, D).
         """
         parts = self.qkv(tokens).chunk(3, -1)
-        if self.qv_bias is not None:
-            q_bias, v_bias = self.qv_bias.to(parts[0].dtype).chunk(2)
-            parts = parts[0] + q_bias, parts[1], parts[2] + v_bias
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in parts)  # each (B, G, h, N, d)
         if gather_keys is not None:
             k, v = gather_keys(k), gather_keys(v)
@@ -199,6 +195,19 @@ class Attention(nn.Module):
             q, k, bias = self.position(q, k, grid)
         mixed = attend(q, k, v, bias=bias, allowed=allowed, scale=(self.qkv.in_features // self.heads) ** -0.5)
         return self.proj(mixed.transpose(2, 3).flatten(3))
+
+
+class QKV(Linear):
+    """Queries, keys and values, of which the keys have no bias. `qv_bias` (2D,) holds that of queries, then values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width, bias=False)
+        self.qv_bias = nn.Parameter(torch.zeros(2 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3D)."""
+        q, v = self.qv_bias.chunk(2)
+        return F.linear(x, self.weight, torch.cat([q, torch.zeros_like(q), v]))
 
 
 class CrossAttention(nn.Module):

@@ -16,8 +16,9 @@ from patchform.layers.pattern_tables import Grid
 from patchform.layers.patterns import Global, Pattern
 from patchform.layers.positions import RelativePosition
 
-GELU: TypeAlias = Literal["none", "tanh"]
-"""Exact (erf) or its tanh approximation; the original JAX code of ViT computes the latter."""
+GELU: TypeAlias = Literal["none", "tanh", "quick"]
+"""Exact (erf), its tanh approximation, which the original JAX code of ViT computes, or the rougher x sigmoid(1.702 x)
+(Hendrycks and Gimpel 2016, section 2), which CLIP's computes."""
 Perceptron: TypeAlias = Literal["gelu", "swiglu"]
 """`MLP` or `SwiGLU`."""
 
@@ -45,24 +46,34 @@ def hidden_width(width: int, ratio: float) -> int:
     return max(1, round(width * ratio))
 
 
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> the same."""
+        return x * torch.sigmoid(1.702 * x)
+
+
 class MLP(nn.Module):
     """Linear, GELU, Linear.
 
     Args:
         width: D.
         hidden: inner width.
-        gelu: "none" is the exact error function.
+        gelu: form of the activation; "none" is the exact error function.
     """
 
     def __init__(self, width: int, hidden: int, *, gelu: GELU = "none") -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
-        self.act = nn.GELU(approximate=gelu)
+        self.act = QuickGELU() if gelu == "quick" else nn.GELU(approximate=gelu)
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(linear_gelu(x, self.fc1, self.act.approximate) if plain(x) else self.act(self.fc1(x)))
+        if isinstance(self.act, QuickGELU) or not plain(x):
+            return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(linear_gelu(x, self.fc1, self.act.approximate))
 
 
 class SwiGLU(nn.Module):

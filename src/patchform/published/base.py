@@ -10,7 +10,7 @@ from patchform.descriptions import Preprocessing, WeightsFile
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of what was trained on pixels in -1..1; ImageNet's are the default."""
-LABELS = {0: "", 1000: "imagenet-1k", 21_841: "imagenet-22k", 21_843: "imagenet-21k"}
+LABELS = {0: "", 512: "", 768: "", 1024: "", 1000: "imagenet-1k", 21_841: "imagenet-22k", 21_843: "imagenet-21k"}
 
 
 class Origin(NamedTuple):

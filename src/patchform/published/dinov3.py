@@ -81,7 +81,7 @@ def _authors(*perceptron: str) -> Rules:
     attention, own = "blocks.{b}.attn.", "backbone.blocks.{b}.attention."
     return Rules(
         *_stem("", "patch_embed.proj", "storage_tokens"),
-        ((f"{attention}qkv.bias", f"{attention}qkv.bias_mask"), f"{own}qv_bias", _MASKED),
+        ((f"{attention}qkv.bias", f"{attention}qkv.bias_mask"), f"{own}qkv.qv_bias", _MASKED),
         *_blocks("blocks.{b}.", _NORMS | _ATTENTION | {"ls{n}.gamma": "scale{n}.gamma"}, perceptron),
         ("rope_embed.periods", _PERIODS),
         ("local_cls_norm.{p}", _LOCAL),
@@ -93,7 +93,7 @@ def _timm(*perceptron: str) -> Rules:
     attention, own = "blocks.{b}.attn.", "backbone.blocks.{b}.attention."
     return Rules(
         *_stem("", "patch_embed.proj", "reg_token"),
-        ((f"{attention}q_bias", f"{attention}v_bias"), f"{own}qv_bias", join),
+        ((f"{attention}q_bias", f"{attention}v_bias"), f"{own}qkv.qv_bias", join),
         *_blocks("blocks.{b}.", _NORMS | _ATTENTION | {"gamma_{n}": "scale{n}.gamma"}, perceptron),
         needs=("reg_token",),
     )
@@ -104,7 +104,7 @@ def _transformers(layer: str, *perceptron: str) -> Rules:
     return Rules(
         *_stem("embeddings.", "patch_embeddings", "register_tokens"),
         (tuple(f"{attention}{name}_proj.weight" for name in "qkv"), f"{own}qkv.weight", join),
-        (tuple(f"{attention}{name}_proj.bias" for name in "qv"), f"{own}qv_bias", join),
+        (tuple(f"{attention}{name}_proj.bias" for name in "qv"), f"{own}qkv.qv_bias", join),
         *_blocks(
             f"{layer}{{b}}.",
             _NORMS | {"attention.o_proj.{p}": "attention.proj.{p}", "layer_scale{n}.lambda1": "scale{n}.gamma"},

@@ -25,16 +25,21 @@ class Signature(NamedTuple):
 
 SIGNATURES = (
     Signature(
-        "SigLIP", ((r"(vision_model|^)\.?head\.probe$",), (r"attn_pool\.latent$", r"patch_embed\.proj\.weight$"))
+        "SigLIP",
+        ((r"(vision_model|^)\.?head\.probe$",), (r"attn_pool\.latent$", r"patch_embed\.proj\.weight$")),
+        family="siglip",
     ),
     Signature(
         "CLIP",
         (
             (r"pre_layrnorm",),
             (r"visual\.transformer\.resblocks\.",),
-            (r"visual\.attnpool\.",),
             (r"^norm_pre\.weight$", r"^pos_embed$"),
         ),
+        family="clip",
+    ),
+    Signature(
+        "a ResNet of CLIP", ((r"visual\.attnpool\.",),), "use a vision transformer of CLIP, such as clip/b16.openai"
     ),
     Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"blocks\.0\.attn\.inner_attn_ln\.",), (r"mlp\.ffn_ln\.",))),
     Signature("BEiT", ((r"gamma_1$", r"relative_position_bias_table$"), (r"lambda_1$", r"relative_position_bias"))),
