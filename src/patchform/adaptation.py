@@ -11,6 +11,7 @@ from patchform.backbones.base import Backbone
 from patchform.layers import fitting
 from patchform.layers.fitting import Fitted, OnGrid, Resizable, TransferContext
 from patchform.layers.patches import Patches, Tubelets
+from patchform.layers.positions import Learned1D
 from patchform.model import Model
 
 CLASSIFIER = "classifier|classify"
@@ -24,13 +25,15 @@ FRESH = "fresh"
 
 
 def sizes_of(model: nn.Module, name: str) -> dict[str, int]:
-    """Lengths that a tensor's shape does not tell, from the layers that hold it: patch, channels, frames, heads."""
+    """Lengths that a tensor's shape does not tell, from its layers: patch, channels, frames, heads, front."""
     sizes: dict[str, int] = {}
     for layer, _ in _layers_around(model, name):
         if isinstance(layer, Patches | Tubelets):
             sizes |= {"patch": layer.size, "channels": layer.in_channels}
         if isinstance(layer, Tubelets):
             sizes |= {"frames": layer.frames}
+        if isinstance(layer, Learned1D):
+            sizes |= {"front": layer.prefix}
         if isinstance(heads := getattr(layer, "heads", None), int):
             sizes.setdefault("heads", heads)
     return sizes

@@ -83,7 +83,7 @@ def test_the_grid_of_a_table_is_said_or_assumed(cells, grid, native, assumed):
         (16, None, ((4, 4), 0, "grid assumed 4 x 4")),
         (25, (5, 5), ((5, 5), 0, "")),
         (25, (4, 6), ((4, 6), 1, "")),
-        (25, None, "without a row for the class token 5 x 5 would be"),
+        (25, None, ((5, 5), 0, "grid assumed square")),
         (18, None, "2 in front of 4 x 4 cells would fit: rows of registers or of a distillation token are no cells"),
         (21, None, "5 in front of 4 x 4 cells would fit: rows of registers or of a distillation token are no cells"),
         (201, None, "5 in front of 14 x 14 cells would fit: rows of registers or of a distillation token"),

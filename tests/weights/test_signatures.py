@@ -12,7 +12,6 @@ PUBLISHED = {
     **{f"CLIP{part}": "CLIP" for part in ("VisionModel", "Model")},
     **{f"Siglip{part}": "SigLIP" for part in ("VisionModel", "Model")},
     **dict.fromkeys(("BeitModel", "Data2VecVisionModel"), "BEiT"),
-    **dict.fromkeys(("DeiTModel", "DeiTForImageClassification"), "distilled DeiT"),
     "DINOv3ViTModel": "DINOv3",
     "ConvNextModel": "ConvNeXt",
     "SamModel": "SAM",
@@ -22,14 +21,14 @@ PUBLISHED = {
     "YolosModel": "YOLOS",
     "BertModel": "language model",
 }
-OURS = ("ViTModel", "SwinModel", "Swinv2Model", "Dinov2Model", "Dinov2WithRegistersModel", "ViTMAEModel", "PvtModel",
+OURS = ("ViTModel", "DeiTModel", "DeiTForImageClassification",
+        "SwinModel", "Swinv2Model", "Dinov2Model", "Dinov2WithRegistersModel", "ViTMAEModel", "PvtModel",
         "PvtV2Model", "ResNetModel", "VivitModel", "TimesformerModel")  # fmt: skip
 TIMM = {
     "vit_base_patch16_clip_224": "CLIP",
     "vit_base_patch16_siglip_224": "SigLIP",
     "eva02_base_patch14_224": "EVA",
     "beit_base_patch16_224": "BEiT",
-    "deit_base_distilled_patch16_224": "distilled DeiT",
     "vit_small_patch16_dinov3": "DINOv3",
     "convnext_tiny": "ConvNeXt",
     "samvit_base_patch16": "SAM",
@@ -42,7 +41,8 @@ BUILT = {
     "vit_base_patch16_siglip_224": "siglip",
 }
 """Of timm's, families that are built here, but not as ViT."""
-TIMM_OURS = ("vit_base_patch16_224", "vit_base_patch14_reg4_dinov2", "deit3_base_patch16_224", "volo_d1_224",
+TIMM_OURS = ("vit_base_patch16_224", "deit_base_distilled_patch16_224", "vit_giant_patch14_reg4_dinov2",
+             "vit_base_patch14_reg4_dinov2", "deit3_base_patch16_224", "volo_d1_224",
              "swinv2_tiny_window8_256", "twins_svt_small", "pvt_v2_b1", "crossvit_15_240", "resnet50")  # fmt: skip
 
 
@@ -85,10 +85,9 @@ def test_the_error_is_a_line_with_the_name():
         backbone = pf.build_backbone("vit/nano")
     for front in ("", "module.", "model."):
         names = [f"{front}blocks.{n}.norm1.weight" for n in range(40)] + [
-            f"{front}dist_token",
-            f"{front}head_dist.weight",
+            f"{front}blocks_token_only.0.norm1.weight",
         ]
-        with pytest.raises(ModelFileError, match="weights of distilled DeiT, which is not built here") as caught:
+        with pytest.raises(ModelFileError, match="weights of CaiT, which is not built here") as caught:
             pf.load_weights(backbone, dict.fromkeys(names, torch.ones(1)))
         assert len(str(caught.value)) <= 300
     assert all(signature.name and signature.forms for signature in SIGNATURES)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone, blocks_with_maps, shrink_padding, through_blocks, zero_pixels
@@ -22,11 +21,11 @@ from patchform.descriptions import Variant
 from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
-from patchform.layers.attention import CrossAttention, never_empty, real_keys
-from patchform.layers.blocks import GELU, MLP, Block, hidden_width
+from patchform.layers.blocks import GELU, Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.layers.positions import Learned1D
+from patchform.layers.summaries import AttentionPool, Mean, Summary
 from patchform.records import Features
 
 
@@ -40,8 +39,8 @@ class SigLIP(Backbone):
         width, depth, heads: D, number of blocks, attention heads.
         mlp_ratio: hidden width of the perceptrons over D.
         qkv_bias: biases of queries, keys, values, in the pooling too.
-        summary: "query": a learned query attends to the tokens; "mean": of the tokens, as towers without that head are
-            read (PaliGemma's, timm's "gap").
+        summary: "attention": a learned query attends to the tokens; "mean": of the tokens, as towers without that head
+            are read (PaliGemma's, timm's "gap").
         gelu: form of the activation; the authors' code has "tanh", timm's the exact one.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
@@ -50,7 +49,7 @@ class SigLIP(Backbone):
         UsageError: an unknown summary.
     """
 
-    beyond_maps = ("norm", "pooling")
+    beyond_maps = ("norm", "pool")
 
     def __init__(
         self,
@@ -63,14 +62,14 @@ class SigLIP(Backbone):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        summary: Literal["query", "mean"] = "query",
+        summary: Literal["attention", "mean"] = "attention",
         gelu: GELU = "tanh",
         drop_path: float = 0.0,
         maps_from: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        if summary not in ("query", "mean"):
-            raise UsageError(f'no summary "{summary}"', remedy="there are: query, mean")
+        if summary not in ("attention", "mean"):
+            raise UsageError(f'no summary "{summary}"', remedy="there are: attention, mean")
         self.maps_from = blocks_with_maps(maps_from, depth)
         self.width, self.patch, self.gelu = width, patch, gelu
         self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
@@ -82,11 +81,11 @@ class SigLIP(Backbone):
             for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.pooling = (
-            QueryPooling(width, heads, mlp_ratio, qkv_bias=qkv_bias, gelu=gelu) if summary == "query" else None
-        )
+        self.pool: Summary = Mean(width, 0)
+        if summary == "attention":
+            self.pool = AttentionPool(width, heads, 0, mlp_ratio=mlp_ratio, gelu=gelu, qkv_bias=qkv_bias)
 
-        for part in (self.blocks, *(() if self.pooling is None else (self.pooling,))):
+        for part in (self.blocks, self.pool):
             blocks.init_weights(part)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
@@ -97,39 +96,13 @@ class SigLIP(Backbone):
         grid = (cells.shape[1], cells.shape[2])
         x = self.position(cells.flatten(1, 2), grid)
         x, maps = through_blocks(self.blocks, x, grid=grid, padding=cell_padding, maps_from=self.maps_from)
-        x = self.norm(x)
-        summary = grids.masked_mean(x, cell_padding) if self.pooling is None else self.pooling(x, cell_padding)
-        return Features(maps, self.strides, grids.size_of(images), x, summary, cell_padding)
+        tokens = self.norm(x)
+        summary = self.pool(tokens, x, cell_padding)
+        return Features(maps, self.strides, grids.size_of(images), tokens, summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""
         return list(self.blocks)
-
-
-class QueryPooling(nn.Module):
-    """A learned query attends to all tokens, and goes through a perceptron (Zhai et al. 2022, appendix B).
-
-    Args:
-        width: D.
-        heads: attention heads; divides D.
-        mlp_ratio: hidden width of the perceptron over D.
-        qkv_bias: biases of queries, keys, values.
-        gelu: form of the activation.
-    """
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, qkv_bias: bool, gelu: GELU) -> None:
-        super().__init__()
-        self.query_token = nn.Parameter(torch.empty(1, 1, width))
-        self.attention = CrossAttention(width, heads, qkv_bias=qkv_bias)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, hidden_width(width, mlp_ratio), gelu=gelu)
-        nn.init.normal_(self.query_token, std=width**-0.5)
-
-    def forward(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """(B, N, D) and (B, H, W) bool, True on padding -> (B, D)."""
-        query = self.query_token.expand(tokens.shape[0], -1, -1)
-        x = self.attention(query, tokens, never_empty(real_keys(padding)))
-        return (x + self.mlp(self.norm(x)))[:, 0]
 
 
 def _row(

@@ -4,13 +4,16 @@
                                                                             |                   p1..pN -> tokens
                                                                             +-> maps (from chosen depths, one stride)
 
-Sizes are the paper's table 1, with Ti and S of DeiT (Touvron et al. 2021). Layer scale: CaiT (Touvron et al. 2021);
-register tokens: Darcet et al. 2024; positions other than learned_1d: the paper's appendix D.4 and later work.
+The summary is a slot: class tokens, a mean, or attention of a learned query (`layers.summaries`).
+
+Sizes are the paper's table 1, with Ti and S of DeiT (Touvron et al. 2021) and those of DINOv2 (Oquab et al. 2023).
+Layer scale: CaiT (Touvron et al. 2021); register tokens: Darcet et al. 2024; positions other than learned_1d: the
+paper's appendix D.4 and later work.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from patchform.layers import blocks, positions
 from patchform.layers.blocks import Block, FormOptions
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
+from patchform.layers.summaries import SummaryName, class_tokens_of, summary_of
 from patchform.records import Features
 
 
@@ -35,7 +39,9 @@ class ViT(Backbone):
         width, depth, heads: D, number of blocks, attention heads.
         mlp_ratio: hidden width of the perceptrons over D.
         position: of the tokens; one slot for absolute positions and those inside attention.
-        summary: "class" reads a class token, "mean" has none and averages the patch tokens.
+        summary: "class" reads the class tokens, "mean" averages the patch tokens, "class_and_mean" is both side by
+            side; "mean_then_norm" normalises the mean and not the tokens; "attention" is what a learned query finds.
+        class_tokens: how many; two are those of a distilled DeiT. None: one where the summary reads it, else none.
         registers: learned tokens that have no position and are not read (Darcet et al. 2024 use 4).
         layer_scale: initial factor on every branch; None has no factors.
         drop_path: stochastic depth of the last block, rising linearly from 0.
@@ -44,7 +50,7 @@ class ViT(Backbone):
             whose queries, keys and values have none; `mlp`, "swiglu" for the gated perceptrons of DINOv2's ViT-g.
     """
 
-    beyond_maps = ("norm",)
+    beyond_maps = ("norm", "pool")
 
     def __init__(
         self,
@@ -57,7 +63,8 @@ class ViT(Backbone):
         heads: int = 6,
         mlp_ratio: float = 4.0,
         position: positions.PositionName = "learned_1d",
-        summary: Literal["class", "mean"] = "class",
+        summary: SummaryName = "class",
+        class_tokens: int | None = None,
         registers: int = 0,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
@@ -66,9 +73,9 @@ class ViT(Backbone):
     ) -> None:
         super().__init__()
         self.maps_from = blocks_with_maps(maps_from, depth)
-        self.width, self.patch = width, patch
+        self.patch = patch
         self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
-        grid, classes = grids.cells(image_size, patch), int(summary == "class")
+        grid, classes = grids.cells(image_size, patch), class_tokens_of(summary, class_tokens)
         self.prefix = classes + registers
 
         self.patches = Patches(in_channels, width, patch)
@@ -87,15 +94,21 @@ class ViT(Backbone):
             )
             for rate in linear_rates(drop_path, depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        gelu = block.get("gelu", "none")
+        self.pool = summary_of(
+            summary, width, heads, classes=classes, prefix=self.prefix, mlp_ratio=mlp_ratio, gelu=gelu
+        )
+        self.width = self.pool.width
+        self.norm = None if self.pool.last_norm is not None else nn.LayerNorm(width, eps=1e-6)
 
         blocks.init_weights(self.blocks)
+        blocks.init_weights(self.pool)
         for tokens in (self.class_token, self.register_tokens):
             if tokens is not None:
                 nn.init.normal_(tokens, std=1e-6 if tokens is self.class_token else 0.02)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D)."""
+        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D), or twice as wide: `width`."""
         images = zero_pixels(images, padding)
         return self.through(self.patches(images), grids.size_of(images), shrink_padding(padding, self.patch))
 
@@ -115,10 +128,10 @@ class ViT(Backbone):
             x = block(x, grid=grid, padding=token_padding)
             if number in self.maps_from:
                 maps.append(x[:, self.prefix :].transpose(1, 2).unflatten(2, grid))
-        x = self.norm(x)
-        tokens = x[:, self.prefix :]
-        summary = grids.masked_mean(tokens, padding) if self.class_token is None else x[:, 0]
-        return Features(tuple(maps), self.strides, size, tokens, summary, padding)
+        tokens = self.normalise(x)
+        return Features(
+            tuple(maps), self.strides, size, tokens[:, self.prefix :], self.pool(tokens, x, padding), padding
+        )
 
     def encode_visible(self, images: Tensor, visible: Tensor) -> Tensor:
         """Normalised tokens of some of the patches: positions are added first (He et al. 2022, section 3).
@@ -134,11 +147,17 @@ class ViT(Backbone):
         """
         cells = self.patches(images)
         x = self.embed(cells.flatten(1, 2), (cells.shape[1], cells.shape[2]))
-        patches = x[:, self.prefix :].gather(1, visible[..., None].expand(-1, -1, self.width))
+        patches = x[:, self.prefix :].gather(1, visible[..., None].expand(-1, -1, x.shape[2]))
         x = torch.cat([x[:, : self.prefix], patches], 1)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return self.normalise(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """(B, P + N, D) -> the same, behind the last norm, which the summary may have."""
+        norm = self.norm or self.pool.last_norm
+        assert norm is not None
+        return norm(x)
 
     def embed(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N, D) patches -> (B, P + N, D): class token, registers, patches, with positions."""
@@ -161,6 +180,16 @@ def _row(patch: int, width: int, depth: int, heads: int, image_size: int = 224) 
     return Variant(build=ViT, image_size=image_size, options=size)
 
 
+def _dinov2(size: str, registers: int) -> Variant:
+    width, depth, heads = DINOV2[size]
+    options = {"width": width, "depth": depth, "heads": heads, "patch": 14, "layer_scale": 1e-5}
+    options |= {"registers": registers} if registers else {}
+    return Variant(build=ViT, image_size=518, options=options | ({"mlp": "swiglu"} if size == "g" else {}))
+
+
+DINOV2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, 40, 24)}
+"""Width, depth and heads of DINOv2 (Oquab et al. 2023, appendix B); g has SwiGLU. All have patches of 14 pixels."""
+
 VARIANTS = {
     "nano": _row(8, 48, 2, 3, image_size=32),
     **{
@@ -174,4 +203,6 @@ VARIANTS = {
         }.items()
         for patch in (8, 14, 16, 32)
     },
+    **{f"dinov2_{size}14": _dinov2(size, 0) for size in DINOV2},
+    **{f"dinov2_reg_{size}14": _dinov2(size, 4) for size in DINOV2},
 }

@@ -35,7 +35,7 @@ class PositionSimilarity(Picture):
             return None
         grid = grids.cells((images.shape[-2], images.shape[-1]), model.backbone.strides[0])
         before = getattr(position, "prefix", 0)
-        nothing = model.mean.new_zeros(1, before + grid[0] * grid[1], model.backbone.width)
+        nothing = model.mean.new_zeros(1, before + grid[0] * grid[1], model.backbone.channels[-1])
         table = F.normalize(position(nothing, grid)[0, before:], dim=-1)  # (H*W, D)
         return (table @ table.T).unflatten(1, grid).unflatten(0, grid)
 

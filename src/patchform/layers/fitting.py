@@ -40,6 +40,9 @@ class TransferContext(NamedTuple):
     def table(self, rows: int, own: tuple[int, int], prefix: int) -> Table:
         """How a table of so many rows lies: as model.json says, else `transfer.grid`, else the own grid or a square.
 
+        A table without rows for the tokens in front is one whose rows are a square, or the own grid, and not behind
+        those: class tokens then get zeros, by which nothing changes (`ZERO_ROW`).
+
         Args:
             rows: of the table, those in front of the cells too.
             own: rows and columns of the layer's own grid.
@@ -61,6 +64,8 @@ class TransferContext(NamedTuple):
             return Table((side, side), prefix, "grid assumed square")
         if rows == math.prod(own):
             return Table(own, 0, f"grid assumed {own[0]} x {own[1]}")
+        if prefix and math.isqrt(rows) ** 2 == rows:  # a square less one or two is none: it has no row in front
+            return Table((math.isqrt(rows), math.isqrt(rows)), 0, "grid assumed square")
         raise ValueError(_why_no_grid(rows, own, prefix))
 
     def _stated(self, rows: int, prefix: int) -> tuple[int, int] | None:
@@ -106,10 +111,6 @@ def _fronted(front: int, grid: tuple[int, int]) -> str:
 def _why_no_grid(rows: int, own: tuple[int, int], prefix: int) -> str:
     """Why the grid of a table is not known. Rows of class tokens and registers are not to be taken for cells."""
     what = f"its {rows - prefix} cells{f' behind {prefix}' if prefix else ''} are no square"
-    if prefix and math.isqrt(rows) ** 2 == rows:
-        side = math.isqrt(rows)
-        what += f"; without a row for the class token {side} x {side} would be"
-        return f"{what}: say which by the grid of its cells (transfer.grid), {side} x {side} or another"
     for front in range(prefix + 1, prefix + MOST_TOKENS + 1):
         side = math.isqrt(max(rows - front, 0))
         like_own = math.prod(own) == rows - front

@@ -205,7 +205,7 @@ class DINOHead(MethodHead):
         self.student = copy.deepcopy(backbone)
         self.projection = Projection(backbone.width, hidden, bottleneck, outputs)
         self.teacher = copy.deepcopy(self.projection)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(backbone.width)) if masked else None
+        self.mask_token = nn.Parameter(0.02 * torch.randn(backbone.channels[-1])) if masked else None
         self.register_buffer("centre", torch.zeros(outputs))
         self.register_buffer("total", torch.zeros(outputs + 1), persistent=False)
         self.register_buffer("patch_centre", torch.zeros(outputs) if masked else None)

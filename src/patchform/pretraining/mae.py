@@ -81,7 +81,7 @@ class MAE(Method):
     ) -> None:
         channels, whole = preprocessing.channels, not is_vit(backbone)
         decoder = Decoder(
-            backbone.channels[-1] if whole else backbone.width,
+            backbone.channels[-1],
             side_of(backbone) ** 2 * channels,
             width=width,
             depth=depth,

@@ -79,7 +79,7 @@ class MaskedPatches(Method):
         colours = LEVELS**channels
         outputs = {"mean_colour": colours, "small_patch": SMALL**2 * colours, "pixels": side**2 * channels}[target]
         whole = not is_vit(backbone)
-        inside = backbone.channels[-1] if whole else backbone.width
+        inside = backbone.channels[-1]
         head = PatchHead(inside, channels if whole else inside, outputs, norm=whole)
         super().__init__(backbone, head, preprocessing, architecture)
         self.ratio, self.target, self.colours = ratio, target, colours

@@ -24,6 +24,7 @@ class Origin(NamedTuple):
     head: str = "linear"
     options: Mapping[str, Any] = MappingProxyType({})
     """Of the backbone."""
+    head_options: Mapping[str, Any] = MappingProxyType({})
 
 
 TIMM = Origin()
@@ -60,6 +61,7 @@ def timm(
         labels=LABELS[classes],
         backbone_options=dict(origin.options),
         head=origin.head,
+        head_options=dict(origin.head_options),
     )
 
 

@@ -15,7 +15,7 @@ from patchform.weights.rules import Drop, Rule, Rules
 _PATCHES = reshape(-1, "channels", "patch", "patch")
 _TEXTS = Drop("the tower of texts, and what joins the two")
 _COUNTED = Drop("counts the positions")
-_POOLING = "backbone.pooling."
+_POOLING = "backbone.pool."
 
 
 def _blocks(source: str, parts: dict[str, str]) -> tuple[Rule, ...]:
@@ -31,7 +31,7 @@ _TIMM = (
         {"attn.{m}.{p}": "attention.{m}.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}", "norm{n}.{p}": "norm{n}.{p}"},
     ),
     ("norm.{p}", "backbone.norm.{p}"),
-    ("attn_pool.latent", f"{_POOLING}query_token"),
+    ("attn_pool.latent", f"{_POOLING}query"),
     *((f"attn_pool.{m}.{{p}}", f"{_POOLING}attention.{m}.{{p}}") for m in ("q", "kv", "proj")),
     ("attn_pool.norm.{p}", f"{_POOLING}norm.{{p}}"),
     ("attn_pool.mlp.{m}.{p}", f"{_POOLING}mlp.{{m}}.{{p}}"),
@@ -69,7 +69,7 @@ def _transformers(root: str) -> Rules:
             },
         ),
         (f"{root}post_layernorm.{{p}}", "backbone.norm.{p}"),
-        (f"{pooling}probe", f"{_POOLING}query_token"),
+        (f"{pooling}probe", f"{_POOLING}query"),
         (f"{pooling}attention.in_proj_{{p}}", tuple(f"{name}{{p}}" for name in own), join_shares(1, 2)),
         (f"{pooling}attention.out_proj.{{p}}", f"{_POOLING}attention.proj.{{p}}"),
         (f"{pooling}layernorm.{{p}}", f"{_POOLING}norm.{{p}}"),
@@ -91,7 +91,7 @@ def _big_vision() -> Rules:
         *flax.norm(f"{block}LayerNorm_1", f"{own}norm2"),
         *flax.mlp(f"{block}MlpBlock_0", f"{own}mlp"),
         *flax.norm(f"{names}Transformer/encoder_norm", "backbone.norm"),
-        (f"{pooling}probe", f"{_POOLING}query_token"),
+        (f"{pooling}probe", f"{_POOLING}query"),
         (f"{attention}query/kernel", f"{_POOLING}attention.q.weight", flax.qkv),
         (f"{attention}query/bias", f"{_POOLING}attention.q.bias", flax.qkv),
         *(

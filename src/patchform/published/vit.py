@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TypeAlias
 
-from patchform.descriptions import Preprocessing, Score, WeightsFile
+from patchform.descriptions import Score
 from patchform.published import dino, mae, segmenters
-from patchform.published.base import HALF, Origin, timm, torchvision
+from patchform.published.vit_files import FILES
 from patchform.weights import flax
 from patchform.weights.cross_family import CrossFamily
-from patchform.weights.operations import Operation, join, reshape
-from patchform.weights.rules import Drop, Rule, Rules, prefix
+from patchform.weights.operations import Operation, cells_alone, copy, join, reshape, side_by_side
+from patchform.weights.rules import Drop, Names, Rule, Rules, prefix
 
 _QKV = ("query", "key", "value")
 _PATCHES = reshape(-1, "channels", "patch", "patch")
 _MASK = Drop("stands for hidden patches in pre-training")
 _DECODER = Drop("the decoder of pre-training")
+_Parts: TypeAlias = Mapping[str, str] | Mapping[Names, str]
+"""Names below a block of the source, and the name below ours."""
 
 
-def _stem(names: str, kernel: str, token: str, positions: str) -> tuple[Rule, ...]:
-    """Class token, positions and patches, whose names begin with `names`."""
+def _stem(
+    names: str, kernel: str, token: str, positions: str, second: str = "", table: Operation = copy
+) -> tuple[Rule, ...]:
+    """Class token, or two of them, positions and patches, whose names begin with `names`."""
+    tokens: Rule = (names + token, "backbone.class_token")
     return (
-        (names + token, "backbone.class_token"),
-        (names + positions, "backbone.position.table"),
+        ((names + token, names + second), "backbone.class_token", side_by_side) if second else tokens,
+        (names + positions, "backbone.position.table", table),
         (f"{names}{kernel}.weight", "backbone.patches.proj.weight", _PATCHES),
         (f"{names}{kernel}.bias", "backbone.patches.proj.bias"),
     )
 
 
-def _block(source: str, parts: Mapping[str, str], number: str = "{b}") -> tuple[Rule, ...]:
-    """Parts of a block, source to target."""
-    return tuple((source + part, f"backbone.blocks.{number}.{target}") for part, target in parts.items())
+def _block(source: str, parts: _Parts, number: str = "{b}") -> tuple[Rule, ...]:
+    """Parts of a block, source to target; several of the source are joined."""
+    rules: list[Rule] = []
+    for names, target in parts.items():
+        own = f"backbone.blocks.{number}.{target}"
+        if isinstance(names, str):
+            rules.append((source + names, own))
+        else:
+            rules.append((tuple(source + name for name in names), own, join))
+    return tuple(rules)
 
 
 # ------------------------------------------------------------------------------------------- the names of timm and
@@ -45,14 +57,38 @@ _TIMM_BLOCK = {
 }
 
 
-def _timm(registers: str, blocks: Iterable[Rule]) -> tuple[Rule, ...]:
+_POOL = {
+    "attn_pool.latent": "query",
+    "attn_pool.mlp.{m}.{p}": "mlp.{m}.{p}",
+    "attn_pool.norm.{p}": "norm.{p}",
+    "attn_pool.{m}.{p}": "attention.{m}.{p}",
+    "fc_norm.{p}": "last_norm.{p}",
+}
+_HEAD: tuple[Rule, ...] = (
+    ("pre_logits.fc.{p}", "head.pre_logits.{p}"),  # of timm before 0.6
+    ("head.{p}", "head.classifier.{p}"),
+)
+_HEADS: tuple[Rule, ...] = (
+    ("head.{p}", "head.classifier.parts.0.{p}"),
+    ("head_dist.{p}", "head.classifier.parts.1.{p}"),
+)
+
+
+def _timm(
+    registers: str,
+    blocks: Iterable[Rule],
+    *,
+    second: str = "",
+    table: Operation = copy,
+    head: tuple[Rule, ...] = _HEAD,
+) -> tuple[Rule, ...]:
     return (
-        *_stem("", "patch_embed.proj", "cls_token", "pos_embed"),
+        *_stem("", "patch_embed.proj", "cls_token", "pos_embed", second, table),
         (registers, "backbone.register_tokens"),
         *blocks,
         ("norm.{p}", "backbone.norm.{p}"),
-        ("pre_logits.fc.{p}", "head.pre_logits.{p}"),  # of timm before 0.6
-        ("head.{p}", "head.classifier.{p}"),
+        *((source, f"backbone.pool.{target}") for source, target in _POOL.items()),
+        *head,
     )
 
 
@@ -62,7 +98,9 @@ def _chunks(count: int, size: int) -> Iterable[Rule]:
         yield from _block(f"blocks.{b // size}.{b}.", _TIMM_BLOCK, str(b))
 
 
-_TIMM = _timm("reg_token", _block("blocks.{b}.", _TIMM_BLOCK))
+_TIMM_BLOCKS = _block("blocks.{b}.", _TIMM_BLOCK)
+_SWIGLU_BLOCKS = _block("blocks.{b}.", {"mlp.w12.{p}": "mlp.fc1.{p}", "mlp.w3.{p}": "mlp.fc2.{p}", **_TIMM_BLOCK})
+_TIMM = _timm("reg_token", _TIMM_BLOCKS)
 
 # --------------------------------------------------------------------------------------------------------- torchvision
 
@@ -85,51 +123,67 @@ _TORCHVISION = (
 
 # -------------------------------------------------------------------------------------------------------- transformers
 
-_VIT_BLOCK = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
-_DINOV2_BLOCK = {
+_VIT_BLOCK: dict[Names, str] = {"layernorm_before.{p}": "norm1.{p}", "layernorm_after.{p}": "norm2.{p}"}
+_DINOV2_BLOCK: dict[Names, str] = {
     "norm{n}.{p}": "norm{n}.{p}",
     "mlp.{m}.{p}": "mlp.{m}.{p}",
     "layer_scale{n}.lambda1": "scale{n}.gamma",
 }
-_FILE_ATTENTION = ("attention.attention.{}.{{p}}", "attention.output.dense.{p}", _QKV)
-_MEMORY_ATTENTION = ("attention.{}_proj.{{p}}", "attention.o_proj.{p}", ("q", "k", "v"))
+_SWIGLU: dict[Names, str] = {"mlp.weights_in.{p}": "mlp.fc1.{p}", "mlp.weights_out.{p}": "mlp.fc2.{p}"}
+_SWIGLU_APART: dict[Names, str] = {
+    ("mlp.gate_proj.{p}", "mlp.up_proj.{p}"): "mlp.fc1.{p}",
+    "mlp.down_proj.{p}": "mlp.fc2.{p}",
+}
+_FILE_ATTENTION: dict[Names, str] = {
+    tuple(f"attention.attention.{name}.{{p}}" for name in _QKV): "attention.qkv.{p}",
+    "attention.output.dense.{p}": "attention.proj.{p}",
+}
+_MEMORY_ATTENTION: dict[Names, str] = {
+    tuple(f"attention.{name}_proj.{{p}}" for name in "qkv"): "attention.qkv.{p}",
+    "attention.o_proj.{p}": "attention.proj.{p}",
+}
 
 
-def _transformers(
-    root: str, blocks: str, parts: Mapping[str, str], attention: tuple[str, str, tuple[str, ...]]
-) -> Rules:
+def _transformers(root: str, blocks: str, parts: _Parts, second: str = "") -> Rules:
     """A model whose backbone is below `root`: "vit." where it stands beside a classifier, else ""."""
-    block, (layer, out, names) = f"{root}{blocks}.{{b}}.", attention
     return Rules(
-        *_stem(f"{root}embeddings.", "patch_embeddings.projection", "cls_token", "position_embeddings"),
+        *_stem(f"{root}embeddings.", "patch_embeddings.projection", "cls_token", "position_embeddings", second),
         (f"{root}embeddings.register_tokens", "backbone.register_tokens"),
         (f"{root}embeddings.mask_token", _MASK),
-        (tuple(block + layer.format(name) for name in names), "backbone.blocks.{b}.attention.qkv.{p}", join),
-        *_block(block, {out: "attention.proj.{p}", **parts}),
+        *_block(f"{root}{blocks}.{{b}}.", parts),
         (f"{root}layernorm.{{p}}", "backbone.norm.{p}"),
         (f"{root}pooler.dense.{{p}}", "head.pre_logits.{p}"),
         ("classifier.{p}", "head.classifier.{p}"),
+        ("cls_classifier.{p}", "head.classifier.parts.0.{p}"),
+        ("distillation_classifier.{p}", "head.classifier.parts.1.{p}"),
         ("decoder.*", _DECODER),
     )
 
 
-_VIT_FILE = _VIT_BLOCK | {"intermediate.dense.{p}": "mlp.fc1.{p}", "output.dense.{p}": "mlp.fc2.{p}"}
-_VIT_MEMORY = _VIT_BLOCK | {"mlp.{m}.{p}": "mlp.{m}.{p}"}
-_ROOTS = {"": "vit.", "_backbone": ""}
-_DINOV2_ROOTS = {"": "dinov2.", "_registers": "dinov2_with_registers.", "_backbone": ""}
+_VIT_FILE: dict[Names, str] = {
+    **_FILE_ATTENTION,
+    **_VIT_BLOCK,
+    "intermediate.dense.{p}": "mlp.fc1.{p}",
+    "output.dense.{p}": "mlp.fc2.{p}",
+}
+_VIT_MEMORY: dict[Names, str] = {**_MEMORY_ATTENTION, **_VIT_BLOCK, "mlp.{m}.{p}": "mlp.{m}.{p}"}
+_BELOW = {"": "vit.", "_backbone": ""}
+_DISTILLED_BELOW = {"_distilled": "deit.", "_distilled_backbone": ""}
+_DINOV2_BELOW = {"": "dinov2.", "_registers": "dinov2_with_registers.", "_backbone": ""}
 _TRANSFORMERS = {
     **{
-        f"transformers{of}": _transformers(root, "encoder.layer", _VIT_FILE, _FILE_ATTENTION)
-        for of, root in _ROOTS.items()
+        f"transformers{version}{of}": _transformers(root, blocks, parts, second)
+        for second, below in (("", _BELOW), ("distillation_token", _DISTILLED_BELOW))
+        for version, blocks, parts in (("", "encoder.layer", _VIT_FILE), ("_5", "layers", _VIT_MEMORY))
+        for of, root in below.items()
     },
     **{
-        f"transformers_5{of}": _transformers(root, "layers", _VIT_MEMORY, _MEMORY_ATTENTION)
-        for of, root in _ROOTS.items()
-    },
-    **{
-        f"transformers{version}_dinov2{of}": _transformers(root, "encoder.layer", _DINOV2_BLOCK, attention)
-        for version, attention in (("", _FILE_ATTENTION), ("_5", _MEMORY_ATTENTION))
-        for of, root in _DINOV2_ROOTS.items()
+        f"transformers{version}_dinov2{mlp}{of}": _transformers(
+            root, "encoder.layer", {**attention, **gate, **_DINOV2_BLOCK}
+        )
+        for version, attention, gated in (("", _FILE_ATTENTION, _SWIGLU), ("_5", _MEMORY_ATTENTION, _SWIGLU_APART))
+        for mlp, gate in (("", dict[Names, str]()), ("_swiglu", gated))
+        for of, root in _DINOV2_BELOW.items()
     },
 }
 
@@ -184,39 +238,54 @@ LAYOUTS = {
     **_TRANSFORMERS,
     "mae": Rules(*_TIMM, ("mask_token", _MASK), ("decoder_*", _DECODER)),
     **mae.layouts(Rules(*_TIMM), _TRANSFORMERS["transformers"], _TRANSFORMERS["transformers_5"]),
-    "dinov2": Rules(*_timm("register_tokens", _block("blocks.{b}.", _TIMM_BLOCK)), ("mask_token", _MASK)),
+    "timm_no_embed_class": Rules(*_timm("reg_token", _TIMM_BLOCKS, table=cells_alone)),
+    "timm_distilled": Rules(*_timm("reg_token", _TIMM_BLOCKS, second="dist_token", head=_HEADS)),
+    "dinov2": Rules(*_timm("register_tokens", _TIMM_BLOCKS), ("mask_token", _MASK)),
+    "dinov2_swiglu": Rules(*_timm("register_tokens", _SWIGLU_BLOCKS), ("mask_token", _MASK)),
     **{
         f"dinov2_4x{size}": Rules(*_timm("register_tokens", _chunks(4, size)), ("mask_token", _MASK)) for size in (3, 6)
     },
     "mm": Rules(*prefix(_MM, "backbone.", ""), *_MM_HEAD),
     "mm_backbone": Rules(*_MM, *_MM_HEAD),
     "dino": dino.layout(Rules(*_TIMM)),
-    "dinov2_training": dino.layout(
-        Rules(*_timm("register_tokens", _block("blocks.{b}.", _TIMM_BLOCK)), ("mask_token", _MASK))
-    ),
+    "dinov2_training": dino.layout(Rules(*_timm("register_tokens", _TIMM_BLOCKS), ("mask_token", _MASK))),
     **segmenters.setr(Rules(*_TIMM)),
     "mmseg": Rules(*_MMSEG, *_MM_HEAD),
     **segmenters.mmseg_setr(_MMSEG),
 }
-"""timm: also facebookresearch/deit (without distillation) and facebookresearch/dino, whose file of student and teacher
-wants prefix="module.backbone." or "backbone.". google: arrays of the .npz files of
+"""timm: also facebookresearch/deit and facebookresearch/dino, whose file of student and teacher wants
+prefix="module.backbone." or "backbone."; with global_pool="avg" a ViT with summary="mean_then_norm" (fc_norm, also MAE
+fine-tuned), with "map" one with summary="attention"; with SwiGLU (mlp="swiglu") under the same names. _no_embed_class:
+the same, written without the row of zeros for the class token; _distilled: the two class tokens and heads of distilled
+DeiT (class_tokens=2, the head's parts=(D, D)), averaged as at inference. google: arrays of the .npz files of
 google-research/vision_transformer (they want gelu="tanh"). big_vision: those of google-research/big_vision with
 learned positions and the mean of the patches (summary="mean"). transformers: ViT and ViT-MAE as files have them; _5:
-as they are in memory since its version 5; _dinov2: Dinov2 and Dinov2WithRegisters; _backbone: a bare model, whose
-pooler is our hidden layer. Where a configuration has 1e-12 in the norms, ours have 1e-6. mae: files of pre-training
+as they are in memory since its version 5; _distilled: DeiT; _dinov2: Dinov2 and Dinov2WithRegisters, whose classifier
+sees summary="class_and_mean"; _backbone: a bare model, whose pooler is our hidden layer. Where a configuration has
+1e-12 in the norms, ours have 1e-6. mae: files of pre-training
 by facebookresearch/mae, without their decoder; with it, and for backbones of fixed positions: see `published.mae`.
-dinov2: facebookresearch/dinov2; _4xN: as it trains, in 4 chunks of N blocks. setr_naive, setr_pup, setr_mla: whole
-models of fudan-zvg/SETR, the last for a ViT with summary="mean". mm: classifiers of mmpretrain; _backbone: their
-backbone. mmseg: VisionTransformer of mmsegmentation with a final norm. mmseg_setr_naive, mmseg_setr_pup,
-mmseg_setr_mla: whole SETR models of mmsegmentation, without that norm (the head's form="openmmlab"; the last for a ViT
-with summary="mean"). The names of mae, dinov2, mm and mmseg are from their source.
+dinov2: facebookresearch/dinov2; _swiglu: its ViT-g; _4xN: as it trains, in 4 chunks of N blocks. setr_naive, setr_pup,
+setr_mla: whole models of fudan-zvg/SETR, the last for a ViT with summary="mean". mm: classifiers of mmpretrain;
+_backbone: their backbone. mmseg: VisionTransformer of mmsegmentation with a final norm. mmseg_setr_naive,
+mmseg_setr_pup, mmseg_setr_mla: whole SETR models of mmsegmentation, without that norm (the head's form="openmmlab"; the
+last for a ViT with summary="mean"). The names of mae, dinov2, mm and mmseg are from their source.
 
-A table without a row for the class token (timm's no_embed_class, so its DINOv2 with registers) gets one of zeros.
-Refused, as no option of ours computes the same: distilled DeiT (a second token with a classifier); a table with
-rows for registers; a norm behind the mean (timm's fc_norm, MAE fine-tuned); the SwiGLU of DINOv2's g14; the
-classifier of Dinov2ForImageClassification, which reads the mean beside the class token."""
+A table without a row for the class token (timm's no_embed_class: DeiT III, FlexiViT, its DINOv2 with registers) gets
+one of zeros. Refused, as no option of ours computes the same: a table with rows for registers."""
 
-DIFFERS = segmenters.MMSEG_SETR_DIFFERS
+_ANTIALIASED = (
+    "the code of models with registers resizes positions with antialiasing, this one without: other numbers at smaller"
+    " sizes than the weights are for"
+)
+DIFFERS = {
+    **segmenters.MMSEG_SETR_DIFFERS,
+    **dict.fromkeys((name for name in _TRANSFORMERS if "dinov2" in name), _ANTIALIASED),
+    **dict.fromkeys(
+        ("dinov2", "dinov2_swiglu"),
+        "its code resizes positions by factors with 0.1 cells added, with registers by antialiasing, this one by target"
+        " size: other numbers at other sizes than the weights are for",
+    ),
+}
 
 _KERNEL = Operation(  # flat, but for model folders, whose kernels are told apart (`loading`)
     lambda tensors, shape, sizes: _PATCHES.forward(tensors, shape, sizes) if tensors[0].dim() == 4 else tensors[0],
@@ -235,12 +304,14 @@ _OWN = Rules(
 def starts(cross_family: CrossFamily) -> dict[str, Rules]:
     """The layouts of ViT for a family that starts from it and names its parts alike; "vit_" in front of their names.
 
-    Weights of DINOv2 have factors on the branches, which no such family has, and some have no learned positions.
+    Weights of DINOv2 have factors on the branches, which no such family has, those of distilled DeiT a second class
+    token, and some have no learned positions.
     """
     layouts = {
         name: rules
         for name, rules in {**LAYOUTS, "patchform": _OWN}.items()
-        if "dinov2" not in name and any(rule[1] == "backbone.position.table" for rule in rules)
+        if not any(word in name for word in ("dinov2", "distilled", "no_embed"))
+        and any(rule[1] == "backbone.position.table" for rule in rules)
     }
     return {
         f"vit_{name}": Rules(*rules, corners=rules.corners, cross_family=cross_family)
@@ -275,95 +346,4 @@ SCORES = (
     ),
 )
 
-_LONG = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
-_MEGABYTES = {"ti16": 23, "s8": 88, "s14": 88, "s16": 88, "s32": 92} | {
-    **dict.fromkeys(("b8", "b14", "b16"), 346),
-    **dict.fromkeys(("l14", "l16"), 1217),
-    **{"b32": 353, "l32": 1226, "h14": 2528},
-}
-
-
-def _row(variant: str, architecture: str, *, megabytes: int = 0, **more: Any) -> WeightsFile:
-    """A file of timm; in the architecture {} stands for small_patch16."""
-    size = variant.rstrip("0123456789")
-    name = architecture.format(f"{_LONG[size]}_patch{variant.removeprefix(size)}")
-    return timm(variant, name, megabytes or _MEGABYTES[variant], **more)
-
-
-def _google_row(variant: str, recipe: str) -> WeightsFile:
-    return WeightsFile(
-        variant=variant,
-        tag="google_augreg_in21k_ft_in1k",
-        place=f"https://storage.googleapis.com/vit_models/augreg/{recipe}-res_224.npz",
-        megabytes=_MEGABYTES[variant],
-        licence="apache-2.0",
-        layout="google",
-        preprocessing=Preprocessing(mean=HALF, std=HALF, crop_share=0.9),
-        classes=1000,
-        labels="imagenet-1k",
-        backbone_options={"gelu": "tanh"},
-    )
-
-
-_AUGREG = Origin(half=True)
-WEIGHTS = (
-    *(
-        _row(variant, "vit_{}_224.augreg_in21k_ft_in1k", origin=_AUGREG)
-        for variant in ("ti16", "s16", "s32", "b8", "b16", "b32", "l16")
-    ),
-    *(
-        _row(
-            variant,
-            "vit_{}_384.augreg_in21k_ft_in1k",
-            tag="augreg_in21k_ft_in1k_384",
-            origin=_AUGREG,
-            side=384,
-            crop=1.0,
-        )
-        for variant in ("ti16", "s16", "s32", "b16", "b32", "l16")
-    ),
-    *(
-        _row(variant, "vit_{}_224.augreg_in21k", megabytes=megabytes, origin=_AUGREG, classes=21_843)
-        for variant, megabytes in {"ti16": 39, "s16": 120, "b16": 410, "b32": 417, "l16": 1303}.items()
-    ),
-    *(_row(variant, "deit_{}_224.fb_in1k", tag="deit_in1k") for variant in ("ti16", "s16", "b16")),
-    _row("b16", "deit_{}_384.fb_in1k", tag="deit_in1k_384", side=384, crop=1.0),
-    *(_row(variant, "vit_{}_224.dino", classes=0) for variant in ("s8", "s16", "b8", "b16")),
-    *(
-        _row(
-            variant,
-            "vit_{}_dinov2.lvd142m",
-            tag="dinov2_lvd142m",
-            classes=0,
-            side=518,
-            crop=1.0,
-            origin=Origin(options={"layer_scale": 1e-5}),
-        )
-        for variant in ("s14", "b14", "l14")
-    ),
-    *(_row(variant, "vit_{}_224.mae", classes=0, origin=Origin(licence="cc-by-nc-4.0")) for variant in ("b16", "l16")),
-    *(
-        torchvision(variant, f"{name}/IMAGENET1K_V1", _MEGABYTES[variant], resize=resize, interpolation="bilinear")
-        for variant, name, resize in (
-            ("b16", "vit_b_16", 256),
-            ("b32", "vit_b_32", 256),
-            ("l16", "vit_l_16", 242),
-            ("l32", "vit_l_32", 256),
-        )
-    ),
-    *(
-        torchvision(
-            variant,
-            f"{name}/IMAGENET1K_SWAG_E2E_V1",
-            _MEGABYTES[variant],
-            side=side,
-            resize=side,
-            licence="https://github.com/facebookresearch/SWAG/blob/main/LICENSE",
-        )
-        for variant, name, side in (("b16", "vit_b_16", 384), ("l16", "vit_l_16", 512), ("h14", "vit_h_14", 518))
-    ),
-    _google_row("ti16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03"),
-    _google_row("s16", "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03"),
-    _google_row("b16", "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01"),
-    _google_row("l16", "L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01"),
-)
+WEIGHTS = FILES

@@ -57,6 +57,24 @@ in_front = Operation(
 """Put an axis of length 1 in front: a table (N, D) as (1, N, D)."""
 
 
+side_by_side = Operation(
+    lambda tensors, shape, sizes: torch.cat(tensors, 1),
+    lambda tensor, count, sizes: tensor.chunk(count, 1),
+)
+"""Concatenate along dim 1 tokens (1, 1, D) that are apart."""
+
+
+def _cells(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
+    front = sizes["front"]
+    if tensor[:, :front].any():
+        raise ValueError("its rows for the tokens in front of the cells are no zeros")
+    return (tensor[:, front:],)
+
+
+cells_alone = Operation(lambda tensors, shape, sizes: tensors[0], _cells)
+"""A position table (1, P + N, D) whose first P rows, of zeros, the source has not; whoever resizes it adds them."""
+
+
 def permute(*dims: int) -> Operation:
     """Reorder the axes, as `Tensor.permute` does: axis i of ours is axis dims[i] of the source."""
     inverse = sorted(range(len(dims)), key=dims.__getitem__)

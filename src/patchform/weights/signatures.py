@@ -47,16 +47,11 @@ SIGNATURES = (
         "BEiT or EVA", ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"), (r"lambda_1$",))
     ),
     Signature(
-        "distilled DeiT",
-        ((r"(^|\.)dist_token$",), (r"distillation_token$",), (r"head_dist\.weight$",)),
-        "use DeiT without distillation, such as vit/b16.deit_in1k",
-    ),
-    Signature(
         "DINOv3",
         (
             (r"storage_tokens$",),
             (r"rope_embed\.periods$",),
-            (r"register_tokens$", r"mlp\.up_proj"),
+            (r"register_tokens$", r"mlp\.up_proj", r"(?<!encoder\.)layer\.0\.attention\.q_proj"),
             (r"reg_token$", r"gamma_1$"),
         ),
         family="dinov3",
