@@ -26,6 +26,8 @@ OPTIONS = {
     "dinov3": [{"mlp": "swiglu"}],
     "clip": [{"projection": 20}],
     "siglip": [{"summary": "mean"}],
+    "eva02": [{"summary": "class", "inner_norm": False}],
+    "beit": [{"summary": "class"}],
     "resnet": [{"dilated": 1, "stem": "small"}],
     "parnet": [{"fused": True}],
     "botnet": [{"position": "absolute"}],

@@ -254,7 +254,80 @@ SIGLIP = (
     Case("transformers_backbone", lambda: hugging("SiglipVisionModel", "SiglipVisionConfig", **INNER), pooled),
 )
 
-CASES = {"dinov3": DINOV3, "clip": CLIP, "siglip": SIGLIP}
+# -------------------------------------------------------------------------------------------------------------- EVA-02
+
+
+def fc_normed(model, images):
+    """The norm of the mean, or the class token where there is none."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def as_eva(model):
+    """Of timm's names the authors', with what their files hold beside it."""
+    own = renamed(
+        model.state_dict(),
+        (("fc1_g", "w1"), ("fc1_x", "w2"), ("mlp.fc2", "mlp.w3"), ("mlp.fc1", "mlp.w12"), ("mlp.norm", "mlp.ffn_ln"),
+         (r"([qv])_proj\.bias", r"\1_bias")),
+    )  # fmt: skip
+    beside = ("rope.freqs_cos", "rope.freqs_sin", "blocks.0.attn.rope.freqs_cos", "mask_token", "lm_head.weight")
+    return own | {name: torch.ones(16, 16) for name in beside}
+
+
+def eva02(layout, name, state=nn.Module.state_dict, size=(32, 32), **options):
+    packed = {"inner_norm": False} if "tiny" in name else {}
+    pool = {"global_pool": "token"} if options.get("summary") == "class" else {}
+    return Case(
+        layout,
+        lambda: timm_tower(name, img_size=size, ref_feat_shape=(4, 4), **pool),
+        fc_normed,
+        {**packed, **options, "image_size": size},
+        state,
+        ".*rope.*|mask_token|lm_head.*",
+        (size,),
+    )
+
+
+BASE, TINY = "eva02_base_patch14_224", "eva02_tiny_patch14_224"
+EVA02 = (
+    eva02("timm", BASE),
+    eva02("timm", BASE, size=(48, 24)),
+    eva02("timm", BASE, size=(40, 40), summary="class"),
+    eva02("timm_packed", TINY),
+    eva02("eva", BASE, as_eva, size=(24, 40)),
+    eva02("eva_packed", TINY, as_eva, size=(64, 32)),
+)
+
+# ---------------------------------------------------------------------------------------------------------------- BEiT
+
+
+def as_unilm(model):
+    """timm's names are those of the authors, whose files hold what follows from the sizes besides."""
+    return model.state_dict() | {"blocks.0.attn.relative_position_index": torch.ones(17, 17, dtype=torch.int64)}
+
+
+def beit_transformers(layout, kind, state):
+    config = "Data2VecVisionConfig" if "Data2Vec" in kind else "BeitConfig"
+    inner = {**INNER, "use_relative_position_bias": True, "layer_norm_eps": 1e-6, "image_size": 32, "num_labels": 2}
+
+    def of(model, images):
+        return getattr(model, "beit", getattr(model, "data2vec_vision", model))(images).pooler_output
+
+    return Case(layout, lambda: hugging(kind, config, **inner), of, {}, state, ".*mask_token")
+
+
+V2 = "beitv2_base_patch16_224"
+BEIT = (
+    Case("beit", lambda: timm_tower(V2), fc_normed, {}, as_unilm, ".*relative_position_index", NATIVE),
+    Case("beit", lambda: timm_tower(V2, img_size=(48, 24)), fc_normed, {"image_size": (48, 24)}, sizes=((48, 24),)),
+    Case("beit", lambda: timm_tower(V2, global_pool="token"), behind(0), {"summary": "class"}, sizes=NATIVE),
+    beit_transformers("transformers", "BeitForImageClassification", in_files),
+    beit_transformers("transformers_backbone", "BeitModel", in_files),
+    beit_transformers("transformers_data2vec", "Data2VecVisionForImageClassification", in_files),
+    beit_transformers("transformers_5", "BeitForImageClassification", nn.Module.state_dict),
+    beit_transformers("transformers_5_backbone", "BeitModel", nn.Module.state_dict),
+)
+
+CASES = {"dinov3": DINOV3, "clip": CLIP, "siglip": SIGLIP, "eva02": EVA02, "beit": BEIT}
 ALL = [
     pytest.param(family, case, id=f"{family}-{number}-{case.layout}")
     for family, cases in CASES.items()
@@ -302,6 +375,18 @@ def test_control_other_coordinates_are_seen():
     pf.load_weights(model, source)
     for block in model.backbone.blocks:
         block.attention.position = Rope2D(16)
+    assert excess(model, case, reference) > 100
+
+
+@pytest.mark.parametrize("changed", [{"counted": (6, 6)}, {"base": 100.0}, {"pair_axis": -2}])
+def test_control_another_rotation_of_eva_is_seen(changed):
+    case = EVA02[0]
+    reference, source = source_of(case)
+    model = ours("eva02", case)
+    pf.load_weights(model, source)
+    for block in model.backbone.blocks:
+        for name, value in changed.items():
+            setattr(block.attention.position, name, value)
     assert excess(model, case, reference) > 100
 
 

@@ -27,7 +27,9 @@ OURS = ("ViTModel", "DeiTModel", "DeiTForImageClassification",
 TIMM = {
     "vit_base_patch16_clip_224": "CLIP",
     "vit_base_patch16_siglip_224": "SigLIP",
-    "eva02_base_patch14_224": "EVA",
+    "eva02_base_patch14_224": "EVA-02",
+    "eva02_tiny_patch14_224": "small EVA-02",
+    "eva02_base_patch16_clip_224": "EVA-CLIP",
     "beit_base_patch16_224": "BEiT",
     "vit_small_patch16_dinov3": "DINOv3",
     "convnext_tiny": "ConvNeXt",
@@ -39,6 +41,8 @@ BUILT = {
     "vit_small_patch16_dinov3": "dinov3",
     "vit_base_patch16_clip_224": "clip",
     "vit_base_patch16_siglip_224": "siglip",
+    "eva02_base_patch14_224": "eva02",
+    "beitv2_base_patch16_224": "beit",
 }
 """Of timm's, families that are built here, but not as ViT."""
 TIMM_OURS = ("vit_base_patch16_224", "deit_base_distilled_patch16_224", "vit_giant_patch14_reg4_dinov2",

@@ -169,7 +169,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, position=position, qkv_bias=qkv_bias)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = perceptron(mlp, width, hidden_width(width, mlp_ratio), gelu=gelu)
+        self.mlp: nn.Module = perceptron(mlp, width, hidden_width(width, mlp_ratio), gelu=gelu)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.residual = DropPath(drop_path)
 

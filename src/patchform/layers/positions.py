@@ -216,6 +216,8 @@ class RelativeBias(RelativePosition):
     """
 
     index: Tensor
+    mode: Interpolation = "bicubic"
+    """Of tables of other grids."""
 
     def __init__(self, heads: int, grid: Grid) -> None:
         super().__init__()
@@ -231,18 +233,21 @@ class RelativeBias(RelativePosition):
         dy, dx = row[:, None] - row + height - 1, column[:, None] - column + width - 1
         return (dy * (2 * width - 1) + dx).flatten()
 
-    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Leave q and k, give the bias (h, N, N)."""
-        grid = grid or self.grid
+    def between_cells(self, grid: Grid) -> Tensor:
+        """(h, H*W, H*W): the bias of each query cell for each key cell."""
         table: Tensor = self.table
         index = self.index
         if not grids.known(*grid) or grid != self.grid:
             native = table.unflatten(0, (2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
-            table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1)).flatten(0, 1)
+            table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1), mode=self.mode).flatten(0, 1)
             index = self.offsets(grid, table.device)
         cells = grid[0] * grid[1]
-        bias = table.t().index_select(1, index).unflatten(1, (cells, cells))
-        prefix = q.shape[-2] - cells
+        return table.t().index_select(1, index).unflatten(1, (cells, cells))
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Leave q and k, give the bias (h, N, N)."""
+        grid = grid or self.grid
+        bias, prefix = self.between_cells(grid), q.shape[-2] - grid[0] * grid[1]
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
@@ -253,7 +258,7 @@ class RelativeBias(RelativePosition):
         if grid == self.grid:
             return tensor, assumed
         native, to = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (grid, self.grid))
-        table = grids.resize(tensor.unflatten(0, native), to).flatten(0, 1)
+        table = grids.resize(tensor.unflatten(0, native), to, mode=self.mode).flatten(0, 1)
         return table, resized(grid, self.grid, "window", assumed)
 
     def _grid_of(self, offsets: int, context: TransferContext) -> tuple[Grid, str]:

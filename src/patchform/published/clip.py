@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from patchform.descriptions import WeightsFile
-from patchform.published.base import Origin, timm
+from patchform.published.base import CLIP_STATISTICS, Origin, timm
 from patchform.weights.operations import in_front, join, permute, reshape
 from patchform.weights.rules import Drop, Rule, Rules
 
@@ -110,17 +110,12 @@ GELU a file wants no name tells: OpenAI's "quick", the default; most of OpenCLIP
 Refused: the classifier of CLIPForImageClassification, which reads the mean of patches that no norm has seen; towers
 with attention pooling, layer scale or convolutions (CLIP's ResNets, CoCa, EVA-CLIP, ConvNeXt)."""
 
-_STATISTICS: dict[str, Any] = {
-    "mean": (0.48145466, 0.4578275, 0.40821073),
-    "std": (0.26862954, 0.26130258, 0.27577711),
-}
-
 
 def _row(
     variant: str, model: str, megabytes: int, *, classes: int = 1000, gelu: str = "none", **more: Any
 ) -> WeightsFile:
     row = timm(variant, model, megabytes, classes=classes, origin=Origin(options={"gelu": gelu}), **more)
-    return replace(row, preprocessing=replace(row.preprocessing, **_STATISTICS))
+    return replace(row, preprocessing=replace(row.preprocessing, **CLIP_STATISTICS))
 
 
 WEIGHTS = (

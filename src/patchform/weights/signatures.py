@@ -13,14 +13,17 @@ class Signature(NamedTuple):
     name: str
     forms: tuple[tuple[str, ...], ...]
     """Expressions that are all found in names of its tensors; one of several publishers each."""
-    instead: str = "use weights of a family that `patchform models` lists"
+    instead: str = ""
+    """What to do with them, where there is more to say than which families there are."""
     family: str = ""
     """The one that is built here; empty: none."""
 
     @property
     def remedy(self) -> str:
         """What to do with them."""
-        return f'name a backbone of it: `patchform models "{self.family}/*"`' if self.family else self.instead
+        if self.instead or not self.family:
+            return self.instead or "use weights of a family that `patchform models` lists"
+        return f'name a backbone of it: `patchform models "{self.family}/*"`'
 
 
 SIGNATURES = (
@@ -41,10 +44,22 @@ SIGNATURES = (
     Signature(
         "a ResNet of CLIP", ((r"visual\.attnpool\.",),), "use a vision transformer of CLIP, such as clip/b16.openai"
     ),
-    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"blocks\.0\.attn\.inner_attn_ln\.",), (r"mlp\.ffn_ln\.",))),
-    Signature("BEiT", ((r"gamma_1$", r"relative_position_bias_table$"), (r"lambda_1$", r"relative_position_bias"))),
     Signature(
-        "BEiT or EVA", ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"), (r"lambda_1$",))
+        "a tower of EVA-CLIP, whose attention has a norm inside",
+        ((r"attn\.inner_attn_ln\.",), (r"blocks\.0\.attn\.norm\.", r"blocks\.0\.mlp\.fc1_g\.")),
+        "use EVA-02 as it was before, such as eva02/b.mim_in22k",
+    ),
+    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"mlp\.ffn_ln\.",)), family="eva02"),
+    Signature(
+        "BEiT",
+        ((r"gamma_1$", r"relative_position_bias_table$"), (r"lambda_1$", r"layernorm_before")),
+        family="beit",
+    ),
+    Signature(
+        "EVA or a small EVA-02",
+        ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"),),
+        "EVA-02's two smallest are eva02/ti and eva02/s; EVA is not built here",
+        family="eva02",
     ),
     Signature(
         "DINOv3",
