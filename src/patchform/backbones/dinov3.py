@@ -18,18 +18,21 @@ cut. Keys have no biases.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from patchform.backbones.base import Backbone, blocks_with_maps, shrink_padding, through_blocks, zero_pixels
 from patchform.descriptions import Variant
+from patchform.errors import UsageError
 from patchform.geometry import grids
 from patchform.layers import blocks
 from patchform.layers.blocks import Block, Perceptron
 from patchform.layers.drop import linear_rates
 from patchform.layers.patches import Patches
 from patchform.layers.positions import Grid, Rope2D
+from patchform.layers.summaries import ClassAndMean, ClassTokens, Mean, Summary
 from patchform.records import Features
 
 
@@ -44,9 +47,14 @@ class DINOv3(Backbone):
         mlp: the kind of perceptron.
         qkv_bias: biases of queries and values; keys have none.
         registers: learned tokens that are not read, behind the class token ("storage tokens" of the authors' code).
+        summary: the "class" token, the "mean" of the patches, or "class_and_mean" side by side, as the authors' linear
+            classifier reads them.
         layer_scale: initial factor on every branch.
         drop_path: stochastic depth of the last block, rising linearly from 0.
         maps_from: after which blocks (1 = the first) a map is taken, ascending; default: the last.
+
+    Raises:
+        UsageError: an unknown summary.
     """
 
     beyond_maps = ("norm",)
@@ -63,13 +71,16 @@ class DINOv3(Backbone):
         mlp: Perceptron = "gelu",
         qkv_bias: bool = True,
         registers: int = 4,
+        summary: Literal["class", "mean", "class_and_mean"] = "class",
         layer_scale: float = 1e-5,
         drop_path: float = 0.0,
         maps_from: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        if summary not in ("class", "mean", "class_and_mean"):
+            raise UsageError(f'no summary "{summary}"', remedy="there are: class, mean, class_and_mean")
         self.maps_from = blocks_with_maps(maps_from, depth)
-        self.width, self.patch, self.prefix = width, patch, 1 + registers
+        self.patch, self.prefix = patch, 1 + registers
         self.channels, self.strides = (width,) * len(self.maps_from), (patch,) * len(self.maps_from)
 
         self.patches = Patches(in_channels, width, patch)
@@ -90,13 +101,16 @@ class DINOv3(Backbone):
             for rate in linear_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-5)
+        kinds = {"mean": Mean, "class_and_mean": ClassAndMean}
+        self.pool: Summary = ClassTokens(width, 1) if summary == "class" else kinds[summary](width, self.prefix)
+        self.width = self.pool.width
 
         blocks.init_weights(self.blocks)
         for tokens in (self.class_token, self.register_tokens):
             nn.init.normal_(tokens, std=0.02)
 
     def forward(self, images: Tensor, *, padding: Tensor | None = None) -> Features:
-        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D).
+        """(B, C, H, W) -> maps (B, D, H/p, W/p), tokens (B, N, D) and summary (B, D), or twice as wide: `width`.
 
         In a padded batch a patch is placed in the whole of it, padding included.
         """
@@ -107,8 +121,9 @@ class DINOv3(Backbone):
         front = [tokens.expand(cells.shape[0], -1, -1) for tokens in (self.class_token, self.register_tokens)]
         x = torch.cat([*front, cells.flatten(1, 2)], 1)  # (B, P + N, D)
         x, maps = through_blocks(self.blocks, x, grid=grid, padding=cell_padding, maps_from=self.maps_from)
-        x = self.norm(x)
-        return Features(maps, self.strides, grids.size_of(images), x[:, self.prefix :], x[:, 0], cell_padding)
+        tokens = self.norm(x)
+        summary = self.pool(tokens, x, cell_padding)
+        return Features(maps, self.strides, grids.size_of(images), tokens[:, self.prefix :], summary, cell_padding)
 
     def layers(self) -> list[nn.Module]:
         """The blocks."""

@@ -9,7 +9,7 @@ from torch import Size, Tensor
 
 from patchform.backbones.dinov3 import VARIANTS
 from patchform.published.base import Origin, timm
-from patchform.weights.operations import Operation, Sizes, copy, join, reshape
+from patchform.weights.operations import Operation, Sizes, join, reshape
 from patchform.weights.rules import Drop, Rule, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -50,13 +50,6 @@ def _with_key(tensor: Tensor, count: int, sizes: Sizes) -> tuple[Tensor, ...]:
 _MASKED = Operation(_without_key, _with_key)
 
 
-def _unsaid(tensors: tuple[Tensor, ...], shape: Size, sizes: Sizes) -> Tensor:
-    raise ValueError("its names do not say whether it reads the class token or a mean (transfer.head=reinit drops it)")
-
-
-_CLASSIFIER = Operation(_unsaid, copy.backward)
-
-
 def _stem(names: str, kernel: str, registers: str) -> tuple[Rule, ...]:
     return (
         (f"{names}cls_token", "backbone.class_token"),
@@ -65,7 +58,7 @@ def _stem(names: str, kernel: str, registers: str) -> tuple[Rule, ...]:
         (f"{names}{kernel}.bias", "backbone.patches.proj.bias"),
         (f"{names}mask_token", _MASK),
         ("norm.{p}", "backbone.norm.{p}"),
-        ("head.{p}", "head.classifier.{p}", _CLASSIFIER),
+        ("head.{p}", "head.classifier.{p}"),
     )
 
 
@@ -128,8 +121,14 @@ rotation in bfloat16: its own code computes with those, others and ours with exa
 timm: its vit_*_dinov3 (without biases: qkv_bias=False) and vit_*_dinov3_qkvb. transformers: DINOv3ViTModel as files
 have it; _5: as it is in memory since version 5. _swiglu: perceptrons with a gate.
 
-A classifier is refused, unless it is dropped: timm's reads the mean of the patches where nothing else was asked for,
-and the authors' reads that beside the class token. The text and dense heads of the authors are not read."""
+No name in a file says what its classifier reads: the class token (ours unless something else is named), the mean of the
+patches (timm's unless it is built with global_pool="token"), or both side by side (the authors')."""
+
+DIFFERS = dict.fromkeys(
+    ("timm", "timm_swiglu"),
+    "a classifier of timm's for this layout reads the mean of the patches (summary: mean) unless it was built with "
+    'global_pool="token"; its names do not say',
+)
 
 WEIGHTS = tuple(
     timm(

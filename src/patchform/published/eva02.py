@@ -50,17 +50,21 @@ def _gated(gate: str, value: str, norm: str, out: str) -> tuple[Rule, ...]:
     return tuple((f"{_MLP}{source}.{{p}}", f"{_OWN}mlp.{target}.{{p}}") for source, target in names.items())
 
 
-def _packed(both: str, out: str) -> tuple[Rule, ...]:
+def _packed(both: str, norm: str, out: str) -> tuple[Rule, ...]:
     """Gate and value in one matrix."""
     own = (f"{_OWN}mlp.gate.{{p}}", f"{_OWN}mlp.fc1.{{p}}")
-    return (f"{_MLP}{both}.{{p}}", own, join), (f"{_MLP}{out}.{{p}}", f"{_OWN}mlp.fc2.{{p}}")
+    rest = {norm: "norm", out: "fc2"}
+    return (
+        (f"{_MLP}{both}.{{p}}", own, join),
+        *((f"{_MLP}{source}.{{p}}", f"{_OWN}mlp.{target}.{{p}}") for source, target in rest.items()),
+    )
 
 
 LAYOUTS = {
     "timm": Rules(*_OUTSIDE, *_apart("q_proj.bias", "v_proj.bias"), *_gated("fc1_g", "fc1_x", "norm", "fc2")),
-    "timm_packed": Rules(*_OUTSIDE, *_FUSED, *_packed("fc1", "fc2")),
+    "timm_packed": Rules(*_OUTSIDE, *_FUSED, *_packed("fc1", "norm", "fc2")),
     "eva": Rules(*_OUTSIDE, *_apart("q_bias", "v_bias"), *_gated("w1", "w2", "ffn_ln", "w3")),
-    "eva_packed": Rules(*_OUTSIDE, *_FUSED, *_packed("w12", "w3")),
+    "eva_packed": Rules(*_OUTSIDE, *_FUSED, *_packed("w12", "ffn_ln", "w3")),
 }
 """timm: its eva02_*, _packed: the two smallest. eva: baaivision/EVA, likewise; names from its source. With a norm of
 the tokens instead of one behind their mean (after pre-training, or where the class token is read): summary="class".

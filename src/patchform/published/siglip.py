@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Size, Tensor
-
 from patchform.descriptions import WeightsFile
 from patchform.published.base import Origin, timm
 from patchform.weights import flax
-from patchform.weights.operations import Operation, Sizes, copy, in_front, join, join_shares, reshape
+from patchform.weights.operations import in_front, join, join_shares, reshape
 from patchform.weights.rules import Drop, Rule, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -37,13 +35,6 @@ _TIMM = (
     ("attn_pool.mlp.{m}.{p}", f"{_POOLING}mlp.{{m}}.{{p}}"),
     ("head.{p}", "head.classifier.{p}"),
 )
-
-
-def _mean(tensors: tuple[Tensor, ...], shape: Size, sizes: Sizes) -> Tensor:
-    raise ValueError("transformers' classifier reads the mean of the tokens beside a pooling (transfer.head=reinit)")
-
-
-_CLASSIFIER = Operation(_mean, copy.backward)
 
 
 def _transformers(root: str) -> Rules:
@@ -75,7 +66,11 @@ def _transformers(root: str) -> Rules:
         (f"{pooling}layernorm.{{p}}", f"{_POOLING}norm.{{p}}"),
         (f"{pooling}mlp.{{m}}.{{p}}", f"{_POOLING}mlp.{{m}}.{{p}}"),
         *((name, _TEXTS) for name in ("text_model.*", "logit_scale", "logit_bias")),
-        ("classifier.{p}", "head.classifier.{p}", _CLASSIFIER),
+        ("pooled_classifier.{p}", "head.classifier.{p}"),
+        (
+            "classifier.{p}",
+            "head.classifier.{p}",
+        ),  # of a mean: left out, for another rule fills it
     )
 
 
@@ -115,8 +110,9 @@ LAYOUTS = {
 }
 """timm: its vit_*_siglip_* and, for summary="mean", vit_*_siglip_gap_*. transformers: SiglipModel; _backbone:
 SiglipVisionModel as version 5 has it. big_vision: arrays of google-research/big_vision, block by block. What the tower
-of texts holds is left out; SigLIP 2's files of fixed size have the same names. Refused: the classifier of
-SiglipForImageClassification, and NaFlex, whose patches are a linear layer and whose pictures are masked."""
+of texts holds is left out; SigLIP 2's files of fixed size have the same names. A classifier of what is pooled has no
+name in transformers; ours is "pooled_classifier". That of SiglipForImageClassification reads the mean beside a pooling
+and is left out. Refused: NaFlex, whose patches are a linear layer and whose pictures are masked."""
 
 COMPUTES: dict[str, dict[str, Any]] = {"timm": {"gelu": "none"}}
 """timm's code has the exact GELU for the weights that Google's trained with its tanh approximation."""
