@@ -25,6 +25,7 @@ FLOORS = (
     ("pretraining",),
     ("adaptation",),
     ("loading",),
+    ("published_models",),
     ("runtime",),
     ("inference",),
     ("timeline",),

@@ -1,17 +1,24 @@
 """A row of WEIGHTS becomes a model that preprocesses, computes and names classes as its file wants it."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import randomise
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import patchform as pf
-from patchform import lookup
-from patchform.errors import UsageError
-from patchform.loading import class_names, export_weights
-from patchform.model import build_model
+from patchform import cli, lookup
+from patchform.data.images import decode
+from patchform.data.transforms import evaluation_transform
+from patchform.errors import ModelFileError, UsageError
+from patchform.loading import export_weights
+from patchform.model import build_model, load, save
 from patchform.published import vit
-from patchform.records import Preprocessing, WeightsFile
+from patchform.published_models import class_names
+from patchform.records import Batch, Preprocessing, WeightsFile
 
 PREPROCESSING = Preprocessing(size=(32, 32), crop_share=0.5, interpolation="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
 OPTIONS = {"layer_scale": 0.1, "gelu": "tanh"}
@@ -97,13 +104,161 @@ def test_other_classes_go_by_name(source):
 
 
 def test_classes_without_names_have_to_be_named(source):
-    for tag, what in (("wide", "5 classes have no names"), ("backbone", "no classifier")):
-        with pytest.raises(UsageError, match=what):
-            pf.pretrained(f"vit/nano.{tag}")
+    with pytest.raises(UsageError, match="5 classes have no names"):
+        pf.pretrained("vit/nano.wide")
     assert torch.equal(logits(pf.pretrained("vit/nano.wide", classes="abcde")), logits(source["wide"]))
     model = pf.pretrained("vit/nano.backbone", classes=("a", "b"))
     assert torch.equal(model.backbone.norm.weight, source["backbone"].backbone.norm.weight)
     assert model.head.classifier.out_features == 2
+
+
+def test_without_a_classifier_the_backbone_comes_by_itself(source):
+    model = pf.pretrained("vit/nano.backbone")
+    theirs = source["backbone"]
+    assert (model.architecture.head, model.classes, model.preprocessing) == ("none", (), PREPROCESSING)
+    assert {f"backbone.{name}" for name in theirs.backbone.state_dict()} == set(model.state_dict())
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model.head(model.backbone(images))
+        assert torch.equal(found, theirs.backbone(images).summary)
+        predicted = model.predict(Batch(images, (), ("", ""), ((32, 32),) * 2))
+        (feature,) = model.head.to_outputs(found[:1])
+    assert predicted[0].scores.shape == feature[0].shape
+    with pytest.raises(UsageError, match="learns nothing"):
+        model(Batch(images, (), ("", ""), ((32, 32),) * 2))
+
+
+def test_options_go_over_those_of_the_weights(source):
+    for tag in ("whole", "backbone"):
+        model = pf.pretrained(f"vit/nano.{tag}", options={"image_size": 48, "gelu": "none"})
+        assert model.preprocessing.size == (48, 48)
+        assert model.backbone.position.grid == (6, 6)
+        assert model.architecture.backbone_options == {"layer_scale": 0.1, "gelu": "none", "image_size": 48}
+    with pytest.raises(UsageError, match="did you mean"):
+        pf.pretrained("vit/nano.whole", options={"gellu": "none"})
+    for side in (0, "large", (8, 8, 8)):
+        with pytest.raises(UsageError, match="an image size of"):
+            pf.pretrained("vit/nano.whole", options={"image_size": side})
+
+
+def test_a_backbone_of_published_weights_is_prepared_as_they_want_it(source, tmp_path):
+    by_name = pf.load_backbone("vit/nano.whole")
+    by_both = pf.load_backbone("vit/nano", weights="vit/nano.whole")
+    path = tmp_path / "other.safetensors"
+    save_file(export_weights(source["whole"], "timm"), path)
+    by_file = pf.load_backbone("vit/nano.backbone", weights=path)
+    for model in (by_name, by_both, by_file):
+        assert model.preprocessing == PREPROCESSING
+        assert all(
+            torch.equal(tensor, source["whole"].state_dict()[name]) for name, tensor in model.state_dict().items()
+        )
+    with pytest.raises(UsageError, match="the weights are of vit/nano, not of vit/s16"):
+        pf.load_backbone("vit/s16", weights="vit/nano.whole")
+    with pytest.raises(UsageError, match="--weights FILE"):
+        pf.load_backbone("vit/nano")
+    with pytest.raises(ModelFileError, match=r"give --option layer_scale=1 \(in a recipe model.options\)"):
+        pf.load_backbone("vit/nano", weights=path)
+
+
+# --------------------------------------------------------------------------------------------------------- the verbs
+
+
+@pytest.fixture
+def photos(tmp_path):
+    dice = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = np.clip(level + dice.normal(0, 15, (34, 36, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def ran(capsys, *words, code=0):
+    capsys.readouterr()
+    assert cli.main([*map(str, words), "--device", "cpu"]) == code
+    return capsys.readouterr()
+
+
+def rows(model, photos):
+    """Features that the verb has to give."""
+    change = evaluation_transform(model.preprocessing)
+    files = sorted(photos.rglob("*.png"))
+    pixels = torch.stack([change(decode(file, model.preprocessing)) for file in files])
+    with torch.no_grad():
+        return model.backbone(model.normalise(pixels)).summary
+
+
+def test_names_and_options_work_in_features_and_probe(source, photos, tmp_path, capsys):
+    ran(capsys, "features", "vit/nano.backbone", photos, "--out", tmp_path / "a.safetensors")
+    found = load_file(tmp_path / "a.safetensors")["features"]
+    torch.testing.assert_close(found, rows(pf.pretrained("vit/nano.backbone"), photos))
+    options = ("--option", "image_size=48", "--option", "gelu=none")
+    ran(capsys, "features", "vit/nano.whole", photos, "--out", tmp_path / "b.safetensors", *options)
+    other = load_file(tmp_path / "b.safetensors")["features"]
+    whole = pf.load_backbone("vit/nano.whole", options={"image_size": 48, "gelu": "none"})
+    torch.testing.assert_close(other, rows(whole, photos))
+    assert not torch.allclose(other, rows(pf.load_backbone("vit/nano.whole"), photos))  # control
+    save_file(export_weights(source["backbone"], "timm"), tmp_path / "w.safetensors")
+    words = ("probe", "vit/nano", "--data", photos, "--cache", "", "--weights", tmp_path / "w.safetensors")
+    assert "give --option layer_scale=1" in ran(capsys, *words, code=4).err
+    given = ran(capsys, *words, "--option", "layer_scale=1", "--option", "gelu=tanh", "--json").out
+    assert json.loads(given)["samples"] == 2
+    named = ran(capsys, "probe", "vit/nano.backbone", "--data", photos, "--cache", "", "--json").out
+    assert json.loads(named)["samples"] == 2
+
+
+def test_a_folder_of_a_backbone_goes_everywhere_but_into_predict(source, photos, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    assert cli.main(["weights", "convert", "vit/nano.backbone", "--to", "patchform", "--out", str(bare)]) == 0
+    ran(capsys, "features", bare, photos, "--out", tmp_path / "a.safetensors")
+    found = load_file(tmp_path / "a.safetensors")["features"]
+    torch.testing.assert_close(found, rows(pf.pretrained("vit/nano.backbone"), photos))
+    words = ("probe", bare, "--data", photos, "--cache", "", "--method", "linear", "--out", tmp_path / "probed")
+    ran(capsys, *words)
+    assert len(ran(capsys, "predict", tmp_path / "probed", photos).out.splitlines()) == 12
+    for named in (bare, "vit/nano.backbone"):
+        refused = ran(capsys, "predict", named, photos, code=2).err.splitlines()[-1]
+        assert "a backbone without a head predicts nothing" in refused
+    assert "has its own options" in ran(capsys, "features", bare, photos, "--out", tmp_path / "b.safetensors",
+                                        "--option", "depth=3", code=2).err  # fmt: skip
+    assert "a trained model has its own options" in ran(capsys, "predict", bare, photos, "--option", "depth=3",
+                                                        code=2).err  # fmt: skip
+    lines = ran(capsys, "predict", "vit/nano.whole", photos, "--option", "gelu=none").out.splitlines()
+    assert len(lines) == 12
+    refused = ["train", "pretraining", "--data", str(photos), "--runs", str(tmp_path), "--model.head", "none"]
+    assert cli.main([*refused, "--model.backbone", "vit/nano"]) == 2
+    assert "a backbone without a head learns nothing" in capsys.readouterr().err
+
+
+TRAINED = ("--training.epochs", "1", "--preprocessing.size", "32", "--training.device", "cpu", "--optimizer.lr", "1e-9",
+           "--optimizer.weight_decay", "0", "--training.ema", "0")  # fmt: skip
+
+
+def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, photos, tmp_path, capsys):
+    words = ["train", "classification", "--data", str(photos), "--runs", str(tmp_path), *TRAINED]
+    ways = {
+        "backbone": ["--model.backbone", "vit/nano.backbone"],
+        "start": ["--model.init_from", "vit/nano.backbone"],
+        "option": ["--model.backbone", "vit/nano.backbone", "--option", "drop_path=0.1"],
+    }
+    for name, way in ways.items():
+        assert cli.main([*words, "--name", name, *way]) == 0
+        assert "vit/nano as backbone of it was published: layer_scale 0.1, gelu" in capsys.readouterr().err
+        model = load(tmp_path / name)
+        options = {"layer_scale": 0.1, "gelu": "tanh"} | ({"drop_path": 0.1} if name == "option" else {})
+        assert model.architecture.backbone_options == {"drop_path": 0.05} | options
+        assert model.preprocessing.std == PREPROCESSING.std
+        torch.testing.assert_close(model.backbone.norm.weight, source["backbone"].backbone.norm.weight)
+    bare = tmp_path / "bare"
+    save(pf.pretrained("vit/nano.backbone"), bare)
+    assert cli.main([*words, "--name", "refused", "--model.init_from", str(bare), "--model.backbone", "vit/nano"]) == 4
+    start = ["--model.init_from", str(bare), "--model.backbone", "vit/nano"]
+    options = ["--option", "layer_scale=0.1", "--model.options.gelu", "tanh"]
+    options += [word for size in ("patch=8", "width=48", "depth=2", "heads=3") for word in ("--option", size)]
+    assert cli.main([*words, "--name", "started", *start, *options]) == 0
+    started = load(tmp_path / "started").backbone.norm.weight
+    torch.testing.assert_close(started, source["backbone"].backbone.norm.weight)
 
 
 def test_a_file_on_the_disk_serves_too(source, tmp_path):

@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from patchform.commands.train import train as train
     from patchform.errors import PatchformError as PatchformError
     from patchform.loading import load_weights as load_weights
-    from patchform.loading import pretrained as pretrained
     from patchform.lookup import add_plugin as add_plugin
     from patchform.lookup import backbones as list_backbones
     from patchform.model import Model as Model
     from patchform.model import build_backbone as build_backbone
     from patchform.model import build_model as build_model
     from patchform.prediction import load as load
+    from patchform.published_models import load_backbone as load_backbone
+    from patchform.published_models import pretrained as pretrained
 
 _HOMES = {
     "Model": "model:Model",
@@ -57,9 +58,10 @@ _HOMES = {
     "features": "commands.features:features",
     "list_backbones": "lookup:backbones",
     "load": "prediction:load",
+    "load_backbone": "published_models:load_backbone",
     "load_weights": "loading:load_weights",
     "plan": "commands.train:plan",
-    "pretrained": "loading:pretrained",
+    "pretrained": "published_models:pretrained",
     "probe": "commands.probe:probe",
     "show_data": "commands.data:show_data",
     "train": "commands.train:train",

@@ -155,5 +155,7 @@ class Published:
     """`COMPUTES`: by layout, options of the backbone with which the code computes whose names it has."""
     differs: dict[str, str] = field(default_factory=dict)
     """`DIFFERS`: by layout, at which sizes its code computes what no option of the backbone does."""
+    option_hints: tuple[Any, ...] = ()
+    """`OPTION_HINTS`: `weights.option_hints.Hint`s, by which weights tell the options that they are for."""
     init_layouts: dict[str, Any] = field(default_factory=dict)
     """`INIT_LAYOUTS`: `weights.rules.Rules` by name, for weights of another family that training may start from."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +16,16 @@ from torch import Tensor
 from patchform import lookup
 from patchform.adaptation import FRESH, ROWS, Adapter, sizes_of
 from patchform.backbones.base import Backbone
-from patchform.errors import ModelFileError, UsageError
+from patchform.errors import ModelFileError
 from patchform.layers.fitting import OnGrid, TransferContext
 from patchform.layers.patches import Patches, Tubelets
-from patchform.model import Model, build_model, load
+from patchform.model import Model, load
 from patchform.settings import Transfer
 from patchform.weights import files, sources
 from patchform.weights.hub import locate
 from patchform.weights.load_report import Entry, Report, shorten
 from patchform.weights.operations import Operation, Sizes, reshape
+from patchform.weights.option_hints import missing_options
 from patchform.weights.rules import Rules, recognise
 from patchform.weights.signatures import known_as
 
@@ -73,19 +75,20 @@ def load_weights(
     own = {level + name: tensor for name, tensor in target.state_dict().items()}
     options = _may_miss(target, weights, transfer)
     prefix = transfer.prefix if prefix is None else prefix
-    tensors, used_prefix, layout_name, may_miss = _recognised(
-        layouts, weights.tensors, own, prefix, options, _family(backbone)
-    )
-    rules = layouts[layout_name]
-    _check_grid(transfer, weights)
-    context = TransferContext(transfer, rules.corners, rules.cross_family.from_images)
-    filled, report = rules.load(
-        tensors,
-        own,
-        sizes=lambda key: sizes_of(target, key.removeprefix(level)),
-        may_miss=may_miss,
-        adapt=Adapter(target, level, context, transfer.classes or weights.classes, weights.grids),
-    )
+    with _naming_options(backbone, weights.tensors, own):
+        tensors, used_prefix, layout_name, may_miss = _recognised(
+            layouts, weights.tensors, own, prefix, options, _family(backbone)
+        )
+        rules = layouts[layout_name]
+        _check_grid(transfer, weights)
+        context = TransferContext(transfer, rules.corners, rules.cross_family.from_images)
+        filled, report = rules.load(
+            tensors,
+            own,
+            sizes=lambda key: sizes_of(target, key.removeprefix(level)),
+            may_miss=may_miss,
+            adapt=Adapter(target, level, context, transfer.classes or weights.classes, weights.grids),
+        )
     fresh = {entry.note.startswith(FRESH) for entry in report.entries if ROWS.fullmatch(entry.name)}
     if len(fresh) > 1:
         raise ModelFileError("the tensors of the classifier are not of one number of classes")
@@ -96,60 +99,21 @@ def load_weights(
     return report._replace(entries=report.entries + dropped, layout=layout_name, prefix=used_prefix, remarks=remarks)
 
 
-def pretrained(
-    name: str,
-    *,
-    classes: Sequence[str] | None = None,
-    source: str | Path | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
-) -> Model:
-    """The model of published weights, with its preprocessing and class names, in evaluation mode on the CPU.
-
-    Args:
-        name: family/variant.tag; `patchform weights list` shows them. The file is fetched unless it is in the cache.
-        classes: other ones: the rows of its classifier go by name where it has names, and the others are fresh.
-        source: the file, where it lies on the disk already.
-        say: called with what is fetched and with the report of the load.
-
-    Raises:
-        UsageError: no such weights, or weights whose classes have no names here, and `classes` is missing.
-        PatchformError: whatever `weights.hub.locate` and `load_weights` raise.
-    """
-    row = lookup.weights_file(name)
-    names = class_names(row.labels)
-    if not (classes or names):
-        what = f"its {row.classes} classes have no names here" if row.classes else "it has no classifier"
-        raise UsageError(what, where=name, remedy="name the classes: its own, or others for a new head")
-    model = build_model(
-        "classification",
-        backbone=name.partition(".")[0],
-        head=row.head,
-        classes=classes or names,
-        preprocessing=row.preprocessing,
-        backbone_options=computing_options(name.partition(".")[0], row.layout) | row.backbone_options,
-        head_options=dict(row.head_options),
-    )
-    report = load_weights(model, locate(source or name, say=say), transfer=Transfer(classes=names))
-    say(str(report))
-    return model.eval()
-
-
-def class_names(labels: str) -> tuple[str, ...]:
-    """Names of a published set of classes in the order of its classifiers, each once; () for one without names here.
-
-    Those of "imagenet-1k" are torchvision's, all different.
-    """
-    if labels != "imagenet-1k":
-        return ()
-    from torchvision.models import ResNet50_Weights
-
-    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-def computing_options(name: str, layout: str) -> dict[str, Any]:
-    """Options of a backbone, family/size, that make it compute as the code does whose names a layout has."""
-    _, variant = lookup.backbone(name)
-    return lookup.layout_options(variant.build, name.partition("/")[0], layout)
+@contextmanager
+def _naming_options(backbone: Backbone, source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[None]:
+    """Weights that are refused, and ask for options that the backbone was not given, are refused by naming these."""
+    try:
+        yield
+    except ModelFileError as error:
+        hints = lookup.published(_family(backbone)).option_hints
+        signature = known_as(source)
+        foreign = signature is not None and signature.family != _family(backbone)
+        missing = [] if foreign else missing_options(hints, source, own)
+        if not missing:
+            raise
+        flags = " ".join(f"--option {option}" for option in missing)
+        what = f"the weights are of a backbone with {', '.join(missing)}, which this one was not given"
+        raise ModelFileError(what, remedy=f"give {flags} (in a recipe model.options)") from error
 
 
 def layouts_of(backbone: Backbone) -> dict[str, Rules]:

@@ -149,6 +149,7 @@ def published(family: str) -> Published:
         weights=getattr(entry, "WEIGHTS", ()),
         computes=getattr(entry, "COMPUTES", {}),
         differs=getattr(entry, "DIFFERS", {}),
+        option_hints=getattr(entry, "OPTION_HINTS", ()),
         init_layouts=getattr(entry, "INIT_LAYOUTS", {}),
     )
 

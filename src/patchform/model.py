@@ -18,7 +18,7 @@ from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
 from patchform.device import pick_device
 from patchform.errors import ModelFileError, UsageError, warned
-from patchform.heads.base import Head
+from patchform.heads.base import NO_HEAD, Head, NoHead
 from patchform.records import Batch, Features, Loss, Target
 from patchform.schema import Misfit
 from patchform.tasks.base import find_task
@@ -196,7 +196,7 @@ def build_model(
     Args:
         task: "classification", ...
         backbone: family/size.
-        head: name of a head that serves the task, or of a method of pre-training.
+        head: name of a head that serves the task, or of a method of pre-training, or "none" for a backbone by itself.
         classes: class names, at least one; not looked at for a task without labels.
         ids: see `Model`.
         preprocessing: default: the variant's published input size and ImageNet's statistics.
@@ -277,7 +277,10 @@ def _head(
 def _as_method(
     backbone: Backbone, classes: tuple[str, ...], preprocessing: Preprocessing, architecture: Architecture
 ) -> Model:
-    """A method of `pretraining/`, which is a model itself and has no classes."""
+    """A method of `pretraining/`, which is a model itself and has no classes; or the backbone by itself."""
+    if architecture.head == NO_HEAD:
+        lookup.check_options(NoHead, architecture.head_options, of=f"head {NO_HEAD}")
+        return Model(backbone, NoHead(), classes=(), preprocessing=preprocessing, architecture=architecture)
     kind = lookup.the_class("pretraining", architecture.head, Model)
     lookup.check_options(kind, architecture.head_options, of=f"method {architecture.head}")
     build: Any = kind

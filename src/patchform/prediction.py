@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -28,13 +29,16 @@ from patchform.data.videos import stream as all_frames
 from patchform.device import Precision, autocast
 from patchform.drawing import PAPER, to_png_bytes
 from patchform.errors import DataError, UsageError, warned
+from patchform.heads.base import NO_HEAD
 from patchform.inference import Inference, preparation, views_of
 from patchform.model import Model
+from patchform.published_models import pretrained
 from patchform.records import Sample, Target, tensors_of
 from patchform.runtime.opening import DEFAULT, open_model
 from patchform.runtime.sessions import RuntimeOptions
 from patchform.tasks.base import Task, task_of
 from patchform.timeline import Along, Moment, annotated, moments
+from patchform.weights.hub import is_row
 
 SURE = 0.5
 """Score from which a prediction of an object counts, for a model without thresholds of its own."""
@@ -239,14 +243,26 @@ def load(
     infer: Inference = Model.predict,
     threshold: float | None = None,
     runtime: RuntimeOptions = DEFAULT,
+    options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = warned,
 ) -> Predictor:
-    """The model of a run folder or of an exported file, ready to predict. Raises ModelFileError when it is not intact.
+    """The model of a run folder, of an exported file or of published weights, ready to predict.
 
     Of a run that has not ended it is the best so far, which `say` is told, by default a warning of Python; `runtime`
-    says how a file is run (`runtime.opening.open_model`); other arguments are those of `Predictor`.
+    says how a file is run (`runtime.opening.open_model`), `options` are arguments of the backbone of published weights
+    (`published_models.pretrained`); other arguments are those of `Predictor`.
+
+    Raises:
+        ModelFileError: it is not intact.
+        UsageError: a backbone without a head; options of anything but published weights.
     """
-    model = open_model(run, runtime, say=say)
+    published = isinstance(run, str) and not os.path.lexists(run) and is_row(run)
+    if options and not published:
+        raise UsageError("a trained model has its own options", where=run, remedy="give options of published weights")
+    model = pretrained(str(run), options=options, say=say) if published else open_model(run, runtime, say=say)
+    if model.architecture is not None and model.architecture.head == NO_HEAD:
+        remedy = "patchform features gives its numbers; train a head on it: --model.init_from"
+        raise UsageError("a backbone without a head predicts nothing", where=run, remedy=remedy)
     return Predictor(model, device=device, precision=precision, infer=infer, threshold=threshold)
 
 

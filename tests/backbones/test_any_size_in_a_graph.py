@@ -70,6 +70,8 @@ SMALL = [
     ("cross_vit/nano", {"depths": ((1, 1),), "scales": (1.0, 14 / 15), "widths": (8, 16)}),
     ("timesformer/nano", CLIPS),
     ("vivit/nano_fdp", CLIPS),
+    ("vit/nano", {"depth": 1, "summary": "attention", "mlp": "swiglu", "class_tokens": 2}),
+    ("vit/nano", {"depth": 1, "summary": "class_and_mean", "registers": 2, "layer_scale": 1.0}),
 ]
 MORE = [
     ("pvt/nano", TWO),

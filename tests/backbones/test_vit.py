@@ -4,6 +4,7 @@ import torchvision
 from reference import Classifier, full_size, golden, load, randomise, rounding_of
 
 from patchform.backbones.vit import VARIANTS, ViT
+from patchform.errors import UsageError
 from patchform.published.vit import LAYOUTS
 from patchform.weights.rules import recognise
 
@@ -53,6 +54,58 @@ def test_equals_timm(theirs, own, images):
         source["pos_embed"] = torch.cat([table[:, :1], table[:, 3:]], 1)
     load(ours, LAYOUTS["timm"], source)
     assert difference(reference, ours, images) <= 10 * rounding_of(reference, images)
+
+
+SUMMARIES = [
+    {},
+    {"class_tokens": 2},
+    {"summary": "mean"},
+    {"summary": "mean", "class_tokens": 1, "registers": 2},
+    {"summary": "class_and_mean", "registers": 2},
+    {"summary": "mean_then_norm", "class_tokens": 1},
+    {"summary": "attention", "registers": 2},
+]
+
+
+@pytest.mark.parametrize("options", SUMMARIES, ids=lambda options: " ".join(map(str, options.values())) or "plain")
+def test_summaries_do_not_see_padding_and_teach_all(options, images):
+    backbone = randomise(small(**options)).eval()
+    padding = torch.zeros(2, 32, 32, dtype=torch.bool)
+    padding[0, 16:], padding[0, :, 24:] = True, True
+    spoilt = torch.where(padding[:, None], torch.full_like(images, 7.0), images)
+    whole = small(**options, maps_from=(1, 3))
+    with torch.no_grad():
+        one, other = (backbone(pixels, padding=padding) for pixels in (images, spoilt))
+        assert torch.equal(one.summary, other.summary)
+        assert (backbone(spoilt).summary - one.summary)[0].abs().max() > 1e-2  # control
+    assert one.summary.shape == (2, backbone.width)
+    assert one.tokens.shape == (2, 16, 48)
+    assert backbone.width == 48 * (2 if options.get("class_tokens") == 2 or "and" in options.get("summary", "") else 1)
+    features = whole(images)
+    (features.summary.square().sum() + features.tokens.sum()).backward()
+    assert all(parameter.grad is not None for parameter in whole.parameters())
+    beyond = {id(parameter) for parameter in whole.parameters_beyond_maps()}
+    whole.zero_grad()
+    sum(map_.square().sum() for map_ in whole(images).maps).backward()
+    assert {id(p) for p in whole.parameters() if p.grad is None} == beyond
+
+
+@pytest.mark.parametrize("options", SUMMARIES[2:], ids=lambda options: " ".join(map(str, options.values())))
+def test_control_another_summary_gives_other_numbers(options, images):
+    own = randomise(small(**options)).eval()
+    table = {name: tensor for name, tensor in own.state_dict().items() if not name.startswith(("pool.", "norm."))}
+    others = [other for other in SUMMARIES if other.get("summary") != options["summary"]]
+    for other in others:
+        backbone = randomise(small(**{**options, **other, "summary": other.get("summary", "class")})).eval()
+        if backbone.width == own.width and backbone.prefix == own.prefix:
+            backbone.load_state_dict(table, strict=False)
+            with torch.no_grad():
+                assert (backbone(images).summary - own(images).summary).abs().max() > 1e-2
+
+
+def test_an_unknown_summary_is_named(images):
+    with pytest.raises(UsageError, match='no summary "man"'):
+        small(summary="man")
 
 
 def test_equals_torchvision(images):

@@ -252,15 +252,27 @@ def test_a_backbone_is_written_without_a_head(file, names, tmp_path, capsys):
     whole = export_weights(made(), "torchvision")
     assert same(written, {name: whole[name] for name in whole if not name.startswith("heads.")})
     assert weights(*words, "patchform", "--out", tmp_path / "own", "--classes", names) == 2
-    assert "head.classifier" in said(capsys)
+    assert "leave them out: the folder is that of a backbone by itself" in said(capsys)
+    assert weights(*words, "patchform", "--out", tmp_path / "own") == 0
+    assert "the folder holds a backbone by itself" in said(capsys)
+    bare = load_model(tmp_path / "own")
+    assert (bare.architecture.head, bare.classes) == ("none", ())
+    assert same(bare.backbone.state_dict(), made().backbone.state_dict())
+    back = tmp_path / "back.safetensors"
+    assert weights("convert", tmp_path / "own", "--to", "timm", "--out", back) == 0
+    assert same(load_file(back), tensors)
+    words = ("convert", file, "--model", "vit/nano", "--head", "none", "--to", "patchform", "--out", tmp_path / "cut")
+    assert weights(*words) == 0
+    assert same(load_model(tmp_path / "cut").state_dict(), bare.state_dict())
 
 
-def test_options_and_heads_are_said_or_found(tmp_path):
+def test_options_and_heads_are_said_or_found(tmp_path, capsys):
     model = made(backbone_options={"layer_scale": 0.1}, head_options={"hidden": 48})
     save_file(export_weights(model, "timm"), tmp_path / "scaled.safetensors")
     out = tmp_path / "out.safetensors"
     words = ("convert", tmp_path / "scaled.safetensors", "--model", "vit/nano", "--to", "timm", "--out", out)
     assert weights(*words) == 4
+    assert "give --option layer_scale=1 (in a recipe model.options)" in said(capsys)
     assert weights(*words, "--option", "layer_scale=0.1") == 0
     assert weights(*words, "--option", "layer_scale=0.1", "--head-option", "hidden=48", "--force") == 0
     assert weights(*words, "--option", "layer_scale", "--force") == 2

@@ -39,6 +39,7 @@ TIMM = {
 }
 BUILT = {
     "vit_small_patch16_dinov3": "dinov3",
+    "vit_small_plus_patch16_dinov3_qkvb": "dinov3",
     "vit_base_patch16_clip_224": "clip",
     "vit_base_patch16_siglip_224": "siglip",
     "eva02_base_patch14_224": "eva02",

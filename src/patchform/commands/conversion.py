@@ -15,9 +15,11 @@ from patchform import lookup
 from patchform.commands.candidates import Candidate, Fit, build, fill, fit
 from patchform.descriptions import Preprocessing
 from patchform.errors import FolderError, ModelFileError, UsageError
+from patchform.heads.base import NO_HEAD, NoHead
 from patchform.layers.fitting import keeps_numbers
-from patchform.loading import OWN, class_names, computing_options, export_weights, layouts_of, load_weights, prefixes_of
-from patchform.model import Model, load, save
+from patchform.loading import OWN, export_weights, layouts_of, load_weights, prefixes_of
+from patchform.model import Model, build_model, load, save
+from patchform.published_models import class_names, computing_options, sized
 from patchform.weights import files, pickles, sources
 from patchform.weights.hub import is_row, locate
 from patchform.weights.load_report import Report, shorten
@@ -111,7 +113,8 @@ class _Overlap(NamedTuple):
     """Share that have as many numbers, too."""
 
 
-def _overlap(candidate: Candidate, tensors: Mapping[str, Tensor]) -> _Overlap:
+def _overlap(candidate: Candidate, tensors: Mapping[str, Tensor], least: float = 0) -> _Overlap:
+    """Nothing where the file has too few tensors for a share `least` of the backbone's."""
     with torch.device("meta"):
         model = build(candidate)
     own = {  # without counters of batches, which old files lack
@@ -119,6 +122,8 @@ def _overlap(candidate: Candidate, tensors: Mapping[str, Tensor]) -> _Overlap:
         for name, tensor in model.state_dict().items()
         if name.startswith("backbone.") and tensor.is_floating_point()
     }
+    if least * len(own) > len(tensors):
+        return _Overlap(0, 0)
     overlaps = []
     for prefix in prefixes_of(tensors):
         sizes = {name.removeprefix(prefix): tensor.numel() for name, tensor in tensors.items()}
@@ -150,7 +155,7 @@ def _fits(tensors: Mapping[str, Tensor], families: Sequence[str]) -> tuple[list[
         for models in (plain, special):
             fits = []
             for model in models:
-                overlap = _overlap(model, tensors)
+                overlap = _overlap(model, tensors, NAMED)
                 if overlap.named < NAMED or overlap.alike < ALIKE:
                     continue
                 try:
@@ -190,7 +195,7 @@ class SourceOptions:
     image_size: int | None = None
     """Side in pixels that it is for; None: the model's."""
     head: str | None = None
-    """None: the one that fits."""
+    """None: the one that fits; "none": the backbone alone, whatever else there is."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the backbone."""
     head_options: Mapping[str, Any] = field(default_factory=dict)
@@ -219,7 +224,8 @@ def convert(
         say: called before the network is used.
 
     Returns:
-        How the source was read. A source without the head's tensors is written without them.
+        How the source was read. A source without the head's tensors is written without them: as a model folder it is
+        one of a backbone by itself, which is probed, or trained a head on.
 
     Raises:
         FolderError: `out` is there.
@@ -239,9 +245,8 @@ def convert(
         model, report = _filled_model(path, options, to)
     unfilled = [entry.name for entry in report.of("new") if entry.name.startswith("head.")]
     if to == OWN:
-        if unfilled:
-            what = f"the source has no {shorten(unfilled)}"
-            raise UsageError(what, where=path, remedy="convert to another layout, and train a head")
+        if not folder and options.head is None and isinstance(model.head, NoHead):
+            say("the source has no head: the folder holds a backbone by itself")
         save(model, out)
         return report
     written = export_weights(model, to, without=unfilled)
@@ -272,7 +277,8 @@ def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, R
     if options.model is None:
         raise UsageError("which model is it for?", where=path, remedy="--model family/size; `weights show` helps")
     candidate = _candidate(options.model, options)
-    fitted = fit(tensors, candidate, options.layout)
+    bare = options.head == NO_HEAD
+    fitted = fit(tensors, replace(candidate, head=None) if bare else candidate, options.layout)
     if resized := [entry for entry in fitted.report.of("resized") if not keeps_numbers(entry.note)]:
         what = f"it is for another size: {resized[0].name} {resized[0].note}"
         raise UsageError(what, where=path, remedy="name the size that it is for: --image-size")
@@ -282,10 +288,29 @@ def _filled_model(path: Path, options: SourceOptions, to: str) -> tuple[Model, R
     architecture = fitted.architecture
     computing = computing_options(candidate.backbone, fitted.report.layout)
     candidate = replace(candidate, options={**computing, **candidate.options})
+    if bare or (to == OWN and any(entry.name.startswith("head.") for entry in fitted.report.of("new"))):
+        if options.classes and not bare:
+            what = f"{len(options.classes)} names for the classes of a source without a head"
+            raise UsageError(what, where=path, remedy="leave them out: the folder is that of a backbone by itself")
+        return _without_head(candidate, fitted, tensors)
     model = build(replace(candidate, head=architecture.head, head_options=architecture.head_options), names)
     report = load_weights(model, tensors, layout=fitted.report.layout, prefix=fitted.report.prefix)
     if to == OWN and not candidate.classes:
         raise UsageError("the classes have no names", where=path, remedy="--classes imagenet-1k, or a file of names")
+    return model, report
+
+
+def _without_head(candidate: Candidate, fitted: Fit, tensors: Mapping[str, Tensor]) -> tuple[Model, Report]:
+    """The backbone by itself."""
+    model = build_model(
+        "pretraining",
+        backbone=candidate.backbone,
+        head=NO_HEAD,
+        classes=(),
+        preprocessing=candidate.preprocessing,
+        backbone_options=dict(candidate.options),
+    )
+    report = load_weights(model.backbone, tensors, layout=fitted.report.layout, prefix=fitted.report.prefix)
     return model, report
 
 
@@ -304,10 +329,9 @@ def _candidate(name: str, options: SourceOptions) -> Candidate:
         )
     lookup.backbone(candidate.backbone)
     preprocessing = candidate.preprocessing
-    if options.image_size is not None:
-        if options.image_size < 1:
-            raise UsageError(f"an image size of {options.image_size}", remedy="name the side in pixels")
-        preprocessing = replace(preprocessing or Preprocessing(), size=(options.image_size, options.image_size))
+    side = options.options.get("image_size") if options.image_size is None else options.image_size
+    if side is not None:
+        preprocessing = sized(preprocessing or Preprocessing(), side)
     return replace(
         candidate,
         options={**candidate.options, **options.options},

@@ -15,6 +15,7 @@ from patchform.errors import FolderError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from patchform.model import Model
     from patchform.probing.frozen import Output
 
 EXAMPLE = "patchform features runs/looked photos/ --out photos.safetensors"
@@ -32,24 +33,26 @@ class Described(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `features` takes."""
-    parser.add_argument("model", metavar="MODEL", help="run folder, or name of a backbone (with --weights)")
+    inference_options.add_backbone_arguments(parser)
     parser.add_argument("data", metavar="DATA", help="folder of pictures, nested or flat, or a tar shard")
     out, output = "safetensors: features (N, D), names in its header", "as a classifier sees it, or the mean token"
     parser.add_argument("--out", metavar="FILE", required=True, help=out)
-    parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
     parser.add_argument("--output", choices=OUTPUTS, default="summary", help=output)
     inference_options.add_run_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and say what is in it."""
+    from patchform.commands.probe import chosen_backbone
+
     console = terminal.stderr_console()
     with terminal.progress_bars(console) as progress:
+        model, weights = chosen_backbone(arguments, say=terminal.above(console))
         described = features(
-            arguments.model,
+            model,
             arguments.data,
             out=arguments.out,
-            weights=arguments.weights,
+            weights=weights,
             output=arguments.output,
             progress=partial(progress, "pictures"),
             say=terminal.above(console),
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def features(
-    model: str | Path,
+    model: str | Path | Model,
     data: str | Path,
     *,
     out: str | Path | None = None,
@@ -76,7 +79,7 @@ def features(
     """Features of pictures from the backbone of a model, prepared as at evaluation.
 
     Args:
-        model: run folder of any task, or a backbone's name, with `weights`.
+        model: run folder of any task; a name of published weights, or of a backbone, with `weights`; or a model.
         data: folder of pictures, nested or flat, or a tar shard; labels are not looked at.
         out: a new file, safetensors: `features` (N, D) float32, and in its header `names`, a JSON list.
         weights: of the backbone, in one of its family's layouts.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchform.errors import UsageError
@@ -31,6 +33,31 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=WORKERS, default=0, metavar="N", help="processes that decode")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--skip-bad", type=SKIPPED, default=0.0, metavar="SHARE", help=bad)
+
+
+OPTION = "argument of the backbone, such as layer_scale=1 or image_size=224; several times for several"
+
+
+def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, `--weights`, `--option`: of `probe.open_backbone`."""
+    parser.add_argument("model", metavar="MODEL", help="run folder, published weights, or backbone (with --weights)")
+    parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
+    parser.add_argument("--option", metavar="K=V", action="append", default=[], help=OPTION)
+
+
+def constructor_options(words: Sequence[str]) -> dict[str, Any]:
+    """What `depth=3` says, as {"depth": 3}; what is no JSON is text."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f'"{word}" has no value', remedy="write name=value")
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        options[name] = tuple(read) if isinstance(read, list) else read
+    return options
 
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:

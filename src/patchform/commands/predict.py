@@ -20,7 +20,9 @@ SOME_FAILED = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `prediction.write` takes."""
-    parser.add_argument("run", metavar="RUN", help="run folder, or exported file (.onnx, .xml, .pt2)")
+    parser.add_argument("run", metavar="RUN", help="run folder, exported file (.onnx, .xml, .pt2), published weights")
+    option = "of published weights: " + inference_options.OPTION
+    parser.add_argument("--option", metavar="K=V", action="append", default=[], help=option)
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, video, folder, pattern, or - for stdin")
     parser.add_argument("--out", metavar="DIR", help="folder for predictions.jsonl and annotated pictures")
     parser.add_argument("--format", metavar="FORMAT", help="of objects coco or yolo: in this format too, in --out")
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         infer=infer,
         runtime=inference_options.runtime_options(arguments),
+        options=inference_options.constructor_options(arguments.option),
         say=terminal.say,
     )
     written = write(
@@ -76,11 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def load(run: str | Path, **options: Any) -> Predictor:
-    """The model of a run folder or an exported file, ready to predict.
+    """The model of a run folder, an exported file or published weights, ready to predict.
 
     Args:
-        run: run folder, or file.
-        options: of `patchform.prediction.load`: device, precision, infer, threshold, runtime, say.
+        run: run folder, file, or name of published weights.
+        options: of `patchform.prediction.load`: device, precision, infer, threshold, runtime, options, say.
 
     Raises:
         ModelFileError: the folder holds no intact model, the file is damaged or not patchform's.

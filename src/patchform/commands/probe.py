@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -36,10 +36,9 @@ class Probed(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `probe` takes."""
-    parser.add_argument("model", metavar="MODEL", help="run folder, or name of a backbone (with --weights)")
+    inference_options.add_backbone_arguments(parser)
     parser.add_argument("--data", metavar="DIR", required=True, help="folder of class folders or with train/ and val/")
     parser.add_argument("--method", choices=("knn", "linear"), default="knn", help="neighbours, or a linear layer")
-    parser.add_argument("--weights", metavar="FILE", help="weights of the backbone that MODEL names")
     cache, out = (
         f"keeps the features; '' keeps none (default: {CACHE})",
         "new folder for the backbone under the linear layer, as a run has it",
@@ -54,11 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the numbers."""
     console = terminal.stderr_console()
     with terminal.progress_bars(console) as progress:
+        model, weights = chosen_backbone(arguments, say=terminal.above(console))
         probed = probe(
-            arguments.model,
+            model,
             arguments.data,
             method=arguments.method,
-            weights=arguments.weights,
+            weights=weights,
             cache=arguments.cache or None,
             out=arguments.out,
             neighbours=arguments.neighbours,
@@ -81,8 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def chosen_backbone(
+    arguments: argparse.Namespace, *, say: Callable[[str], None]
+) -> tuple[str | Model, str | Path | None]:
+    """What MODEL, `--weights` and `--option` say: names, or with options the backbone itself."""
+    if not arguments.option:
+        return arguments.model, arguments.weights
+    options = inference_options.constructor_options(arguments.option)
+    return open_backbone(arguments.model, arguments.weights, say, options=options), None
+
+
 def probe(
-    model: str | Path,
+    model: str | Path | Model,
     data: str | Path,
     *,
     method: Literal["knn", "linear"] = "knn",
@@ -96,7 +106,8 @@ def probe(
     """Judge the features of a backbone that is not trained further.
 
     Args:
-        model: run folder; its classes need not be those of the data. Or a backbone's name, with `weights`.
+        model: run folder; its classes need not be those of the data. Or a name of published weights, or of a backbone,
+            with `weights`. Or a model, such as `pf.load_backbone` gives.
         data: folder of class folders (a fifth of each class is then held out), or with train/ and val/ inside, or CSV
             list; one class an image.
         method: "knn", neighbours that vote, or "linear", a logistic regression.
@@ -177,20 +188,26 @@ def _features(
     return frozen[0], frozen[1], splits.train.classes
 
 
-def open_backbone(model: str | Path, weights: str | Path | None, say: Callable[[str], None]) -> Model:
-    """The model of a run folder, or a backbone under a head without meaning; `say` as of `model.load`."""
-    from patchform.loading import load_weights
-    from patchform.model import build_model, load
+def open_backbone(
+    model: str | Path | Model,
+    weights: str | Path | None,
+    say: Callable[[str], None],
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> Model:
+    """The model of a run folder, or a backbone by itself (`load_backbone`); `say` as of `model.load`."""
+    from patchform.model import Model, load
+    from patchform.published_models import load_backbone
 
+    if isinstance(model, Model):
+        return model.eval()
     if Path(model).is_dir():
-        if weights is not None:
-            raise UsageError("a run folder has its own weights", where=model, remedy="give no other ones")
+        if weights is not None or options:
+            what = "weights" if weights is not None else "options"
+            raise UsageError(f"a run folder has its own {what}", where=model, remedy="give no other ones")
         return load(model, say=say)
     if Path(model).is_file():
         what = "a file gives predictions, not the features of its backbone"
-        raise UsageError(what, where=model, remedy="use the run folder that it was exported from")
-    built = build_model("classification", backbone=str(model), head="linear", classes=("?",))
-    if weights is None:
-        raise UsageError("a backbone without weights knows nothing", where=model, remedy="name a file: --weights FILE")
-    load_weights(built.backbone, weights)
-    return built.eval()
+        remedy = "use the run folder that it was exported from, or name its backbone: NAME --weights FILE"
+        raise UsageError(what, where=model, remedy=remedy)
+    return load_backbone(str(model), weights=weights, options=options, say=say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,11 +57,13 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
 
 def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = None) -> tuple[Recipe, Origin]:
     """A complete recipe, and where it came from; arguments and errors as of `resolve`."""
-    above = renamed(settings or {}, None)
+    above, origin_notes = _from_published(renamed(settings or {}, None))
     path = None if isinstance(recipe, Recipe) else find(recipe)
     below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else renamed(read(find(recipe)), path)
     asked = dict(flat(above)).get("model.backbone")
     other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
+    if origin_notes:
+        below = _without_sizes(below)
     below, notes = _fitted(below, above)
     try:
         resolved = schema.build(Recipe, plain(merged(below, above)), parse=parse)
@@ -72,7 +75,7 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
         raise lookup.no_such("task", resolved.task, lookup.names("tasks"))
     if other and (note := _input_note(resolved, above)):
         notes.append(note)
-    return resolved, Origin(_called(path), tuple(notes))
+    return resolved, Origin(_called(path), (*origin_notes, *notes))
 
 
 def find(name: str | Path) -> Path:
@@ -97,6 +100,52 @@ def _called(path: Path | None) -> str:
         return UNKNOWN.name
     packaged_file = path.is_relative_to(PACKAGED)
     return path.relative_to(PACKAGED).with_suffix("").as_posix() if packaged_file else str(path)
+
+
+def _from_published(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings in which published weights are named as the backbone, or as what it starts from without any backbone,
+    with what these say of it: its name and options, and the statistics of its pixels; and a sentence on that.
+    """
+    model = settings.get("model")
+    if not isinstance(model, Mapping):
+        return settings, []
+    backbone, source = model.get("backbone"), model.get("init_from")
+    name = str(source if backbone is None else backbone)
+    if "/" not in name or "." not in name:
+        return settings, []
+    from patchform.weights.hub import is_row
+
+    if os.path.lexists(name) or not is_row(name):
+        return settings, []
+    row = lookup.weights_file(name)
+    options = model.get("options", {})
+    typed = parse(options) if isinstance(options, str) else options
+    if not isinstance(typed, Mapping):
+        return settings, []  # refused as any other value of this setting
+    from patchform.published_models import computing_options
+
+    own, _, tag = name.partition(".")
+    theirs = computing_options(own, row.layout) | row.backbone_options
+    statistics = {key: getattr(row.preprocessing, key) for key in ("mean", "std") if getattr(row.preprocessing, key)}
+    above = settings.get("preprocessing", {})
+    statistics = {key: list(value) for key, value in statistics.items() if key not in above}
+    said = [f"{key} {schema.shown(value)}" for key, value in {**theirs, **statistics}.items()]
+    settings = {
+        **settings,
+        "model": {**model, "backbone": own, "init_from": source or name, "options": {**theirs, **typed}},
+    }
+    if statistics:
+        settings["preprocessing"] = {**above, **statistics}
+    return settings, [f"{own} as {tag} of it was published{': ' * bool(said)}{', '.join(said)}"]
+
+
+def _without_sizes(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that says nothing of the sizes of its backbone: published weights have theirs."""
+    model = recipe.get("model")
+    options = model.get("options") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(options, dict):
+        return recipe
+    return {**recipe, "model": {**model, "options": {key: options[key] for key in options if key not in SIZES}}}
 
 
 # ------------------------------------------------------------------------------- what goes with a backbone, or a head

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import recipes, terminal
+from patchform.commands import inference_options, recipes, terminal
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe, `--section.key value`, is taken too."""
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, packaged recipe, run folder, or a task's name")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list: short for --data.path")
+    option = f"{inference_options.OPTION}: short for --model.options.K V"
+    parser.add_argument("--option", metavar="K=V", action="append", default=[], help=option)
     parser.add_argument("--name", help="run folder below --runs")
     parser.add_argument("--runs", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help=RESUME)
@@ -57,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train and say where the model is, or what memory it would take."""
     options = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
     flags = {name: value for name, value in options.items() if value is not None} | arguments.settings
+    for name, value in inference_options.constructor_options(arguments.option).items():
+        flags["model.drop_path" if name == "drop_path" else f"model.options.{name}"] = value
     if arguments.plan:
         return _run_plan(arguments, recipes.nested(flags))
     from patchform import distributed

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,7 +135,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefix", metavar="TEXT", help=PREFIX)
     size_help = "input that FILE is for (default: the model's)"
     parser.add_argument("--image-size", type=inference_options.SIDE, metavar="N", help=size_help)
-    parser.add_argument("--head", metavar="NAME", help="head of the model (default: the one that fits)")
+    parser.add_argument("--head", metavar="NAME", help="head of the model, or none (default: the one that fits)")
     for name, whose in (("--option", "backbone"), ("--head-option", "head")):
         parser.add_argument(name, metavar="K=V", action="append", default=[], help=f"argument of the {whose}")
     parser.add_argument("--classes", metavar="NAMES", help="imagenet-1k, or a file with a name a line")
@@ -152,8 +152,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         prefix=arguments.prefix,
         image_size=arguments.image_size,
         head=arguments.head,
-        options=_options(arguments.option),
-        head_options=_options(arguments.head_option),
+        options=inference_options.constructor_options(arguments.option),
+        head_options=inference_options.constructor_options(arguments.head_option),
         classes=_classes(arguments.classes),
     )
     report = convert(
@@ -227,24 +227,9 @@ def _to_stderr(sentence: str) -> None:
     terminal.say(sentence)
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
-    """What `depth=3` says, as {"depth": 3}; what is no JSON is text."""
-    options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UsageError(f'"{word}" has no value', remedy="write name=value")
-        try:
-            read = json.loads(value)
-        except ValueError:
-            read = value
-        options[name] = tuple(read) if isinstance(read, list) else read
-    return options
-
-
 def _classes(named: str | None) -> tuple[str, ...] | None:
     """Names of a known set, or those in a file."""
-    from patchform.loading import class_names
+    from patchform.published_models import class_names
 
     if named is None:
         return None

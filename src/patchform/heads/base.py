@@ -15,7 +15,7 @@ from patchform.geometry.grids import bilinear
 from patchform.geometry.maps import Mode, over_pixels, reach, to_size
 from patchform.layers.convolutions import CellNorm
 from patchform.layers.pixel_losses import PixelLosses
-from patchform.outputs import Outputs, RegionOutputs
+from patchform.outputs import EmbeddingOutputs, Outputs, RegionOutputs
 from patchform.records import LEAST, FeatureInfo, Features, Loss, Regions, Target
 
 
@@ -59,6 +59,34 @@ class Head(nn.Module):
         divided by the count of the whole batch before the other parts are computed. Here: one loss, over images.
         """
         return {"loss": number_of(targets)}
+
+
+NO_HEAD = "none"
+"""What a model's head is called that is a backbone by itself."""
+
+
+class NoHead(Head):
+    """No head: a backbone by itself. It gives the summary as it is, and learns nothing."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("pretraining",)
+
+    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Tensor:
+        """(B, D): the summary. Raises UsageError when there is none."""
+        if features.summary is None:
+            raise UsageError("a backbone without a head gives its summary, and this one has none")
+        return features.summary
+
+    def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
+        """One `Embedding` an image."""
+        return list(self.to_outputs(raw).predictions())
+
+    def to_outputs(self, raw: Tensor, sizes: Tensor | None = None) -> EmbeddingOutputs:
+        """The summaries."""
+        return EmbeddingOutputs(raw.float())
+
+    def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
+        """Raises UsageError."""
+        raise UsageError("a backbone without a head learns nothing", remedy="name a head, or a method of pre-training")
 
 
 def number_of(items: Sized) -> Tensor:

@@ -20,7 +20,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, width: int, initial: float = 1e-5) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), initial))
+        self.gamma = nn.Parameter(torch.full((width,), float(initial)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,36 +13,19 @@ from patchform.backbones.vit import ViT
 from patchform.descriptions import Architecture, Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import grids
-from patchform.heads.base import Head
+from patchform.heads.base import NoHead
 from patchform.layers.patches import pad_to
 from patchform.model import Model
-from patchform.outputs import EmbeddingOutputs
-from patchform.records import Batch, Features, Loss, Target
+from patchform.records import Batch, Loss, Target
 
 
-class MethodHead(Head):
+class MethodHead(NoHead):
     """What a method has beside its backbone: decoder, mask tokens, a student. It is left behind when the backbone goes
     on.
 
     As a head it predicts the backbone's summary, in which `metrics.representation` looks for what was learnt; losses
     are the method's own.
     """
-
-    tasks: ClassVar[tuple[str, ...]] = ("pretraining",)
-
-    def forward(self, features: Features, targets: Sequence[Target] | None = None) -> Tensor:
-        """(B, D): the summary. Raises UsageError when there is none."""
-        if features.summary is None:
-            raise UsageError("learning without labels is judged by a summary, and this backbone gives none")
-        return features.summary
-
-    def decode(self, raw: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Target]:
-        """One `Embedding` an image."""
-        return self.to_outputs(raw).predictions()
-
-    def to_outputs(self, raw: Tensor, sizes: Tensor | None = None) -> EmbeddingOutputs:
-        """The summaries."""
-        return EmbeddingOutputs(raw.float())
 
     def loss(self, raw: Tensor, targets: Sequence[Target]) -> dict[str, Loss]:
         """Not called: see `Method`."""

@@ -10,6 +10,7 @@ from patchform.backbones.beit import VARIANTS
 from patchform.descriptions import WeightsFile
 from patchform.published.base import Origin, timm
 from patchform.weights.operations import Operation, join, reshape
+from patchform.weights.option_hints import NO_KEY_BIAS, Hint, constant
 from patchform.weights.rules import DROP, Drop, Rule, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -139,4 +140,16 @@ WEIGHTS = (
     _row("l", "beit_large_patch16_224.in22k_ft_in22k_in1k", 1218, half=True),
     _row("l384", "beit_large_patch16_384.in22k_ft_in22k_in1k", 1221, half=True),
     _row("l512", "beit_large_patch16_512.in22k_ft_in22k_in1k", 1226, half=True),
+)
+
+OPTION_HINTS = (
+    NO_KEY_BIAS,
+    Hint("layer_scale", r"(gamma|lambda)_1$", r"scale1\.gamma$", constant(0.1), "null"),
+    Hint(
+        "summary",
+        r"(fc_norm|pooler\.layernorm)\.weight$",
+        r"last_norm\.weight$",
+        constant("mean_then_norm"),
+        "class",
+    ),
 )

@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from patchform.backbones.dinov3 import VARIANTS
 from patchform.published.base import Origin, timm
 from patchform.weights.operations import Operation, Sizes, join, reshape
+from patchform.weights.option_hints import NO_KEY_BIAS, Hint
 from patchform.weights.rules import Drop, Rule, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -155,3 +156,8 @@ WEIGHTS = tuple(
 )
 """Under Meta's DINOv3 licence, which is no open one: read it before you name them. Meta's own copies are behind a gate;
 a file from there is read as any other, by its path. timm left biases out that were all zero."""
+
+OPTION_HINTS = (
+    NO_KEY_BIAS,
+    Hint("registers", r"(reg_token|storage_tokens|register_tokens)$", r"register_tokens$", lambda t: t.shape[1]),
+)

@@ -9,6 +9,7 @@ from patchform.backbones.eva02 import VARIANTS
 from patchform.descriptions import WeightsFile
 from patchform.published.base import CLIP_STATISTICS, Origin, timm
 from patchform.weights.operations import join, reshape
+from patchform.weights.option_hints import NO_KEY_BIAS, Hint, constant
 from patchform.weights.rules import Drop, Rule, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -103,4 +104,10 @@ WEIGHTS = (
     _row("b448", "base", "mim_in22k_ft_in22k_in1k", 349),
     _row("l448", "large", "mim_in22k_ft_in1k", 1220),
     _row("l448", "large", "mim_m38m_ft_in22k_in1k", 1220),
+)
+
+OPTION_HINTS = (
+    NO_KEY_BIAS,
+    Hint("inner_norm", r"mlp\.(norm|ffn_ln)\.weight$", r"mlp\.norm\.weight$", constant("true"), "false"),
+    Hint("summary", r"fc_norm\.weight$", r"last_norm\.weight$", constant("mean_then_norm"), "class"),
 )

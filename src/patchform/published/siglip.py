@@ -8,6 +8,7 @@ from patchform.descriptions import WeightsFile
 from patchform.published.base import Origin, timm
 from patchform.weights import flax
 from patchform.weights.operations import in_front, join, join_shares, reshape
+from patchform.weights.option_hints import Hint, constant
 from patchform.weights.rules import Drop, Rule, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
@@ -145,4 +146,10 @@ WEIGHTS = tuple(
         ("g16", "giantopt_patch16", 4653, 256, ("v2_webli",)),
     )
     for tag in tags
+)
+
+OPTION_HINTS = (
+    Hint(
+        "summary", r"(attn_pool\.latent|head\.probe|MAPHead_0/probe)$", r"pool\.query$", constant("attention"), "mean"
+    ),
 )

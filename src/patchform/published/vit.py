@@ -8,7 +8,7 @@ from typing import TypeAlias
 from patchform.descriptions import Score
 from patchform.published import dino, mae, segmenters
 from patchform.published.vit_files import FILES
-from patchform.weights import flax
+from patchform.weights import flax, option_hints
 from patchform.weights.cross_family import CrossFamily
 from patchform.weights.operations import Operation, cells_alone, copy, join, reshape, side_by_side
 from patchform.weights.rules import Drop, Names, Rule, Rules, prefix
@@ -347,3 +347,4 @@ SCORES = (
 )
 
 WEIGHTS = FILES
+OPTION_HINTS = option_hints.PLAIN

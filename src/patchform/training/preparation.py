@@ -22,7 +22,7 @@ from patchform.data.dataset import Splits, check_before
 from patchform.data.listing import Listing
 from patchform.descriptions import Preprocessing
 from patchform.errors import ModelFileError, UsageError
-from patchform.heads.base import DenseHead, Head
+from patchform.heads.base import NO_HEAD, DenseHead, Head
 from patchform.loading import load_weights
 from patchform.model import Model, build_model, describe
 from patchform.records import Batch
@@ -134,7 +134,7 @@ def model_of(
 def _backbone_of(source: str) -> tuple[str, dict[str, Any]] | None:
     """The backbone, and its options, that a run folder or a published name says its weights are of; else None."""
     if source in (published := lookup.weights_files()):
-        return published[source].variant, plain(published[source].backbone_options)
+        return source.partition(".")[0], plain(published[source].backbone_options)
     if not (Path(source) / DESCRIPTION).is_file():
         return None
     architecture = read_description(Path(source)).get("architecture")
@@ -168,6 +168,8 @@ def check_model(recipe: Recipe) -> None:
 
 
 def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, counts: Sequence[int]) -> Model:
+    if recipe.model.head == NO_HEAD:
+        raise UsageError("a backbone without a head learns nothing", remedy="name a head, or a method of pre-training")
     options, head_options = dict(recipe.model.options), dict(recipe.model.head_options)
     if recipe.model.drop_path is not None:
         options["drop_path"] = recipe.model.drop_path

@@ -45,23 +45,6 @@ SIGNATURES = (
         "a ResNet of CLIP", ((r"visual\.attnpool\.",),), "use a vision transformer of CLIP, such as clip/b16.openai"
     ),
     Signature(
-        "a tower of EVA-CLIP, whose attention has a norm inside",
-        ((r"attn\.inner_attn_ln\.",), (r"blocks\.0\.attn\.norm\.", r"blocks\.0\.mlp\.fc1_g\.")),
-        "use EVA-02 as it was before, such as eva02/b.mim_in22k",
-    ),
-    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"mlp\.ffn_ln\.",)), family="eva02"),
-    Signature(
-        "BEiT",
-        ((r"gamma_1$", r"relative_position_bias_table$"), (r"lambda_1$", r"layernorm_before")),
-        family="beit",
-    ),
-    Signature(
-        "EVA or a small EVA-02",
-        ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"),),
-        "EVA-02's two smallest are eva02/ti and eva02/s; EVA is not built here",
-        family="eva02",
-    ),
-    Signature(
         "DINOv3",
         (
             (r"storage_tokens$",),
@@ -70,6 +53,23 @@ SIGNATURES = (
             (r"reg_token$", r"gamma_1$"),
         ),
         family="dinov3",
+    ),
+    Signature(
+        "a tower of EVA-CLIP, whose attention has a norm inside",
+        ((r"attn\.inner_attn_ln\.",), (r"blocks\.0\.attn\.norm\.", r"blocks\.0\.mlp\.fc1_g\.")),
+        "use EVA-02 as it was before, such as eva02/b.mim_in22k",
+    ),
+    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"mlp\.ffn_ln\.",)), family="eva02"),
+    Signature(
+        "BEiT",
+        ((r"relative_position_bias_table$", r"attn\.q_bias$", r"cls_token$"), (r"lambda_1$", r"layernorm_before")),
+        family="beit",
+    ),
+    Signature(
+        "EVA or a small EVA-02",
+        ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"pos_embed$"),),
+        "EVA-02's two smallest are eva02/ti and eva02/s; EVA is not built here",
+        family="eva02",
     ),
     Signature("SAM", ((r"mask_decoder\.", r"(image|vision)_encoder\."), (r"neck\.0\.weight$", r"attn\.rel_pos_h$"))),
     Signature("DPT", ((r"neck\.reassemble_stage\.",), (r"scratch\.refinenet",), (r"reassemble_blocks\.",))),
