@@ -455,8 +455,10 @@ def test_the_classifier_of_transformers_reads_a_mean_and_is_left_out():
     assert model.head.classifier.weight.any()
 
 
-def test_of_a_classifier_of_timm_it_is_said_what_it_may_read():
+def test_what_no_name_tells_is_said():
     case = DINOV3[2]
     _, source = source_of(case)
     report = pf.load_weights(ours("dinov3", case), source)
     assert "reads the mean of the patches" in str(report)
+    _, source = source_of(CLIP[5])
+    assert "tells its GELU" in str(pf.load_weights(ours("clip", CLIP[5]), source))

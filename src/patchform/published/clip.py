@@ -110,6 +110,12 @@ GELU a file wants no name tells: OpenAI's "quick", the default; most of OpenCLIP
 Refused: the classifier of CLIPForImageClassification, which reads the mean of patches that no norm has seen; towers
 with attention pooling, layer scale or convolutions (CLIP's ResNets, CoCa, EVA-CLIP, ConvNeXt)."""
 
+DIFFERS = dict.fromkeys(
+    LAYOUTS,
+    "no name in a file of CLIP tells its GELU: gelu: quick is OpenAI's, none that of most of OpenCLIP's and of timm's "
+    "fine-tuned ones",
+)
+
 
 def _row(
     variant: str, model: str, megabytes: int, *, classes: int = 1000, gelu: str = "none", **more: Any
