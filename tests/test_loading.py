@@ -157,7 +157,7 @@ def test_a_table_without_a_row_for_the_class_token_gives_the_same_numbers(regist
     assert [e.note for e in report.of("resized")] == [
         "zeros for the class token, grid 4 x 4 to 6 x 6 (grid assumed square)"
     ]
-    with torch.no_grad():  # timm's own resizing is antialiased, which is none where a table grows
+    with torch.no_grad():
         table = larger.backbone.position.table
         wanted = theirs.pos_embed.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
         wanted = nn.functional.interpolate(wanted, size=(6, 6), mode="bicubic").flatten(2).mT

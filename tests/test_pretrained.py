@@ -128,6 +128,29 @@ def test_without_a_classifier_the_backbone_comes_by_itself(source):
         model(Batch(images, (), ("", ""), ((32, 32),) * 2))
 
 
+def test_rows_of_both_heads_of_a_distilled_model_go_by_name(source, tmp_path, monkeypatch):
+    two = {"class_tokens": 2}
+    more = {"layout": "timm_distilled", "backbone_options": two, "head_options": {"parts": (48, 48)}}
+    monkeypatch.setattr(vit, "WEIGHTS", (row("distilled", **more),))
+    theirs = build_model(
+        "classification",
+        backbone="vit/nano",
+        head="linear",
+        classes=class_names("imagenet-1k"),
+        preprocessing=PREPROCESSING,
+        backbone_options=two,
+        head_options={"parts": (48, 48)},
+    )
+    save_file(export_weights(randomise(theirs).eval(), "timm_distilled"), tmp_path / "distilled.safetensors")
+    model = pf.pretrained("vit/nano.distilled", source=tmp_path / "distilled.safetensors")
+    assert torch.equal(logits(model), logits(theirs))
+    some = pf.pretrained(
+        "vit/nano.distilled", source=tmp_path / "distilled.safetensors", classes=("goldfish", "my cat", "tench")
+    )
+    assert torch.equal(logits(some)[:, [0, 2]], logits(theirs)[:, [1, 0]])
+    assert not torch.isclose(logits(some)[:, 1:2], logits(theirs)).any()
+
+
 def test_options_go_over_those_of_the_weights(source):
     for tag in ("whole", "backbone"):
         model = pf.pretrained(f"vit/nano.{tag}", options={"image_size": 48, "gelu": "none"})
@@ -250,6 +273,10 @@ def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, phot
         assert model.architecture.backbone_options == {"drop_path": 0.05} | options
         assert model.preprocessing.std == PREPROCESSING.std
         torch.testing.assert_close(model.backbone.norm.weight, source["backbone"].backbone.norm.weight)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("task: classification\nmodel:\n  backbone: vit/nano.backbone\n  options: {gelu: none}\n")
+    assert cli.main(["train", str(recipe), *words[2:], "--name", "recipe"]) == 0
+    assert load(tmp_path / "recipe").architecture.backbone_options == {"layer_scale": 0.1, "gelu": "none"}
     bare = tmp_path / "bare"
     save(pf.pretrained("vit/nano.backbone"), bare)
     assert cli.main([*words, "--name", "refused", "--model.init_from", str(bare), "--model.backbone", "vit/nano"]) == 4

@@ -14,7 +14,7 @@ from patchform.layers.patches import Patches, Tubelets
 from patchform.layers.positions import Learned1D
 from patchform.model import Model
 
-CLASSIFIER = "classifier|classify"
+CLASSIFIER = r"classifier(\.parts\.\d+)?|classify"
 """How the layer of a head is called whose rows are the classes."""
 ROWS = re.compile(
     rf"head\.(({CLASSIFIER}|auxiliary|decoder\.classify|auxiliary_decoder\.2)|auxiliary_decoders\.\d+(\.classify)?)"

@@ -71,7 +71,7 @@ SMALL = [
     ("timesformer/nano", CLIPS),
     ("vivit/nano_fdp", CLIPS),
     ("vit/nano", {"depth": 1, "summary": "attention", "mlp": "swiglu", "class_tokens": 2}),
-    ("vit/nano", {"depth": 1, "summary": "class_and_mean", "registers": 2, "layer_scale": 1.0}),
+    ("vit/nano", {"depth": 1, "summary": "class_and_mean", "registers": 2, "position": "learned_1d_antialiased"}),
 ]
 MORE = [
     ("pvt/nano", TWO),

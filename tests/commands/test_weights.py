@@ -266,6 +266,14 @@ def test_a_backbone_is_written_without_a_head(file, names, tmp_path, capsys):
     assert same(load_model(tmp_path / "cut").state_dict(), bare.state_dict())
 
 
+def test_both_heads_of_a_distilled_model_are_found(tmp_path):
+    model = made(backbone_options={"class_tokens": 2}, head_options={"parts": (48, 48)})
+    save_file(export_weights(model, "timm_distilled"), tmp_path / "distilled.safetensors")
+    words = ("convert", tmp_path / "distilled.safetensors", "--model", "vit/nano", "--option", "class_tokens=2")
+    assert weights(*words, "--to", "transformers_distilled", "--out", tmp_path / "out.safetensors") == 0
+    assert same(load_file(tmp_path / "out.safetensors"), export_weights(model, "transformers_distilled"))
+
+
 def test_options_and_heads_are_said_or_found(tmp_path, capsys):
     model = made(backbone_options={"layer_scale": 0.1}, head_options={"hidden": 48})
     save_file(export_weights(model, "timm"), tmp_path / "scaled.safetensors")

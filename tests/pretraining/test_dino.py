@@ -146,6 +146,13 @@ def test_student_and_teacher_begin_alike_and_only_the_student_is_random():
     assert (max(rates[0]), max(rates[1])) == (0.0, 0.5)
 
 
+def test_a_summary_of_two_tokens_has_no_projection_in_common_with_patches():
+    options = {"backbone": "vit/nano", "head": "dino", "classes": (), "backbone_options": {"class_tokens": 2}}
+    assert build_model("pretraining", **options).backbone.width == 96
+    with pytest.raises(UsageError, match="no projection in common"):
+        build_model("pretraining", **options, head_options={"masked": 0.5})
+
+
 def test_the_masked_term_is_that_of_its_definition():
     model, batch = method(masked=0.5), batch_of(local=0)
     torch.manual_seed(3)

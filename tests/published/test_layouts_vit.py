@@ -666,6 +666,28 @@ def test_recognised_equal_and_written_back(family, case):
     assert different == (["head.0.bias", "head.1.bias"] if joined else [])
 
 
+@pytest.mark.parametrize("registers", [0, 2])
+@torch.no_grad()
+def test_dinov2_resizes_its_positions_as_transformers_does(registers):
+    name = "Dinov2WithRegisters" if registers else "Dinov2"
+    module = pytest.importorskip(f"transformers.models.{'dinov2_with_registers' if registers else 'dinov2'}")
+    more = {"num_register_tokens": registers} if registers else {}
+    theirs = randomise(getattr(module, f"{name}Model")(getattr(module, f"{name}Config")(**SMALL, **more)).eval())
+    options = SCALED | {"registers": registers} if registers else SCALED
+    own, other = (
+        pf.build_backbone("vit/nano", **options, position=position).eval()
+        for position in ("learned_1d_antialiased", "learned_1d")[:: 1 if registers else -1]
+    )
+    for backbone in (own, other):
+        pf.load_weights(backbone, theirs.state_dict())
+    for size in ((32, 32), (16, 16), (24, 40), (56, 8)):
+        images = pictures(3, *size)
+        expected, allowed = first(theirs, images), 10 * rounding_of(Output(theirs, first), images)
+        assert (own(images).summary - expected).abs().max() <= allowed
+        if size != (32, 32):
+            assert (other(images).summary - expected).abs().max() > 100 * allowed  # control
+
+
 @pytest.mark.parametrize("family", CASES)
 def test_control_swapped_tensors_are_seen(family):
     case = CASES[family][0]

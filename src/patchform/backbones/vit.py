@@ -13,7 +13,7 @@ paper's appendix D.4 and later work.
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -182,8 +182,8 @@ def _row(patch: int, width: int, depth: int, heads: int, image_size: int = 224) 
 
 def _dinov2(size: str, registers: int) -> Variant:
     width, depth, heads = DINOV2[size]
-    options = {"width": width, "depth": depth, "heads": heads, "patch": 14, "layer_scale": 1e-5}
-    options |= {"registers": registers} if registers else {}
+    options: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "patch": 14, "layer_scale": 1e-5}
+    options |= {"registers": registers, "position": "learned_1d_antialiased"} if registers else {}
     return Variant(build=ViT, image_size=518, options=options | ({"mlp": "swiglu"} if size == "g" else {}))
 
 

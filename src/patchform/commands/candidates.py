@@ -111,6 +111,8 @@ def _heads(candidate: Candidate) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with torch.device("meta"):
         backbone = build(replace(candidate, head="linear")).backbone
     yield "linear", {"hidden": backbone.width}
+    if backbone.width == 2 * backbone.channels[-1]:  # two class tokens side by side, each with a layer of its own
+        yield "linear", {"parts": (backbone.channels[-1],) * 2}
     yield "token_label", {}
     for head, options in PUBLISHED_HEADS.items():
         if any(name == head or name.endswith(f"_{head}") for name in layouts_of(backbone)):

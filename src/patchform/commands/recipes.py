@@ -62,8 +62,11 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else renamed(read(find(recipe)), path)
     asked = dict(flat(above)).get("model.backbone")
     other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
+    typed = above.get("model")
     if origin_notes:
         below = _without_sizes(below)
+    elif not (isinstance(typed, Mapping) and "backbone" in typed):
+        below, origin_notes = _from_published(below)
     below, notes = _fitted(below, above)
     try:
         resolved = schema.build(Recipe, plain(merged(below, above)), parse=parse)

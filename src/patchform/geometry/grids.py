@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Interpolation: TypeAlias = Literal["bicubic", "bilinear", "nearest", "corners"]
+Interpolation: TypeAlias = Literal["bicubic", "bilinear", "nearest", "corners", "antialiased"]
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -67,7 +67,8 @@ def resize(table: Tensor, size: tuple[int, int], *, mode: Interpolation = "bicub
         table: (H, W, D) floating point.
         size: rows and columns wanted.
         mode: "bicubic", "bilinear" or "nearest" of `torch.nn.functional.interpolate`, corners not aligned; "corners"
-            is bilinear with the corners aligned, as `scipy.ndimage.zoom` of order 1.
+            is bilinear with the corners aligned, as `scipy.ndimage.zoom` of order 1; "antialiased" is bicubic with
+            `antialias=True`, which is another kernel where a table grows, too.
 
     Returns:
         (*size, D), of the table's dtype; computed in float32 at least.
@@ -104,6 +105,8 @@ def _kept_weights(cells: int, places: int, mode: Interpolation, dtype: torch.dty
 def _weights(cells: int, places: int, mode: Interpolation, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(places, cells): what each cell of a side weighs in each place when the side is resized."""
     place = torch.arange(places, device=device)
+    if mode == "antialiased":
+        return _antialiased(place, cells, places, dtype)
     if mode == "nearest":  # in float32 as torch has it, also where that is the cell beside the exact one
         first = (place.float() * (torch.full_like(place, cells).float() / places)).long()
         taps, weights = first[:, None], torch.ones_like(first, dtype=dtype)[:, None]
@@ -124,18 +127,28 @@ def _weights(cells: int, places: int, mode: Interpolation, dtype: torch.dtype, d
     return (chosen * weights[..., None]).sum(1)
 
 
-_A = -0.75
-"""Of Keys' cubic convolution (1981), as torch has it."""
+def _antialiased(place: Tensor, cells: int, places: int, dtype: torch.dtype) -> Tensor:
+    """(places, cells): the cubic kernel, as wide as so many cells as a place covers."""
+    cell = torch.arange(cells, device=place.device)
+    apart = ((2 * cell + 1) * places - ((2 * place + 1) * cells)[:, None]).abs()  # in 2 * places parts of a cell
+    distance = apart.to(dtype) / (2 * larger(cells, places))
+    near, far = _inner(distance, _A_ANTIALIASED), _outer(distance, _A_ANTIALIASED)
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+    return weights / weights.sum(1, keepdim=True)
 
 
-def _inner(x: Tensor) -> Tensor:
+_A, _A_ANTIALIASED = -0.75, -0.5
+"""Of Keys' cubic convolution (1981), as torch has it, and with antialiasing."""
+
+
+def _inner(x: Tensor, a: float = _A) -> Tensor:
     """Weight of a cell at a distance in 0..1."""
-    return ((_A + 2) * x - (_A + 3)) * x * x + 1
+    return ((a + 2) * x - (a + 3)) * x * x + 1
 
 
-def _outer(x: Tensor) -> Tensor:
+def _outer(x: Tensor, a: float = _A) -> Tensor:
     """Weight of a cell at a distance in 1..2."""
-    return ((_A * x - 5 * _A) * x + 8 * _A) * x - 4 * _A
+    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
 
 
 def coordinates(grid: tuple[int, int], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

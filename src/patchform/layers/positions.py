@@ -23,7 +23,15 @@ from patchform.lookup import no_such
 
 Grid: TypeAlias = tuple[int, int]
 PositionName: TypeAlias = Literal[
-    "none", "learned_1d", "sinusoid_1d", "learned_2d", "sincos_2d", "relative_bias", "relative_2d", "rope_2d"
+    "none",
+    "learned_1d",
+    "learned_1d_antialiased",
+    "sinusoid_1d",
+    "learned_2d",
+    "sincos_2d",
+    "relative_bias",
+    "relative_2d",
+    "rope_2d",
 ]
 
 
@@ -42,7 +50,8 @@ class Learned1D(Position):
         width: D.
         grid: native rows and columns.
         prefix: rows for tokens in front of the cells.
-        mode: interpolation at other grids; the ViT paper's section 3.2 asks for 2D interpolation.
+        mode: interpolation at other grids; the ViT paper's section 3.2 asks for 2D interpolation. Antialiased as
+            DINOv2 with registers has it (Darcet et al. 2024).
     """
 
     def __init__(self, width: int, grid: Grid, *, prefix: int = 0, mode: Interpolation = "bicubic") -> None:
@@ -368,8 +377,9 @@ def absolute(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> 
     """
     if name not in get_args(PositionName):
         raise no_such("position", name, get_args(PositionName))
-    if name == "learned_1d":
-        return Learned1D(width, grid, prefix=prefix)
+    if name in ("learned_1d", "learned_1d_antialiased"):
+        mode: Interpolation = "bicubic" if name == "learned_1d" else "antialiased"
+        return Learned1D(width, grid, prefix=prefix, mode=mode)
     if name == "learned_2d":
         return Learned2D(width, grid)
     if name == "sinusoid_1d":

@@ -202,6 +202,9 @@ class DINOHead(MethodHead):
 
     def __init__(self, backbone: Backbone, hidden: int, bottleneck: int, outputs: int, *, masked: bool) -> None:
         super().__init__()
+        if masked and backbone.width != backbone.channels[-1]:
+            what = f"a summary of {backbone.width} numbers beside tokens of {backbone.channels[-1]}"
+            raise UsageError(what + ": no projection in common", remedy="have one class token, or hide no patches")
         self.student = copy.deepcopy(backbone)
         self.projection = Projection(backbone.width, hidden, bottleneck, outputs)
         self.teacher = copy.deepcopy(self.projection)

@@ -274,16 +274,19 @@ A table without a row for the class token (timm's no_embed_class: DeiT III, Flex
 one of zeros. Refused, as no option of ours computes the same: a table with rows for registers."""
 
 _ANTIALIASED = (
-    "the code of models with registers resizes positions with antialiasing, this one without: other numbers at smaller"
-    " sizes than the weights are for"
+    "at other sizes than the weights are for, the code of models with registers resizes positions with antialiasing: as"
+    " with position=learned_1d_antialiased"
 )
 DIFFERS = {
     **segmenters.MMSEG_SETR_DIFFERS,
-    **dict.fromkeys((name for name in _TRANSFORMERS if "dinov2" in name), _ANTIALIASED),
+    **dict.fromkeys(
+        (name for name in _TRANSFORMERS if "dinov2" in name and name.endswith(("_registers", "_backbone"))),
+        _ANTIALIASED,
+    ),
     **dict.fromkeys(
         ("dinov2", "dinov2_swiglu"),
-        "its code resizes positions by factors with 0.1 cells added, with registers by antialiasing, this one by target"
-        " size: other numbers at other sizes than the weights are for",
+        "at other sizes than the weights are for, its code resizes positions by a factor with 0.1 cells added, which no"
+        " option of ours does; with registers antialiased, as with position=learned_1d_antialiased",
     ),
 }
 
