@@ -70,7 +70,7 @@ def _found(hints: Iterable[Hint], source: Mapping[str, Tensor], own: Mapping[str
             fits = ours is not None and (hint.option not in ("registers", "class_tokens") or ours.shape[1] == value)
             if not fits:
                 yield hint.option, value
-        elif ours is not None and hint.without:
+        elif ours is not None and hint.without and _first(source, hint.ours) is None:  # it may have our names
             yield hint.option, hint.without
     theirs, ours = _first(source, GATED), _first(own, r"\.mlp\.fc1\.weight$")
     gates = _is_gated(source)
