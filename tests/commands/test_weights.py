@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import patchform as pf
 from patchform import cli
+from patchform.commands import conversion
 from patchform.commands.candidates import Candidate, fit
 from patchform.commands.weights import ACTIONS, EXAMPLE
 from patchform.errors import ModelFileError
@@ -264,6 +265,16 @@ def test_a_backbone_is_written_without_a_head(file, names, tmp_path, capsys):
     words = ("convert", file, "--model", "vit/nano", "--head", "none", "--to", "patchform", "--out", tmp_path / "cut")
     assert weights(*words) == 0
     assert same(load_model(tmp_path / "cut").state_dict(), bare.state_dict())
+
+
+def test_a_file_of_fewer_tensors_than_the_backbone_is_found():
+    model = pf.build_model("classification", backbone="pvt/nano", head="linear", classes=("a",))
+    head = [name for name in model.state_dict() if name.startswith("head.")]
+    tensors = export_weights(model, "mm_backbone", without=head)
+    assert len(tensors) < 0.95 * sum(name.startswith("backbone.") for name in model.state_dict())
+    found = conversion._overlap(conversion.Candidate(backbone="pvt/nano"), tensors, conversion.NAMED)
+    assert found.named == 1
+    assert found.alike >= conversion.ALIKE
 
 
 def test_both_heads_of_a_distilled_model_are_found(tmp_path):

@@ -28,6 +28,8 @@ ENOUGH = 0.5
 """Share of a small backbone's tensors by which a family is worth a closer look."""
 NAMED, ALIKE = 0.95, 0.8
 """Shares of a backbone's tensors, by name and with as many numbers, by which a variant is tried: tables may differ."""
+PARTED = 1.5
+"""So many tensors of ours come from one of a file at most: some hold queries, keys and values in one."""
 
 
 class Look(NamedTuple):
@@ -122,7 +124,7 @@ def _overlap(candidate: Candidate, tensors: Mapping[str, Tensor], least: float =
         for name, tensor in model.state_dict().items()
         if name.startswith("backbone.") and tensor.is_floating_point()
     }
-    if least * len(own) > len(tensors):
+    if least * len(own) > PARTED * len(tensors):
         return _Overlap(0, 0)
     overlaps = []
     for prefix in prefixes_of(tensors):
