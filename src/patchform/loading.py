@@ -76,7 +76,9 @@ def load_weights(
     options = _may_miss(target, weights, transfer)
     prefix = transfer.prefix if prefix is None else prefix
     with _naming_options(backbone, weights.tensors, own):
-        tensors, used_prefix, layout_name, may_miss = _recognised(layouts, weights.tensors, own, prefix, options)
+        tensors, used_prefix, layout_name, may_miss = _recognised(
+            layouts, weights.tensors, own, prefix, options, _family(backbone)
+        )
         rules = layouts[layout_name]
         _check_grid(transfer, weights)
         context = TransferContext(transfer, rules.corners, rules.cross_family.from_images)
@@ -104,7 +106,9 @@ def _naming_options(backbone: Backbone, source: Mapping[str, Tensor], own: Mappi
         yield
     except ModelFileError as error:
         hints = lookup.published(_family(backbone)).option_hints
-        missing = [] if known_as(source) else missing_options(hints, source, own)
+        signature = known_as(source)
+        foreign = signature is not None and signature.family != _family(backbone)
+        missing = [] if foreign else missing_options(hints, source, own)
         if not missing:
             raise
         flags = " ".join(f"--option {option}" for option in missing)
@@ -257,8 +261,9 @@ def _recognised(
     own: Mapping[str, Tensor],
     named: str | None,
     may_miss_options: list[dict[str, str]],
+    family: str,
 ) -> _Recognised:
-    """The first reading by which every tensor has its place."""
+    """The first reading by which every tensor has its place; `family` is the model's."""
 
     def behind(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in source.items() if name.startswith(prefix)}
@@ -279,10 +284,9 @@ def _recognised(
         raise ModelFileError(f'no tensor begins with "{named}"', remedy=f"the names are {shorten(list(source))}")
     if named is None:
         _propose_prefix(layouts, source, own, may_miss_options[-1])
-    if signature := known_as(source):
-        raise ModelFileError(
-            f"these are weights of {signature.name}, which is not built here", remedy=signature.instead
-        )
+    if (signature := known_as(source)) and signature.family != family:
+        lacking = "" if signature.family else ", which is not built here"
+        raise ModelFileError(f"these are weights of {signature.name}{lacking}", remedy=signature.remedy)
     nearest = recognise(layouts, behind(prefixes[0]), own, may_miss=may_miss_options[0])  # says what does not fit
     return _Recognised(behind(prefixes[0]), prefixes[0], nearest, may_miss_options[0])
 

@@ -5,7 +5,7 @@ import patchform as pf
 from patchform import lookup
 from patchform.inspect.position_similarity import PositionSimilarity
 
-ADDS = {"hybrid", "parallel_vit", "sparse", "timesformer", "vit", "vit_det", "vivit"}
+ADDS = {"clip", "eva02", "hybrid", "parallel_vit", "siglip", "sparse", "timesformer", "vit", "vit_det", "vivit"}
 """Families that keep one absolute position by that name."""
 
 

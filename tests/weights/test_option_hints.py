@@ -11,10 +11,10 @@ from patchform.model import build_model
 BOTH = {"layer_scale": 1.0, "registers": 4}
 
 
-def made(**options):
+def made(family="vit", **options):
     with torch.device("meta"):
         return build_model(
-            "classification", backbone="vit/nano", head="linear", classes=("a", "b"), backbone_options=options
+            "classification", backbone=f"{family}/nano", head="linear", classes=("a", "b"), backbone_options=options
         )
 
 
@@ -56,6 +56,28 @@ def test_the_options_are_named_and_then_it_fits(layout, theirs, ours, words):
         report = pf.load_weights(made(**given).backbone, source)
     assert not report.of("new")
     assert not report.of("resized")
+
+
+TOWERS = [
+    ("dinov3", "timm", {"qkv_bias": False}, {}, "qkv_bias=false"),
+    ("dinov3", "dinov3", {}, {"qkv_bias": False}, "qkv_bias=true"),
+    ("dinov3", "transformers_5", {"registers": 2}, {}, "registers=2"),
+    ("dinov3", "timm_swiglu", {"mlp": "swiglu"}, {}, "mlp=swiglu"),
+    ("dinov3", "dinov3", {}, {"mlp": "swiglu"}, "mlp=gelu"),
+    ("eva02", "eva", {}, {"inner_norm": False}, "inner_norm=true"),
+    ("eva02", "timm_packed", {"inner_norm": False}, {}, "inner_norm=false"),
+    ("eva02", "timm", {"summary": "class"}, {}, "summary=class"),
+    ("beit", "transformers", {}, {"summary": "class"}, "summary=mean_then_norm"),
+    ("beit", "beit", {"layer_scale": None}, {}, "layer_scale=null"),
+    ("siglip", "timm", {"summary": "mean"}, {}, "summary=mean"),
+    ("siglip", "transformers", {}, {"summary": "mean"}, "summary=attention"),
+]
+
+
+@pytest.mark.parametrize(("family", "layout", "theirs", "ours", "words"), TOWERS)
+def test_towers_name_theirs(family, layout, theirs, ours, words):
+    source = export_weights(made(family, **theirs), layout, without=("head.classifier.weight", "head.classifier.bias"))
+    assert f"give --option {words} (" in said(made(family, **ours), source)
 
 
 def test_other_faults_keep_their_own_words():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -154,6 +154,35 @@ def blocks_with_maps(maps_from: Sequence[int] | None, depth: int) -> tuple[int, 
             f"maps_from is {list(numbers)}", remedy=f"name blocks from 1 to {depth}, each once, in ascending order"
         )
     return numbers
+
+
+def through_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    *,
+    grid: tuple[int, int],
+    padding: Tensor | None,
+    maps_from: Sequence[int],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Tokens through blocks of one width, and the maps that are taken on the way.
+
+    Args:
+        blocks: called as `block(x, grid=grid, padding=padding)`.
+        x: (B, P + H*W, D), P tokens in front of the cells.
+        grid: H and W.
+        padding: (B, H, W) bool of the cells, True on padding.
+        maps_from: numbers of the blocks, from 1, after which a map is taken.
+
+    Returns:
+        Tokens like x, and the maps (B, D, H, W), not normalised.
+    """
+    prefix, maps = x.shape[1] - grid[0] * grid[1], []
+    token_padding = sequence_padding(padding, prefix)
+    for number, block in enumerate(blocks, start=1):
+        x = block(x, grid=grid, padding=token_padding)
+        if number in maps_from:
+            maps.append(x[:, prefix:].transpose(1, 2).unflatten(2, grid))
+    return x, tuple(maps)
 
 
 def over_frames(backbone: Backbone, clips: Tensor, *, padding: Tensor | None = None) -> Features:

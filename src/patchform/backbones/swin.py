@@ -33,7 +33,6 @@ from patchform.layers import blocks
 from patchform.layers.blocks import Block
 from patchform.layers.drop import linear_rates
 from patchform.layers.filled_windows import FilledWindows, RolledWindows
-from patchform.layers.linear import Linear
 from patchform.layers.patches import Patches
 from patchform.layers.patterns import Windows
 from patchform.layers.positions import Grid, RelativeBias, RelativePosition
@@ -281,12 +280,10 @@ class PostNormBlock(Block):
             pattern=pattern,
             position=position,
             mlp_ratio=mlp_ratio,
-            qkv_bias=False,
+            qkv_bias="no_key" if qkv_bias else False,
             eps=1e-5,
             drop_path=drop_path,
         )
-        if qkv_bias:
-            self.attention.qkv = QKV(width)
         for norm in (self.norm1, self.norm2):  # at the start a block changes nothing (the authors' code)
             nn.init.zeros_(norm.weight)
 
@@ -294,19 +291,6 @@ class PostNormBlock(Block):
         """Mix the tokens (B, H, W, D)."""
         x = self.residual(x, lambda part, pad: self.norm1(self.attend(part, grid, pad)), padding)
         return self.residual(x, lambda part: self.norm2(self.mlp(part)))
-
-
-class QKV(Linear):
-    """Queries, keys and values, of which the keys have no bias. `qv_bias` (2D,) holds that of queries, then values."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 3 * width, bias=False)
-        self.qv_bias = nn.Parameter(torch.zeros(2 * width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., 3D)."""
-        q, v = self.qv_bias.chunk(2)
-        return F.linear(x, self.weight, torch.cat([q, torch.zeros_like(q), v]))
 
 
 class ContinuousBias(RelativePosition):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ _EXPLICIT_KEYS = (
     1024  # above it the weights of a training step would cost more memory than the explicit route saves time
 )
 _recorded: list[Tensor] | None = None
+
+QKVBias: TypeAlias = bool | Literal["no_key"]
+"""Biases of queries, keys and values: all, none, or queries and values alone (BEiT, Swin v2, DINOv3)."""
 
 
 @contextmanager
@@ -149,17 +152,17 @@ class Attention(nn.Module):
         width: D.
         heads: h; divides D.
         position: position inside attention: a relative bias, rotary embeddings, or None.
-        qkv_bias: whether the three projections have biases.
+        qkv_bias: which of the three projections have biases.
     """
 
     def __init__(
-        self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: bool = True
+        self, width: int, heads: int, *, position: RelativePosition | None = None, qkv_bias: QKVBias = True
     ) -> None:
         super().__init__()
         if width % heads:
             raise UsageError(f"{heads} attention heads do not divide a width of {width}")
         self.heads = heads
-        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = QKV(width) if qkv_bias == "no_key" else Linear(width, 3 * width, bias=qkv_bias)
         self.position = position
         self.proj = Linear(width, width)
 
@@ -192,6 +195,19 @@ class Attention(nn.Module):
             q, k, bias = self.position(q, k, grid)
         mixed = attend(q, k, v, bias=bias, allowed=allowed, scale=(self.qkv.in_features // self.heads) ** -0.5)
         return self.proj(mixed.transpose(2, 3).flatten(3))
+
+
+class QKV(Linear):
+    """Queries, keys and values, of which the keys have no bias. `qv_bias` (2D,) holds that of queries, then values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width, bias=False)
+        self.qv_bias = nn.Parameter(torch.zeros(2 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., 3D)."""
+        q, v = self.qv_bias.chunk(2)
+        return F.linear(x, self.weight, torch.cat([q, torch.zeros_like(q), v]))
 
 
 class CrossAttention(nn.Module):

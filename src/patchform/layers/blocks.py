@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchform.layers.attention import Attention, CrossAttention
+from patchform.layers.attention import Attention, CrossAttention, QKVBias
 from patchform.layers.drop import DropPath
 from patchform.layers.linear import Linear, conv_gelu, linear_gelu, plain
 from patchform.layers.norms import LayerScale
@@ -16,8 +16,9 @@ from patchform.layers.pattern_tables import Grid
 from patchform.layers.patterns import Global, Pattern
 from patchform.layers.positions import RelativePosition
 
-GELU: TypeAlias = Literal["none", "tanh"]
-"""Exact (erf) or its tanh approximation; the original JAX code of ViT computes the latter."""
+GELU: TypeAlias = Literal["none", "tanh", "quick"]
+"""Exact (erf), its tanh approximation, which the original JAX code of ViT computes, or the rougher x sigmoid(1.702 x)
+(Hendrycks and Gimpel 2016, section 2), which CLIP's computes."""
 Perceptron: TypeAlias = Literal["gelu", "swiglu"]
 """`MLP` or `SwiGLU`."""
 
@@ -45,24 +46,34 @@ def hidden_width(width: int, ratio: float) -> int:
     return max(1, round(width * ratio))
 
 
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(...) -> the same."""
+        return x * torch.sigmoid(1.702 * x)
+
+
 class MLP(nn.Module):
     """Linear, GELU, Linear.
 
     Args:
         width: D.
         hidden: inner width.
-        gelu: "none" is the exact error function.
+        gelu: form of the activation; "none" is the exact error function.
     """
 
     def __init__(self, width: int, hidden: int, *, gelu: GELU = "none") -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
-        self.act = nn.GELU(approximate=gelu)
+        self.act = QuickGELU() if gelu == "quick" else nn.GELU(approximate=gelu)
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(linear_gelu(x, self.fc1, self.act.approximate) if plain(x) else self.act(self.fc1(x)))
+        if isinstance(self.act, QuickGELU) or not plain(x):
+            return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(linear_gelu(x, self.fc1, self.act.approximate))
 
 
 class SwiGLU(nn.Module):
@@ -129,7 +140,7 @@ class Block(nn.Module):
         pattern: which keys a query attends to.
         position: position inside attention.
         mlp_ratio: hidden width of the perceptron over D.
-        qkv_bias: biases of queries, keys, values.
+        qkv_bias: biases of queries, keys, values; or not of keys.
         gelu: form of the activation.
         mlp: the kind of perceptron; "swiglu" has two thirds of the hidden width.
         eps: of the layer norms.
@@ -145,7 +156,7 @@ class Block(nn.Module):
         pattern: Pattern | None = None,
         position: RelativePosition | None = None,
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
+        qkv_bias: QKVBias = True,
         gelu: GELU = "none",
         mlp: Perceptron = "gelu",
         eps: float = 1e-6,
@@ -158,7 +169,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, position=position, qkv_bias=qkv_bias)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = perceptron(mlp, width, hidden_width(width, mlp_ratio), gelu=gelu)
+        self.mlp: nn.Module = perceptron(mlp, width, hidden_width(width, mlp_ratio), gelu=gelu)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.residual = DropPath(drop_path)
 

@@ -29,12 +29,13 @@ class Patches(nn.Module):
         in_channels: C.
         width: D.
         size: side p of a patch, pixels.
+        bias: whether the projection has one.
     """
 
-    def __init__(self, in_channels: int, width: int, size: int) -> None:
+    def __init__(self, in_channels: int, width: int, size: int, *, bias: bool = True) -> None:
         super().__init__()
         self.size = size
-        self.proj = nn.Linear(in_channels * size * size, width)  # starts as that convolution would
+        self.proj = nn.Linear(in_channels * size * size, width, bias=bias)  # starts as that convolution would
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / p), ceil(W / p), D)."""

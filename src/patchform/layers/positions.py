@@ -225,6 +225,8 @@ class RelativeBias(RelativePosition):
     """
 
     index: Tensor
+    mode: Interpolation = "bicubic"
+    """Of tables of other grids."""
 
     def __init__(self, heads: int, grid: Grid) -> None:
         super().__init__()
@@ -240,18 +242,21 @@ class RelativeBias(RelativePosition):
         dy, dx = row[:, None] - row + height - 1, column[:, None] - column + width - 1
         return (dy * (2 * width - 1) + dx).flatten()
 
-    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Leave q and k, give the bias (h, N, N)."""
-        grid = grid or self.grid
+    def between_cells(self, grid: Grid) -> Tensor:
+        """(h, H*W, H*W): the bias of each query cell for each key cell."""
         table: Tensor = self.table
         index = self.index
         if not grids.known(*grid) or grid != self.grid:
             native = table.unflatten(0, (2 * self.grid[0] - 1, 2 * self.grid[1] - 1))
-            table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1)).flatten(0, 1)
+            table = grids.resize(native, (2 * grid[0] - 1, 2 * grid[1] - 1), mode=self.mode).flatten(0, 1)
             index = self.offsets(grid, table.device)
         cells = grid[0] * grid[1]
-        bias = table.t().index_select(1, index).unflatten(1, (cells, cells))
-        prefix = q.shape[-2] - cells
+        return table.t().index_select(1, index).unflatten(1, (cells, cells))
+
+    def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Leave q and k, give the bias (h, N, N)."""
+        grid = grid or self.grid
+        bias, prefix = self.between_cells(grid), q.shape[-2] - grid[0] * grid[1]
         return q, k, nn.functional.pad(bias, (prefix, 0, prefix, 0)) if prefix else bias
 
     def fit(self, name: str, tensor: Tensor, context: TransferContext) -> Fitted:
@@ -262,7 +267,7 @@ class RelativeBias(RelativePosition):
         if grid == self.grid:
             return tensor, assumed
         native, to = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (grid, self.grid))
-        table = grids.resize(tensor.unflatten(0, native), to).flatten(0, 1)
+        table = grids.resize(tensor.unflatten(0, native), to, mode=self.mode).flatten(0, 1)
         return table, resized(grid, self.grid, "window", assumed)
 
     def _grid_of(self, offsets: int, context: TransferContext) -> tuple[Grid, str]:
@@ -322,35 +327,46 @@ def _offset_index(length: int, device: torch.device) -> Tensor:
 
 
 class Rope2D(RelativePosition):
-    """Rotary embeddings along both axes (Su et al. 2021; in 2D as EVA-02 and DINOv3 have it).
+    """Rotary embeddings along both axes (Su et al. 2021, for two axes).
 
-    The first half of a head rotates with the row, the second with the column; channel i is paired with channel
-    i + d/4 of its half. Wavelengths run from 2 pi to 2 pi * `base` cells.
+    The first half of a head's angles are the row's, the second the column's, of rates `base` ** -(4 i / d) for i below
+    d / 4: wavelengths run from 2 pi to 2 pi * `base` cells. Papers differ in what is a coordinate and in which two
+    channels turn together; here channel i is paired with i + d/4 of its half.
+
+    Args:
+        head_width: d, which 4 divides.
+        base: of the wavelengths.
     """
+
+    pair_axis = -2
+    """Where the two of a pair lie when a head is (axis, rate) with an axis of two put in."""
 
     def __init__(self, head_width: int, *, base: float = 100.0) -> None:
         super().__init__()
         if head_width % 4:
-            raise UsageError(f"rope_2d needs a head width that 4 divides, not {head_width}")
+            raise UsageError(f"rotary positions need a head width that 4 divides, not {head_width}")
         self.head_width, self.base = head_width, base
+
+    def coordinates(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row and column of each cell in raster order, (H*W,) each, as they are multiplied by the rates."""
+        return grids.coordinates(grid, device=device)
 
     def forward(self, q: Tensor, k: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rotate the cells of q and k; no bias."""
         if grid is None:
-            raise UsageError("rope_2d needs the grid of the tokens")
-        row, column = grids.coordinates(grid, device=q.device)
+            raise UsageError("rotary positions need the grid of the tokens")
+        row, column = self.coordinates(grid, q.device)
         quarter = self.head_width // 4
         rate = self.base ** -(torch.arange(quarter, dtype=torch.float64, device=q.device) / quarter)
         angle = torch.stack([row[:, None] * rate, column[:, None] * rate], 1)  # (N, 2, d/4)
         cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), None
+        return self._rotate(q, cos, sin), self._rotate(k, cos, sin), None
 
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    prefix = x.shape[-2] - cos.shape[0]
-    a, b = x[..., prefix:, :].unflatten(-1, (2, 2, -1)).unbind(-2)  # each (..., N, 2 axes, d/4)
-    rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], -2).flatten(-3)
-    return rotated if prefix == 0 else torch.cat([x[..., :prefix, :], rotated], -2)
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        prefix, pairs = x.shape[-2] - cos.shape[0], (2, -1, 2) if self.pair_axis == -1 else (2, 2, -1)
+        a, b = x[..., prefix:, :].unflatten(-1, pairs).unbind(self.pair_axis)  # each (..., N, 2 axes, d/4)
+        rotated = torch.stack([a * cos - b * sin, a * sin + b * cos], self.pair_axis).flatten(-3)
+        return rotated if prefix == 0 else torch.cat([x[..., :prefix, :], rotated], -2)
 
 
 def absolute(name: PositionName, width: int, grid: Grid, *, prefix: int = 0) -> Position:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchform.geometry import grids
-from patchform.layers.attention import CrossAttention, real_keys
+from patchform.layers.attention import CrossAttention, never_empty, real_keys
 from patchform.layers.blocks import GELU, MLP, hidden_width
 from patchform.lookup import no_such
 
@@ -107,13 +107,23 @@ class AttentionPool(Summary):
         prefix: P, tokens in front of the cells.
         mlp_ratio: hidden width of the perceptron over D.
         gelu: form of the activation.
+        qkv_bias: biases of queries, keys, values.
     """
 
-    def __init__(self, width: int, heads: int, prefix: int, *, mlp_ratio: float = 4.0, gelu: GELU = "none") -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        prefix: int,
+        *,
+        mlp_ratio: float = 4.0,
+        gelu: GELU = "none",
+        qkv_bias: bool = True,
+    ) -> None:
         super().__init__(width)
         self.prefix = prefix
         self.query = nn.Parameter(torch.empty(1, 1, width))
-        self.attention = CrossAttention(width, heads)
+        self.attention = CrossAttention(width, heads, qkv_bias=qkv_bias)
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.mlp = MLP(width, hidden_width(width, mlp_ratio), gelu=gelu)
         nn.init.trunc_normal_(self.query, std=width**-0.5)
@@ -121,7 +131,7 @@ class AttentionPool(Summary):
     def forward(self, tokens: Tensor, raw: Tensor, padding: Tensor | None) -> Tensor:
         """-> (B, D)."""
         query, cells = self.query.expand(tokens.shape[0], -1, -1), tokens[:, self.prefix :]
-        found = self.attention(query, cells, real_keys(padding))[:, 0]
+        found = self.attention(query, cells, never_empty(real_keys(padding)))[:, 0]
         return found + self.mlp(self.norm(found))
 
 

@@ -10,7 +10,12 @@ from patchform.descriptions import Preprocessing, WeightsFile
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of what was trained on pixels in -1..1; ImageNet's are the default."""
-LABELS = {0: "", 1000: "imagenet-1k", 21_841: "imagenet-22k", 21_843: "imagenet-21k"}
+CLIP_STATISTICS: dict[str, Any] = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
+"""Of the pixels that CLIP learnt from."""
+LABELS = {0: "", 512: "", 768: "", 1024: "", 1000: "imagenet-1k", 21_841: "imagenet-22k", 21_843: "imagenet-21k"}
 
 
 class Origin(NamedTuple):

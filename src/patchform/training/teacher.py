@@ -18,8 +18,8 @@ from patchform import lookup
 from patchform.data.transforms import resize
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import Head
-from patchform.published_models import class_names, pretrained
 from patchform.model import Model, load
+from patchform.published_models import class_names, pretrained
 from patchform.records import Batch, Features
 from patchform.settings import Recipe, TeacherSettings
 from patchform.weights import files

@@ -50,6 +50,13 @@ join = join_shares()
 """Concatenate tensors of equal length along dim 0: separate q, k, v into our qkv."""
 
 
+in_front = Operation(
+    lambda tensors, shape, sizes: tensors[0].unsqueeze(0),
+    lambda tensor, count, sizes: (tensor.squeeze(0),),
+)
+"""Put an axis of length 1 in front: a table (N, D) as (1, N, D)."""
+
+
 side_by_side = Operation(
     lambda tensors, shape, sizes: torch.cat(tensors, 1),
     lambda tensor, count, sizes: tensor.chunk(count, 1),

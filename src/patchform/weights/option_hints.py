@@ -23,7 +23,8 @@ class Hint(NamedTuple):
     """What a model is to be given that has it where the weights do not; "" where they need not agree."""
 
 
-def _constant(value: Any) -> Callable[[Tensor], Any]:
+def constant(value: Any) -> Callable[[Tensor], Any]:
+    """The same for any tensor."""
     return lambda tensor: value
 
 
@@ -32,16 +33,20 @@ PLAIN = (
         "layer_scale",
         r"(\.ls1\.gamma|layer_scale1\.lambda1|attn\.gamma1\.weight)$",
         r"\.scale1\.gamma$",
-        _constant(1),
+        constant(1),
         without="null",
     ),
     Hint("registers", r"(^|\.)(reg_token|register_tokens)$", r"register_tokens$", lambda t: t.shape[1], without="0"),
-    Hint("class_tokens", r"(^|\.)(dist_token|distillation_token)$", r"class_token$", _constant(2)),
-    Hint("summary", r"(^|\.)fc_norm\.weight$", r"pool\.last_norm\.weight$", _constant("mean_then_norm")),
-    Hint("summary", r"(^|\.)attn_pool\.latent$", r"pool\.query$", _constant("attention")),
+    Hint("class_tokens", r"(^|\.)(dist_token|distillation_token)$", r"class_token$", constant(2)),
+    Hint("summary", r"(^|\.)fc_norm\.weight$", r"pool\.last_norm\.weight$", constant("mean_then_norm")),
+    Hint("summary", r"(^|\.)attn_pool\.latent$", r"pool\.query$", constant("attention")),
 )
 """For backbones with the options of a plain ViT."""
-GATED = r"(\.mlp\.w12|\.mlp\.weights_in|\.mlp\.gate_proj|\.mlp\.fc1)\.weight$"
+NO_KEY_BIAS = Hint(
+    "qkv_bias", r"(q_bias|q_proj\.bias|query\.bias|qkv\.bias)$", r"qkv\.qv_bias$", constant("true"), "false"
+)
+"""For backbones whose keys have no biases."""
+GATED = r"(\.mlp\.w12?|\.mlp\.weights_in|\.mlp\.gate_proj|\.mlp\.fc1(_g)?)\.weight$"
 
 
 def missing_options(hints: Iterable[Hint], source: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
@@ -65,7 +70,7 @@ def _found(hints: Iterable[Hint], source: Mapping[str, Tensor], own: Mapping[str
             fits = ours is not None and (hint.option not in ("registers", "class_tokens") or ours.shape[1] == value)
             if not fits:
                 yield hint.option, value
-        elif ours is not None and hint.without:
+        elif ours is not None and hint.without and _first(source, hint.ours) is None:  # it may have our names
             yield hint.option, hint.without
     theirs, ours = _first(source, GATED), _first(own, r"\.mlp\.fc1\.weight$")
     gates = _is_gated(source)
@@ -75,7 +80,7 @@ def _found(hints: Iterable[Hint], source: Mapping[str, Tensor], own: Mapping[str
 
 def _is_gated(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the first layer of the perceptrons is a gate beside what is gated."""
-    if _first(tensors, r"\.mlp\.(w12|weights_in|gate_proj)\.weight$") is not None:
+    if _first(tensors, r"\.mlp\.(w12?|weights_in|gate|gate_proj|fc1_g)\.weight$") is not None:
         return True
     first, second = _first(tensors, r"\.mlp\.fc1\.weight$"), _first(tensors, r"\.mlp\.fc2\.weight$")
     return first is not None and second is not None and second.dim() == 2 and len(first) == 2 * second.shape[1]

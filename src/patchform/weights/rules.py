@@ -48,6 +48,8 @@ class Drop(NamedTuple):
     """In place of the own pattern: such a tensor is left out. It is not made again on the way back."""
 
     why: str
+    holds: Callable[[Tensor], bool] | None = None
+    """What must be true of it, or it says something that the model does not compute; None: nothing need be."""
 
 
 DROP = Drop("follows from the architecture")
@@ -203,6 +205,7 @@ class Rules:
             plan = self.plan(source, own, may_miss or {}, hints=True)
             what = f"{len(plan.faults)} of the tensors do not fit: {shorten(list(plan.faults), SHOWN)}"
             raise ModelFileError(what, remedy="use the layout and the variant that the weights were published for")
+        self._check_dropped(source, plan)
         filled: dict[str, Tensor] = {}
         entries: list[Entry] = []
         for name, (rule, names) in plan.filled.items():
@@ -213,6 +216,13 @@ class Rules:
             copied = f"as {original}" if (original := self.cross_family.copy_source(name)[1]) else ""
             entries.append(Entry(fate if filled[name] is made else "resized", name, tuple(names), note or copied))
         return filled, Report((*entries, *plan.dropped))
+
+    def _check_dropped(self, source: Mapping[str, Tensor], plan: Plan) -> None:
+        """Raise ModelFileError where a tensor that is left out is not as its rule has it."""
+        for entry in plan.dropped:
+            to = self._targets_of(entry.name) if entry.name in source else None
+            if isinstance(to, Drop) and to.holds is not None and not to.holds(source[entry.name]):
+                raise ModelFileError(f"{entry.name} is not what it is taken for: {to.why}")
 
     def knows(self, source: Iterable[str]) -> bool:
         """Whether there is a rule for every name: where not, a plan has faults, and takes far longer to say so."""

@@ -1,4 +1,4 @@
-"""Weights of models that are not built here, known by names of their tensors: a row each."""
+"""Weights of models that are not built here, or are another family, known by names of their tensors: a row each."""
 
 from __future__ import annotations
 
@@ -13,26 +13,36 @@ class Signature(NamedTuple):
     name: str
     forms: tuple[tuple[str, ...], ...]
     """Expressions that are all found in names of its tensors; one of several publishers each."""
-    instead: str = "use weights of a family that `patchform models` lists"
+    instead: str = ""
+    """What to do with them, where there is more to say than which families there are."""
+    family: str = ""
+    """The one that is built here; empty: none."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do with them."""
+        if self.instead or not self.family:
+            return self.instead or "use weights of a family that `patchform models` lists"
+        return f'name a backbone of it: `patchform models "{self.family}/*"`'
 
 
 SIGNATURES = (
     Signature(
-        "SigLIP", ((r"(vision_model|^)\.?head\.probe$",), (r"attn_pool\.latent$", r"patch_embed\.proj\.weight$"))
+        "SigLIP",
+        ((r"(vision_model|^)\.?head\.probe$",), (r"attn_pool\.latent$", r"patch_embed\.proj\.weight$")),
+        family="siglip",
     ),
     Signature(
         "CLIP",
         (
             (r"pre_layrnorm",),
             (r"visual\.transformer\.resblocks\.",),
-            (r"visual\.attnpool\.",),
             (r"^norm_pre\.weight$", r"^pos_embed$"),
         ),
+        family="clip",
     ),
-    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"blocks\.0\.attn\.inner_attn_ln\.",), (r"mlp\.ffn_ln\.",))),
-    Signature("BEiT", ((r"gamma_1$", r"relative_position_bias_table$"), (r"lambda_1$", r"relative_position_bias"))),
     Signature(
-        "BEiT or EVA", ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"cls_token$"), (r"lambda_1$",))
+        "a ResNet of CLIP", ((r"visual\.attnpool\.",),), "use a vision transformer of CLIP, such as clip/b16.openai"
     ),
     Signature(
         "DINOv3",
@@ -42,7 +52,24 @@ SIGNATURES = (
             (r"register_tokens$", r"mlp\.up_proj", r"(?<!encoder\.)layer\.0\.attention\.q_proj"),
             (r"reg_token$", r"gamma_1$"),
         ),
-        "use DINOv2, such as vit/dinov2_b14.lvd142m",
+        family="dinov3",
+    ),
+    Signature(
+        "a tower of EVA-CLIP, whose attention has a norm inside",
+        ((r"attn\.inner_attn_ln\.",), (r"blocks\.0\.attn\.norm\.", r"blocks\.0\.mlp\.fc1_g\.")),
+        "use EVA-02 as it was before, such as eva02/b.mim_in22k",
+    ),
+    Signature("EVA-02", ((r"blocks\.0\.mlp\.fc1_g\.",), (r"mlp\.ffn_ln\.",)), family="eva02"),
+    Signature(
+        "BEiT",
+        ((r"relative_position_bias_table$", r"attn\.q_bias$", r"cls_token$"), (r"lambda_1$", r"layernorm_before")),
+        family="beit",
+    ),
+    Signature(
+        "EVA or a small EVA-02",
+        ((r"blocks\.0\.attn\.q_bias$", r"blocks\.0\.attn\.v_bias$", r"pos_embed$"),),
+        "EVA-02's two smallest are eva02/ti and eva02/s; EVA is not built here",
+        family="eva02",
     ),
     Signature("SAM", ((r"mask_decoder\.", r"(image|vision)_encoder\."), (r"neck\.0\.weight$", r"attn\.rel_pos_h$"))),
     Signature("DPT", ((r"neck\.reassemble_stage\.",), (r"scratch\.refinenet",), (r"reassemble_blocks\.",))),
