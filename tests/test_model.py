@@ -93,6 +93,11 @@ OF_ITS_OWN = {
     **{f"scenic{model}": f"vivit/nano{model}" for model in ("_fe", "_fsa")},
 }
 """Layouts of a version that the nano row is not."""
+OPTIONS = {
+    "_parts": {"head_options": {"parts": (128, 256)}},
+    "_distilled": {"backbone_options": {"class_tokens": 2}, "head_options": {"parts": (48, 48)}},
+}
+"""By what their names have in them: layouts of models with other options than the row has."""
 OF_DETECTORS = {
     *retinanet.layouts(Rules()),
     *faster_rcnn.layouts(Rules()),
@@ -116,10 +121,13 @@ OF_SEGMENTERS = ("_upernet", "_semantic_fpn", "setr_naive", "setr_pup", "setr_ml
     ],
 )
 def test_published_weights_load_into_models_and_bare_backbones(family, layout, tmp_path):
-    options = {"head_options": {"parts": (128, 256)}} if layout.endswith("_parts") else {}
+    options = next((options for ending, options in OPTIONS.items() if ending in layout), {})
     name = OF_ITS_OWN.get(layout, "cross_vit/9" if family == "cross_vit" else f"{family}/nano")
     built = randomise(model(name, **options))
-    sizes = {"patch": 2 if family == "swin" else 8, "channels": 3, "heads": 3}
+    if layout.endswith("_no_embed_class"):
+        with torch.no_grad():
+            built.backbone.position.table[:, :1] = 0
+    sizes = {"front": 1, "patch": 2 if family == "swin" else 8, "channels": 3, "heads": 3}
     sizes |= {"frames": 2} if family == "vivit" else {}
     written = lookup.published(family).layouts[layout].dump(built.state_dict(), sizes=sizes)
     published = {name: tensor.contiguous().clone() for name, tensor in written.items()}
@@ -128,7 +136,7 @@ def test_published_weights_load_into_models_and_bare_backbones(family, layout, t
     assert not report.dropped
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), built.state_dict().values()))
     save_file(published, tmp_path / "w.safetensors")
-    backbone = pf.build_backbone(built.architecture.backbone)
+    backbone = pf.build_backbone(built.architecture.backbone, **built.architecture.backbone_options)
     report = pf.load_weights(backbone, tmp_path / "w.safetensors", layout=layout)
     assert {drop.note for drop in report.dropped} == {"a backbone has no head"}
     assert all(torch.equal(a, b) for a, b in zip(backbone.state_dict().values(), built.backbone.state_dict().values()))

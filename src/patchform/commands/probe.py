@@ -161,9 +161,8 @@ def probe(
 
     from patchform.data.dataset import check_before
 
-    for written in (out, cache):
-        if written is not None:
-            check_before(Path(written), data, "classification")
+    for written in filter(None, (out, cache)):
+        check_before(Path(written), data, "classification")
 
     from patchform.device import RunOptions, pick_device
     from patchform.model import save
