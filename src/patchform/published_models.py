@@ -37,7 +37,7 @@ def pretrained(
             weights without a classifier: of a fresh one; without them the backbone comes by itself.
         source: the file, where it lies on the disk already.
         options: arguments of the backbone that override those of the weights.
-        say: called with what is fetched and with the report of the load.
+        say: called with what is fetched and with the lines of the report of the load.
 
     Raises:
         UsageError: no such weights, or weights whose classes have no names here, and `classes` is missing.
@@ -60,7 +60,8 @@ def pretrained(
         head_options=dict(row.head_options),
     )
     report = load_weights(model, locate(source or name, say=say), transfer=Transfer(classes=names))
-    say(str(report))
+    for line in report.lines():
+        say(line)
     return model.eval()
 
 
@@ -78,7 +79,7 @@ def load_backbone(
         weights: a source as of `load_weights`; default: the published ones. Published ones of the same family/size say
             options and preprocessing too.
         options: arguments of the backbone that override those; `image_size` is also what pictures are resized to.
-        say: called with what is fetched and with the report of the load.
+        say: called with what is fetched and with the lines of the report of the load.
 
     Raises:
         UsageError: no such name or option, or family/size without weights.
@@ -108,7 +109,8 @@ def load_backbone(
         backbone_options=_options_of(published, row, options),
     )
     report = load_weights(model.backbone, locate(weights or name, say=say))
-    say(str(report))
+    for line in report.lines():
+        say(line)
     return model.eval()
 
 

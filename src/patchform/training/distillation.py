@@ -1,7 +1,7 @@
 """What a student learns of a teacher, beside its own losses: one class for each `loss.teacher.kind`.
 
-    logits          T^2 KL(teacher / T, student / T)              Hinton et al. 2015, arXiv:1503.02531, section 2.1
-    labels          cross-entropy with its best class             Touvron et al. 2021, arXiv:2012.12877, section 3
+    logits          T^2 KL(teacher / T, student / T)              Hinton et al. 2015, arXiv:1503.02531, section 2
+    labels          cross-entropy with its best class             Touvron et al. 2021, arXiv:2012.12877, section 4
     tokens          1 - cosine(linear(student), teacher)          of tokens; after Wei et al. 2022 and Heo et al. 2019
     features        smooth L1(linear(student), whiten(teacher))   Wei et al. 2022, arXiv:2205.14141, section 2
     token_labels    a class for every token                       Jiang et al. 2021, arXiv:2104.10858, section 3.2

@@ -43,6 +43,10 @@ class Report(NamedTuple):
         return self.of("dropped")
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """What people are told: numbers of tensors by their fate, what is to be known of some, remarks."""
         counts = Counter(entry.fate for entry in self.entries)
         summary = ", ".join(f"{counts[fate]} {fate}" for fate in get_args(Fate) if counts[fate]) or "nothing loaded"
         where = f"layout {self.layout}: " * bool(self.layout) + f'prefix "{self.prefix}", ' * bool(self.prefix)
@@ -51,7 +55,7 @@ class Report(NamedTuple):
             if entry.note:
                 groups.setdefault((entry.fate, entry.note), []).append(entry.name)
         fates = (f"  {fate}, {why}: {shorten(of)}" for (fate, why), of in groups.items())
-        return "\n".join([where + summary, *fates, *(f"  {remark}" for remark in self.remarks)])
+        return [where + summary, *fates, *(f"  {remark}" for remark in self.remarks)]
 
     def table(self) -> str:
         """Every tensor, a line each: own name, fate, names in the source, note."""
