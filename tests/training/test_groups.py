@@ -16,6 +16,7 @@ import tiny
 import torch
 from torch.utils.data import Dataset
 
+from patchform.data import workers
 from patchform.data.loader import evaluation_loader
 from patchform.errors import ResourceError
 from patchform.records import Label, Sample
@@ -187,6 +188,19 @@ def test_a_process_that_is_killed_while_waited_for_is_missed_at_once():
         next(loaded)
     assert time.monotonic() - begun < 3  # torch alone looks every five seconds
     killer.wait()
+
+
+class Slow(Numbers):
+    """Samples that take longer than it takes to look after the processes."""
+
+    def __getitem__(self, key):
+        time.sleep(1.5 * workers.PATIENCE * (key[1] == 1))
+        return super().__getitem__(key)
+
+
+def test_a_slow_batch_is_waited_for():
+    names = [name for batch in evaluation_loader(Slow(), 1, 1) for name in batch.names]
+    assert len(names) == len(Slow())
 
 
 class Unsendable(Numbers):

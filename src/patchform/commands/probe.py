@@ -161,7 +161,7 @@ def probe(
 
     from patchform.data.dataset import check_before
 
-    for written in filter(None, (out, cache)):
+    for written in (folder for folder in (out, cache) if folder is not None):
         check_before(Path(written), data, "classification")
 
     from patchform.device import RunOptions, pick_device

@@ -229,6 +229,7 @@ class _Loader(DataLoader[Batch]):
             _Fetch(dataset),
             batch_sampler=batches,
             num_workers=workers,
+            timeout=processes.PATIENCE if workers else 0,
             collate_fn=_identity,
             generator=torch.Generator(),  # else making an iterator draws from the global one
             worker_init_fn=processes.begin,
@@ -259,8 +260,7 @@ def _next(loaded: Iterator[Any], crew: processes.Crew) -> Any:
     """A batch, None at the end. Raises what a data set raised, and ResourceError for a worker that is gone."""
     batch = None
     try:
-        with crew.watched():
-            batch = next(loaded, None)
+        batch = crew.next(loaded)
         if isinstance(batch, PatchformError):
             raise batch
         return batch

@@ -18,6 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -26,6 +27,9 @@ from patchform.signals import STOPPING
 
 PERIOD = 0.5
 """Seconds within which a loader process notices that the run is gone."""
+PATIENCE = 1.0
+"""Seconds after which who waits for a batch looks whether all processes are there: a loader's `timeout`."""
+_LATE = "DataLoader timed out"
 CANNOT_SEND = 75
 """Exit code of a loader process whose batch cannot go to the run."""
 _REASONS = {
@@ -82,25 +86,33 @@ class Crew:
     def __init__(self, processes: list[BaseProcess]) -> None:
         self.processes = processes
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Wait for a batch within: that one of the processes was killed ends the waiting, some seconds later.
+    def next(self, loaded: Iterator[Any]) -> Any:
+        """A batch of a loader whose `timeout` is `PATIENCE`, None at the end.
 
-        Torch would tell it at once, by a handler of signals that raises wherever the run happens to be: in the middle
-        of a step, or where Python can only print it. What waits looks after them itself.
+        That one of the processes was killed is seen while a batch is waited for, and at no other time: torch would tell
+        it by a handler of signals, which raises wherever the run is, in the middle of a step or where Python can only
+        print it.
 
         Raises:
             ResourceError: one was killed, or crashed.
+            Exception: whatever the data set raised.
         """
-        self.check()
         try:
-            yield
-        except (RuntimeError, OSError, EOFError) as error:
-            if not self.processes or not _is_of_a_killed_one(error):
-                raise
-            self._settle()
-            reason = (str(error) or type(error).__name__).split("\n")[0]
-            raise ResourceError(f"a data worker was killed ({reason})", remedy=_REASONS[-signal.SIGKILL][1]) from None
+            while True:
+                self.check()
+                broken = ""
+                try:
+                    return next(loaded, None)
+                except (RuntimeError, OSError, EOFError) as error:
+                    if not self.processes or not _is_of_processes(error):
+                        raise
+                    broken = (str(error) or type(error).__name__).split("\n")[0]
+                if not broken.startswith(_LATE):
+                    self._settle()
+                    remedy = _REASONS[-signal.SIGKILL][1]
+                    raise ResourceError(f"a data worker was killed ({broken})", remedy=remedy)
+        finally:  # a traceback holds this frame: nothing in it may keep the processes alive
+            del loaded
 
     def _settle(self) -> None:
         """`check`, once the system has noted the end of the process whose connection broke."""
@@ -118,11 +130,11 @@ class Crew:
                 raise ResourceError(f"a data worker {what} ({how}, process {process.pid})", remedy=remedy)
 
 
-def _is_of_a_killed_one(error: BaseException) -> bool:
-    """Whether torch speaks of a process that is gone; what begins with "Caught" is an error of the data set."""
+def _is_of_processes(error: BaseException) -> bool:
+    """Whether torch speaks of one that is late or gone; what begins with "Caught" is an error of the data set."""
     if str(error).startswith("Caught "):
         return False
-    return isinstance(error, OSError | EOFError) or "DataLoader worker (pid" in str(error)
+    return isinstance(error, OSError | EOFError) or "DataLoader worker (pid" in str(error) or _LATE in str(error)
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
             section, _, key = name.partition(".")
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
     task.token_mixing(recipe.augmentation, 1, 1, 0.0)
-    check_there(recipe)
     cached_features.refuse(recipe)
+    check_there(recipe)
     check_model(recipe)
     if new and recipe.data.path is not None:
         for written in filter(None, (recipe.runs, recipe.data.features)):
