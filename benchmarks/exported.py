@@ -71,7 +71,7 @@ def export(run):
 
 def rows(run, refused, threads):
     """Lines of a table."""
-    timed = {row.name: row for row in patchform.bench(run, batch=1, threads=threads, skip=["compiled"]).rows}
+    timed = {row.name: row for row in patchform.bench_run(run, batch=1, threads=threads, skip=["compiled"]).rows}
     eager = next(iter(timed.values()))
     megabytes = (run / "model.safetensors").stat().st_size / 1e6
     yield f"| {run.name} | torch | {megabytes:.2f} | | {milliseconds(eager)} | 1 |"

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,6 +167,8 @@ def test_public_names_come_late_and_all_exist():
     code = "import sys, patchform; print([m for m in ('torch', 'torchvision', 'PIL', 'numpy') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+    rooms = {path.stem for path in Path(pf.__file__).parent.iterdir()}
+    assert not rooms & set(pf.__all__)  # the import of a room would put it where the function is looked for
     for name in pf.__all__:
         assert getattr(pf, name) is not None
     with pytest.raises(AttributeError):

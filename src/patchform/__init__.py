@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from patchform.commands.bench import bench as bench
+    from patchform.commands.bench import bench as bench_run
     from patchform.commands.data import check_data as check_data
     from patchform.commands.data import convert_data as convert_data
     from patchform.commands.data import show_data as show_data
@@ -48,7 +48,7 @@ _HOMES = {
     "Model": "model:Model",
     "PatchformError": "errors:PatchformError",
     "add_plugin": "lookup:add_plugin",
-    "bench": "commands.bench:bench",
+    "bench_run": "commands.bench:bench",
     "build_backbone": "model:build_backbone",
     "build_model": "model:build_model",
     "check_data": "commands.data:check_data",
