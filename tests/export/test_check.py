@@ -3,23 +3,27 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 from planting import SIDE, Planted, classifier, detector, gather, node
 
 from patchform import cli
 from patchform.errors import ModelFileError
-from patchform.export import writing
+from patchform.export import numbers, writing
 from patchform.export.check import CheckOptions, _Check
 from patchform.export.options import ExportOptions
 from patchform.export.pictures import of_run
 from patchform.export.proving import prove, refuse, report_path
 from patchform.export.writing import export_model
 from patchform.model import Model
+from patchform.outputs import LabelOutputs
 from patchform.runtime.opening import open_model
 from patchform.tasks.base import task_of
+from patchform.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -434,3 +438,18 @@ def test_a_fault_in_objects_is_found(found, tmp_path, name):
     change(file)
     proof = proved(found, file.save(tmp_path / "model.onnx")).proof
     assert told in "\n".join(proof.faults)
+
+
+def test_classes_of_equal_scores_have_no_order():
+    task, model = Classification(), SimpleNamespace(thresholds=(), classes=tuple("abcdefg"))
+    answer = LabelOutputs.of_best(torch.tensor([[1.0, 0.2, 1.0, 0.3, 0.1, 0.05, 0.0]]))
+    best = torch.tensor([[1.0, 1.0, 0.3, 0.2, 0.1]])
+    for classes, follow in (
+        ([0, 2, 3, 1, 4], True),
+        ([2, 0, 3, 1, 4], True),
+        ([2, 2, 3, 1, 4], False),
+        ([0, 2, 1, 3, 4], False),
+        ([0, 2, 3, 1, 9], False),
+    ):
+        named = {"top_scores": best, "top_classes": torch.tensor([classes])}
+        assert bool(numbers._underived(task, model, answer, named)) is not follow
