@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from patchform.descriptions import Preprocessing, WeightsFile
+from patchform.weights.rules import Rule
 
 HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of what was trained on pixels in -1..1; ImageNet's are the default."""
@@ -96,3 +97,8 @@ def torchvision(
         classes=1000,
         labels=LABELS[1000],
     )
+
+
+def block_rules(source: str, parts: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Parts of every block, source to target; `source`, which says {b}, is in front of the names of the source."""
+    return tuple((source + name, f"backbone.blocks.{{b}}.{target}") for name, target in parts.items())

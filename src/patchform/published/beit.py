@@ -8,7 +8,7 @@ import torch
 
 from patchform.backbones.beit import VARIANTS
 from patchform.descriptions import WeightsFile
-from patchform.published.base import Origin, timm
+from patchform.published.base import Origin, block_rules, timm
 from patchform.weights.operations import Operation, join, reshape
 from patchform.weights.option_hints import NO_KEY_BIAS, Hint, constant
 from patchform.weights.rules import DROP, Drop, Rule, Rules
@@ -33,10 +33,6 @@ def _stem(names: str, kernel: str) -> tuple[Rule, ...]:
     )
 
 
-def _blocks(source: str, parts: Mapping[str, str]) -> tuple[Rule, ...]:
-    return tuple((source + name, _OWN + target) for name, target in parts.items())
-
-
 _ATTENTION = "blocks.{b}.attn."
 _BEIT = (
     *_stem("", "patch_embed.proj"),
@@ -49,7 +45,7 @@ _BEIT = (
     (f"{_ATTENTION}relative_position_index", DROP),
     (f"{_ATTENTION}qkv.weight", f"{_OWN}attention.qkv.weight"),
     ((f"{_ATTENTION}q_bias", f"{_ATTENTION}v_bias"), f"{_OWN}attention.qkv.qv_bias", join),
-    *_blocks(
+    *block_rules(
         "blocks.{b}.",
         {
             "attn.proj.{p}": "attention.proj.{p}",
@@ -71,7 +67,7 @@ def _transformers(root: str, layer: str, query: str, table: str, parts: Mapping[
         (tuple(f"{block}{query.format(kind)}.bias" for kind in kinds[::2]), f"{own}qv_bias", join),
         (f"{block}{table}relative_position_bias.relative_position_bias_table", _TABLES, _bias),
         (f"{block}{table}relative_position_bias.relative_position_index", DROP),
-        *_blocks(
+        *block_rules(
             block,
             {
                 "layernorm_before.{p}": "norm1.{p}",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from patchform.descriptions import WeightsFile
-from patchform.published.base import CLIP_STATISTICS, Origin, timm
+from patchform.published.base import CLIP_STATISTICS, Origin, block_rules, timm
 from patchform.weights.operations import in_front, join, permute, reshape
 from patchform.weights.rules import Drop, Rule, Rules
 
@@ -16,17 +16,13 @@ _SPACE = Drop("the projection into the space of texts, which this backbone was b
 _COUNTED = Drop("counts the positions")
 
 
-def _blocks(source: str, parts: dict[str, str]) -> tuple[Rule, ...]:
-    return tuple((f"{source}{{b}}.{name}", f"backbone.blocks.{{b}}.{target}") for name, target in parts.items())
-
-
 _OPENAI = (
     ("visual.class_embedding", "backbone.class_token", reshape(-1)),
     ("visual.positional_embedding", "backbone.position.table", in_front),
     ("visual.conv1.weight", "backbone.patches.proj.weight", _PATCHES),
     ("visual.ln_pre.{p}", "backbone.first_norm.{p}"),
-    *_blocks(
-        "visual.transformer.resblocks.",
+    *block_rules(
+        "visual.transformer.resblocks.{b}.",
         {
             "ln_{n}.{p}": "norm{n}.{p}",
             "attn.in_proj_{p}": "attention.qkv.{p}",
@@ -50,8 +46,8 @@ _TIMM = (
     ("pos_embed", "backbone.position.table"),
     ("patch_embed.proj.weight", "backbone.patches.proj.weight", _PATCHES),
     ("norm_pre.{p}", "backbone.first_norm.{p}"),
-    *_blocks(
-        "blocks.",
+    *block_rules(
+        "blocks.{b}.",
         {"attn.{m}.{p}": "attention.{m}.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}", "norm{n}.{p}": "norm{n}.{p}"},
     ),
     ("norm.{p}", "backbone.norm.{p}"),
@@ -73,8 +69,8 @@ def _transformers(root: str) -> tuple[Rule, ...]:
             "backbone.blocks.{b}.attention.qkv.{p}",
             join,
         ),
-        *_blocks(
-            f"{root}encoder.layers.",
+        *block_rules(
+            f"{root}encoder.layers.{{b}}.",
             {
                 "self_attn.out_proj.{p}": "attention.proj.{p}",
                 "layer_norm{n}.{p}": "norm{n}.{p}",

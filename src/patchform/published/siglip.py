@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from patchform.descriptions import WeightsFile
-from patchform.published.base import Origin, timm
+from patchform.published.base import Origin, block_rules, timm
 from patchform.weights import flax
 from patchform.weights.operations import in_front, join, join_shares, reshape
 from patchform.weights.option_hints import Hint, constant
-from patchform.weights.rules import Drop, Rule, Rules
+from patchform.weights.rules import Drop, Rules
 
 _PATCHES = reshape(-1, "channels", "patch", "patch")
 _TEXTS = Drop("the tower of texts, and what joins the two")
@@ -17,16 +17,12 @@ _COUNTED = Drop("counts the positions")
 _POOLING = "backbone.pool."
 
 
-def _blocks(source: str, parts: dict[str, str]) -> tuple[Rule, ...]:
-    return tuple((f"{source}{{b}}.{name}", f"backbone.blocks.{{b}}.{target}") for name, target in parts.items())
-
-
 _TIMM = (
     ("pos_embed", "backbone.position.table"),
     ("patch_embed.proj.weight", "backbone.patches.proj.weight", _PATCHES),
     ("patch_embed.proj.bias", "backbone.patches.proj.bias"),
-    *_blocks(
-        "blocks.",
+    *block_rules(
+        "blocks.{b}.",
         {"attn.{m}.{p}": "attention.{m}.{p}", "mlp.{m}.{p}": "mlp.{m}.{p}", "norm{n}.{p}": "norm{n}.{p}"},
     ),
     ("norm.{p}", "backbone.norm.{p}"),
@@ -52,8 +48,8 @@ def _transformers(root: str) -> Rules:
             "backbone.blocks.{b}.attention.qkv.{p}",
             join,
         ),
-        *_blocks(
-            f"{root}encoder.layers.",
+        *block_rules(
+            f"{root}encoder.layers.{{b}}.",
             {
                 "self_attn.out_proj.{p}": "attention.proj.{p}",
                 "layer_norm{n}.{p}": "norm{n}.{p}",
