@@ -169,9 +169,10 @@ def test_bfloat16_is_close(family):
 
 @pytest.mark.slow
 def test_compiles_as_one_graph_with_padding(family):
+    """As far as the lowest operations, one by one: what remains for a compiler is to join them to kernels."""
     torch.compiler.reset()
     backbone, images = nano(family), pictures(family)
-    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager_decomp_partition")
     padding = torch.zeros(2, 64, 64, dtype=torch.bool)
     padding[1, 40:] = True
     with torch.no_grad():
@@ -180,7 +181,9 @@ def test_compiles_as_one_graph_with_padding(family):
 
 
 @pytest.mark.slow
-def test_the_compiler_keeps_the_function(family):
+@pytest.mark.parametrize("family", ["axial", "resnet", "swin", "vit", "volo"])
+def test_kernels_keep_the_function(family):
+    """One of each kind of mixing: tables of attention, convolution, windows, all tokens, unfolding."""
     torch.compiler.reset()
     backbone, images = nano(family), pictures(family)
     compiled = torch.compile(backbone, fullgraph=True)
