@@ -28,7 +28,7 @@ from patchform.export.graph import trace_file
 from patchform.export.options import ExportOptions
 from patchform.export.preparation import prepared
 from patchform.model import build_backbone, build_model
-from patchform.records import Preprocessing
+from patchform.records import Batch, Preprocessing
 from patchform.runtime.file_model import FileModel
 from patchform.runtime.onnx_session import OnnxSession
 from patchform.runtime.sessions import RuntimeOptions
@@ -156,7 +156,8 @@ def some_options(backbone, draw):
 def randomised(model, seed):
     """Random numbers in all parameters and buffers: such that what depends on a picture is seen in what comes out.
 
-    Anchors move little: boxes of random moves all end as the whole picture, of which NMS leaves one.
+    Anchors move little: boxes of random moves all end as the whole picture, of which NMS leaves one. A classifier gives
+    numbers of the size of a trained one's: a sigmoid of hundreds shows the last bits of its argument.
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -174,7 +175,15 @@ def randomised(model, seed):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=draw))
             if name.endswith("running_var"):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=draw))
-    return model.eval()
+        model.eval()
+        if isinstance(classifier := getattr(model.head, "classifier", None), torch.nn.Linear):
+            p = model.preprocessing
+            frames = (p.frames,) if p.frames else ()
+            picture = torch.rand(1, *frames, p.channels, *p.size, generator=draw)
+            summary = model.features(Batch(picture, (), ("",), (tuple(p.size),))).summary
+            if summary is not None and summary.shape[-1] == classifier.in_features:
+                classifier.weight.div_(summary.square().mean().sqrt().clamp(min=1))
+    return model
 
 
 def pictures(preprocessing, seed):
