@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import inference_options, recipes, terminal
+from patchform.commands import automatic, inference_options, recipes, terminal
+from patchform.errors import UsageError
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ RESUME = (
     " more epochs stretch the schedule, from the step on that was reached"
 )
 
+TIME = f"such as 90s, 15m or 2h: so many epochs as fit into it (default where a task is named: {automatic.TIME})"
 
 HOW_IT_ENDS = """
 how it ends: SIGTERM, Ctrl-C, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU save the step and stop, with exit code 128 + the
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list: short for --data.path")
     option = f"{inference_options.OPTION}: short for --model.options.K V"
     parser.add_argument("--option", metavar="K=V", action="append", default=[], help=option)
+    parser.add_argument("--time", metavar="TIME", help=TIME)
     parser.add_argument("--name", help="run folder below --runs")
     parser.add_argument("--runs", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help=RESUME)
@@ -66,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from patchform import distributed
 
     with distributed.process_group() as rank:
-        finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
+        finished = train(arguments.recipe, resume=arguments.resume, time=arguments.time, **recipes.nested(flags))
     if not rank.is_main:
         return 0
     if arguments.json:
@@ -78,13 +81,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def train(
-    recipe: str | Path | Recipe = "classification", *, resume: bool = False, progress: bool = True, **settings: Any
+    recipe: str | Path | Recipe = "classification",
+    *,
+    resume: bool = False,
+    time: str | None = None,
+    progress: bool = True,
+    **settings: Any,
 ) -> Run:
     """Train a model, or go on with a run.
+
+    Of a task that is only named, what is not given is chosen to suit the data and the machine (`automatic`).
 
     Args:
         recipe: YAML file, packaged recipe, run folder, task, or a `Recipe`.
         resume: go on from the newest whole checkpoint.
+        time: that it may take, such as "15m": so many epochs as fit into it.
         progress: show how it goes, on stderr.
         settings: over the recipe's, nested as there: `name="first"`, `optimizer={"lr": 1e-3}`; `data="photos/"` is
             short for `data={"path": "photos/"}`.
@@ -96,11 +107,14 @@ def train(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.loop.train` raises.
     """
-    settings = _with_path(settings)
-    if resume and isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file():
-        folder = Path(recipe).resolve()  # it may have been moved since
-        settings |= {"name": folder.name, "runs": str(folder.parent)}
+    settings, notes = _with_path(settings), tuple[str, ...]()
+    if resume:
+        recipe, settings = _resumed(recipe, settings, time)
+    else:
+        say = terminal.say if progress else lambda sentence: None
+        recipe, settings, notes = automatic.choose(recipe, settings, time=time, say=say)
     resolved, origin = recipes.traced(recipe, settings)
+    origin = origin._replace(notes=(*notes, *origin.notes))
 
     from patchform.training import loop
 
@@ -126,12 +140,28 @@ def plan(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.plan.plan` raises.
     """
-    resolved, origin = recipes.traced(recipe, _with_path(settings))
+    recipe, settings, notes = automatic.choose(recipe, _with_path(settings))
+    resolved, origin = recipes.traced(recipe, settings)
 
     from patchform.training import plan as planning
 
     planned = planning.plan(resolved, room=room, progress=progress)
-    return planned._replace(notes=(*origin.notes, *planned.notes))
+    return planned._replace(notes=(*notes, *origin.notes, *planned.notes))
+
+
+def _resumed(
+    recipe: str | Path | Recipe, settings: dict[str, Any], time: str | None
+) -> tuple[str | Path | Recipe, dict[str, Any]]:
+    """What a run is resumed by: its own recipe, where a task or the run itself is named, with settings over it."""
+    if time is not None:
+        raise UsageError("a time, of a run that goes on", remedy="set training.epochs, which stretches its schedule")
+    folder = Path(str(settings.get("runs", Recipe.runs))) / str(settings.get("name"))
+    if recipe in recipes.tasks() and settings.get("name") and (folder / "recipe.yaml").is_file():
+        recipe = folder
+    if isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file():
+        folder = Path(recipe).resolve()  # it may have been moved since
+        settings = settings | {"name": folder.name, "runs": str(folder.parent)}
+    return recipe, settings
 
 
 def _with_path(settings: dict[str, Any]) -> dict[str, Any]:

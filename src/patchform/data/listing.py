@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -217,6 +217,14 @@ def _add_outlines(digest: hashlib.blake2b, outlines: Iterable[Segmentation | Non
     for outline in outlines:
         for part in (outline,) if outline is None or isinstance(outline, RLE) else outline:
             digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+
+
+def few_of(listing: Listing, count: int) -> Listing:
+    """So many items at most, evenly spread."""
+    if len(listing) <= count:
+        return listing
+    items = tuple(listing.items[number * len(listing) // count] for number in range(count))
+    return replace(listing, items=items)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -144,7 +144,7 @@ def merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return {**below, **above, **{key: merged(below[key], above[key]) for key in both}}
 
 
-def nested(flags: Mapping[str, str]) -> dict[str, Any]:
+def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
     """{"optimizer.lr": "1e-3"} -> {"optimizer": {"lr": "1e-3"}}."""
     values: dict[str, Any] = {}
     for name, value in flags.items():
