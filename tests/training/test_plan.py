@@ -197,6 +197,9 @@ def test_the_largest_parts_that_fit_are_proposed():
     assert ways(made, [[(2, 2)] * 10], room=round(1.2 * (100 + 7 * 4000)))[1].images == 5  # 7 and 3 are no better
     assert len(ways(made, [[(2, 2)] * 10], room=1000)) == 1  # nothing fits
     assert [way.fits for way in ways(made, [[(2, 2)] * 10], room=10**6)] == [True]
+    mixed = dataclasses.replace(made, augmentation=AugmentationSettings(scale=(1.0, 1.0), mix_token=1.0))
+    pairs = [ways(mixed, [[(2, 2)] * 10], room=round(1.2 * (100 + part * 4000)))[1:] for part in (8, 7, 5, 1)]
+    assert [[way.images for way in found] for found in pairs] == [[6], [6], [4], []]  # as it takes pairs, not 5
     smaller = recipe("vit/nano", batch_size=10, micro_batch=2)
     assert [way.images for way in ways(smaller, [[(2, 2)] * 10], room=10**6)] == [2, 10]
 

@@ -206,6 +206,8 @@ def _options(
     yield option(settings.micro_batch, settings.pixels_at_once)
     fitting = _last(lambda part: option(part, settings.pixels_at_once).fits, whole)
     even = math.ceil(whole / math.ceil(whole / fitting)) if fitting else 0  # of as few parts, the most equal
+    if recipe.augmentation.mix_token and even % 2:  # images go in pairs
+        even += 1 if even < fitting else -1
     if even and even != current:
         yield option(even, settings.pixels_at_once, micro_batch=even)
     sizes = {size for batch in batches for size in batch}
