@@ -42,7 +42,7 @@ SCENES = DATA / "semantic_segmentation" / "camvid"
 
 
 def ours(a):
-    usual = {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False, "precision": a.precision}
+    usual = {"seed": a.seed, "threads": 1, "device": "cpu", "loggers": (), "precision": a.precision}
     with tempfile.TemporaryDirectory() as runs:
 
         def run(name, epochs):

@@ -64,7 +64,7 @@ SETS = {
 
 
 def ours(a, name, set_, folder):
-    usual = {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False, "precision": a.precision}
+    usual = {"seed": a.seed, "threads": 1, "device": "cpu", "loggers": (), "precision": a.precision}
     given = {"data": {"path": str(folder)}, "preprocessing": {"size": list(set_.size), "resize": "fit"}}
     with tempfile.TemporaryDirectory() as runs:
 

@@ -74,7 +74,7 @@ def usual(a, runs, name, epochs, seed):
         "data": {"path": str(a.data)},
         "schedule": {"warmup_epochs": min(3.0, epochs / 10)},
         "training": {
-            **{"epochs": epochs, "seed": seed, "threads": 1, "device": "cpu", "tensorboard": False},
+            **{"epochs": epochs, "seed": seed, "threads": 1, "device": "cpu", "loggers": ()},
             **{"precision": "float32", "validate_every": epochs},
         },
     }

@@ -33,7 +33,7 @@ SIDES = ("pictures", "nothing")
 
 
 def course(a, epochs, every):
-    training = {"epochs": epochs, "seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False}
+    training = {"epochs": epochs, "seed": a.seed, "threads": 1, "device": "cpu", "loggers": ()}
     return training | {"precision": "bfloat16", "validate_every": every}
 
 

@@ -81,7 +81,7 @@ def recipe_of(family, a, runs):
             seed=a.seed,
             threads=a.threads,
             device="cpu",
-            tensorboard=False,
+            loggers=(),
         ),
     )
 

@@ -64,7 +64,7 @@ as the PVT, whose arithmetic is quicker in float32 at this size."""
 
 
 def usual(a, epochs):
-    return {"epochs": epochs, "seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False}
+    return {"epochs": epochs, "seed": a.seed, "threads": 1, "device": "cpu", "loggers": ()}
 
 
 def trained(name, settings, model):

@@ -55,7 +55,7 @@ def recipe(a, name, runs, seed, *, data, side, epochs, lr, start=None, batch=50)
             seed=seed,
             threads=a.threads,
             device="cpu",
-            tensorboard=False,
+            loggers=(),
         ),
     )
 

@@ -37,7 +37,7 @@ LEARNT_FROM = "asl_letters"
 
 def trained(a, name, runs, *, frames=None, model=None, every=None, epochs=None):
     """A run, and what it took."""
-    training = {"seed": a.seed, "threads": 1, "device": "cpu", "tensorboard": False}
+    training = {"seed": a.seed, "threads": 1, "device": "cpu", "loggers": ()}
     training |= {"epochs": epochs} if epochs else {}
     settings: dict = {"preprocessing": {"frames": frames}} if frames else {}
     settings |= {"data": {"path": str(DATA / name)}, "runs": str(runs), "training": training}

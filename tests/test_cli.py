@@ -15,7 +15,7 @@ from patchform.commands import demo, evaluate, models, predict, train
 SMALL = [
     "--preprocessing.size", "16", "--model.backbone", "vit/nano", "--model.options", "{patch: 8, width: 24, depth: 2}",
     "--training.epochs", "2", "--training.batch_size", "16", "--training.threads", "1", "--training.device", "cpu",
-    "--training.tensorboard", "false", "--schedule.warmup_epochs", "0",
+    "--training.loggers", "[]", "--schedule.warmup_epochs", "0",
 ]  # fmt: skip
 
 
@@ -141,6 +141,6 @@ def test_python_says_the_same(run, photos, tmp_path):
         runs=tmp_path,
         progress=False,
         model={"backbone": "vit/nano", "options": {"patch": 8, "width": 24, "depth": 1}},
-        training={"epochs": 1, "batch_size": 16, "threads": 1, "tensorboard": False, "device": "cpu"},
+        training={"epochs": 1, "batch_size": 16, "threads": 1, "loggers": (), "device": "cpu"},
     )
     assert (again.folder / "model.json").is_file()

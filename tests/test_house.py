@@ -29,7 +29,7 @@ FLOORS = (
     ("runtime",),
     ("inference",),
     ("timeline",),
-    ("evaluation", "prediction", "probing", "doctor"),
+    ("evaluation", "prediction", "probing", "doctor", "loggers"),
     ("training", "inspect", "export", "bench", "serving"),
     ("report",),
     ("commands",),
@@ -37,7 +37,7 @@ FLOORS = (
     ("__main__", "__init__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-APART = ("backbones", "heads", "pretraining", "tasks", "data/formats")
+APART = ("backbones", "heads", "pretraining", "tasks", "data/formats", "loggers")
 PAPERS_SAY_SO = {
     "backbones/hybrid": {"backbones/resnet", "backbones/vit"},
     "backbones/botnet": {"backbones/resnet"},

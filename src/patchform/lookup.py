@@ -25,7 +25,7 @@ from patchform.descriptions import Published, Variant, WeightsFile
 from patchform.errors import UsageError
 from patchform.schema import Range
 
-KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect")
+KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect", "loggers")
 T = TypeVar("T")
 NOT_OPTIONS = ("self", "architecture", "features", "classes", "backbone", "preprocessing")
 """Of a constructor, what the rest of the model says."""

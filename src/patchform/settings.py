@@ -7,7 +7,7 @@ Nothing here names a class or an import path, so no file can. This module import
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from patchform import schema
 from patchform.descriptions import Preprocessing
@@ -312,8 +312,9 @@ class TrainingSettings:
     """Where it runs."""
     threads: Annotated[int, Range(least=0, most=1024)] = 0
     """CPU threads; 0: torch's default."""
-    tensorboard: bool = True
-    """Write events for TensorBoard beside metrics.csv."""
+    loggers: Annotated[tuple[str, ...], Length(most=10)] = ("tensorboard",)
+    """What takes the numbers beside metrics.csv: tensorboard, wandb, mlflow (each an extra of its name but the first),
+    or those of a plug-in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +351,7 @@ UNKNOWN = Origin("settings given in Python")
 
 MOVED = {
     "data.image_size": "preprocessing.size",
+    "training.tensorboard": "training.loggers",
     **{
         f"data.{name}": f"preprocessing.{name}"
         for name in Preprocessing.__dataclass_fields__
@@ -357,8 +359,11 @@ MOVED = {
     },
 }
 """Earlier names of settings, which are still read, and the names of now."""
-MOVED_VALUES = {"model.transfer.head": {"fill": "load", "new": "reinit"}}
-"""Likewise of values."""
+MOVED_VALUES: dict[str, dict[str, Any]] = {
+    "model.transfer.head": {"fill": "load", "new": "reinit"},
+    "training.loggers": {"true": ["tensorboard"], "false": []},
+}
+"""Likewise of values, by the names of now."""
 
 
 def check(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from patchform.errors import FolderError, UsageError
 from patchform.settings import DataSettings
 
 pytest.importorskip("sklearn")
-SHORT = {"training": {"epochs": 1, "tensorboard": False, "batch_size": 64, "threads": 1, "seed": 0}}
+SHORT = {"training": {"epochs": 1, "loggers": (), "batch_size": 64, "threads": 1, "seed": 0}}
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_earlier_names_of_settings_are_read_everywhere(tmp_path):
     assert over == replace(wanted, size=(64, 64), channels=3)
     flags = recipes.nested({"data.image_size": "[8, 9]", "preprocessing.std": "[1e-1]"})
     assert recipes.resolve(Recipe(), flags).preprocessing == Preprocessing(size=(8, 9), std=(0.1,))
-    assert len(MOVED) == 11
+    assert len(MOVED) == 12
     for old, new in MOVED.items():
         with pytest.raises(UsageError, match=f"{old} and {new} are the same setting; give {new} alone"):
             recipes.resolve(Recipe(), recipes.nested({old: "1", new: "1"}))
@@ -142,6 +142,8 @@ def test_earlier_words_of_settings_are_read(tmp_path):
     found = recipes.resolve(tmp_path).model.transfer
     assert (found.head, found.patch) == ("reinit", "resample")
     assert recipes.resolve(tmp_path, {"model": {"transfer": {"head": "fill"}}}).model.transfer.head == "load"
+    for word, loggers in ((True, ("tensorboard",)), ("false", ()), ("True", ("tensorboard",))):
+        assert recipes.resolve(tmp_path, {"training": {"tensorboard": word}}).training.loggers == loggers
 
 
 def test_one_size_stands_for_both_sides_and_statistics_follow_the_channels():

@@ -86,7 +86,7 @@ def recipe(method, pictures, runs, name="run", **sections):
             save_every=3,
             threads=1,
             device="cpu",
-            tensorboard=False,
+            loggers=(),
             **sections.get("training", {}),
         ),
     )
@@ -150,7 +150,7 @@ def test_the_result_starts_a_classifier_is_probed_and_predicts(finished, picture
         preprocessing=Preprocessing(size=(32, 32)),
         model=ModelSettings(backbone="vit/nano", init_from=str(finished)),
         optimizer=OptimizerSettings(backbone_rate=0.0),
-        training=TrainingSettings(epochs=1, batch_size=12, threads=1, device="cpu", tensorboard=False),
+        training=TrainingSettings(epochs=1, batch_size=12, threads=1, device="cpu", loggers=()),
     )
     tuned = loop.train(start, progress=False)
     said = capsys.readouterr().err

@@ -30,7 +30,7 @@ model: {backbone: resnet/nano, head: counter}
 augmentation: {crop_scale: [1.0, 1.0], crop_ratio: [1.0, 1.0]}
 optimizer: {lr: 0.02, weight_decay: 0.0}
 schedule: {warmup_epochs: 0.5}
-training: {epochs: 30, batch_size: 16, threads: 1, device: cpu, tensorboard: false}
+training: {epochs: 30, batch_size: 16, threads: 1, device: cpu, loggers: []}
 """
 
 

@@ -65,7 +65,7 @@ def settings(squares, runs, head, **training):
         "name": "first",
         "model": {"backbone": "pvt/nano", "head": head, "head_options": SMALL[head]},
         "optimizer": {"lr": 3e-3},
-        "training": {"epochs": 1, "batch_size": 4, "tensorboard": False, **training},
+        "training": {"epochs": 1, "batch_size": 4, "loggers": (), **training},
     }
 
 

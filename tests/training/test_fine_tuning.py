@@ -10,7 +10,7 @@ from patchform.records import Preprocessing
 from patchform.training import optimizer
 
 NANO = {"backbone": "vit/nano", "drop_path": 0.0}
-SHORT = {"epochs": 1, "batch_size": 40, "micro_batch": 0, "threads": 1, "device": "cpu", "tensorboard": False}
+SHORT = {"epochs": 1, "batch_size": 40, "micro_batch": 0, "threads": 1, "device": "cpu", "loggers": ()}
 
 
 @pytest.fixture(scope="module")

@@ -307,7 +307,9 @@ def test_it_validates_as_often_as_asked_and_at_the_end(few, tmp_path):
 
 
 def test_tensorboard_events_are_written(pictures, tmp_path):
-    done = loop.train(tiny.recipe(pictures, tmp_path, training={"tensorboard": True, "epochs": 1}), progress=True)
+    done = loop.train(
+        tiny.recipe(pictures, tmp_path, training={"loggers": ("tensorboard",), "epochs": 1}), progress=True
+    )
     assert list((done.folder / "tensorboard").glob("events.*"))
 
 

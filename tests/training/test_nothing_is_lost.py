@@ -266,7 +266,7 @@ def test_of_a_damaged_log_what_can_be_read_is_kept(runs, tmp_path, name, damage)
         shutil.copy(runs["plain"] / each, tmp_path)
     damaged = LINES[damage](data)
     (tmp_path / name).write_bytes(damaged)
-    with metrics_log.MetricsLog(tmp_path, 14, 14, tensorboard=False) as log:
+    with metrics_log.MetricsLog(tmp_path, 14, 14) as log:
         notes = log.notes
         log.step(15, loss=0.5)
         log.epoch(3, 15, {"train_loss": 0.5})
@@ -277,7 +277,7 @@ def test_of_a_damaged_log_what_can_be_read_is_kept(runs, tmp_path, name, damage)
     assert all(line in intact or line.startswith(b"epoch,") for line in lines[:-1])  # none is made up
     if damage in ("a list", "deep") and name == metrics_log.STEPS:
         assert lines[:-1] == data.splitlines()
-    with metrics_log.MetricsLog(tmp_path, 15, 15, tensorboard=False) as log:
+    with metrics_log.MetricsLog(tmp_path, 15, 15) as log:
         assert not any("damaged" in note for note in log.notes)
 
 
@@ -288,7 +288,7 @@ def test_a_log_that_lacks_lines_says_which(runs, tmp_path, name, rest):
         shutil.copy(runs["plain"] / each, tmp_path)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(len(data) * rest)])
-    with metrics_log.MetricsLog(tmp_path, 14, 14, tensorboard=False) as log:
+    with metrics_log.MetricsLog(tmp_path, 14, 14) as log:
         pass
     assert f"{name} lacks" in log.notes[-1]
     kept = (tmp_path / name).read_bytes()
@@ -301,7 +301,7 @@ def test_whole_logs_and_half_a_line_are_nothing_to_speak_of(runs, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with open(tmp_path / metrics_log.STEPS, "ab") as file:
         file.write(b'{"step": 15, "lo')
-    with metrics_log.MetricsLog(tmp_path, 14, 14, tensorboard=False) as log:
+    with metrics_log.MetricsLog(tmp_path, 14, 14) as log:
         assert log.notes == []
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -25,7 +25,7 @@ def slow(monkeypatch):
 @pytest.mark.usefixtures("slow")
 def test_a_run_of_a_task_goes_on_by_what_it_chose(pictures, tmp_path, capsys):
     words = ["train", "classification", "--data", str(pictures), "--runs", str(tmp_path), "--name", "one"]
-    words += ["--model.backbone", "vit/nano", "--time", "3m", "--training.tensorboard", "false"]
+    words += ["--model.backbone", "vit/nano", "--time", "3m", "--training.loggers", "[]"]
     assert cli.main(words) == 0
     assert "the same again: patchform train classification/small" in capsys.readouterr().err
     before = (tmp_path / "one" / "recipe.yaml").read_text()
@@ -63,6 +63,6 @@ def test_python_has_a_time_too(pictures, tmp_path):
         runs=str(tmp_path),
         progress=False,
         model={"backbone": "vit/nano"},
-        training={"tensorboard": False},
+        training={"loggers": ()},
     )
     assert run.step == 200 // 16 + 1

@@ -43,7 +43,7 @@ def settings(scenes, runs, **training):
         "augmentation": {"color_jitter": 0.0},
         "loss": {"class_weights": "balanced", "smoothing": 0.02},
         "optimizer": {"lr": 5e-3},
-        "training": {"epochs": 80, "batch_size": 4, "validate_every": 20, "tensorboard": False, **training},
+        "training": {"epochs": 80, "batch_size": 4, "validate_every": 20, "loggers": (), **training},
     }
 
 

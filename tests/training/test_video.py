@@ -37,7 +37,7 @@ def films(tmp_path_factory):
 
 
 def settings(films, runs, **training):
-    usual = {"epochs": 20, "batch_size": 16, "seed": 0, "threads": 1, "tensorboard": False, "device": "cpu"}
+    usual = {"epochs": 20, "batch_size": 16, "seed": 0, "threads": 1, "loggers": (), "device": "cpu"}
     return {
         "data": {"path": str(films)},
         "preprocessing": {"size": SIDE, "resize": "squash", "frames": 4},

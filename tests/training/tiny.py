@@ -44,7 +44,7 @@ def recipe(path, runs, name="run", **sections):
         augmentation=AugmentationSettings(crop_scale=(0.5, 1.0)),
         optimizer=OptimizerSettings(lr=2e-3),
         schedule=ScheduleSettings(warmup_epochs=0.5),
-        training=TrainingSettings(epochs=2, batch_size=32, save_every=3, threads=1, device="cpu", tensorboard=False),
+        training=TrainingSettings(epochs=2, batch_size=32, save_every=3, threads=1, device="cpu", loggers=()),
     )
     task = sections.pop("task", made.task)
     return replace(made, task=task, **{key: replace(getattr(made, key), **values) for key, values in sections.items()})

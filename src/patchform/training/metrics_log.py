@@ -1,4 +1,4 @@
-"""What a run leaves on paper: metrics.csv (a row an epoch), steps.jsonl (a line a step), TensorBoard events."""
+"""What a run leaves on paper: metrics.csv (a row an epoch), steps.jsonl (a line a step); and what its loggers take."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
+from patchform.loggers.base import LoggedRun, Logger, LoggerLost, opened
 from patchform.resources import writing
 from patchform.weights.files import replace_text
 
-METRICS, STEPS, EVENTS = "metrics.csv", "steps.jsonl", "tensorboard"
+METRICS, STEPS = "metrics.csv", "steps.jsonl"
 LARGEST = 1 << 32
 """Bytes of a log that are still read."""
 _KEYS = ("epoch", "step")
@@ -40,7 +41,9 @@ class MetricsLog:
         folder: the run's.
         step: the last optimizer step that counts; 0 starts anew.
         reported: the last epoch end that counts, as a step.
-        tensorboard: write events beside.
+        loggers: names of those that take the numbers, too.
+        settings: of the run, for these, by dotted name.
+        say: called with a line when one of them is lost.
         errors: what surrounds each writing of a line: it may swallow a ResourceError, and the line comes later then.
 
     Attributes:
@@ -56,7 +59,9 @@ class MetricsLog:
         step: int,
         reported: int,
         *,
-        tensorboard: bool,
+        loggers: Sequence[str] = (),
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        say: Callable[[str], None] = lambda line: None,
         errors: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.folder, self._errors = folder, errors
@@ -67,14 +72,13 @@ class MetricsLog:
             self.notes.append(f"{METRICS} lacks rows: the last one should be of step {reported}")
         self._write_rows()
         self._cut_steps(step)
+        self._loggers, self._say = dict[str, Logger](), say
+        run = LoggedRun(folder.name, folder, settings, step)
+        for name in loggers:
+            with self._listening(name):
+                self._loggers |= opened([name], run)
         with writing(folder / STEPS):
             self._steps = (folder / STEPS).open("a")
-        self._events: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-            with writing(folder / EVENTS):
-                self._events = SummaryWriter(str(folder / EVENTS), purge_step=step + 1)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -83,9 +87,9 @@ class MetricsLog:
         try:
             with writing(self.folder / STEPS):
                 self._steps.close()
-            if self._events is not None:
-                with writing(self.folder / EVENTS):
-                    self._events.close()
+            for name, logger in list(self._loggers.items()):
+                with self._listening(name):
+                    logger.close(failed=error is not None)
         except Exception:
             if error is None:  # else that is what is to be said
                 raise
@@ -112,11 +116,20 @@ class MetricsLog:
             os.fsync(self._steps.fileno())
 
     def _plot(self, group: str, step: int, numbers: Mapping[str, float | None]) -> None:
-        if self._events is not None:
-            with self._errors(), writing(self.folder / EVENTS):
-                for name, value in numbers.items():
-                    if value is not None:
-                        self._events.add_scalar(f"{group}/{name}", value, step)
+        named = {f"{group}/{name}": value for name, value in numbers.items() if value is not None}
+        for name, logger in list(self._loggers.items()):
+            with self._errors(), self._listening(name):
+                logger.numbers(step, named)
+
+    @contextmanager
+    def _listening(self, name: str) -> Iterator[None]:
+        """To a logger: one that is lost is left out from here on, and that is said."""
+        try:
+            with writing(self.folder / name):
+                yield
+        except LoggerLost as lost:
+            self._loggers.pop(name, None)
+            self._say(f"going on without the logger {name}: {lost}")
 
     def _write_rows(self) -> None:
         text = io.StringIO()

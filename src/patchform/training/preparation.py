@@ -24,6 +24,7 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import NO_HEAD, DenseHead, Head
 from patchform.loading import load_weights
+from patchform.loggers.base import Logger
 from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
@@ -62,6 +63,8 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
         if not holds:
             section, _, key = name.partition(".")
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
+    for logger in recipe.training.loggers:
+        lookup.the_class("loggers", logger, Logger).check()
     task.token_mixing(recipe.augmentation, 1, 1, 0.0)
     cached_features.refuse(recipe)
     check_there(recipe)

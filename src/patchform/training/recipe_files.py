@@ -122,9 +122,10 @@ def renamed(values: Mapping[str, Any], where: Path | None) -> dict[str, Any]:
                 raise UsageError(f"{old} and {new} are the same setting", where=where, remedy=f"give {new} alone")
             (section, key), (other, name) = old.split("."), new.split(".")
             moved.setdefault(other, {})[name] = moved[section].pop(key)
+    values = dict(flat(moved))
     for name, now in MOVED_VALUES.items():
-        if str(given.get(name)) in now:
-            moved = merged(moved, nested({name: now[given[name]]}))
+        if (word := str(values.get(name)).lower()) in now:
+            moved = merged(moved, nested({name: now[word]}))
     return moved
 
 

@@ -37,7 +37,7 @@ EFFECTS = {
     "training.ema": "from here on; refused where there was no average, or would be none",
     "training.epochs": "the schedule is stretched over all of them",
     **dict.fromkeys(("data.workers", "training.save_every", "training.keep", "training.on_save_error"), SAME),
-    **dict.fromkeys(("training.tensorboard", "model.checkpointing"), SAME),
+    **dict.fromkeys(("training.loggers", "model.checkpointing"), SAME),
     **dict.fromkeys(
         ("training.device", "training.threads", "training.micro_batch", "model.compile"), "other last bits"
     ),

@@ -28,6 +28,7 @@ from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
 from patchform.training.preparation import plain
 from patchform.training.progress import Reporter
+from patchform.training.recipe_files import flat
 from patchform.training.run import RunContext
 from patchform.weights.files import replace_text
 
@@ -172,10 +173,15 @@ class Saver:
         """The log of the run from this step on; None in processes that do not write."""
         if not self.context.rank.is_main:
             return nullcontext()
-        tensorboard = self.learner.recipe.training.tensorboard
-        folder, counters = self.context.folder, self.counters
+        recipe, counters = self.learner.recipe, self.counters
         self._log = MetricsLog(
-            folder, counters.step, counters.reported, tensorboard=tensorboard, errors=self._log_errors
+            self.context.folder,
+            counters.step,
+            counters.reported,
+            loggers=recipe.training.loggers,
+            settings=dict(flat(plain(dataclasses.asdict(recipe)))),
+            say=self.context.reporter.note,
+            errors=self._log_errors,
         )
         for note in self._log.notes:
             self.context.reporter.note(note)
