@@ -92,8 +92,9 @@ def find(name: str | Path) -> Path:
             return PACKAGED / f"{candidate}.yaml"
     if path.is_file():
         return path
-    near = difflib.get_close_matches(str(name), recipes, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"give a YAML file, or one of {', '.join(recipes)}"
+    near = difflib.get_close_matches(str(name), [*tasks(), *recipes], n=1, cutoff=0.5)
+    listed = f"give a YAML file, or a task: {', '.join(tasks())} (patchform recipes lists more)"
+    hint = f'did you mean "{near[0]}"?' if near else listed
     raise UsageError(f'no recipe "{name}"', remedy=hint)
 
 
@@ -116,9 +117,7 @@ def _from_published(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     name = str(source if backbone is None else backbone)
     if "/" not in name or "." not in name:
         return settings, []
-    from patchform.weights.hub import is_row
-
-    if os.path.lexists(name) or not is_row(name):
+    if os.path.lexists(name) or not lookup.is_weights_name(name):
         return settings, []
     row = lookup.weights_file(name)
     options = model.get("options", {})
