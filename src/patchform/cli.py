@@ -152,7 +152,8 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, remedy=f"{self.prog} --help")
+        example = f"{self.epilog}; " if "required" in message and self.epilog and "\n" not in self.epilog else ""
+        raise UsageError(message, remedy=f"{example}{self.prog} --help")
 
     def format_help(self) -> str:
         return super().format_help() + (self.more() if self.more else "")

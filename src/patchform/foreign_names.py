@@ -53,7 +53,7 @@ ABSENT = {
 }  # fmt: skip
 """Beginnings of names of models that people ask for and that are not here, and what they are called."""
 OPTIONS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("imgsz", "img", "img_size", "image_size", "input_size", "crop_size"), ("size", "window")),
+    **dict.fromkeys(("imgsz", "img", "img_size", "image_size", "input_size", "crop_size"), ("size",)),
     **dict.fromkeys(("b", "bs", "batch_size", "batch"), ("batch", "batch-size")),
     **dict.fromkeys(("lr0", "learning_rate", "base_lr", "blr"), ("lr",)),
     **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs"), ("epochs",)),

@@ -14,6 +14,11 @@ from patchform.runtime.opening import KINDS
 REFUSED = {
     "trian": (2, 'no such verb: patchform trian; did you mean "patchform train"?'),
     "detect x.jpg": (2, 'did you mean "patchform predict"?'),
+    "detect train data=coco8.yaml": (2, 'did you mean "patchform train"?'),
+    "help": (2, 'did you mean "patchform --help"?'),
+    "evaluate": (2, "required: RUN; example: patchform evaluate runs/first"),
+    "train classification --data runz": (3, 'no such file or folder "runz"; did you mean "runs"?'),
+    "predict runs/first x.png --imgsz 640": (2, "no such option: --imgsz; patchform predict --help"),
     "data chek .": (2, 'did you mean "patchform data check"?'),
     "train clasification": (2, 'no recipe "clasification"; did you mean "classification"?'),
     "train classification --optimzer.lr 1": (2, "no such setting: optimzer.lr; did you mean optimizer.lr?"),
@@ -135,6 +140,7 @@ def test_a_right_line_is_not_refused_early(tmp_path):
     early_checks.backbone("vit/b16.augreg_in21k", None)
     early_checks.source("https://example.org/x.safetensors#sha256=0")
     early_checks.sources(["nowhere.jpg", str(tmp_path)])
+    early_checks.sources([str(tmp_path / "model.onnx" / "member.jpg")])  # a tar shard's, for all that is known
     early_checks.sources(["*.jpg"])
     early_checks.data(None)
     early_checks.published("swin")
@@ -148,6 +154,21 @@ def test_words_that_only_look_like_settings_stay(tmp_path, monkeypatch, capsys):
     assert "not an intact model" in capsys.readouterr().err
     assert cli.main(["predict", "nowhere", "--", "--odd.jpg"]) == 4
     assert "--odd" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a" * 5000 + "/b", "a\0b", "\udce9", " ", "x" * 200 + "\n"])
+def test_odd_paths_are_refused_in_one_short_line(path, capsys):
+    for words in (
+        ["evaluate", path],
+        ["predict", path, "x"],
+        ["data", "check", path],
+        ["train", path],
+        ["probe", path],
+    ):
+        assert cli.main([*words, *(["--data", "."] if words[0] == "probe" else [])]) in (2, 3, 4)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "E-bug" not in said
 
 
 # ------------------------------------------------------------------------------------------------------ names of others

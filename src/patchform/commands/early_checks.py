@@ -40,7 +40,7 @@ def trained(path: str, *, file: bool = True, published: bool = False) -> None:
         lookup.check_weights_name(path)
     elif os.path.isdir(path):
         folder = Path(path)
-        if not any((folder / name).exists() for name in _OF_RUNS):
+        if not _is_run(folder):
             raise ModelFileError("not an intact model (no model.json)", where=path, remedy=_inside(folder) or _TRAIN)
     elif os.path.isfile(path):
         if not (file and path.lower().endswith(EXPORTED)):
@@ -48,7 +48,7 @@ def trained(path: str, *, file: bool = True, published: bool = False) -> None:
             raise ModelFileError(f"no run folder{' or exported file' * file}", where=path, remedy=remedy)
     else:
         what = " or ".join(["run folder", *["exported file"] * file, *["published weights"] * published])
-        raise ModelFileError(f'no {what} "{path}"', remedy=_near_run(path) or _meant(path, published) or _TRAIN)
+        raise ModelFileError(f'no {what} "{_shown(path)}"', remedy=_near_run(path) or _meant(path, published) or _TRAIN)
 
 
 def backbone(model: str, weights: str | None) -> None:
@@ -78,24 +78,24 @@ def source(path: str) -> None:
     if lookup.is_weights_name(path):
         lookup.check_weights_name(path)
         return
-    raise ModelFileError(f'no such file "{path}"', remedy=_near_run(path) or _meant(path, published=True))
+    raise ModelFileError(f'no such file "{_shown(path)}"', remedy=_near_run(path) or _meant(path, published=True))
 
 
 def file(path: str) -> None:
     """Raise ModelFileError where there is no such file."""
     if not os.path.isfile(path):
-        raise ModelFileError(f'no such file "{path}"', remedy=_near(Path(path)))
+        raise ModelFileError(f'no such file "{_shown(path)}"', remedy=_near(Path(path)))
 
 
 def data(path: str | None) -> None:
     """Raise DataError where there is no such data set; None: none was named."""
     if path is not None and not os.path.lexists(os.path.expanduser(path)):
-        raise DataError(f'no such file or folder "{path}"', remedy=_near(Path(path)))
+        raise DataError(f'no such file or folder "{_shown(path)}"', remedy=_near(Path(path)))
 
 
 def sources(paths: Sequence[str]) -> None:
-    """Raise DataError where nothing exists of what is to be looked at."""
-    if not any(one == "-" or glob.has_magic(one) or os.path.lexists(os.path.expanduser(one)) for one in paths):
+    """Raise DataError where nothing exists of what is to be looked at; members of tar shards do where these do."""
+    if not any(one == "-" or glob.has_magic(one) or _leads_somewhere(os.path.expanduser(one)) for one in paths):
         data(paths[0])
 
 
@@ -125,21 +125,36 @@ def training(recipe: Recipe, *, resume: bool = False) -> None:
         source(recipe.model.init_from)
 
 
+def _leads_somewhere(path: str) -> bool:
+    return os.path.lexists(path) or any(os.path.isfile(above) for above in Path(path).parents)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _OF_RUNS)
+
+
+def _folders(path: Path) -> list[Path]:
+    """Folders inside one; none where that cannot be looked into."""
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
 def _near_run(path: str) -> str:
     """Words on the run that was meant, "" where there is none."""
     given = Path(path)
     for folder in (given.parent, Path("runs")):
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-        runs = [name for name in names if any((folder / name / part).exists() for part in _OF_RUNS)]
+        runs = {run.name: run for run in _folders(folder) if _is_run(run)}
         if near := difflib.get_close_matches(given.name, runs, n=1, cutoff=_NEAR):
-            return f'did you mean "{folder / near[0]}"?'
+            return f'did you mean "{runs[near[0]]}"?'
     return ""
 
 
 def _inside(folder: Path) -> str:
     """Words on a run in a folder, "" where there is none."""
-    runs = (entry for entry in sorted(folder.iterdir()) if any((entry / part).exists() for part in _OF_RUNS))
-    return f'did you mean "{run}"?' if (run := next(runs, None)) else ""
+    run = next(filter(_is_run, _folders(folder)), None)
+    return f'did you mean "{run}"?' if run else ""
 
 
 def _meant(name: str, published: bool) -> str:
@@ -160,9 +175,24 @@ def _files_of(name: str) -> list[str]:
 
 
 def _near(path: Path) -> str:
+    """Words on the file or folder that was meant, "" where there is none."""
     from patchform.data.listed_names import nearest
 
-    return nearest(path.expanduser())
+    path = path.expanduser()
+    if offer := nearest(path):
+        return offer
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR)
+    return f'did you mean "{path.with_name(near[0])}"?' if near else ""
+
+
+def _shown(path: str) -> str:
+    from patchform.data.listing import shortened
+
+    return shortened(path)
 
 
 def published(pattern: str) -> None:

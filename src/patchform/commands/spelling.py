@@ -17,7 +17,7 @@ VERBS_OF_OTHERS = {
     "fit": "train", "finetune": "train", "fine-tune": "train", "pretrain": "train", "learn": "train",
     "benchmark": "bench", "convert": "export", "embed": "features", "extract": "features", "check": "data",
     "dataset": "data", "download": "weights", "list": "models", "backbones": "models", "configs": "recipes",
-    "checks": "data", "settings": "train",
+    "checks": "data", "settings": "train", "help": "--help", "version": "--version",
 }  # fmt: skip
 """What other programs call what a verb does."""
 _FIRST = ("model", "source", "weights", "data")
@@ -33,7 +33,12 @@ def check_verb(words: Sequence[str], verbs: Collection[str], program: str) -> No
         return
     near = difflib.get_close_matches(word.lower(), verbs, n=1, cutoff=0.6)
     meant = VERBS_OF_OTHERS.get(word.lower()) or (near[0] if near else "")
-    remedy = f'did you mean "{program} {meant}"?' if meant in verbs else f"there are: {', '.join(verbs)}"
+    meant = next((other for other in words[1:2] if other in verbs), meant)  # detect train ...
+    remedy = (
+        f'did you mean "{program} {meant}"?'
+        if meant in (*verbs, "--help", "--version")
+        else f"there are: {', '.join(verbs)}"
+    )
     raise UsageError(f"no such verb: {program} {word}", remedy=remedy)
 
 
