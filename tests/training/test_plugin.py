@@ -54,7 +54,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_one_file_is_a_backbone(plugin, tmp_path):
-    with pytest.raises(UsageError, match='no backbone "pooled"'):
+    with pytest.raises(UsageError, match='no backbone "pooled/nano"'):
         pf.build_backbone("pooled/nano")
     pf.add_plugin(plugin)
     assert "pooled/nano" in pf.list_backbones()

@@ -24,7 +24,7 @@ FETCHED = ("hub:", "https:", "http:")
 """Beginnings of names of what is fetched."""
 _OF_RUNS = ("model.json", "state.json", "checkpoints", "best", "recipe.yaml")
 """What a run folder, or a model's, has at least one of."""
-_NEAR, _SEVERAL = 0.6, 3
+_NEAR, _SEVERAL, _LONG = 0.6, 3, 160
 _TRAIN = "train one first: patchform train classification --data DIR"
 
 
@@ -46,6 +46,8 @@ def trained(path: str, *, file: bool = True, published: bool = False) -> None:
         if not (file and path.lower().endswith(EXPORTED)):
             remedy = f"exported files end in {', '.join(EXPORTED)}" if file else "name the folder of the run"
             raise ModelFileError(f"no run folder{' or exported file' * file}", where=path, remedy=remedy)
+    elif path.lower().endswith(EXPORTED) and file:
+        raise ModelFileError(f'no such file "{_shown(path)}"', remedy=_near(Path(path)))
     else:
         what = " or ".join(["run folder", *["exported file"] * file, *["published weights"] * published])
         raise ModelFileError(f'no {what} "{_shown(path)}"', remedy=_near_run(path) or _meant(path, published) or _TRAIN)
@@ -176,20 +178,21 @@ def _files_of(name: str) -> list[str]:
 
 def _near(path: Path) -> str:
     """Words on the file or folder that was meant, "" where there is none."""
-    from patchform.data.listed_names import nearest
-
     path = path.expanduser()
-    if offer := nearest(path):
-        return offer
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR)
-    return f'did you mean "{path.with_name(near[0])}"?' if near else ""
+        names = []
+    if near := difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR):
+        return f'did you mean "{path.with_name(near[0])}"?'
+    from patchform.data.listed_names import nearest
+
+    return nearest(path)
 
 
 def _shown(path: str) -> str:
+    if len(path) < _LONG:
+        return path
     from patchform.data.listing import shortened
 
     return shortened(path)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """An option for each row."""
     for form in SHORT_FORMS:
         about = f"{form.meaning}: short for --{form.setting}"
-        parser.add_argument(form.option, metavar=form.metavar, dest=_place(form), help=about)
+        parser.add_argument(form.option, metavar=form.metavar, help=about)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, str]:
@@ -64,7 +64,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, str]:
     typed: Mapping[str, str] = arguments.settings
     short: dict[str, str] = {}
     for form in SHORT_FORMS:
-        word = getattr(arguments, _place(form))
+        word = getattr(arguments, form.option.removeprefix("--"))
         if word is None:
             continue
         short[form.setting] = value = form.read(word)
@@ -80,7 +80,3 @@ def _same(one: str, other: str) -> bool:
         return bool(parse(one) == parse(other))
     except ValueError:
         return one == other
-
-
-def _place(form: ShortForm) -> str:
-    return f"short for {form.setting}"

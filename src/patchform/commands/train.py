@@ -63,10 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: value for name, value in options.items() if value is not None} | short_forms.settings(arguments)
     for name, value in inference_options.constructor_options(arguments.option).items():
         flags["model.drop_path" if name == "drop_path" else f"model.options.{name}"] = value
-    if (
-        os.environ.get("WORLD_SIZE", "1") == "1"
-    ):  # of several processes, what one cannot find is told when they have met
-        _look(arguments, recipes.nested(flags))
+    _look_early(arguments, recipes.nested(flags))
     if arguments.plan:
         return _run_plan(arguments, recipes.nested(flags))
     from patchform import distributed
@@ -83,8 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _look(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+def _look_early(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Raise PatchformError for what can be told before torch is imported."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # what one of several processes cannot find is said when they have met
+        return
     early_checks.recipe(arguments.recipe)
     folder = Path(arguments.recipe)
     moved = {"name": folder.resolve().name, "runs": str(folder.resolve().parent)}
