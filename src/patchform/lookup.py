@@ -171,9 +171,12 @@ def no_backbone(name: str) -> UsageError:
         return UsageError(what, remedy=f'did you mean "{meant.backbone}"{also}?')
     if called := foreign_names.absent(name):
         return UsageError(what, remedy=f"{called} is not here; patchform models lists what there is")
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     families = sorted({other.partition("/")[0] for other in known})
-    listed = f"there are: {', '.join(families)} (patchform models)"
+    if not (family := difflib.get_close_matches(name.partition("/")[0], families, n=1, cutoff=0.6)):
+        return UsageError(what, remedy=f"there are: {', '.join(families)} (patchform models)")
+    own = [other for other in known if other.startswith(f"{family[0]}/")]
+    near = difflib.get_close_matches(f"{family[0]}/{name.partition('/')[2]}", own, n=1, cutoff=0.6)
+    listed = f"there are: {', '.join(own[:12])}{' ...' * (len(own) > 12)}"
     return UsageError(what, remedy=f'did you mean "{near[0]}"?' if near else listed)
 
 

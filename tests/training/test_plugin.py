@@ -67,7 +67,7 @@ def test_one_file_is_a_backbone(plugin, tmp_path):
     lookup._plugins.clear()  # control: without the folder the run says what is missing, and imports nothing
     lookup._files.cache_clear()
     sys.modules.pop("patchform.backbones.pooled")
-    with pytest.raises(ModelFileError, match='no backbone "pooled"'):
+    with pytest.raises(ModelFileError, match='no backbone "pooled/nano"; there are: axial'):
         pf.load(done.folder)
     assert "patchform.backbones.pooled" not in sys.modules
 
