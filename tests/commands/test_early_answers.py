@@ -36,6 +36,8 @@ REFUSED = {
     "train classification --data nowhere": (3, 'no such file or folder "nowhere"'),
     "train classification --resume --name gone": (5, "no run to resume in runs/gone"),
     "train classification --model.init_from facebook/dinov2-small": (4, "did you mean vit/dinov2_s14.lvd142m?"),
+    "train classification --name first --data .": (5, "or go on with it: patchform train runs/first --resume"),
+    "train classification": (2, "no data given; name a folder or a list: --data DIR"),
     "evaluate runs/frist": (4, 'no run folder or exported file "runs/frist"; did you mean "runs/first"?'),
     "evaluate runs": (4, 'did you mean "runs/first"?'),
     "evaluate runs/first --data nowhere": (3, 'no such file or folder "nowhere"'),

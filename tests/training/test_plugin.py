@@ -8,6 +8,7 @@ import torch
 
 import patchform as pf
 from patchform import lookup
+from patchform.commands import models
 from patchform.errors import ModelFileError, UsageError
 from patchform.training import loop
 
@@ -58,6 +59,7 @@ def test_one_file_is_a_backbone(plugin, tmp_path):
         pf.build_backbone("pooled/nano")
     pf.add_plugin(plugin)
     assert "pooled/nano" in pf.list_backbones()
+    assert [row.name for row in models.models("pooled/*")] == ["pooled/nano"]  # counted: it is in no table
     pictures = tiny.pictures(tmp_path / "pictures", count=40)
     done = loop.train(tiny.recipe(pictures, tmp_path, model={"backbone": "pooled/nano"}), progress=False)
     assert done.step == 4

@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import glob
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,20 +112,36 @@ def recipe(name: str) -> None:
         raise
 
 
-def training(recipe: Recipe, *, resume: bool = False) -> None:
-    """Raise PatchformError for what a recipe names and is not there."""
+def training(recipe: Recipe, *, resume: bool = False, planned: bool = False) -> None:
+    """Raise PatchformError for what a recipe names and is not there.
+
+    Args:
+        recipe: of the run.
+        resume: it goes on, so its folder must be there.
+        planned: nothing is trained, so data may lack.
+    """
     lookup.check_backbone(recipe.model.backbone)
     heads = [*lookup.names("heads"), *lookup.names("pretraining"), "none"]
     if recipe.model.head not in heads:
         raise lookup.no_such("head", recipe.model.head, heads)
-    if resume and not (recipe.name and (folder := Path(recipe.runs, recipe.name)).is_dir()):
-        where = folder if recipe.name else recipe.runs
-        remedy = _near_run(str(where)) or "name a run folder that exists"
-        raise FolderError("no run to resume", where=where, remedy=remedy)
+    _check_folder(recipe, resume=resume, planned=planned)
     for path in (recipe.data.path, recipe.data.validation):
         data(path)
     if recipe.model.init_from is not None and not resume:
         source(recipe.model.init_from)
+    if recipe.data.path is None and not planned:
+        raise UsageError("no data given", remedy="name a folder or a list: --data DIR")
+
+
+def _check_folder(recipe: Recipe, *, resume: bool, planned: bool) -> None:
+    """Raise FolderError for a run that goes on and is not there, or a new one that is."""
+    folder = Path(recipe.runs, recipe.name or "")
+    there = recipe.name is not None and os.path.lexists(folder)
+    if resume and not (there and folder.is_dir()):
+        raise FolderError("no run to resume", where=folder, remedy=_near_run(str(folder)) or "name a run folder")
+    if there and not (resume or planned):
+        again = f"choose another name, or go on with it: patchform train {shlex.quote(str(folder))} --resume"
+        raise FolderError("the run exists already", where=folder, remedy=again)
 
 
 def _leads_somewhere(path: str) -> bool:

@@ -23,7 +23,7 @@ VERBS_OF_OTHERS = {
 _FIRST = ("model", "source", "weights", "data")
 """What other programs give by name, and verbs here without one."""
 _ASSIGNED = re.compile(r"([A-Za-z][\w.-]*)=(.*)", re.DOTALL)
-_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # argparse takes such for values
+_NEGATIVE = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def check_verb(words: Sequence[str], verbs: Collection[str], program: str) -> None:

@@ -89,7 +89,7 @@ def _look_early(arguments: argparse.Namespace, settings: dict[str, Any]) -> None
     moved = {"name": folder.resolve().name, "runs": str(folder.resolve().parent)}
     again = arguments.resume and (folder / "recipe.yaml").is_file()
     resolved = recipes.resolve(arguments.recipe, settings | (moved if again else {}))
-    early_checks.training(resolved, resume=arguments.resume)
+    early_checks.training(resolved, resume=arguments.resume, planned=arguments.plan)
 
 
 def train(
