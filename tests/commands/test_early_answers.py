@@ -149,6 +149,11 @@ def test_a_right_line_is_not_refused_early(tmp_path):
     assert set(KINDS) == set(early_checks.EXPORTED)
 
 
+def test_what_is_offered_can_be_typed(capsys):
+    assert cli.main(["train", "classification", "data=my photos"]) == 2
+    assert capsys.readouterr().err.endswith("did you mean --data 'my photos'?\n")
+
+
 def test_words_that_only_look_like_settings_stay(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=1e-3").mkdir()
