@@ -219,8 +219,13 @@ def layout_options(build: Any, family: str, layout: str) -> dict[str, Any]:
 
 
 def weights_files(pattern: str = "*") -> dict[str, WeightsFile]:
-    """Published files whose name, family/variant.tag, matches a shell pattern; "swin" alone means "swin/*"."""
-    return _rows("published", pattern, lambda of: {f"{row.variant}.{row.tag}": row for row in published(of).weights})
+    """Published files whose name, family/variant.tag, or variant matches a shell pattern; "swin" means "swin/*"."""
+
+    def table(family: str) -> dict[str, WeightsFile]:
+        return {f"{row.variant}.{row.tag}": row for row in published(family).weights}
+
+    by_name = _rows("published", pattern, table)
+    return by_name | (_rows("published", f"{pattern}.*", table) if "/" in pattern else {})
 
 
 def _rows(kind: str, pattern: str, table: Callable[[str], Mapping[str, T]]) -> dict[str, T]:

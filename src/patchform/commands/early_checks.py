@@ -219,7 +219,8 @@ def published(pattern: str) -> None:
     """Raise UsageError where no published weights have such a name, as far as the package's are known."""
     known = model_table.weights_places()
     wanted = pattern if "/" in pattern else f"{pattern}/*"
-    if not (lookup.plugins() or any(fnmatch.fnmatch(name, wanted) for name in known)):
+    names = {*known, *(name.partition(".")[0] for name in known)}
+    if not (lookup.plugins() or any(fnmatch.fnmatch(name, wanted) for name in names)):
         meant = foreign_names.backbone(pattern, lookup.backbone_names(), known)
         files = _files_of(meant.backbone) if meant else []
         if files:
