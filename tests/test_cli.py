@@ -87,7 +87,7 @@ def test_one_bad_file_among_others_is_code_8(run, photos, tmp_path, capsys):
         (["evaluate", "no/such/run", "--data", "."], 4, "no/such/run"),
         (["predict", "{run}", "no/such/*.jpg"], 3, "no/such"),
         (["models", "no_such/*"], 2, "no backbone"),
-        (["fly"], 2, "invalid choice"),
+        (["fly"], 2, "no such verb: patchform fly"),
         (["predict", "{run}", "x.jpg", "--plugin", "no/such"], 2, "plug-in"),
     ],
 )

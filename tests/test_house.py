@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "patchform"
 
 FLOORS = (
-    ("errors", "schema", "descriptions", "records", "settings", "lookup", "resources", "signals"),
+    (
+        *("errors", "schema", "descriptions", "records", "settings", "resources", "signals"),
+        *("lookup", "foreign_names", "model_table"),
+    ),
     ("geometry", "device", "distributed"),
     ("outputs",),
     ("layers", "metrics", "weights", "drawing"),

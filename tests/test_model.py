@@ -66,7 +66,7 @@ def test_the_model_normalises():
 
 def test_options_go_over_the_row_and_wrong_ones_are_named():
     assert pf.build_backbone("vit/nano", depth=3, in_channels=5).patches.proj.in_features == 5 * 64
-    for wrong, nearest in (("vit/nanoo", "vit/nano"), ("swim/t", "swin"), ("vit/s17", "vit/s16")):
+    for wrong, nearest in (("vit/nanoo", "vit/nano"), ("swim/t", "swin/t"), ("vit/s17", "vit/s16")):
         with pytest.raises(UsageError, match=f'did you mean "{nearest}"'):
             pf.build_backbone(wrong)
     with pytest.raises(UsageError, match='did you mean "depth"'):

@@ -15,11 +15,12 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from patchform import __version__, resources, signals
 from patchform.commands import (
     bench,
+    completion,
     data,
     demo,
     evaluate,
@@ -28,6 +29,9 @@ from patchform.commands import (
     models,
     predict,
     probe,
+    recipe_list,
+    recipes,
+    spelling,
     terminal,
     train,
     weights,
@@ -45,7 +49,9 @@ VERBS = {
     "features": features,
     "export": export,
     "bench": bench,
+    "recipes": recipe_list,
     "weights": weights,
+    "completion": completion,
 }
 BUG, PIPE_CLOSED = 1, 141
 
@@ -88,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     words, settings = _take_settings(argv)
-    arguments = _parser(words).parse_args(words)
+    parser = _parser(words)
+    arguments = parser.parse_args(words)
+    arguments.parser = parser
     if settings and arguments.verb not in ("train", "data"):
         raise UsageError(f"no such option: --{next(iter(settings))}", remedy=f"patchform {arguments.verb} --help")
     arguments.settings = settings
@@ -120,12 +128,32 @@ def _take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are UsageErrors; a part of the help may be made when it is shown."""
+    """Errors are UsageErrors that say what was meant; a part of the help may be made when it is shown."""
 
     more: Callable[[], str] | None = None
+    settings: Callable[[], Sequence[str]] = list
+    """Those that its verb takes as options, dotted."""
+    verbs: Any = None
+    """Those below it."""
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """Verbs below this one."""
+        self.verbs = super().add_subparsers(**options)
+        return self.verbs
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Look at names before anything is made of them."""
+        words = list(args or ())
+        if self.verbs is not None:
+            spelling.check_verb(words, self.verbs.choices, self.prog)
+        elif not {"-h", "--help"} & set(words):
+            spelling.check_options(self, words, self.settings())
+            spelling.check_assignments(self, words, self.settings())
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, remedy=f"{self.prog} --help")
+        example = f"{self.epilog}; " if "required" in message and self.epilog and "\n" not in self.epilog else ""
+        raise UsageError(message, remedy=f"{example}{self.prog} --help")
 
     def format_help(self) -> str:
         return super().format_help() + (self.more() if self.more else "")
@@ -163,6 +191,8 @@ def _parser(words: Sequence[str] = ()) -> _Parser:
             allow_abbrev=False,
         )
         verb.add_arguments(own)
+        if verb in (train, data):
+            own.settings = recipes.names
         if verb is train:
             own.more = functools.partial(train.more_help, words)
     return parser

@@ -86,7 +86,7 @@ def evaluate(
 
 def evaluate_run(
     run: str | Path,
-    data: str | Path,
+    data: str | Path | Listing,
     *,
     settings: DataSettings | None = None,
     infer: Inference = Model.predict,
@@ -98,12 +98,11 @@ def evaluate_run(
     """Evaluate a run or an exported file on a folder or CSV list and write `evaluation.json` and `confusion.png`.
 
     Objects are judged by all that the model predicts, whatever its thresholds, and their curves are in `pr.png`.
-
     Classes are matched by name. Those that the data lack are None in the scores and not in any mean.
 
     Args:
         run: run folder, or exported file.
-        data: what the task's formats know, or a folder with such a val/ inside.
+        data: what the task's formats know, or a folder with such a val/ inside; or a listing.
         settings: how the format reads it (what the numbers in masks mean); default: as usual.
         infer: how predictions are made (`patchform.inference`).
         runtime: how an exported file is run (`runtime.opening.open_model`).
@@ -125,11 +124,12 @@ def evaluate_run(
     run_options, folder = RunOptions(**options), results_of(run) if out is None else Path(out)
     model = open_model(run, runtime, say=run_options.say)
     task = task_of(model.architecture, model.head)
+    given = data.root if isinstance(data, Listing) else data
     if not (own := folder == Path(run)):
-        check_before(folder, data, task.name)
-    listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
+        check_before(folder, given, task.name)
+    listing = listed(data, model, settings, task.name)
     task.refuse(listing)
-    _make(folder, data, listing, own=own)
+    _make(folder, given, listing, own=own)
     usable, remarks = without_bad(listing, model.preprocessing, run_options.skip_bad)
     notes = [*listing.notes, *remarks]
     for note in notes:
@@ -142,8 +142,15 @@ def evaluate_run(
         scores = scores._replace(numbers=scores.numbers | {f"clip_{name}": value for name, value in clips.items()})
     if run_options.skip_bad:
         scores = scores._replace(numbers={**scores.numbers, "skipped": len(listing) - len(usable)})
-    _write(folder, {"data": str(data), "notes": notes}, scores)
+    _write(folder, {"data": str(given), "notes": notes}, scores)
     return scores
+
+
+def listed(data: str | Path | Listing, model: Model, settings: DataSettings | None, task: str) -> Listing:
+    """Pictures that a model is judged by: as they are listed, or what lies in a folder or list (`open_evaluation`)."""
+    if isinstance(data, Listing):
+        return data
+    return open_evaluation(data, settings_for(model, settings), model.classes, task)
 
 
 def results_of(run: str | Path) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
-from patchform import schema
+from patchform import foreign_names, model_table, schema
 from patchform.descriptions import Published, Variant, WeightsFile
 from patchform.errors import UsageError
 from patchform.schema import Range
@@ -30,6 +30,7 @@ T = TypeVar("T")
 NOT_OPTIONS = ("self", "architecture", "features", "classes", "backbone", "preprocessing")
 """Of a constructor, what the rest of the model says."""
 LARGEST_OPTION = 1_000_000
+_FILES_OF_WEIGHTS = (".safetensors", ".npz", ".json", ".bin", ".pt", ".pth", ".ckpt")
 _HOME = Path(__file__).parent
 _plugins: list[Path] = []
 
@@ -131,13 +132,69 @@ def backbones(pattern: str = "*") -> list[str]:
     return list(_rows("backbones", pattern, lambda family: module("backbones", family).VARIANTS))
 
 
+def backbone_names(pattern: str = "*") -> list[str]:
+    """As `backbones`, and families of the package that are in `model_table` are not imported."""
+    listed: dict[str, list[str]] = {}
+    for name in model_table.rows():
+        family, _, size = name.partition("/")
+        listed.setdefault(family, []).append(size)
+
+    def table(family: str) -> Mapping[str, Any]:
+        sizes = listed.get(family) if _is_packaged("backbones", family) else None
+        return module("backbones", family).VARIANTS if sizes is None else dict.fromkeys(sizes)
+
+    return list(_rows("backbones", pattern, table))
+
+
 def backbone(name: str) -> tuple[ModuleType, Variant]:
     """Module and row of "family/size". Raises UsageError with the nearest name when there is none."""
+    check_backbone(name)
     family, _, size = name.partition("/")
     entry = module("backbones", family)
     if size not in entry.VARIANTS:
-        raise no_such("backbone", name, [f"{family}/{row}" for row in entry.VARIANTS])
+        raise no_backbone(name)
     return entry, entry.VARIANTS[size]
+
+
+def check_backbone(name: str) -> None:
+    """Raise UsageError for a name that no backbone has, without importing any; see `_may_have`."""
+    family, _, size = name.partition("/")
+    if family not in _files("backbones") or not (name in model_table.rows() or _may_have("backbones", family, size)):
+        raise no_backbone(name)
+
+
+def no_backbone(name: str) -> UsageError:
+    """The error for a backbone that is not there: with the one that is meant, by the words of others too."""
+    what, known = f'no backbone "{name}"', backbone_names()
+    if meant := foreign_names.backbone(name, known, model_table.weights_places()):
+        also = f', or with published weights "{meant.weights}"' if meant.weights else ""
+        return UsageError(what, remedy=f'did you mean "{meant.backbone}"{also}?')
+    if called := foreign_names.absent(name):
+        return UsageError(what, remedy=f"{called} is not here; patchform models lists what there is")
+    families = sorted({other.partition("/")[0] for other in known})
+    if not (family := difflib.get_close_matches(name.partition("/")[0], families, n=1, cutoff=0.6)):
+        return UsageError(what, remedy=f"there are: {', '.join(families)} (patchform models)")
+    own = [other for other in known if other.startswith(f"{family[0]}/")]
+    near = difflib.get_close_matches(f"{family[0]}/{name.partition('/')[2]}", own, n=1, cutoff=0.6)
+    listed = f"there are: {', '.join(own[:12])}{' ...' * (len(own) > 12)}"
+    return UsageError(what, remedy=f'did you mean "{near[0]}"?' if near else listed)
+
+
+def _is_packaged(kind: str, name: str) -> bool:
+    """Whether the entry is a file of the package itself."""
+    return (file := _files(kind).get(name)) is not None and file.is_relative_to(_HOME)
+
+
+def _may_have(kind: str, family: str, row: str) -> bool:
+    """Whether a family may have a row that is not in `model_table`, where it is not imported to be asked: it is of a
+    plug-in, or the text of its file has the name, as that of a row that is new does.
+    """
+    if imported := sys.modules.get(_dotted(kind, family)):
+        rows = imported.VARIANTS if kind == "backbones" else {file.tag for file in published(family).weights}
+        return row in rows
+    if not _is_packaged(kind, family) or family not in model_table.families():
+        return True
+    return bool(row) and f'"{row}"' in _files(kind)[family].read_text(encoding="utf-8")
 
 
 def published(family: str) -> Published:
@@ -162,8 +219,13 @@ def layout_options(build: Any, family: str, layout: str) -> dict[str, Any]:
 
 
 def weights_files(pattern: str = "*") -> dict[str, WeightsFile]:
-    """Published files whose name, family/variant.tag, matches a shell pattern; "swin" alone means "swin/*"."""
-    return _rows("published", pattern, lambda of: {f"{row.variant}.{row.tag}": row for row in published(of).weights})
+    """Published files whose name, family/variant.tag, or variant matches a shell pattern; "swin" means "swin/*"."""
+
+    def table(family: str) -> dict[str, WeightsFile]:
+        return {f"{row.variant}.{row.tag}": row for row in published(family).weights}
+
+    by_name = _rows("published", pattern, table)
+    return by_name | (_rows("published", f"{pattern}.*", table) if "/" in pattern else {})
 
 
 def _rows(kind: str, pattern: str, table: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
@@ -175,12 +237,26 @@ def _rows(kind: str, pattern: str, table: Callable[[str], Mapping[str, T]]) -> d
     }
 
 
+def is_weights_name(name: str) -> bool:
+    """Whether a name is meant as family/variant.tag: such a family exists, and it does not end like a file."""
+    family, slash, rest = name.partition("/")
+    return bool(slash) and "." in rest and not rest.endswith(_FILES_OF_WEIGHTS) and family in _files("published")
+
+
 def weights_file(name: str) -> WeightsFile:
     """The published file of a name. Raises UsageError with the nearest name when there is none."""
-    rows = weights_files()
+    check_weights_name(name)
+    rows = weights_files(f"{name.partition('/')[0]}/*")
     if name not in rows:
         raise no_such("published weights", name, rows)
     return rows[name]
+
+
+def check_weights_name(name: str) -> None:
+    """Raise UsageError for a name that no published file has, without importing any family; see `_may_have`."""
+    family, places, tag = name.partition("/")[0], model_table.weights_places(), name.partition(".")[2]
+    if name not in places and not (family in _files("published") and _may_have("published", family, tag)):
+        raise no_such("published weights", name, [own for own in places if own.startswith(f"{family}/")] or places)
 
 
 def check_options(build: Any, options: Mapping[str, Any], *, of: str, usual: Mapping[str, Any] | None = None) -> None:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from patchform import lookup
 from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
 from patchform.data.encoded import write as write_film
@@ -38,7 +39,6 @@ from patchform.runtime.opening import DEFAULT, open_model
 from patchform.runtime.sessions import RuntimeOptions
 from patchform.tasks.base import Task, task_of
 from patchform.timeline import Along, Moment, annotated, moments
-from patchform.weights.hub import is_row
 
 SURE = 0.5
 """Score from which a prediction of an object counts, for a model without thresholds of its own."""
@@ -256,7 +256,7 @@ def load(
         ModelFileError: it is not intact.
         UsageError: a backbone without a head; options of anything but published weights.
     """
-    published = isinstance(run, str) and not os.path.lexists(run) and is_row(run)
+    published = isinstance(run, str) and not os.path.lexists(run) and lookup.is_weights_name(run)
     if options and not published:
         raise UsageError("a trained model has its own options", where=run, remedy="give options of published weights")
     model = pretrained(str(run), options=options, say=say) if published else open_model(run, runtime, say=say)

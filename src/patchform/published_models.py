@@ -15,7 +15,7 @@ from patchform.heads.base import NO_HEAD
 from patchform.loading import load_weights
 from patchform.model import Model, build_model
 from patchform.settings import Transfer
-from patchform.weights.hub import is_row, locate
+from patchform.weights.hub import locate
 
 LARGEST_SIDE = 16_384
 """Pixels."""
@@ -86,11 +86,16 @@ def load_backbone(
         PatchformError: whatever `weights.hub.locate` and `load_weights` raise.
     """
     backbone, published = name.partition(".")[0], name
-    if not is_row(name) and isinstance(weights, str) and not os.path.lexists(weights) and is_row(weights):
+    if (
+        not lookup.is_weights_name(name)
+        and isinstance(weights, str)
+        and not os.path.lexists(weights)
+        and lookup.is_weights_name(weights)
+    ):
         published = weights
         if weights.partition(".")[0] != name:
             raise UsageError(f"the weights are of {weights.partition('.')[0]}, not of {name}", where=weights)
-    row = lookup.weights_file(published) if is_row(published) else None
+    row = lookup.weights_file(published) if lookup.is_weights_name(published) else None
     if row is None:
         lookup.backbone(name)
         if weights is None:

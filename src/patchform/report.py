@@ -11,10 +11,9 @@ from typing import Any
 from patchform import lookup
 from patchform.data.checks.examination import without_bad
 from patchform.data.collate import collate
-from patchform.data.dataset import open_evaluation
 from patchform.data.listing import Listing
 from patchform.errors import ModelFileError, unheard
-from patchform.evaluation import CONFUSION, REPORT, results_of, settings_for
+from patchform.evaluation import CONFUSION, REPORT, listed, results_of
 from patchform.inspect.base import Picture, to_png
 from patchform.model import Model
 from patchform.page import Section, chart, render, table
@@ -59,7 +58,7 @@ class Findings(Evidence):
 
 def write_report(
     run: str | Path,
-    data: str | Path,
+    data: str | Path | Listing,
     *,
     settings: DataSettings | None = None,
     runtime: RuntimeOptions = DEFAULT,
@@ -90,7 +89,7 @@ def write_report(
         evaluation = json.loads((folder / REPORT).read_text())
     except (OSError, ValueError) as error:
         raise ModelFileError("the run was not evaluated", where=folder / REPORT, remedy="patchform evaluate") from error
-    listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
+    listing = listed(data, predictor.model, settings, predictor.task.name)
     usable, _ = without_bad(listing, predictor.model.preprocessing, skip_bad)
     findings = Findings(predictor, usable, evaluation, folder)
     sections = [

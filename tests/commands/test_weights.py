@@ -378,7 +378,9 @@ def test_push_and_pull(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(hub, "push", lambda folder, name, *, public: f"{folder} {name} {public}")
     monkeypatch.setattr(hub, "pull", lambda name, folder, *, say: f"{name} {folder}")
-    assert weights("push", "runs/first", "owner/name", "--public", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"commit": "runs/first owner/name True"}
+    (tmp_path / "model.json").write_text("{}")
+    assert weights("push", tmp_path, "owner/name", "--public", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"commit": f"{tmp_path} owner/name True"}
+    assert weights("push", tmp_path / "none", "owner/name") == 4
     assert weights("pull", "owner/name@v1", "--out", tmp_path / "x", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"out": f"owner/name@v1 {tmp_path / 'x'}"}

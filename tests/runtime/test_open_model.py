@@ -134,7 +134,7 @@ def test_operators_of_others_are_not_loaded(classifier, tmp_path, capfd):
 def test_programs_are_opened_when_they_are_trusted(classifier, capsys):
     path = classifier.folder / "model.pt2"
     assert "can run code of its author" in str(refused(path))
-    assert main(["predict", str(path), "x.png"]) == 4
+    assert main(["predict", str(path), str(path)]) == 4
     assert "--trust" in capsys.readouterr().err
     assert open_model(path, TRUSTED).session.name == "torch (cpu)"
     assert describe(path) == classifier.description  # which needs no trust

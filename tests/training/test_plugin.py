@@ -8,6 +8,7 @@ import torch
 
 import patchform as pf
 from patchform import lookup
+from patchform.commands import models
 from patchform.errors import ModelFileError, UsageError
 from patchform.training import loop
 
@@ -54,10 +55,11 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_one_file_is_a_backbone(plugin, tmp_path):
-    with pytest.raises(UsageError, match='no backbone "pooled"'):
+    with pytest.raises(UsageError, match='no backbone "pooled/nano"'):
         pf.build_backbone("pooled/nano")
     pf.add_plugin(plugin)
     assert "pooled/nano" in pf.list_backbones()
+    assert [row.name for row in models.models("pooled/*")] == ["pooled/nano"]  # counted: it is in no table
     pictures = tiny.pictures(tmp_path / "pictures", count=40)
     done = loop.train(tiny.recipe(pictures, tmp_path, model={"backbone": "pooled/nano"}), progress=False)
     assert done.step == 4
@@ -67,7 +69,7 @@ def test_one_file_is_a_backbone(plugin, tmp_path):
     lookup._plugins.clear()  # control: without the folder the run says what is missing, and imports nothing
     lookup._files.cache_clear()
     sys.modules.pop("patchform.backbones.pooled")
-    with pytest.raises(ModelFileError, match='no backbone "pooled"'):
+    with pytest.raises(ModelFileError, match='no backbone "pooled/nano"; there are: axial'):
         pf.load(done.folder)
     assert "patchform.backbones.pooled" not in sys.modules
 

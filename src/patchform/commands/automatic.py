@@ -64,6 +64,17 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
+def limit(time: str | None, typed: Mapping[str, Any]) -> float:
+    """Seconds that a run may take, `TIME` where none is stated.
+
+    Raises:
+        UsageError: a time that is none, or one beside epochs.
+    """
+    if time is not None and "training.epochs" in dict(flat(typed)):
+        raise UsageError("a time and training.epochs", remedy="give one of them")
+    return seconds_of(time or TIME)
+
+
 def choose(
     recipe: str | Path | Recipe,
     typed: Mapping[str, Any],
@@ -86,11 +97,11 @@ def choose(
         UsageError: a time that is none, one beside epochs, or of several processes; whatever `recipes.resolve` raises.
         PatchformError: whatever opening the data and taking a few steps raise.
     """
-    limit, typed = seconds_of(time or TIME), plain(renamed(typed, None))
-    given = dict(flat(typed))
+    typed = plain(renamed(typed, None))
+    seconds, given = limit(time, typed), dict(flat(typed))
     task = str(recipe) if str(recipe) in recipes.tasks() and not Path(str(recipe)).exists() else None
-    if time is not None:
-        _refuse_time(given)
+    if time is not None and _several_processes():
+        raise UsageError("a time, of several processes", remedy="set training.epochs")
     resolved = recipes.resolve(recipe, typed)
     if (task is None and time is None) or resolved.data.path is None:
         return Chosen(recipe, dict(typed), ())
@@ -100,8 +111,8 @@ def choose(
     offer = offers[-1]
     if "training.epochs" not in given and not _several_processes():
         say(f"taking a few steps to see what fits into {time or TIME}")
-        offer, pace = _largest(offers, splits, limit)
-        offer = offer.with_more(_for_time(offer.resolved, given, pace, SPARE * limit), typed)
+        offer, pace = _largest(offers, splits, seconds)
+        offer = offer.with_more(_for_time(offer.resolved, given, pace, SPARE * seconds), typed)
     takes = _takes(offer.resolved, pace) + ("" if time else " (--time 1h: longer)")
     return Chosen(offer.recipe, merged(offer.chosen, typed), _notes(offer, typed, data, takes=takes))
 
@@ -128,21 +139,13 @@ def _offers(task: str, typed: Mapping[str, Any], data: Overview) -> list[_Offer]
     return [offer.with_more(_for_machine(offer.resolved, typed, data), typed) for offer in plain_offers]
 
 
-def _largest(offers: Sequence[_Offer], splits: Splits, limit: float) -> tuple[_Offer, Pace]:
+def _largest(offers: Sequence[_Offer], splits: Splits, seconds: float) -> tuple[_Offer, Pace]:
     """The largest that can be trained for as many epochs as it states within so many seconds, or else the smallest."""
     for offer in reversed(offers):
         pace, training = _pace(offer.resolved, splits), offer.resolved.training
-        if pace.total(training.epochs, training.validate_every) <= limit:
+        if pace.total(training.epochs, training.validate_every) <= seconds:
             break
     return offer, pace
-
-
-def _refuse_time(given: Mapping[str, Any]) -> None:
-    """Raise UsageError where a time says nothing that is not said otherwise, or cannot be kept."""
-    if "training.epochs" in given:
-        raise UsageError("a time and training.epochs", remedy="give one of them")
-    if _several_processes():
-        raise UsageError("a time, of several processes", remedy="set training.epochs")
 
 
 def candidates(task: str, given: Mapping[str, Any]) -> list[str]:
@@ -212,11 +215,11 @@ def _workers() -> int:
     return min(4, cores // 4)
 
 
-def _for_time(recipe: Recipe, given: Mapping[str, Any], pace: Pace, limit: float) -> dict[str, Any]:
+def _for_time(recipe: Recipe, given: Mapping[str, Any], pace: Pace, seconds: float) -> dict[str, Any]:
     """So many epochs, and what depends on their number, that the time is used; nested."""
     stated = recipe.training
     every = max(stated.validate_every, math.ceil(pace.validation / (VALIDATING * pace.epoch)))
-    epochs = int((limit - pace.start) / (pace.epoch + pace.validation / every))
+    epochs = int((seconds - pace.start) / (pace.epoch + pace.validation / every))
     epochs = max(1, min(MOST * stated.epochs, epochs))
     chosen = {
         "training.epochs": epochs,

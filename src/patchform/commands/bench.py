@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform.commands import inference_options, terminal
+from patchform.commands import early_checks, inference_options, terminal
 from patchform.errors import ModelFileError, UsageError, unheard
 from patchform.schema import Range, number
 
@@ -66,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a table, or JSON."""
+    for target in arguments.targets:
+        early_checks.trained(target)
+    if arguments.size is not None:
+        inference_options.picture_size(arguments.size)
     console = terminal.stderr_console()
     with terminal.progress_bars(console) as progress:
         found = bench(

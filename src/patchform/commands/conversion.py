@@ -21,7 +21,7 @@ from patchform.loading import OWN, export_weights, layouts_of, load_weights, pre
 from patchform.model import Model, build_model, load, save
 from patchform.published_models import class_names, computing_options, sized
 from patchform.weights import files, pickles, sources
-from patchform.weights.hub import is_row, locate
+from patchform.weights.hub import locate
 from patchform.weights.load_report import Report, shorten
 
 ENOUGH = 0.5
@@ -242,7 +242,7 @@ def convert(
     if folder and (path.is_dir() or options.model is None):
         model, report = _own_model(folder, options)
     else:
-        if options.model is None and not os.path.lexists(source) and is_row(str(source)):
+        if options.model is None and not os.path.lexists(source) and lookup.is_weights_name(str(source)):
             options = replace(options, model=str(source))
         model, report = _filled_model(path, options, to)
     unfilled = [entry.name for entry in report.of("new") if entry.name.startswith("head.")]
@@ -319,7 +319,7 @@ def _without_head(candidate: Candidate, fitted: Fit, tensors: Mapping[str, Tenso
 def _candidate(name: str, options: SourceOptions) -> Candidate:
     """The model of family/size or of published weights, with what the user says over it."""
     candidate = Candidate(backbone=name)
-    if is_row(name):
+    if lookup.is_weights_name(name):
         row = lookup.weights_file(name)
         candidate = Candidate(
             backbone=name.partition(".")[0],

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchform.commands import check_report, inference_options, recipes
+from patchform import lookup
+from patchform.commands import check_report, early_checks, inference_options, recipes
 from patchform.errors import DataError, FolderError, ResourceError, UsageError, printable
 from patchform.settings import DataSettings, Recipe
 
@@ -64,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     arguments.task = getattr(arguments, "task", None)
+    if arguments.task is not None and arguments.task not in lookup.names("tasks"):
+        raise lookup.no_such("task", arguments.task, lookup.names("tasks"))
+    early_checks.data(arguments.data)
+    _recipe(arguments.data, _settings(arguments), getattr(arguments, "augmented", None))
     return ACTIONS[arguments.action].run(arguments)
 
 
@@ -267,7 +272,6 @@ def convert_data(
         FolderError: `out` lies in the data set or is not empty.
         ResourceError: `out` cannot be written to.
     """
-    from patchform import lookup
     from patchform.data.dataset import formats
     from patchform.data.formats.base import WritableFormat
 

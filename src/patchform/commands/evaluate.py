@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import inference_options, recipes, terminal
-from patchform.errors import UsageError
+from patchform.commands import early_checks, inference_options, recipes, terminal
+from patchform.errors import DataError, UsageError
+from patchform.settings import Recipe
 
 if TYPE_CHECKING:
+    from patchform.data.listing import Listing
     from patchform.metrics.base import Scores
 
 EXAMPLE = "patchform evaluate runs/first --data holiday-photos/"
@@ -19,7 +24,8 @@ EXAMPLE = "patchform evaluate runs/first --data holiday-photos/"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `evaluate_run` takes."""
     parser.add_argument("run", metavar="RUN", help="run folder, or exported file (.onnx, .xml, .pt2)")
-    parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
+    data = "folder or CSV list (default: what the run was validated on, a share that it held out too)"
+    parser.add_argument("--data", metavar="DIR", help=data)
     out = "for evaluation.json and report.html (default: RUN; of a file beside it, FILE.evaluation)"
     parser.add_argument("--out", metavar="DIR", help=out)
     inference_options.add_run_arguments(parser)
@@ -29,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the numbers."""
+    early_checks.trained(arguments.run)
+    early_checks.data(arguments.data)
     scores = evaluate(
         arguments.run,
         data=arguments.data,
@@ -55,36 +63,71 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
 
     Args:
         run: run folder, or file.
-        data: folder or CSV list; default: the validation pictures of the run.
+        data: folder or CSV list; default: the validation pictures of the run, or the share that it held out.
         options: of `patchform.evaluation.evaluate_run`: infer, runtime, out, progress, batch_size, workers, device,
             precision, skip_bad, say.
 
     Raises:
-        UsageError: no data, and the run has held out a part of its own.
+        UsageError: no data, and the run does not say which pictures it was validated on.
+        DataError: those that it held out are not there, or not the same, any more.
         PatchformError: whatever `evaluate_run` raises.
     """
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    path = data or _validation_of(folder)
+    pictures: str | Path | Listing = _validation_of(folder) if data is None else data
     settings = recipes.resolve(folder).data if (folder / "recipe.yaml").is_file() else None
 
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
-    scores = evaluate_run(run, path, settings=settings, **options)
+    scores = evaluate_run(run, pictures, settings=settings, **options)
     shown = {name: options[name] for name in ("out", "skip_bad", "runtime") if name in options}
-    write_report(run, path, settings=settings, **shown)
+    write_report(run, pictures, settings=settings, **shown)
     return scores
 
 
-def _validation_of(folder: Path) -> str:
+def _validation_of(folder: Path) -> str | Listing:
+    """What a run was validated on: a place of its own, or the share of its pictures that it held out."""
+    remedy = f"name labelled pictures: patchform evaluate {shlex.quote(str(folder))} --data DIR"
     if not (folder / "recipe.yaml").is_file():
-        what = "a run folder without its recipe, or a file outside of one"
-        raise UsageError(what, where=folder, remedy="name the pictures: --data DIR")
-    from patchform.data.dataset import has_validation
-
+        raise UsageError("no recipe says what it was validated on", where=folder, remedy=remedy)
     recipe = recipes.resolve(folder)
     if recipe.data.validation:
         return recipe.data.validation
-    if recipe.data.path and has_validation(recipe.data.path, recipe.task):
+    if recipe.data.path is None:
+        raise UsageError("its recipe does not say what it was validated on", where=folder, remedy=remedy)
+    if not os.path.lexists(Path(recipe.data.path).expanduser()):
+        what = "the pictures that it was trained on are not there, as seen from here"
+        raise DataError(what, where=recipe.data.path, remedy=remedy)
+    from patchform.data.dataset import has_validation
+
+    if has_validation(Path(recipe.data.path).expanduser(), recipe.task):
         return recipe.data.path
-    raise UsageError("the run has no validation folder of its own", where=folder, remedy="name pictures: --data DIR")
+    return _held_out(folder, recipe, remedy)
+
+
+def _held_out(folder: Path, recipe: Recipe, remedy: str) -> Listing:
+    """The share that a run held out, by the same split of the same pictures.
+
+    Raises:
+        DataError: the pictures are others by now: some that were trained on would be among those held out.
+        UsageError: no checkpoint is left that says which they were.
+    """
+    from patchform.data.checks.examination import without_bad
+    from patchform.data.dataset import digest, open_data
+    from patchform.weights.stopped import data_digest
+
+    data, preprocessing = recipe.data, recipe.preprocessing
+    known = data_digest(folder)
+    if known is None:
+        what = "no checkpoint is left that says which pictures were held out"
+        raise UsageError(what, where=folder, remedy=remedy)
+    splits = open_data(data, seed=recipe.training.seed, preprocessing=preprocessing, task=recipe.task)
+    whole = len(splits.train) + len(splits.validation)
+    if data.skip_bad:  # what could not be read was left out
+        train, held_out = (without_bad(part, preprocessing, data.skip_bad)[0] for part in splits[:2])
+        splits = splits._replace(train=train, validation=held_out)
+    if digest(splits) != known:
+        what = "pictures or labels were added, renamed or taken away since: those held out cannot be told"
+        raise DataError(what, where=data.path, remedy=remedy)
+    note = f"the {len(splits.validation)} of {whole} {splits.validation.thing}s that training held out"
+    return replace(splits.validation, notes=(note,))

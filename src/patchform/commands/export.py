@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import export_check, export_int8, inference_options, terminal
+from patchform.commands import early_checks, export_check, export_int8, inference_options, terminal
 from patchform.errors import UsageError
 from patchform.schema import Range, number
 
@@ -40,10 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """A line for each file, or a JSON object in a list."""
+    early_checks.data(arguments.data)
     if arguments.check is not None:
+        early_checks.file(arguments.check)
         return export_check.run(arguments)
     if arguments.run is None or arguments.of_run is not None:
         raise UsageError("no run to export", remedy="patchform export RUN; --run is for --check FILE")
+    early_checks.trained(arguments.run, file=False)
+    _sizes(arguments.size)
     console = terminal.stderr_console()
     with terminal.progress_bars(console) as progress:
         files = export(

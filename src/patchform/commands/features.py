@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform.commands import inference_options, terminal
+from patchform.commands import early_checks, inference_options, terminal
 from patchform.errors import FolderError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file and say what is in it."""
+    early_checks.backbone(arguments.model, arguments.weights)
+    early_checks.data(arguments.data)
+    inference_options.constructor_options(arguments.option)
     from patchform.commands.probe import chosen_backbone
 
     console = terminal.stderr_console()

@@ -40,8 +40,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=IMAGES, default=32, metavar="N", help=at_once)
     parser.add_argument("--workers", type=WORKERS, default=0, metavar="N", help="processes that decode")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--skip-bad", type=SKIPPED, default=0.0, metavar="SHARE", help=bad)
+
+
+def device(name: str) -> str:
+    """A type of argparse: the name of a device, which may not be here."""
+    if re.fullmatch(r"auto|cpu|mps|(cuda|xpu|hpu|npu)(:\d+)?", name) is None:
+        raise argparse.ArgumentTypeError(f"it cannot be {name!r}; it is auto, cpu, cuda, cuda:1, ... or mps")
+    return name
 
 
 OPTION = "argument of the backbone, such as layer_scale=1 or image_size=224; several times for several"
@@ -101,29 +108,17 @@ def chosen(arguments: argparse.Namespace) -> Inference:
         UsageError: windows, scales and views at once, or windows that do not cover a picture.
         ModelFileError: windows, and no intact model that says what they are for.
     """
+    check(arguments)
     from patchform.inference import MultiScale, MultiView, SlicedObjects, SlidingWindow
     from patchform.model import Model
 
     if arguments.clips is not None or arguments.crops is not None:
-        if arguments.window or arguments.scales or arguments.mirrored:
-            raise UsageError("views of videos beside windows or scales", remedy="choose one of them")
         return MultiView(arguments.clips or 1, arguments.crops or 1)
-    for name in ("stride", "margin", "measure"):
-        if getattr(arguments, name) is not None and arguments.window is None:
-            raise UsageError(f"--{name} without --window")
     if arguments.window is None:
         if not (arguments.scales or arguments.mirrored):
             return Model.predict
         return MultiScale(tuple(arguments.scales or (1.0,)), arguments.mirrored)
-    if arguments.scales or arguments.mirrored:
-        raise UsageError("windows and scales at once", remedy="choose one of them")
-    margin = arguments.margin or 0
-    default = min(-(-2 * arguments.window // 3), arguments.window - 2 * margin)
-    stride = default if arguments.stride is None else arguments.stride
-    if not (0 < stride <= arguments.window - 2 * margin):
-        margins = f" with margins of {margin}" if margin else ""
-        raise UsageError(f"windows of {arguments.window} pixels{margins}, {stride} apart, do not cover a picture")
-    window, strides = (arguments.window,) * 2, (stride,) * 2
+    window, strides, margin = (arguments.window,) * 2, (_stride(arguments),) * 2, arguments.margin or 0
     if _windows_of(arguments.run) != "picture":
         if arguments.measure is not None:
             raise UsageError("--measure is for objects", remedy="leave it out where a model gives every pixel a class")
@@ -131,6 +126,32 @@ def chosen(arguments: argparse.Namespace) -> Inference:
     if margin:
         raise UsageError("--margin is for masks", remedy="leave it out where a model finds objects")
     return SlicedObjects(window, strides, measure=arguments.measure or "smaller")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for windows, scales and views at once, or windows that do not cover a picture."""
+    if arguments.clips is not None or arguments.crops is not None:
+        if arguments.window or arguments.scales or arguments.mirrored:
+            raise UsageError("views of videos beside windows or scales", remedy="choose one of them")
+        return
+    for name in ("stride", "margin", "measure"):
+        if getattr(arguments, name) is not None and arguments.window is None:
+            raise UsageError(f"--{name} without --window")
+    if arguments.window is None:
+        return
+    if arguments.scales or arguments.mirrored:
+        raise UsageError("windows and scales at once", remedy="choose one of them")
+    margin, stride = arguments.margin or 0, _stride(arguments)
+    if not (0 < stride <= arguments.window - 2 * margin):
+        margins = f" with margins of {margin}" if margin else ""
+        raise UsageError(f"windows of {arguments.window} pixels{margins}, {stride} apart, do not cover a picture")
+
+
+def _stride(arguments: argparse.Namespace) -> int:
+    """Pixels between windows."""
+    if arguments.stride is not None:
+        return int(arguments.stride)
+    return min(-(-2 * arguments.window // 3), arguments.window - 2 * (arguments.margin or 0))
 
 
 def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,32 +1,22 @@
-"""List the backbones: parameters, multiply-adds, published scores."""
+"""List the backbones: parameters, multiply-adds, published scores and weights."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from patchform import lookup, model_table
+from patchform.model_table import ModelRow
 
 if TYPE_CHECKING:
-    from patchform.descriptions import Score, Variant
+    from patchform.descriptions import Variant
 
 EXAMPLE = 'patchform models "swin/*"'
 CLASSES = 1000
 """Of the linear head that is counted too: as in the papers' tables."""
-
-
-class Row(NamedTuple):
-    """What is known of a variant."""
-
-    name: str
-    image_size: int
-    """Side of its published input, pixels."""
-    parameters: int
-    """With a linear layer for 1000 classes."""
-    multiply_adds: int
-    """Of one image (or clip) of that size, with that layer."""
-    published: tuple[Score, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,57 +26,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a table."""
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.table import Table
-
-    from patchform import lookup
-
-    with Progress(console=Console(file=sys.stderr), transient=True) as live:
-        bar = live.add_task("counting", total=len(lookup.backbones(arguments.pattern)))
-        rows = models(arguments.pattern, progress=lambda: live.advance(bar))
+    rows = models(arguments.pattern)
     if not rows:
-        raise lookup.no_such("backbone", arguments.pattern, lookup.backbones())
+        raise lookup.no_backbone(arguments.pattern)
     if arguments.json:
         print(json.dumps([_plain(row) for row in rows], indent=1))
         return 0
-    table = Table("backbone", "input", "parameters", "multiply-adds", "published", "source")
-    for column in table.columns[1:4]:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("backbone", "input", "parameters", "multiply-adds", "files", "published", "source")
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:5]:
         column.justify = "right"
     for row in rows:
         scores = "\n".join(f"{name} {value:g}" for score in row.published for name, value in score.scores.items())
         sources = "\n".join(score.source for score in row.published)
-        numbers = (f"{row.parameters / 1e6:.3g} M", f"{row.multiply_adds / 1e9:.3g} G")
+        numbers = (f"{row.parameters / 1e6:.3g} M", f"{row.multiply_adds / 1e9:.3g} G", str(len(row.weights) or "-"))
         table.add_row(row.name, str(row.image_size), *numbers, scores or "-", sources or "-")
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
     print(f"counted with a linear layer for {CLASSES} classes; one image of the input size")
+    if named := next((name for row in rows for name in row.weights_names), None):
+        print(f'files: published weights, as patchform weights list "{arguments.pattern}" names them, such as {named}')
     return 0
 
 
-def models(pattern: str = "*", *, progress: Callable[[], None] = lambda: None) -> list[Row]:
-    """Every backbone whose name matches a shell pattern, counted on no device: nothing is allocated.
+def models(pattern: str = "*") -> list[ModelRow]:
+    """Every backbone whose name matches a shell pattern: from the table, or counted where it is not in that.
 
     Args:
         pattern: "swin/*", "vit", "*/nano".
-        progress: called after each.
     """
-    from patchform import lookup
-
-    rows = []
-    for name in lookup.backbones(pattern):
-        _, variant = lookup.backbone(name)
-        family, _, size = name.partition("/")
-        published = tuple(score for score in lookup.published(family).scores if score.variant == size)
-        rows.append(Row(name, variant.image_size, *count(name, variant), published))
-        progress()
-    return rows
+    table = model_table.rows()
+    return [table.get(name) or counted(name) for name in lookup.backbone_names(pattern)]
 
 
-def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of the backbones that match a shell pattern, such as ["swin/t", "swin/s"] for "swin/*"."""
-    from patchform import lookup
-
-    return lookup.backbones(pattern)
+def counted(name: str) -> ModelRow:
+    """The row of a backbone, made from itself on no device: nothing is allocated."""
+    _, variant = lookup.backbone(name)
+    family, _, size = name.partition("/")
+    known = lookup.published(family)
+    parameters, multiply_adds = count(name, variant)
+    return ModelRow(
+        name=name,
+        image_size=variant.image_size,
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        published=tuple(score for score in known.scores if score.variant == size),
+        weights={row.tag: row.place for row in known.weights if row.variant == size},
+    )
 
 
 def count(name: str, variant: Variant) -> tuple[int, int]:
@@ -116,7 +104,7 @@ def count(name: str, variant: Variant) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
-def _plain(row: Row) -> dict[str, object]:
+def _plain(row: ModelRow) -> dict[str, object]:
     fields = ("scores", "source", "image_size", "training")
     published = [{field: getattr(score, field) for field in fields} for score in row.published]
-    return {**row._asdict(), "published": published}
+    return {**dataclasses.asdict(row), "published": published, "weights": row.weights_names}

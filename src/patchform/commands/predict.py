@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import inference_options, terminal
+from patchform.commands import early_checks, inference_options, terminal
 from patchform.commands.inference_options import IMAGES, SCORE, SECONDS
 from patchform.errors import UsageError
 
@@ -38,18 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=SECONDS, metavar="SECONDS", help=every)
     parser.add_argument("--span", type=SECONDS, metavar="SECONDS", help="with --every: what each answer sees")
     parser.add_argument("--batch-size", type=IMAGES, default=16, metavar="N", help="images at once")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--device", type=inference_options.device, default="auto", help="auto, cpu, cuda, mps")
     inference_options.add_arguments(parser)
     inference_options.add_runtime_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Lines on stdout; exit code 8 when some pictures could not be used."""
+    early_checks.trained(arguments.run, published=True)
+    early_checks.sources(arguments.sources)
+    options = inference_options.constructor_options(arguments.option)
+    if arguments.span is not None and arguments.every is None:
+        raise UsageError("--span without --every")
+    inference_options.check(arguments)
+
     from patchform.prediction import write
     from patchform.timeline import Along
 
-    if arguments.span is not None and arguments.every is None:
-        raise UsageError("--span without --every")
     along = None if arguments.every is None else Along(arguments.every, arguments.span)
     infer = inference_options.chosen(arguments)
     predictor = load(
@@ -58,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         infer=infer,
         runtime=inference_options.runtime_options(arguments),
-        options=inference_options.constructor_options(arguments.option),
+        options=options,
         say=terminal.say,
     )
     written = write(

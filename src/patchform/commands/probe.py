@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from patchform.commands import inference_options, terminal
+from patchform.commands import early_checks, inference_options, terminal
 from patchform.commands.inference_options import IMAGES
 from patchform.errors import FolderError, UsageError
 
@@ -82,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the numbers."""
+    early_checks.backbone(arguments.model, arguments.weights)
+    early_checks.data(arguments.data)
+    inference_options.constructor_options(arguments.option)
     console = terminal.stderr_console()
     with terminal.progress_bars(console) as progress:
         model, weights = chosen_backbone(arguments, say=terminal.above(console))

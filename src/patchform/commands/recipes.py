@@ -20,6 +20,8 @@ __all__ = ["find", "help_text", "names", "nested", "packaged", "read", "resolve"
 PACKAGED = Path(__file__).parent.parent / "recipes"
 DEFAULT = "small"
 """The recipe of a task that is only named."""
+LONGEST = 160
+"""Letters of a name that are said."""
 SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp_ratio", "mlp_ratios"}
 """Options that tell the variants of a family apart even where their rows leave them to the default of the class."""
 
@@ -84,17 +86,18 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
 def find(name: str | Path) -> Path:
     """The file of a recipe. Raises UsageError when there is none."""
     path = Path(name)
-    if (path / "recipe.yaml").is_file():
+    if os.path.isfile(path / "recipe.yaml"):  # a name may be too long for Path.is_file
         return path / "recipe.yaml"
     recipes = packaged()
     for candidate in (str(name), f"{name}/{DEFAULT}"):
         if candidate in recipes:
             return PACKAGED / f"{candidate}.yaml"
-    if path.is_file():
+    if os.path.isfile(path):
         return path
-    near = difflib.get_close_matches(str(name), recipes, n=1, cutoff=0.5)
-    hint = f'did you mean "{near[0]}"?' if near else f"give a YAML file, or one of {', '.join(recipes)}"
-    raise UsageError(f'no recipe "{name}"', remedy=hint)
+    near = difflib.get_close_matches(str(name), [*tasks(), *recipes], n=1, cutoff=0.5)
+    listed = f"give a YAML file, or a task: {', '.join(tasks())} (patchform recipes lists more)"
+    hint = f'did you mean "{near[0]}"?' if near else listed
+    raise UsageError(f'no recipe "{str(name)[:LONGEST]}"', remedy=hint)
 
 
 def _called(path: Path | None) -> str:
@@ -116,9 +119,7 @@ def _from_published(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]
     name = str(source if backbone is None else backbone)
     if "/" not in name or "." not in name:
         return settings, []
-    from patchform.weights.hub import is_row
-
-    if os.path.lexists(name) or not is_row(name):
+    if os.path.lexists(name) or not lookup.is_weights_name(name):
         return settings, []
     row = lookup.weights_file(name)
     options = model.get("options", {})

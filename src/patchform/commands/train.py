@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchform.commands import automatic, inference_options, recipes, terminal
+from patchform.commands import automatic, early_checks, inference_options, recipes, short_forms, terminal
 from patchform.errors import UsageError
 from patchform.settings import Recipe
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from patchform.training.loop import Run
     from patchform.training.plan import Option, Plan
 
-EXAMPLE = "patchform train classification --data photos/ --name first --optimizer.lr 5e-4"
+EXAMPLE = "patchform train classification --data photos/ --name first --lr 5e-4"
 
 RESUME = (
     "go on with a run that was stopped, or further: settings that changed are listed with what that does;"
@@ -37,8 +38,9 @@ minutes for one another at the start.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe, `--section.key value`, is taken too."""
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, packaged recipe, run folder, or a task's name")
-    parser.add_argument("--data", metavar="DIR", help="folder or CSV list: short for --data.path")
+    recipe = "YAML file, packaged recipe (patchform recipes lists them), run folder, or a task's name"
+    parser.add_argument("recipe", metavar="RECIPE", help=recipe)
+    short_forms.add_arguments(parser)
     option = f"{inference_options.OPTION}: short for --model.options.K V"
     parser.add_argument("--option", metavar="K=V", action="append", default=[], help=option)
     parser.add_argument("--time", metavar="TIME", help=TIME)
@@ -60,10 +62,11 @@ def more_help(words: Sequence[str]) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train and say where the model is, or what memory it would take."""
-    options = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
-    flags = {name: value for name, value in options.items() if value is not None} | arguments.settings
+    options = {"name": arguments.name, "runs": arguments.runs}
+    flags = {name: value for name, value in options.items() if value is not None} | short_forms.settings(arguments)
     for name, value in inference_options.constructor_options(arguments.option).items():
         flags["model.drop_path" if name == "drop_path" else f"model.options.{name}"] = value
+    _look_early(arguments, recipes.nested(flags))
     if arguments.plan:
         return _run_plan(arguments, recipes.nested(flags))
     from patchform import distributed
@@ -78,6 +81,20 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"the model is in {finished.folder}")
     return 0
+
+
+def _look_early(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Raise PatchformError for what can be told before torch is imported."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # what one of several processes cannot find is said when they have met
+        return
+    recipe, time = arguments.recipe, arguments.time
+    early_checks.recipe(recipe)
+    if arguments.resume:
+        recipe, settings = _resumed(recipe, settings, time)
+    elif time is not None:
+        automatic.limit(time, settings)
+    resolved = recipes.resolve(recipe, settings)
+    early_checks.training(resolved, resume=arguments.resume, planned=arguments.plan)
 
 
 def train(

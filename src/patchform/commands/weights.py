@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform.commands import inference_options, terminal
+from patchform.commands import early_checks, inference_options, terminal
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    early_checks.published(arguments.pattern)
     from patchform import lookup
 
     rows = lookup.weights_files(arguments.pattern)
@@ -84,14 +85,17 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _show(arguments: argparse.Namespace) -> int:
     from patchform import lookup
-    from patchform.commands.conversion import look
-    from patchform.weights.hub import is_row
 
-    if not os.path.lexists(arguments.file) and is_row(arguments.file):  # what is known of it, and nothing is fetched
+    if not os.path.lexists(arguments.file) and lookup.is_weights_name(arguments.file):  # known without fetching it
         facts = {"name": arguments.file, **dataclasses.asdict(lookup.weights_file(arguments.file))}
         lines = (f"{key:17} {value}" for key, value in facts.items())
         print(json.dumps(facts) if arguments.json else "\n".join(lines))
         return 0
+    early_checks.source(arguments.file)
+    if arguments.model is not None:
+        lookup.check_backbone(arguments.model)
+    from patchform.commands.conversion import look
+
     file = look(arguments.file, model=arguments.model, prefix=arguments.prefix, say=_to_stderr)
     if arguments.json:
         print(json.dumps(_plain(file, everything=arguments.all)))
@@ -143,6 +147,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    early_checks.source(arguments.file)
     from patchform.commands.conversion import SourceOptions, convert
 
     options = SourceOptions(
@@ -189,6 +194,7 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> int:
+    early_checks.trained(arguments.folder, file=False)
     from patchform.weights import hub
 
     address = hub.push(arguments.folder, arguments.name, public=arguments.public)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,6 +61,14 @@ class Splits(NamedTuple):
     validation: Listing
     notes: tuple[str, ...]
     """What the user should know, those of both parts included."""
+
+
+def digest(splits: Splits) -> str:
+    """SHA-256 of what is listed in both parts, names and truth, by which a run knows its data."""
+    sums = hashlib.sha256()
+    for listing in (splits.train, splits.validation):
+        sums.update(listing.as_bytes() + b"\0")
+    return sums.hexdigest()
 
 
 def open_data(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import random
 import shlex
@@ -18,7 +17,7 @@ import torch
 from patchform import lookup, settings
 from patchform.data.checks.copies import overlap
 from patchform.data.checks.examination import check
-from patchform.data.dataset import Splits, check_before
+from patchform.data.dataset import Splits, check_before, digest
 from patchform.data.listing import Listing
 from patchform.descriptions import Preprocessing
 from patchform.errors import ModelFileError, UsageError
@@ -222,9 +221,6 @@ def _build(recipe: Recipe, listing: Listing, preprocessing: Preprocessing, count
 def identity_of(recipe: Recipe, model: Model, splits: Splits, distilled: Distilled | None = None) -> dict[str, Any]:
     """What must be the same for a resume to make sense, as plain values."""
     description = describe(model)
-    digest = hashlib.sha256()
-    for listing in (splits.train, splits.validation):
-        digest.update(listing.as_bytes() + b"\0")
     architecture = description["architecture"]
     architecture["head_options"].pop("pixel_stride", None)  # a resumed run may learn from more pixels, or fewer
     return plain(
@@ -232,7 +228,7 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits, distilled: Distill
         | {
             "classes": description["classes"],
             "preprocessing": description["preprocessing"],
-            "data": digest.hexdigest(),
+            "data": digest(splits),
             "balanced": recipe.data.balanced,
             "optimizer": recipe.optimizer.name,
             "batch_size": recipe.training.batch_size,

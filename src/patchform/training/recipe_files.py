@@ -10,8 +10,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -20,16 +21,16 @@ from patchform.errors import UsageError
 from patchform.schema import DEEPEST
 from patchform.settings import MOVED, MOVED_VALUES, Recipe
 
+T = TypeVar("T")
+ABOUT = "about"
+"""What is no setting in a recipe file."""
 LARGEST_FILE = 100_000
 """Bytes of a recipe file."""
 
 
 def load(path: Path) -> Recipe:
     """The recipe in a file, as it stands there. Raises UsageError for a file that is none."""
-    try:
-        return schema.build(Recipe, plain(renamed(read(path), path)), parse=parse)
-    except schema.Misfit as misfit:
-        raise UsageError(misfit.what, where=path, remedy=misfit.remedy) from None
+    return described(path)[0]
 
 
 class _Strict(yaml.SafeLoader):
@@ -65,8 +66,46 @@ class _Refused(yaml.MarkedYAMLError):
         super().__init__(problem=f"there is {what}", problem_mark=mark)
 
 
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a recipe says of itself, for `patchform recipes`; nothing of it changes a run."""
+
+    purpose: str
+    """What it is for, in a few words."""
+    starts_from: str = "nothing"
+    """Weights that its user names."""
+    machine: Literal["cpu", "gpu"] = "gpu"
+    """What it is made for."""
+    reaches: str | None = None
+    """What was measured with it, or published for it."""
+    source: str | None = None
+    """Who says so: a document here, or a paper."""
+
+
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a recipe file. Raises UsageError, with the line, when it is anything else."""
+    """The settings in a recipe file. Raises UsageError, with the line, when it is anything else."""
+    values = _read(path)
+    values.pop(ABOUT, None)
+    return values
+
+
+def described(path: Path) -> tuple[Recipe, About | None]:
+    """The recipe in a file, and what the file says of itself, if anything. Raises UsageError as `load` does."""
+    values = _read(path)
+    about = values.pop(ABOUT, None)
+    recipe = _built(Recipe, plain(renamed(values, path)), path)
+    return recipe, None if about is None else _built(About, about, path, f"{ABOUT}.")
+
+
+def _built(kind: type[T], values: Any, path: Path, prefix: str = "") -> T:
+    """A record of a file. Raises UsageError."""
+    try:
+        return schema.build(kind, values, parse=parse)
+    except schema.Misfit as misfit:
+        raise UsageError(prefix + misfit.what, where=path, remedy=misfit.remedy) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_FILE + 1)

@@ -23,7 +23,7 @@ from patchform.published_models import class_names, pretrained
 from patchform.records import Batch, Features
 from patchform.settings import Recipe, TeacherSettings
 from patchform.weights import files
-from patchform.weights.hub import is_row, locate
+from patchform.weights.hub import locate
 
 UNNAMED = ("class",)
 """Stands for classes that nobody asks for."""
@@ -71,7 +71,7 @@ class Teacher:
         self.size = settings.size or (theirs.size if fixed else None)
 
     def _open(self, settings: TeacherSettings) -> Model:
-        if not os.path.lexists(self.source) and is_row(self.source):
+        if not os.path.lexists(self.source) and lookup.is_weights_name(self.source):
             bare = settings.kind in ("tokens", "features") and not class_names(lookup.weights_file(self.source).labels)
             return pretrained(self.source, classes=UNNAMED if bare else None)
         folder = locate(self.source)
@@ -109,7 +109,7 @@ def check_there(recipe: Recipe) -> None:
     source = recipe.loss.teacher.model
     if source is None or source.startswith(("hub:", "https:", "http:")) or Path(source).exists():
         return
-    if is_row(source):
+    if lookup.is_weights_name(source):
         lookup.weights_file(source)
     else:
         remedy = "name a run folder, or published weights (patchform weights list)"

@@ -57,19 +57,12 @@ def locate(source: str | Path, *, say: Callable[[str], None] = lambda sentence: 
         return Path(source)
     if source.startswith(("hub:", "https:", "http:")):
         return fetch(source, say=say)
-    if not is_row(source):
+    if not lookup.is_weights_name(source):
         return Path(source)
     row = lookup.weights_file(source)
     if row.place.startswith("torchvision:"):
         raise _by_hand(source, row)
     return fetch(row.place, sha256=row.sha256, say=say)
-
-
-def is_row(name: str) -> bool:
-    """Whether a name is meant as family/variant.tag: such a family exists, and it does not end like a file."""
-    family, slash, rest = name.partition("/")
-    ends_like_a_file = rest.endswith((*ENDINGS, ".json", ".bin", ".pt", ".pth", ".ckpt"))
-    return bool(slash) and "." in rest and not ends_like_a_file and family in lookup.names("published")
 
 
 def fetch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,18 @@ def find_model(folder: Path) -> SavedModel:
         if (folder / CHECKPOINTS).is_dir() or (folder / BEST).is_dir():
             return _unfinished(folder)
     return SavedModel(folder / WEIGHTS, read_description(folder), folder / DESCRIPTION, "")
+
+
+def data_digest(run: Path) -> str | None:
+    """Of the pictures that a run was trained and validated on (`data.dataset.digest`), as its checkpoints have it; None
+    where none is left that says so.
+    """
+    for state in sorted((run / CHECKPOINTS).glob(f"step-*/{STATE}"), reverse=True):
+        with suppress(ModelFileError):
+            identity = files.read_json(state).get("identity")
+            if isinstance(identity, dict) and isinstance(identity.get("data"), str):
+                return str(identity["data"])
+    return None
 
 
 def _unfinished(run: Path) -> SavedModel:
