@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "patchform"
 
 FLOORS = (
     ("errors", "schema", "descriptions", "records", "settings", "lookup", "resources", "signals"),
-    ("geometry", "device", "distributed"),
+    ("geometry", "device", "distributed", "markup"),
     ("outputs",),
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data", "page"),

@@ -76,7 +76,7 @@ def caption(image: Tensor, bars: Sequence[Line]) -> Image.Image:
     """
     picture = enlarged(to_picture(image))
     width = max(picture.width, SMALLEST)
-    size = max(12, min(width // 24, 48))
+    size = max(12, width // 32)
     font, line = _font(size), size * 3 // 2
     page = Image.new("RGB", (width, picture.height + line * len(bars)), PAPER)
     page.paste(picture, ((width - picture.width) // 2, 0))
@@ -185,7 +185,7 @@ def objects(image: Tensor, target: Instances, classes: Sequence[str]) -> Image.I
         _tint(pixels, target.masks, colors, surest[::-1])
     picture = enlarged(Image.fromarray(pixels), 2 * SMALLEST)
     factor, pen = picture.width // pixels.shape[1], ImageDraw.Draw(picture)
-    line, size = max(2, min(picture.size) // 250), max(12, min(max(picture.size) // 60, 40))
+    line, size = max(2, min(picture.size) // 250), max(12, max(picture.size) // 42)
     corners = [[factor * corner for corner in box] for box in target.boxes.float().tolist()]
     for index in surest[::-1]:
         left, top, right, bottom = corners[index]

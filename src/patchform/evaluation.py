@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,24 +66,63 @@ def evaluate(
         DivergedError: predictions that are not finite.
     """
     device, metric = model.mean.device, metric or task.metric(model.classes)
-    modes = [(module, module.training) for module in model.modules()]
     done = 0
+    with judging(model, precision):
+        for batch in loader:
+            for part in split(batch, 0, pixels):
+                metric.update(infer(model, to_device(part._replace(targets=()), device)), part.targets)
+            done += len(batch.names)
+            if progress:
+                progress(done)
+    return metric.compute()
+
+
+@contextmanager
+def judging(model: Model, precision: Precision) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards as it was, the global random numbers too."""
+    device = model.mean.device
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             autocast(device, precision),
         ):
-            for batch in loader:
-                for part in split(batch, 0, pixels):
-                    metric.update(infer(model, to_device(part._replace(targets=()), device)), part.targets)
-                done += len(batch.names)
-                if progress:
-                    progress(done)
+            yield
     finally:
         for module, training in modes:
             module.training = training
-    return metric.compute()
+
+
+@torch.no_grad()
+def loss_of(
+    model: Model,
+    loader: Iterable[Batch],
+    *,
+    precision: Precision = "float32",
+    pixels: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> float | None:
+    """The loss that the model is trained by, over the batches of a loader; None without one, or where it is not finite.
+
+    What is drawn at random for it (proposals, say) is the same each time. Arguments as of `evaluate`; the targets are
+    those of training, in the model's input.
+    """
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    done = 0
+    with judging(model, precision):
+        torch.manual_seed(0)
+        for batch in loader:
+            for part in split(batch, 0, pixels):
+                for name, loss in model(to_device(part, model.mean.device)).items():
+                    sums[name] = sums.get(name, 0.0) + float(loss.sum)
+                    counts[name] = counts.get(name, 0.0) + float(loss.count)
+            done += len(batch.names)
+            if progress:
+                progress(done)
+    total = sum(part / counts[name] for name, part in sums.items() if counts[name] > 0)
+    return total if sums and math.isfinite(total) else None
 
 
 def evaluate_run(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchform import drawing, lookup, page
+from patchform import lookup, page
 from patchform.data.checks import copies, names
 from patchform.data.checks.base import Check, Subject, look
 from patchform.data.checks.examination import Report
@@ -287,15 +287,21 @@ class Task(ABC):
         """Formats of other tools that predictions can be written in, by name."""
         return {}
 
-    def comparison(self, evidence: Evidence, indices: Sequence[int]) -> str:
-        """For a report: pictures with their truth above what the model says."""
+    def comparison(self, evidence: Evidence, scores: Mapping[int, str]) -> str:
+        """For a report: pictures with their truth beside what the model says, and below what that is worth.
+
+        Args:
+            evidence: what they are of.
+            scores: the score of each picture in words, by its index.
+        """
         figures = []
-        for number, name, image, prediction in evidence.examples(indices, at_once=1):
-            charts = [
-                page.chart(drawing.to_png_bytes(self.draw(image, target, evidence.classes)), f"{name}: {source}")
+        for number, name, image, prediction in evidence.examples(list(scores), at_once=1):
+            pair = [
+                page.drawn(self.draw(image, target, evidence.classes), f"{name}: {source}")
                 for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
             ]
-            figures.append(page.figure("".join(charts), page.escape(name)))
+            caption = f"<b>{page.escape(scores[number])}</b> {page.escape(name)}: the truth, and what the model says"
+            figures.append(page.figure(f'<div class="pair">{"".join(pair)}</div>', caption, above=True))
         return page.gallery(figures, wide=True)
 
 

@@ -94,4 +94,4 @@ class Pretraining(Task):
                 pictures = [page.picture(examples[index].image, Path(examples[index].name).name) for index in row]
                 rows.append(page.gallery(map(page.figure, pictures)))
         note = f"The first of each row, and the {NEAREST} pictures with the most similar embeddings, the nearest first."
-        yield page.Section("Neighbours", "<br>".join(rows) or page.NOTHING, note)
+        yield page.Section("Neighbours", "<br>".join(rows), note)

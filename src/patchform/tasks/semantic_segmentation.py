@@ -31,8 +31,8 @@ from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Task
 
 LEGEND = 12
 """Names below a picture, the largest areas first."""
-SHOWN = 6
-"""Pictures of a report."""
+SEARCHED, SHOWN = 60, 4
+"""Pictures of a report that are searched for mistakes, and that are shown."""
 
 
 class SemanticSegmentation(Task):
@@ -108,9 +108,25 @@ class SemanticSegmentation(Task):
         return contents
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
-        """Pictures with the true classes of their pixels above what the model says."""
-        shown = self.comparison(evidence, evidence.evenly(SHOWN))
-        yield page.Section("Pictures", shown, "The truth above, what the model says below.")
+        """The pictures where the model is most and least wrong."""
+        ranked = sorted(self._overlaps(evidence))
+        scores = {index: f"IoU {score:.2f}" for score, index in ranked}
+        worst = [index for _, index in ranked[:SHOWN]]
+        best = [index for _, index in ranked[SHOWN:][: -SHOWN - 1 : -1]]
+        for title, shown in (("Most wrong", worst), ("Most right", best)):
+            note = "By the mean IoU of the classes of the picture; the true classes of its pixels beside the model's."
+            yield page.Section(title, self.comparison(evidence, {index: scores[index] for index in shown}), note)
+
+    def _overlaps(self, evidence: Evidence) -> list[tuple[float, int]]:
+        """(mean IoU, index) of pictures, evenly picked; those of which nothing is labelled are left out."""
+        scores = []
+        for example in evidence.examples(evidence.evenly(SEARCHED)):
+            metric = Intersection(evidence.classes)
+            metric.update([example.prediction], [evidence.truth(example.number)])
+            score = metric.compute().best
+            if score is not None:
+                scores.append((score, example.number))
+        return scores
 
 
 def _shares(regions: Regions) -> list[tuple[int, float]]:

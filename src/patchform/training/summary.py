@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         f"{_count(part.parameters()) - number:,} parameters"
         for part, number in ((learner.model.trained, _count(added)), (model.head, 0))
     )
+    yield Entry("started", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     yield Entry("recipe", f"{origin.name}: {recipe.task.replace('_', ' ')}, {_several(settings.epochs, 'epoch')}")
     yield Entry("backbone", f"{recipe.model.backbone}, {backbone}{_with(_backbone_options(recipe))}")
     yield Entry("head", f"{recipe.model.head}, {head}{_with(recipe.model.head_options)}")
