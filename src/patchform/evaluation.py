@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,11 +22,11 @@ from patchform.data.listing import Listing
 from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.data.writing import check_apart
 from patchform.device import Precision, RunOptions, autocast
-from patchform.errors import ResourceError
+from patchform.errors import FolderError, ResourceError, printable
 from patchform.inference import Inference, MultiView, preparation, views_of
-from patchform.metrics.base import Metric, Scores
+from patchform.metrics.base import Metric, Scores, Together
 from patchform.model import Model
-from patchform.records import Batch
+from patchform.records import Batch, Target
 from patchform.runtime.opening import DEFAULT, is_exported, open_model
 from patchform.runtime.sessions import RuntimeOptions
 from patchform.settings import DataSettings
@@ -33,6 +35,8 @@ from patchform.weights import files
 
 REPORT, CONFUSION = "evaluation.json", "confusion.png"
 """What `evaluate_run` writes."""
+TOP = "top"
+"""Of a record: the best classes, decided for or not, which are no list of what is there."""
 
 
 def evaluate(
@@ -133,6 +137,7 @@ def evaluate_run(
     infer: Inference = Model.predict,
     runtime: RuntimeOptions = DEFAULT,
     out: str | Path | None = None,
+    per_picture: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Scores:
@@ -149,6 +154,7 @@ def evaluate_run(
         infer: how predictions are made (`patchform.inference`).
         runtime: how an exported file is run (`runtime.opening.open_model`).
         out: folder for the files, made if need be; default: `results_of`. Earlier ones are replaced.
+        per_picture: file of comma-separated values, which must not be there yet: a line for each picture.
         progress: called with (done, all) images after each batch.
         options: fields of `device.RunOptions`. With `skip_bad` the number of pictures left out is `skipped` among the
             numbers.
@@ -162,7 +168,9 @@ def evaluate_run(
             allowed.
         FolderError: `out` lies in the data set.
         ResourceError: the files cannot be written.
+        FolderError: `per_picture` is there already.
     """
+    table = None if per_picture is None else check_table(per_picture)
     run_options, folder = RunOptions(**options), results_of(run) if out is None else Path(out)
     model = open_model(run, runtime, say=run_options.say)
     task = task_of(model.architecture, model.head)
@@ -177,14 +185,87 @@ def evaluate_run(
         run_options.say(note)
     model.to(model.pick_device(run_options.device))
     metric = task.full_metric(model.classes, thresholds=model.thresholds)
-    scores = _score(model, task, usable, infer, metric, run_options, progress)
+    each = None if table is None else EachPicture(task, model.classes)
+    scores = _score(Judged(model, task, usable, infer), metric, run_options, progress, each)
+    if table is not None and each is not None:
+        files.replace_text(table, each.as_csv())
     if isinstance(infer, MultiView):
-        clips = _score(model, task, usable, Model.predict, task.metric(model.classes), run_options).numbers
+        middle = Judged(model, task, usable, Model.predict)
+        clips = _score(middle, task.metric(model.classes), run_options).numbers
         scores = scores._replace(numbers=scores.numbers | {f"clip_{name}": value for name, value in clips.items()})
     if run_options.skip_bad:
         scores = scores._replace(numbers={**scores.numbers, "skipped": len(listing) - len(usable)})
     _write(folder, {"data": str(data), "notes": notes}, scores)
     return scores
+
+
+class EachPicture(Metric):
+    """A row of plain values for each picture: what is known of it, what is predicted, and the numbers of it alone.
+
+    Args:
+        task: whose quick metric and whose words they are.
+        classes: names.
+    """
+
+    def __init__(self, task: Task, classes: Sequence[str]) -> None:
+        self.task, self.classes = task, tuple(classes)
+        self.names: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+
+    def noting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, whose names are noted."""
+        for batch in loader:
+            self.names += batch.names
+            yield batch
+
+    def update(self, predictions: Sequence[Target], targets: Sequence[Target]) -> None:
+        """Take in a batch."""
+        for prediction, target in zip(predictions, targets, strict=True):
+            metric = self.task.metric(self.classes)
+            metric.update([prediction], [target])
+            true, said = (_plain(self.task.record(one, self.classes)) for one in (target, prediction))
+            self.rows.append({f"true_{name}": value for name, value in true.items()} | said | metric.compute().numbers)
+
+    def compute(self) -> Scores:
+        """No number of the whole."""
+        return Scores(len(self.rows), None, {}, {})
+
+    def as_csv(self) -> str:
+        """A line a picture, by name."""
+        text = io.StringIO()
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        lines = csv.DictWriter(text, ["picture", *columns], lineterminator="\n")
+        lines.writeheader()
+        rows = zip(self.names, self.rows, strict=True)
+        lines.writerows({"picture": printable(name)} | row for name, row in sorted(rows, key=lambda row: row[0]))
+        return text.getvalue()
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a record fits into a cell: numbers and names; of objects how many there are."""
+    cells: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, str | float | int):
+            cells[name] = printable(value) if isinstance(value, str) else value
+        elif isinstance(value, list) and all(isinstance(one, str) for one in value):
+            cells[name] = "; ".join(map(printable, value))
+        elif isinstance(value, list) and name != TOP:
+            cells[name] = len(value)
+    return cells
+
+
+def check_table(path: str | Path) -> Path:
+    """The place of a table to be written, which must be free: it may be a list of pictures that was typed by mistake.
+
+    Raises:
+        FolderError: there is such a file, or no such folder.
+    """
+    file = Path(path).expanduser()
+    if file.exists():
+        raise FolderError("the file exists already", where=file, remedy="choose another name, or take it away")
+    if not file.parent.is_dir():
+        raise FolderError("no such folder", where=file.parent, remedy="make it first")
+    return file
 
 
 def results_of(run: str | Path) -> Path:
@@ -203,19 +284,29 @@ def _make(folder: Path, data: str | Path, listing: Listing, *, own: bool) -> Non
         raise ResourceError(f"cannot be made ({error.strerror})", where=folder) from error
 
 
+class Judged(NamedTuple):
+    """What is judged, and how it is asked."""
+
+    model: Model
+    task: Task
+    listing: Listing
+    infer: Inference
+
+
 def _score(
-    model: Model,
-    task: Task,
-    listing: Listing,
-    infer: Inference,
+    judged: Judged,
     metric: Metric,
     options: RunOptions,
     progress: Callable[[int, int], None] | None = None,
+    each: EachPicture | None = None,
 ) -> Scores:
+    model, task, listing, infer = judged
     preprocessing = preparation(infer, model.preprocessing)
     samples = task.evaluation_samples(listing, preprocessing, views=views_of(infer))
     sizes = input_sizes(listing, preprocessing)
-    loader = evaluation_loader(samples, options.batch_size, options.workers, sizes=sizes)
+    loader: Iterable[Batch] = evaluation_loader(samples, options.batch_size, options.workers, sizes=sizes)
+    if each is not None:
+        loader, metric = each.noting(loader), Together(metric, each)
     of_all = (lambda done: progress(done, len(listing))) if progress else None
     return evaluate(model, loader, task, infer=infer, metric=metric, precision=options.precision, progress=of_all)
 

@@ -20,9 +20,10 @@ from patchform.data.listing import Listing
 from patchform.errors import ModelFileError, unheard
 from patchform.evaluation import CONFUSION, REPORT, results_of, settings_for
 from patchform.inspect.base import Picture
-from patchform.markup import Curve, chart, matrix, table, terms
+from patchform.markup import Curve, chart, table, terms
+from patchform.metrics.base import BY_CLASS, Table
 from patchform.metrics.meanings import meaning
-from patchform.metrics.operating_points import BACKGROUND
+from patchform.metrics.showing import class_table, confusion_table, number_table
 from patchform.model import Model
 from patchform.page import Section, render
 from patchform.page import chart as picture_of_chart
@@ -44,12 +45,8 @@ LOSSES = ("train_loss", "val_loss")
 """Of one figure."""
 NOT_DRAWN = ("epoch", "step", "images_per_second", "seconds", "log_loss")
 """Of the epochs: what is no curve, or is one already."""
-BY_CLASS = ("classes", "operating_points")
-"""Tables whose rows are the classes."""
 CHARTS = 6
 """That are shown at once."""
-ROWS, MATRIX = 40, 24
-"""Classes that are shown at once, and that a table of their confusion is legible of."""
 NOT_SAID = ("run folder", "parameters")
 """Of what a run said at its start: places, and what is counted anew."""
 CALIBRATION = (
@@ -78,9 +75,9 @@ class Findings(Evidence):
         if not paths:
             return
         predictions = self.predictor.predict(paths, batch_size=at_once, keep_images=True)
-        for index, (_, target, _, image) in zip(indices, predictions):
-            if target is not None and image is not None:
-                yield Example(index, self.listing.name(index), image, target)
+        for index, prediction in zip(indices, predictions):
+            if prediction.target is not None and prediction.image is not None:
+                yield Example(index, self.listing.name(index), prediction.image, prediction.target)
 
 
 def write_report(
@@ -119,14 +116,18 @@ def write_report(
     listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
     usable, _ = without_bad(listing, predictor.model.preprocessing, skip_bad)
     findings = Findings(predictor, usable, evaluation, folder)
+    tables = {
+        name: Table(tuple(parts["columns"]), tuple(parts["rows"]), parts["values"])
+        for name, parts in evaluation["tables"].items()
+    }
     sections = [
-        Section("Numbers", numbers(evaluation)),
+        Section("Numbers", number_table(evaluation["samples"], evaluation["numbers"])),
         Section("The run", table(facts(run_folder, predictor.model, evaluation), kind="words")),
         Section("Learning", learning(run_folder)),
-        Section("Classes", by_class(evaluation["tables"])),
-        Section("Confusion", confusion(folder, evaluation["tables"])),
+        Section("Classes", class_table([tables[name] for name in BY_CLASS if name in tables])),
+        Section("Confusion", confusion(folder, tables)),
         *predictor.task.sections(findings),
-        Section("Calibration", reliability(evaluation["tables"]), CALIBRATION),
+        Section("Calibration", reliability(tables), CALIBRATION),
         *inspections(findings),
     ]
     page = folder / PAGE
@@ -137,13 +138,6 @@ def write_report(
 
 
 # ------------------------------------------------------------------------------------------------------------ content
-
-
-def numbers(evaluation: Mapping[str, Any]) -> str:
-    """A table of the scores, each with a line on what it means; those that are not defined are left out."""
-    rows = [("images", str(evaluation["samples"]))]
-    rows += [(name, f"{value:.4f}") for name, value in evaluation["numbers"].items() if value is not None]
-    return table([(name, [value, meaning(name)]) for name, value in rows], kind="words")
 
 
 def facts(run: Path, model: Model, evaluation: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -174,40 +168,22 @@ def learning(folder: Path) -> str:
     return shown + terms({name: meaning(name) for name in LOSSES})
 
 
-def by_class(tables: Mapping[str, Any]) -> str:
-    """A row a class, of all tables that have such rows, and what the columns mean; "" without one."""
-    parts = [tables[name] for name in BY_CLASS if name in tables]
-    if not parts or any(part["rows"] != parts[0]["rows"] for part in parts):
-        return ""
-    columns = [name for part in parts for name in part["columns"]]
-    rows = [
-        (name, [_number(value) for part in values for value in part])
-        for name, *values in zip(parts[0]["rows"], *(part["values"] for part in parts))
-    ]
-    shown = table(rows[:ROWS], columns)
-    if len(rows) > ROWS:
-        more = f"{len(rows) - ROWS} more classes"
-        shown += f"<details><summary>{more}</summary>{table(rows[ROWS:], columns)}</details>"
-    return shown + terms({name: meaning(name) for name in columns if meaning(name)})
-
-
-def confusion(folder: Path, tables: Mapping[str, Any]) -> str:
+def confusion(folder: Path, tables: Mapping[str, Table]) -> str:
     """The matrix: as a table while it is small, as the picture that the evaluation drew beyond; "" without one."""
     if "confusion" not in tables:
         return ""
-    classes, path = tables["confusion"]["rows"], folder / CONFUSION
-    if len(classes) <= MATRIX:
-        beside = [name for name in classes if name == BACKGROUND and name not in tables["classes"]["rows"]]
-        meanings = {name: meaning(name) for name in beside}
-        return matrix(tables["confusion"]["values"], classes) + terms(meanings)
+    counts, path = tables["confusion"], folder / CONFUSION
+    known = tables["classes"].rows if "classes" in tables else counts.rows
+    if shown := confusion_table(counts, [name for name in counts.rows if name not in known]):
+        return shown
     about = "Confusion matrix: rows are true classes, columns predicted ones"
     return picture_of_chart(path.read_bytes(), about) if path.exists() else ""
 
 
-def reliability(tables: Mapping[str, Any]) -> str:
+def reliability(tables: Mapping[str, Table]) -> str:
     """How often answers are right over the score they have; "" without a table of that."""
-    rows = tables["reliability"]["values"] if "reliability" in tables else []
-    points = [(row[0], row[1]) for row in rows if None not in row[:2]]
+    rows = tables["reliability"].values if "reliability" in tables else []
+    points = [(score, right) for score, right, _ in rows if score is not None and right is not None]
     if not points:
         return ""
     curves = [Curve("right", points), Curve("as it should be", [(0, 0), (1, 1)])]
@@ -256,10 +232,6 @@ def machine_in_words() -> str:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 def _name_of(model: Model) -> str:

@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `evaluate_run` takes."""
     parser.add_argument("run", metavar="RUN", help="run folder, or exported file (.onnx, .xml, .pt2)")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list (default: the run's validation pictures)")
-    out = "for evaluation.json and report.html (default: RUN; of a file beside it, FILE.evaluation)"
-    parser.add_argument("--out", metavar="DIR", help=out)
+    out = "for evaluation.json and report.html (default: RUN; of a file beside it, FILE.evaluation); or a .csv file"
+    parser.add_argument("--out", metavar="DIR|FILE.csv", help=f"{out} for the scores, a line a class and one of all")
+    parser.add_argument("--per-picture", metavar="FILE.csv", help="the same for each picture: truth, answer, scores")
     inference_options.add_run_arguments(parser)
     inference_options.add_arguments(parser)
     inference_options.add_runtime_arguments(parser)
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.run,
         data=arguments.data,
         out=arguments.out,
+        per_picture=arguments.per_picture,
         infer=inference_options.chosen(arguments),
         runtime=inference_options.runtime_options(arguments),
         say=terminal.say,
@@ -48,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) -> Scores:
+def evaluate(
+    run: str | Path, data: str | Path | None = None, *, out: str | Path | None = None, **options: Any
+) -> Scores:
     """Evaluate a run folder or an exported file; writes evaluation.json, confusion.png, pr.png and report.html.
 
     Of a file that lies in a run folder, data are read as that run's recipe says.
@@ -56,8 +60,9 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
     Args:
         run: run folder, or file.
         data: folder or CSV list; default: the validation pictures of the run.
-        options: of `patchform.evaluation.evaluate_run`: infer, runtime, out, progress, batch_size, workers, device,
-            precision, skip_bad, say.
+        out: folder for these; or a file NAME.csv, not there yet, for the scores: a line a class and one of all.
+        options: of `patchform.evaluation.evaluate_run`: infer, runtime, per_picture, progress, batch_size, workers,
+            device, precision, skip_bad, say.
 
     Raises:
         UsageError: no data, and the run has held out a part of its own.
@@ -67,12 +72,18 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
     path = data or _validation_of(folder)
     settings = recipes.resolve(folder).data if (folder / "recipe.yaml").is_file() else None
 
-    from patchform.evaluation import evaluate_run
+    from patchform.evaluation import check_table, evaluate_run
     from patchform.report import write_report
+    from patchform.weights.files import replace_text
 
+    table = check_table(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
+    if table is None:
+        options["out"] = out
     scores = evaluate_run(run, path, settings=settings, **options)
     shown = {name: options[name] for name in ("out", "skip_bad", "runtime") if name in options}
     write_report(run, path, settings=settings, **shown)
+    if table is not None:
+        replace_text(table, scores.as_csv())
     return scores
 
 

@@ -34,6 +34,8 @@ from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Example, Mix, Ta
 
 TOP = 5
 """How many of the best classes are written and drawn."""
+SAID = 3
+"""Of these, in a line."""
 SEARCHED, SHOWN = 400, 6
 """Pictures of a report that are searched for mistakes; of right and of wrong ones that are shown."""
 PAIRS, OF_PAIR = 4, 6
@@ -144,6 +146,13 @@ class Classification(Task):
         if label.scores is not None:
             record["top"] = [{"label": classes[index], "score": round(score, DIGITS)} for index, score in _best(label)]
         return record
+
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """The best three classes and their scores; of a truth its classes."""
+        label = cast("Label", target)
+        if label.scores is None:
+            return _names(label, classes) or "no class"
+        return ", ".join(f"{classes[index]} {score:.1%}" for index, score in _best(label)[:SAID])
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """Pictures whose label was wrong, those of the classes that are mixed up most first, and right."""

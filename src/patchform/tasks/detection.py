@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
@@ -155,6 +156,11 @@ class Detection(Task):
                 record["segmentation"] = {"size": list(instances.masks.size), "counts": counts.decode()}
         return {"objects": objects}
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """How many objects of which classes, the most frequent first."""
+        counts = Counter(classes[index] for index in cast("Instances", target).classes.tolist())
+        return ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "no object"
+
     def writers(self) -> dict[str, type[Writer]]:
         """COCO's results and YOLO's lines."""
         return {"coco": CocoResults, "yolo": YoloLines}
@@ -170,7 +176,7 @@ class Detection(Task):
         best = [index for _, index in ranked[SHOWN:][: -SHOWN - 1 : -1]]
         for title, shown in (("Most wrong", worst), ("Most right", best)):
             note = "By F1 of the picture at the thresholds of the model; the truth beside what the model says."
-            yield page.Section(title, self.comparison(evidence, {index: scores[index] for index in shown}), note)
+            yield page.Section(title, self.comparison(evidence, shown, scores), note)
 
     def _f1(self, evidence: Evidence) -> list[tuple[float, int]]:
         """(F1, index) of pictures, evenly picked; 1 where there is nothing and nothing is predicted."""

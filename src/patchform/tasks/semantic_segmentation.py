@@ -31,6 +31,8 @@ from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Task
 
 LEGEND = 12
 """Names below a picture, the largest areas first."""
+SAID = 5
+"""Classes in a line."""
 SEARCHED, SHOWN = 60, 4
 """Pictures of a report that are searched for mistakes, and that are shown."""
 
@@ -94,6 +96,13 @@ class SemanticSegmentation(Task):
         """{"shares": {name: share}} of the labelled pixels, the largest first, without classes that do not occur."""
         return {"shares": {classes[index]: round(share, DIGITS) for index, share in _shares(cast("Regions", target))}}
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """The largest five classes and their shares of the pixels."""
+        shares = _shares(cast("Regions", target))
+        said = [f"{classes[index]} {share:.1%}" for index, share in shares[:SAID]]
+        more = [f"{len(shares) - SAID} more"] if len(shares) > SAID else []
+        return ", ".join(said + more) or "nothing is labelled"
+
     def files(self, target: Target, *, scores: bool = False) -> dict[str, bytes]:
         """`.classes.png`: the numbers of the classes, 255 ignored, with colours for who looks at it.
 
@@ -115,7 +124,7 @@ class SemanticSegmentation(Task):
         best = [index for _, index in ranked[SHOWN:][: -SHOWN - 1 : -1]]
         for title, shown in (("Most wrong", worst), ("Most right", best)):
             note = "By the mean IoU of the classes of the picture; the true classes of its pixels beside the model's."
-            yield page.Section(title, self.comparison(evidence, {index: scores[index] for index in shown}), note)
+            yield page.Section(title, self.comparison(evidence, shown, scores), note)
 
     def _overlaps(self, evidence: Evidence) -> list[tuple[float, int]]:
         """(mean IoU, index) of pictures, evenly picked; those of which nothing is labelled are left out."""
