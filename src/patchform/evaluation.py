@@ -167,8 +167,7 @@ def evaluate_run(
         DataError: nothing to read, something of a class the model does not know, or more unreadable pictures than
             allowed.
         FolderError: `out` lies in the data set.
-        ResourceError: the files cannot be written.
-        FolderError: `per_picture` is there already.
+        ResourceError, FolderError: the files cannot be written; `per_picture` is there already.
     """
     table = None if per_picture is None else check_table(per_picture)
     run_options, folder = RunOptions(**options), results_of(run) if out is None else Path(out)
@@ -179,24 +178,38 @@ def evaluate_run(
     listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
     task.refuse(listing)
     _make(folder, data, listing, own=own)
-    usable, remarks = without_bad(listing, model.preprocessing, run_options.skip_bad)
-    notes = [*listing.notes, *remarks]
-    for note in notes:
-        run_options.say(note)
+    usable, notes = _usable(listing, model, run_options)
     model.to(model.pick_device(run_options.device))
     metric = task.full_metric(model.classes, thresholds=model.thresholds)
     each = None if table is None else EachPicture(task, model.classes)
-    scores = _score(Judged(model, task, usable, infer), metric, run_options, progress, each)
+    judged = Judged(model, task, usable, infer)
+    scores = _score(judged, metric, run_options, progress, each)
     if table is not None and each is not None:
         files.replace_text(table, each.as_csv())
-    if isinstance(infer, MultiView):
-        middle = Judged(model, task, usable, Model.predict)
-        clips = _score(middle, task.metric(model.classes), run_options).numbers
-        scores = scores._replace(numbers=scores.numbers | {f"clip_{name}": value for name, value in clips.items()})
-    if run_options.skip_bad:
-        scores = scores._replace(numbers={**scores.numbers, "skipped": len(listing) - len(usable)})
+    scores = _with_more(scores, judged, run_options, len(listing) - len(usable))
     _write(folder, {"data": str(data), "notes": notes}, scores)
     return scores
+
+
+def _usable(listing: Listing, model: Model, options: RunOptions) -> tuple[Listing, list[str]]:
+    """What can be read, and remarks, which are said."""
+    usable, remarks = without_bad(listing, model.preprocessing, options.skip_bad)
+    notes = [*listing.notes, *remarks]
+    for note in notes:
+        options.say(note)
+    return usable, notes
+
+
+def _with_more(scores: Scores, judged: Judged, options: RunOptions, left_out: int) -> Scores:
+    """Beside the numbers of several clips those of one, and how many pictures were left out, if that is allowed."""
+    numbers = scores.numbers
+    if isinstance(judged.infer, MultiView):
+        metric = judged.task.metric(judged.model.classes)
+        clips = _score(judged._replace(infer=Model.predict), metric, options).numbers
+        numbers = numbers | {f"clip_{name}": value for name, value in clips.items()}
+    if options.skip_bad:
+        numbers = numbers | {"skipped": left_out}
+    return scores._replace(numbers=numbers)
 
 
 class EachPicture(Metric):

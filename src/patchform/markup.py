@@ -133,7 +133,7 @@ def chart(title: str, curves: Sequence[Curve], *, x: str = "epoch", most: float 
     drawing = "".join(parts)
     return (
         f'<figure class="curves"><figcaption>{caption}</figcaption><svg role="img" aria-label="{escape(title)}: at the'
-        f' end {escape(last)}" viewBox="0 0 {WIDTH} {HEIGHT}" style="max-width: {2 * WIDTH}px; font: 11px sans-serif">'
+        f' end {escape(last)}" viewBox="0 0 {WIDTH} {HEIGHT}" style="max-width: {WIDTH * 4 // 3}px; font: 11px sans-serif">'
         f"{drawing}</svg></figure>"
     )
 

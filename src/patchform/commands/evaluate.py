@@ -11,6 +11,8 @@ from patchform.commands import inference_options, recipes, terminal
 from patchform.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from patchform.metrics.base import Scores
 
 EXAMPLE = "patchform evaluate runs/first --data holiday-photos/"
@@ -51,7 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def evaluate(
-    run: str | Path, data: str | Path | None = None, *, out: str | Path | None = None, **options: Any
+    run: str | Path,
+    data: Any = None,
+    *,
+    classes: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    **options: Any,
 ) -> Scores:
     """Evaluate a run folder or an exported file; writes evaluation.json, confusion.png, pr.png and report.html.
 
@@ -59,7 +66,9 @@ def evaluate(
 
     Args:
         run: run folder, or file.
-        data: folder or CSV list; default: the validation pictures of the run.
+        data: folder or CSV list, or a Python object (`patchform.data.python_sets`); default: the validation pictures of
+            the run.
+        classes: names of the numbers in the targets of a Python object.
         out: folder for these; or a file NAME.csv, not there yet, for the scores: a line a class and one of all.
         options: of `patchform.evaluation.evaluate_run`: infer, runtime, per_picture, progress, batch_size, workers,
             device, precision, skip_bad, say.
@@ -69,7 +78,7 @@ def evaluate(
         PatchformError: whatever `evaluate_run` raises.
     """
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    path = data or _validation_of(folder)
+    path = _validation_of(folder) if data is None or (isinstance(data, str) and not data) else _path_of(data, classes)
     settings = recipes.resolve(folder).data if (folder / "recipe.yaml").is_file() else None
 
     from patchform.evaluation import check_table, evaluate_run
@@ -85,6 +94,13 @@ def evaluate(
     if table is not None:
         replace_text(table, scores.as_csv())
     return scores
+
+
+def _path_of(data: Any, classes: Sequence[str] | None) -> str:
+    from patchform.data import python_sets  # torch
+
+    paths = python_sets.paths_of(data, classes)
+    return str(paths.get("validation") or paths["path"])
 
 
 def _validation_of(folder: Path) -> str:

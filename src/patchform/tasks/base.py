@@ -311,7 +311,7 @@ class Task(ABC):
                 for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
             ]
             score = "" if scores is None else f"<b>{page.escape(scores[number])}</b> "
-            caption = f"{score}{page.escape(name)}: the truth, and what the model says"
+            caption = f"{score}{page.escape(name)}"
             figures.append(page.figure(f'<div class="pair">{"".join(pair)}</div>', caption, above=True))
         return page.gallery(figures, wide=True)
 
