@@ -21,6 +21,8 @@ COLORS = ("#3b82c4", "#d9772b", "#4c9f50", "#b0559c", "#98803a", "#5a6ad0", "#c9
 """Of lines and bars, legible on white and on black."""
 WIDTH, HEIGHT = 320, 180
 """Of a chart, in its own units, of which a page shows about one a pixel."""
+WIDEST = 420
+"""Pixels that a chart takes at most."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 34
 _TICKS = 4
 
@@ -133,7 +135,7 @@ def chart(title: str, curves: Sequence[Curve], *, x: str = "epoch", most: float 
     drawing = "".join(parts)
     return (
         f'<figure class="curves"><figcaption>{caption}</figcaption><svg role="img" aria-label="{escape(title)}: at the'
-        f' end {escape(last)}" viewBox="0 0 {WIDTH} {HEIGHT}" style="max-width: {WIDTH * 4 // 3}px; font: 11px sans-serif">'
+        f' end {escape(last)}" viewBox="0 0 {WIDTH} {HEIGHT}" style="max-width: {WIDEST}px; font: 11px sans-serif">'
         f"{drawing}</svg></figure>"
     )
 

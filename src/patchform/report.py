@@ -13,6 +13,7 @@ import torch
 
 from patchform import lookup
 from patchform.bench.machine import machine
+from patchform.data import python_sets
 from patchform.data.checks.examination import without_bad
 from patchform.data.collate import collate
 from patchform.data.dataset import open_evaluation
@@ -147,7 +148,7 @@ def facts(run: Path, model: Model, evaluation: Mapping[str, Any]) -> list[tuple[
     rows |= said_at_start(run)
     if seconds := [row["seconds"] for row in history(run) if row.get("seconds")]:
         rows["time taken"] = f"{duration(sum(filter(None, seconds)))} for {len(seconds)} epochs"
-    if (run / RECIPE).is_file():
+    if (run / RECIPE).is_file() and python_sets.PREFIX not in (run / RECIPE).read_text(errors="replace"):
         rows["the same again"] = shlex.join(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
     rows["try it"] = shlex.join(["patchform", "predict", str(run), "PICTURES", "--out", "answers"])
     return [(name, [text]) for name, text in rows.items() if text]

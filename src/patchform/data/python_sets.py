@@ -10,8 +10,10 @@ point in 0..1. Clips are arrays (T, H, W, C), tensors (T, C, H, W), or paths of 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,8 +64,14 @@ LARGE = object()
 SMALL = 4096
 """Numbers of one that does not."""
 _held: dict[str, Held] = {}
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 """Files are looked at by several threads, which an object of a user need not expect."""
+if hasattr(os, "register_at_fork"):  # a loader process that is forked meanwhile must not wait for a thread it lacks
+    os.register_at_fork(
+        before=_one_at_a_time.acquire,
+        after_in_parent=_one_at_a_time.release,
+        after_in_child=_one_at_a_time.release,
+    )
 
 
 def hold(items: Any, classes: Sequence[str] | None = None) -> str:
@@ -96,7 +104,7 @@ def hold(items: Any, classes: Sequence[str] | None = None) -> str:
         sums.append(_sum(content, target))
         whole.update(sums[-1])
         sizes.append(len(content))
-        targets.append(target if _is_small(target) else LARGE)
+        targets.append(copy.deepcopy(target) if _is_small(target) else LARGE)  # some hand out one buffer again
     picture, target = pair(items, 0)
     path = f"{PREFIX}{type(items).__name__}-{whole.hexdigest()}"
     changes = _sum(_content(picture, 0), target) != sums[0]
