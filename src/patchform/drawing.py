@@ -6,7 +6,9 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,9 @@ from patchform.resources import writing
 
 SMALLEST = 224
 """Pixels of the shorter side below which a picture is enlarged, by a whole factor so that its pixels stay squares."""
+SHARP = 480
+"""The same for pictures on a page."""
+_least = ContextVar("least", default=SMALLEST)
 LARGEST = 2048
 """Pixels of the longer side that enlarging does not exceed."""
 LEGEND = 12
@@ -59,8 +64,24 @@ def contact_sheet(clip: Tensor, *, columns: int = 4, most: int = 8) -> Tensor:
     return frames.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
-def enlarged(picture: Image.Image, smallest: int = SMALLEST) -> Image.Image:
-    """The picture, or a multiple of it that is large enough to look at: `smallest` pixels on its shorter side."""
+@contextmanager
+def sharp() -> Iterator[None]:
+    """Inside, pictures are enlarged so far that letters below and on them are sharp on a page of twice the density."""
+    token = _least.set(SHARP)
+    try:
+        yield
+    finally:
+        _least.reset(token)
+
+
+def enlarged(picture: Image.Image, smallest: int = 0) -> Image.Image:
+    """The picture, or a multiple of it that is large enough to look at, on its shorter side.
+
+    Args:
+        picture: any.
+        smallest: pixels; at least `SMALLEST`, or inside of `sharp` `SHARP`.
+    """
+    smallest = max(smallest, _least.get())
     factor = min(-(-smallest // min(picture.size)), LARGEST // max(picture.size))
     if factor <= 1:
         return picture

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchform import lookup, page
+from patchform import drawing, lookup, page
 from patchform.data.checks import copies, names
 from patchform.data.checks.base import Check, Subject, look
 from patchform.data.checks.examination import Report
@@ -306,10 +306,11 @@ class Task(ABC):
         """
         figures = []
         for number, name, image, prediction in evidence.examples(indices, at_once=1):
-            pair = [
-                page.drawn(self.draw(image, target, evidence.classes), f"{name}: {source}")
-                for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
-            ]
+            with drawing.sharp():
+                pair = [
+                    page.drawn(self.draw(image, target, evidence.classes), f"{name}: {source}")
+                    for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
+                ]
             score = "" if scores is None else f"<b>{page.escape(scores[number])}</b> "
             caption = f"{score}{page.escape(name)}"
             figures.append(page.figure(f'<div class="pair">{"".join(pair)}</div>', caption, above=True))
@@ -354,7 +355,8 @@ class Prediction(NamedTuple):
         words = f"<p><b>{page.escape(self.name)}</b>: {page.escape(str(self))}</p>"
         if self.image is None or self.target is None or self.task is None:
             return words
-        return words + page.drawn(self.draw(), f"{self.name}: {self}")
+        with drawing.sharp():
+            return words + page.drawn(self.draw(), f"{self.name}: {self}")
 
 
 def find_task(name: str) -> Task:
