@@ -18,8 +18,9 @@ from patchform.markup import table as table
 
 LARGEST = 256
 """Pixels of the longer side of a picture in a gallery."""
-DRAWN = 880
-"""Pixels of the longer side of a picture with something drawn on it: two for one of the page, two beside each other."""
+DRAWN, QUALITY = 720, 75
+"""Pixels of the longer side of a picture with something drawn on it, two of which stand beside each other, and how well
+it is kept: eight pairs of detailed photographs take 1.6 megabytes."""
 DENSITY = 2
 """Pixels of a chart for one of the page, so that letters are sharp on any screen."""
 
@@ -52,7 +53,7 @@ def drawn(sheet: Image.Image, alt: str) -> str:
     """A picture with something drawn on it, no larger than it is shown."""
     sheet = sheet.copy()
     sheet.thumbnail((DRAWN, DRAWN * 3 // 2), Image.Resampling.LANCZOS)
-    return image(webp(sheet), alt, kind="picture", density=DENSITY)
+    return image(webp(sheet, quality=QUALITY), alt, kind="picture", density=DENSITY)
 
 
 def figure(content: str, caption: str = "", *, above: bool = False) -> str:

@@ -266,7 +266,7 @@ def _content(picture: Any, index: int) -> bytes:
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= -0.5 and high <= 1.5):  # also NaN; resampling may overshoot a little
             what = f"item {index} of the data set: floating-point pixels are in 0..1, these in {low:g}..{high:g}"
-            raise DataError(what, remedy="divide by 255, or give uint8")
+            raise DataError(what, remedy="give uint8, or divided by 255, and before they are normalised")
         array = _levels(array)
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
