@@ -70,7 +70,6 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         f"{_count(part.parameters()) - number:,} parameters"
         for part, number in ((learner.model.trained, _count(added)), (model.head, 0))
     )
-    yield Entry("started", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     yield Entry("recipe", f"{origin.name}: {recipe.task.replace('_', ' ')}, {_several(settings.epochs, 'epoch')}")
     yield Entry("backbone", f"{recipe.model.backbone}, {backbone}{_with(_backbone_options(recipe))}")
     yield Entry("head", f"{recipe.model.head}, {head}{_with(recipe.model.head_options)}")
@@ -95,6 +94,7 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
     yield Entry("device", _device(context))
     yield Entry("precision", start.settled.precision)
     yield Entry("run folder", str(context.folder))
+    yield Entry("started", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
 
 def _several(number: int, what: str) -> str:
