@@ -6,7 +6,7 @@ MEANINGS = {
     "images": "how many pictures were judged",
     "skipped": "pictures that could not be read and were left out",
     "train_loss": "what is minimised, over the training pictures as they are learnt from: augmented, mixed, smoothed",
-    "val_loss": "the loss of the validation pictures, without augmentation; it rises where a model learns by heart",
+    "val_loss": "the loss of validation pictures, as they are; it rises where a model learns its own by heart",
     "lr": "how far a step moves the weights",
     "top1": "share of the pictures whose class is the first guess (accuracy)",
     "top5": "share of the pictures whose class is among the first five guesses",

@@ -25,6 +25,9 @@ from patchform.training.schedule import RunLength
 UNCHANGED = replace(NO_AUGMENTATION, scale=(1.0, 1.0))
 """Nothing is drawn but, where a picture is larger than the input, what part of it is seen."""
 
+OF_LOSS = 256
+"""Pictures of which the loss is computed at each validation."""
+
 
 class TrainingData(NamedTuple):
     """What a run learns from and validates on."""
@@ -60,11 +63,16 @@ class TrainingData(NamedTuple):
         return task.evaluation_samples(self.splits.validation, self.preprocessing, recipe.training.seed)
 
     def validation_as_learnt(self, recipe: Recipe) -> Dataset[Sample]:
-        """The validation set as if it were learnt from, but not changed at random: what its loss is computed on."""
+        """Validation pictures as if they were learnt from, but not changed at random: what their loss is computed on.
+
+        `OF_LOSS` at most, evenly picked: they are looked at beside all those that the scores are made of.
+        """
+        listing = self.splits.validation
         if self.rows is not None:
-            return RowSamples(self.splits.validation, self.rows.validation)
+            return RowSamples(listing, self.rows.validation)
+        listing = replace(listing, items=listing.items[:: max(1, math.ceil(len(listing) / OF_LOSS))])
         task, seed = find_task(recipe.task), recipe.training.seed
-        return task.training_samples(self.splits.validation, self.preprocessing, UNCHANGED, seed)
+        return task.training_samples(listing, self.preprocessing, UNCHANGED, seed)
 
 
 def open_training(recipe: Recipe, context: RunContext, *, resume: bool) -> TrainingData:
