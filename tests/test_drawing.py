@@ -43,6 +43,17 @@ def test_tiny_pictures_grow_by_a_whole_factor():
     assert large.resize((8, 8), Image.Resampling.NEAREST).tobytes() == plain.tobytes()
 
 
+def test_pictures_on_a_page_are_enlarged_further_and_no_others():
+    image = pixels(3, 192, 256)
+    with drawing.sharp():
+        page = drawing.caption(image, [Line("a class", 0.5)])
+    assert page.width == 3 * 256
+    assert page.crop((0, 0, 768, 576)).resize((256, 192), Image.Resampling.NEAREST).tobytes() == (
+        drawing.to_picture(image).tobytes()
+    )
+    assert drawing.caption(image, [Line("a class", 0.5)]).width == 2 * 256
+
+
 def test_bars_are_as_long_as_their_shares():
     page = drawing.caption(pixels(3, 224, 224), [Line("", 0.25)])
     row = [page.getpixel((x, 225)) for x in range(224)]

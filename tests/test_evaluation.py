@@ -1,6 +1,8 @@
+import csv
 import itertools
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from patchform import cli
 from patchform.backbones.base import Backbone
 from patchform.data.collate import collate
 from patchform.errors import DataError, ModelFileError, ResourceError
-from patchform.evaluation import evaluate, evaluate_run
+from patchform.evaluation import evaluate, evaluate_run, loss_of
 from patchform.heads.linear import Linear
 from patchform.metrics.accuracy import Accuracy
 from patchform.model import Model, build_model, save
@@ -134,6 +137,18 @@ def test_bfloat16_is_close_and_is_another_arithmetic():
     assert rough.scores[0].dtype == torch.float32
     torch.testing.assert_close(torch.stack(rough.scores), torch.stack(exact.scores), rtol=0, atol=0.02)
     assert not torch.equal(torch.stack(rough.scores), torch.stack(exact.scores))
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_the_loss_of_a_set_is_that_of_its_pictures_whatever_the_batches(size):
+    model = stub_model().train()
+    found = loss_of(model, batches(9, size))
+    assert found == pytest.approx(evaluate(model, batches(9, 9), Classification()).numbers["log_loss"], rel=1e-5)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert loss_of(model, []) is None
+    model.head.classifier.weight.data.fill_(float("inf"))
+    assert loss_of(model, batches(9, size)) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- run folders
@@ -273,3 +288,33 @@ def test_the_run_folder_stays_intact(run, tmp_path):
     after = {path.name: path.read_bytes() for path in run.iterdir()}
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) <= {"evaluation.json", "confusion.png"}
+
+
+def test_scores_as_files_for_a_spreadsheet(run, tmp_path, capsys):
+    data = pictures(tmp_path / "data", {"blue": 3, "green": 4, "red": 2})
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    words = ["evaluate", str(own), "--data", str(data), "--out", str(tmp_path / "s.csv"), "--json"]
+    assert cli.main([*words, "--per-picture", str(tmp_path / "p.csv")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert (own / "report.html").is_file()  # the other files stay where they are without --out
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [row["class"] for row in rows] == [*NAMES, "(all)"]
+    assert {name: float(rows[-1][name]) for name, value in scores["numbers"].items() if value is not None} == {
+        name: value for name, value in scores["numbers"].items() if value is not None
+    }
+    assert [float(row["images"]) for row in rows] == [3, 4, 2, 9]
+    each = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [row["picture"] for row in each] == sorted(
+        f"{name}/{n}.png" for name, k in zip(NAMES, (3, 4, 2)) for n in range(k)
+    )
+    assert all(row["true_label"] == row["picture"].split("/")[0] for row in each)
+    assert all((row["label"] == row["true_label"]) == (float(row["top1"]) == 1) for row in each)
+    assert np.mean([float(row["log_loss"]) for row in each]) == pytest.approx(scores["numbers"]["log_loss"], rel=1e-4)
+    # what is there may be a list of pictures: it is not written over, and nothing is computed for it
+    before = (tmp_path / "s.csv").read_bytes()
+    assert cli.main(words) == 5
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "s.csv").read_bytes() == before
+    assert cli.main([*words[:4], "--per-picture", str(tmp_path / "nowhere" / "p.csv")]) == 5
+    assert "no such folder" in capsys.readouterr().err

@@ -18,7 +18,7 @@ FLOORS = (
         *("errors", "schema", "descriptions", "records", "settings", "resources", "signals"),
         *("lookup", "foreign_names", "model_table"),
     ),
-    ("geometry", "device", "distributed"),
+    ("geometry", "device", "distributed", "markup"),
     ("outputs",),
     ("layers", "metrics", "weights", "drawing"),
     ("backbones", "necks", "heads", "data", "page"),

@@ -10,7 +10,7 @@
     found = pf.check_data("photos/")
     run = pf.train("classification", data="photos/", name="first")
     scores = pf.evaluate("runs/first", data="other/")
-    predictions = pf.load("runs/first").predict(["a.jpg"])
+    prediction = pf.load("runs/first")("a.jpg")
 
 Nothing heavy is imported before the first use of a name.
 """

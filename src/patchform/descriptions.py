@@ -66,6 +66,10 @@ class Architecture:
     head_options: Options
     """Arguments of the head, the loss's among them."""
 
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.task}: {self.backbone} under {self.head}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:

@@ -6,7 +6,9 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +24,9 @@ from patchform.resources import writing
 
 SMALLEST = 224
 """Pixels of the shorter side below which a picture is enlarged, by a whole factor so that its pixels stay squares."""
+SHARP = 480
+"""The same for pictures on a page."""
+_least = ContextVar("least", default=SMALLEST)
 LARGEST = 2048
 """Pixels of the longer side that enlarging does not exceed."""
 LEGEND = 12
@@ -59,8 +64,24 @@ def contact_sheet(clip: Tensor, *, columns: int = 4, most: int = 8) -> Tensor:
     return frames.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
-def enlarged(picture: Image.Image, smallest: int = SMALLEST) -> Image.Image:
-    """The picture, or a multiple of it that is large enough to look at: `smallest` pixels on its shorter side."""
+@contextmanager
+def sharp() -> Iterator[None]:
+    """Inside, pictures are enlarged so far that letters below and on them are sharp on a page of twice the density."""
+    token = _least.set(SHARP)
+    try:
+        yield
+    finally:
+        _least.reset(token)
+
+
+def enlarged(picture: Image.Image, smallest: int = 0) -> Image.Image:
+    """The picture, or a multiple of it that is large enough to look at, on its shorter side.
+
+    Args:
+        picture: any.
+        smallest: pixels; at least `SMALLEST`, or inside of `sharp` `SHARP`.
+    """
+    smallest = max(smallest, _least.get())
     factor = min(-(-smallest // min(picture.size)), LARGEST // max(picture.size))
     if factor <= 1:
         return picture
@@ -76,7 +97,7 @@ def caption(image: Tensor, bars: Sequence[Line]) -> Image.Image:
     """
     picture = enlarged(to_picture(image))
     width = max(picture.width, SMALLEST)
-    size = max(12, min(width // 24, 48))
+    size = max(12, width // 32)
     font, line = _font(size), size * 3 // 2
     page = Image.new("RGB", (width, picture.height + line * len(bars)), PAPER)
     page.paste(picture, ((width - picture.width) // 2, 0))
@@ -185,7 +206,7 @@ def objects(image: Tensor, target: Instances, classes: Sequence[str]) -> Image.I
         _tint(pixels, target.masks, colors, surest[::-1])
     picture = enlarged(Image.fromarray(pixels), 2 * SMALLEST)
     factor, pen = picture.width // pixels.shape[1], ImageDraw.Draw(picture)
-    line, size = max(2, min(picture.size) // 250), max(12, min(max(picture.size) // 60, 40))
+    line, size = max(2, min(picture.size) // 250), max(12, max(picture.size) // 42)
     corners = [[factor * corner for corner in box] for box in target.boxes.float().tolist()]
     for index in surest[::-1]:
         left, top, right, bottom = corners[index]

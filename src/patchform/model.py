@@ -17,9 +17,10 @@ from patchform.backbones.base import Backbone, exchanged, over_frames
 from patchform.data.collate import by_size
 from patchform.descriptions import Architecture, Description, Preprocessing
 from patchform.device import pick_device
-from patchform.errors import ModelFileError, UsageError, warned
+from patchform.errors import ModelFileError, UsageError, printable, warned
 from patchform.heads.base import NO_HEAD, Head, NoHead
 from patchform.layers.token_mixing import exchange
+from patchform.markup import escape
 from patchform.records import Batch, CellBox, Features, Loss, Target
 from patchform.schema import Misfit
 from patchform.tasks.base import find_task
@@ -69,6 +70,15 @@ class Model(nn.Module):
 
     mean: Tensor
     std: Tensor
+
+    def __repr__(self) -> str:
+        number, names = sum(parameter.numel() for parameter in self.parameters()), self.classes[:6]
+        classes = f"{len(self.classes)} classes: {printable(', '.join(names))}" + ", ..." * (names != self.classes)
+        height, width = self.preprocessing.size
+        return f"Model({self.architecture or 'by hand'}, {number:,} parameters, {height} x {width} pixels, {classes})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>"
 
     def forward(self, batch: Batch) -> dict[str, Loss]:
         """Losses of a batch by name; the sum of their means is minimised."""

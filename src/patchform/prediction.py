@@ -37,6 +37,7 @@ from patchform.published_models import pretrained
 from patchform.records import Sample, Target, tensors_of
 from patchform.runtime.opening import DEFAULT, open_model
 from patchform.runtime.sessions import RuntimeOptions
+from patchform.tasks.base import Prediction as Prediction
 from patchform.tasks.base import Task, task_of
 from patchform.timeline import Along, Moment, annotated, moments
 
@@ -46,17 +47,6 @@ DIGITS = 3
 """Of written seconds."""
 THREADS = 4
 """Decoding releases Python's lock."""
-
-
-class Prediction(NamedTuple):
-    """The prediction for one picture, or why there is none."""
-
-    name: str
-    target: Target | None
-    """With scores; None where there is an error."""
-    error: str | None = None
-    image: Tensor | None = None
-    """(C, H, W) decoded pixels, if they are kept; of a video (T, C, H, W), the frames that were looked at."""
 
 
 class Written(NamedTuple):
@@ -131,11 +121,31 @@ class Predictor:
         parts = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
         return self._predict(parts, keep_images)
 
+    def __call__(self, source: Any, *, batch_size: int = 16) -> Prediction | list[Prediction]:
+        """The prediction for one picture or video, with its pixels, so that it can show itself; of several a list.
+
+        Args:
+            source: one of those of `predict`; a list, a folder or a pattern gives a list, in which one that cannot be
+                used is a prediction with an error.
+            batch_size: pictures that are read together.
+
+        Raises:
+            DataError: one picture that cannot be used, or nothing to look at.
+        """
+        sources = expand(source, videos=self.videos)
+        predictions = list(self.predict(sources, batch_size=batch_size, keep_images=True))
+        if not _is_one(source, sources):
+            return predictions
+        if predictions[0].error is not None:
+            raise DataError(predictions[0].error)
+        return predictions[0]
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.model!r})"
+
     def record(self, prediction: Prediction) -> dict[str, Any]:
         """The prediction as plain JSON values: `file`, and `error` or the task's record."""
-        if prediction.target is None:
-            return {"file": prediction.name, "error": prediction.error}
-        return {"file": prediction.name, **self.task.record(prediction.target, self.classes)}
+        return prediction.as_json()
 
     def frames(self, path: str | Path, *, batch_size: int = 16) -> Iterator[tuple[float, Prediction]]:
         """Predictions of a model of pictures for every frame of a film: seconds from its beginning, and the prediction.
@@ -151,7 +161,7 @@ class Predictor:
             for frame, target in zip(part, self._decide([frame.pixels for frame in part])):
                 if not _finite(target):
                     raise DataError("the model's scores are not finite", where=path)
-                yield frame.time, Prediction(str(path), target, None, frame.pixels)
+                yield frame.time, self._said(str(path), target, frame.pixels)
 
     def moment(self, moment: Moment) -> dict[str, Any]:
         """The prediction for a part of a video as plain JSON values: `start`, `end` in seconds, the task's record."""
@@ -172,9 +182,7 @@ class Predictor:
 
     def draw(self, prediction: Prediction) -> Image.Image:
         """The prediction on its picture, which must have been kept."""
-        if prediction.image is None or prediction.target is None:
-            raise UsageError("nothing to draw", where=prediction.name, remedy="predict with keep_images=True")
-        return self.task.draw(prediction.image, prediction.target, self.classes)
+        return prediction.draw()
 
     def _predict(self, parts: Sequence[Sequence[Source]], keep_images: bool) -> Iterator[Prediction]:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -191,7 +199,10 @@ class Predictor:
                     elif not _finite(target):
                         yield Prediction(source.name, None, "the model's scores are not finite")
                     else:
-                        yield Prediction(source.name, target, None, image if keep_images else None)
+                        yield self._said(source.name, target, image if keep_images else None)
+
+    def _said(self, name: str, target: Target, image: Tensor | None) -> Prediction:
+        return Prediction(name, target, None, image, self.task, self.classes)
 
     def _read(self, source: Source) -> Tensor | DataError:
         try:
@@ -229,6 +240,13 @@ class Predictor:
         with autocast(self.device, self.precision):
             answers = self.infer(self.model, to_device(collate(samples), self.device))
             return [self.task.confident(answer, self.thresholds) for answer in answers]
+
+
+def _is_one(source: Any, sources: Sequence[Source]) -> bool:
+    """Whether one thing was given, and not a list of such, a folder or a pattern."""
+    if isinstance(source, str | Path):
+        return str(source) == "-" or [one.content for one in sources] == [Path(source).expanduser()]
+    return not isinstance(source, list | tuple | Iterator)
 
 
 def _finite(target: Target) -> bool:

@@ -70,7 +70,7 @@ def outcome(folder):
     found["counters"] = json.dumps(state["counters"])
     found["steps"] = short((folder / "steps.jsonl").read_text())
     rows = (folder / "metrics.csv").read_text().splitlines()
-    found["metrics"] = short("\n".join(row.rpartition(",")[0] for row in rows))  # without the speed
+    found["metrics"] = short("\n".join(row.rsplit(",", 2)[0] for row in rows))  # without seconds and speed
     found["saved"] = tensors_hash(folder / "model.safetensors")
     found["stale"] = str(len(list(folder.rglob(f"{files.TEMPORARY}*"))))
     return found

@@ -73,6 +73,7 @@ def lived(task, head, squares, runs, **training):
     """Train, evaluate, predict: the run and its scores, after what holds for all was checked."""
     (runs / "plain.yaml").write_text(f"task: {task}\n")
     run = pf.train(runs / "plain.yaml", progress=False, **settings(squares, runs, head, **training))
+    assert 0 < run.history[-1]["val_loss"] < 10
     scores = pf.evaluate(run.folder, device="cpu")
     assert scores.samples == 6
     assert scores.better == "ap"

@@ -64,6 +64,8 @@ def test_it_learns_and_is_evaluated_in_the_pixels_of_the_pictures(run, scenes):
     page = (run.folder / "report.html").read_text()
     assert page.count("the truth") >= 5
     assert "mean_iou" in page
+    losses = [row["val_loss"] for row in run.history if row["mean_iou"] is not None]
+    assert 0 < losses[-1] <= losses[0]
 
 
 def test_windows_judge_it_too(run, scenes):

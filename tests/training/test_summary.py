@@ -1,6 +1,7 @@
 """What a run says before its first step, and keeps."""
 
 import json
+import re
 
 import pytest
 import tiny
@@ -11,7 +12,7 @@ from patchform.training import loop
 from patchform.training.summary import SUMMARY
 
 NAMES = ["recipe", "backbone", "head", "parameters", "frozen", "weights"]
-NAMES += ["input", "data", "device", "precision", "run folder"]
+NAMES += ["input", "data", "device", "precision", "run folder", "started"]
 
 
 def block(text):
@@ -51,6 +52,7 @@ def test_a_run_says_what_it_trains(said, tmp_path):
     assert entries["device"] == "cpu, 1 thread"
     assert entries["precision"] == "float32"
     assert entries["run folder"] == str(tmp_path / "run")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", entries["started"])
     assert block((tmp_path / "run" / SUMMARY).read_text()) == (entries, [])
 
 

@@ -15,6 +15,8 @@ from patchform.errors import DataError, UsageError
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from patchform.data.listing import Listing
     from patchform.metrics.base import Scores
 
@@ -26,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, or exported file (.onnx, .xml, .pt2)")
     data = "folder or CSV list (default: what the run was validated on, a share that it held out too)"
     parser.add_argument("--data", metavar="DIR", help=data)
-    out = "for evaluation.json and report.html (default: RUN; of a file beside it, FILE.evaluation)"
-    parser.add_argument("--out", metavar="DIR", help=out)
+    out = "for evaluation.json and report.html (default: RUN; of a file beside it, FILE.evaluation); or a .csv file"
+    parser.add_argument("--out", metavar="DIR|FILE.csv", help=f"{out} for the scores, a line a class and one of all")
+    parser.add_argument("--per-picture", metavar="FILE.csv", help="the same for each picture: truth, answer, scores")
     inference_options.add_run_arguments(parser)
     inference_options.add_arguments(parser)
     inference_options.add_runtime_arguments(parser)
@@ -41,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.run,
         data=arguments.data,
         out=arguments.out,
+        per_picture=arguments.per_picture,
         infer=inference_options.chosen(arguments),
         runtime=inference_options.runtime_options(arguments),
         say=terminal.say,
@@ -56,16 +60,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) -> Scores:
+def evaluate(
+    run: str | Path,
+    data: Any = None,
+    *,
+    classes: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Scores:
     """Evaluate a run folder or an exported file; writes evaluation.json, confusion.png, pr.png and report.html.
 
     Of a file that lies in a run folder, data are read as that run's recipe says.
 
     Args:
         run: run folder, or file.
-        data: folder or CSV list; default: the validation pictures of the run, or the share that it held out.
-        options: of `patchform.evaluation.evaluate_run`: infer, runtime, out, progress, batch_size, workers, device,
-            precision, skip_bad, say.
+        data: folder or CSV list, or a Python object (`patchform.data.python_sets`); default: the validation pictures of
+            the run, or the share that it held out.
+        classes: names of the numbers in the targets of a Python object.
+        out: folder for these; or a file NAME.csv, not there yet, for the scores: a line a class and one of all.
+        options: of `patchform.evaluation.evaluate_run`: infer, runtime, per_picture, progress, batch_size, workers,
+            device, precision, skip_bad, say.
 
     Raises:
         UsageError: no data, and the run does not say which pictures it was validated on.
@@ -73,16 +87,30 @@ def evaluate(run: str | Path, data: str | Path | None = None, **options: Any) ->
         PatchformError: whatever `evaluate_run` raises.
     """
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
-    pictures: str | Path | Listing = _validation_of(folder) if data is None else data
+    path: str | Listing
+    path = _validation_of(folder) if data is None or (isinstance(data, str) and not data) else _path_of(data, classes)
     settings = recipes.resolve(folder).data if (folder / "recipe.yaml").is_file() else None
 
-    from patchform.evaluation import evaluate_run
+    from patchform.evaluation import check_table, evaluate_run
     from patchform.report import write_report
+    from patchform.weights.files import replace_text
 
-    scores = evaluate_run(run, pictures, settings=settings, **options)
+    table = check_table(out) if out is not None and Path(out).suffix.lower() == ".csv" else None
+    if table is None:
+        options["out"] = out
+    scores = evaluate_run(run, path, settings=settings, **options)
     shown = {name: options[name] for name in ("out", "skip_bad", "runtime") if name in options}
-    write_report(run, pictures, settings=settings, **shown)
+    write_report(run, path, settings=settings, **shown)
+    if table is not None:
+        replace_text(table, scores.as_csv())
     return scores
+
+
+def _path_of(data: Any, classes: Sequence[str] | None) -> str:
+    from patchform.data import python_sets  # torch
+
+    paths = python_sets.paths_of(data, classes)
+    return str(paths.get("validation") or paths["path"])
 
 
 def _validation_of(folder: Path) -> str | Listing:

@@ -115,7 +115,9 @@ def train(
         time: that it may take, such as "15m": so many epochs as fit into it.
         progress: show how it goes, on stderr.
         settings: over the recipe's, nested as there: `name="first"`, `optimizer={"lr": 1e-3}`; `data="photos/"` is
-            short for `data={"path": "photos/"}`.
+            short for `data={"path": "photos/"}`. `data` may be a Python object with `__len__` and `__getitem__` of
+            (picture, target), or two, (train, validation); `classes=[...]` then names its numbers
+            (`patchform.data.python_lists` says what targets are).
 
     Returns:
         The finished run: its folder and its best model.
@@ -182,9 +184,22 @@ def _resumed(
 
 
 def _with_path(settings: dict[str, Any]) -> dict[str, Any]:
-    """The short form of the data written out."""
-    data = settings.get("data")
-    return settings | {"data": {"path": data}} if isinstance(data, str | Path) else settings
+    """The short forms of the data written out: a path, a Python object, or two, to learn from and to validate on."""
+    data, classes = settings.get("data"), settings.get("classes")
+    others = {name: value for name, value in settings.items() if name != "classes"}
+    if not isinstance(data, dict):
+        return settings if data is None else others | {"data": _paths_of(data, classes)}
+    path = data.get("path")
+    if path is None or (isinstance(path, str | Path) and not str(path).startswith("hf:")):
+        return settings
+    given = path if data.get("validation") is None else (path, data["validation"])
+    return others | {"data": data | _paths_of(given, classes)}
+
+
+def _paths_of(data: Any, classes: Sequence[str] | None) -> dict[str, Any]:
+    from patchform.data import python_sets  # torch
+
+    return python_sets.paths_of(data, classes)
 
 
 def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:

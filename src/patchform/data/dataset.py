@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patchform import lookup
+from patchform.data import python_sets
 from patchform.data.faults import Faults
 from patchform.data.foreign_formats import refuse_foreign
 from patchform.data.formats.base import Format
@@ -163,7 +164,7 @@ def open_evaluation(
     path = Path(path).expanduser()
     _must_exist(path, task)
     given = path if settings.path is None else Path(settings.path).expanduser()
-    part_of_it = exists(given) and _parts(given, task)[1] == path
+    part_of_it = (exists(given) or python_sets.is_held(given)) and _parts(given, task)[1] == path
     settings = replace(settings, path=str(given if part_of_it else path))
     try:
         return _read(_parts(path, task)[1] or path, settings, tuple(classes), task, faults)
@@ -216,11 +217,15 @@ def formats(task: str | None = None) -> dict[str, Format]:
 
 
 def _layouts(task: str) -> str:
-    layouts = ", ".join(format_.layout for format_ in reversed(formats(task).values()))
+    layouts = ", ".join(format_.layout for format_ in reversed(formats(task).values()) if format_.takes != "objects")
     return f"{layouts}; or such parts below train/ and val/"
 
 
 def _must_exist(path: Path, task: str) -> None:
+    if python_sets.is_held(path):
+        return
+    if python_sets.was_held(path):
+        raise DataError("the data were a Python object, which is not here", where=path, remedy="give it: data=...")
     if not exists(path):
         remedy = nearest(path) or f"looked for {_layouts(task)}"
         raise DataError("no such file or folder", where=shortened(str(path)), remedy=remedy)
@@ -336,7 +341,11 @@ def unknown(path: Path, task: str | None = None) -> DataError:
                 return DataError(what, where=path, remedy=f"give that {'folder' if entry.is_dir() else 'file'}")
     if others := tasks_of(path, task, "folders") or tasks_of(path, task, "anything"):
         return DataError(f"no data for {wanted}, but for {others}", where=path, remedy="name that task")
-    layouts = ", ".join(format_.layout for format_ in formats().values()) if task is None else _layouts(task)
+    layouts = (
+        ", ".join(format_.layout for format_ in formats().values() if format_.takes != "objects")
+        if task is None
+        else _layouts(task)
+    )
     return DataError("no known layout of data", where=path, remedy=f"looked for {layouts}")
 
 

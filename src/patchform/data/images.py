@@ -38,7 +38,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from patchform.data import file_kinds, jpeg, shards
+from patchform.data import file_kinds, jpeg, python_sets, shards
 from patchform.descriptions import Preprocessing
 from patchform.errors import DataError, UsageError
 
@@ -197,12 +197,14 @@ def _upright_size(data: bytes) -> tuple[int, int]:
 
 
 def read(source: Path | bytes) -> bytes:
-    """The bytes of a regular file, or of a member of a tar shard (`data.shards`).
+    """The bytes of a regular file, a member of a tar shard (`data.shards`), or an item of a Python object.
 
     Raises DataError for anything that could block or is none, and for no permission.
     """
     if isinstance(source, bytes):
         return source
+    if python_sets.is_held(source):
+        return python_sets.read(source)
     try:
         status = source.stat()
         if not stat.S_ISREG(status.st_mode):

@@ -156,6 +156,8 @@ class Listing:
     """What an item is."""
     sizes_annotated: bool = True
     """Whether the sizes of pictures with objects were annotated, or else are those of the files."""
+    content: str = ""
+    """A digest of the pictures themselves, where their paths do not stand for them."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -186,7 +188,7 @@ class Listing:
         lines += [repr(self.mask_codes)] * (self.mask_codes is not None)
         if self.objects or any(isinstance(item.mask, PolygonMask) for item in self.items):
             lines.append(_digest(self.items))
-        return "".join(lines).encode(errors="surrogateescape")
+        return "".join([*lines, self.content]).encode(errors="surrogateescape")
 
     def counts(self) -> tuple[int, ...]:
         """Number of pictures of each class."""

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from patchform.data import python_sets
 from patchform.data.listing import Item, Listing
 from patchform.data.loader import Key, derive
 from patchform.descriptions import Preprocessing
@@ -44,7 +45,14 @@ class Samples(Dataset[Sample], Generic[D]):
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is started afresh: what was decoded stays here."""
-        return {**vars(self), "_cache": None if self._cache is None else {}, "_seen": 0, "_seen_bytes": 0}
+        empty: dict[int, D] | None = None if self._cache is None else {}
+        sets = python_sets.kept(self.listing.root)
+        return {**vars(self), "_cache": empty, "_seen": 0, "_seen_bytes": 0, "_sets": sets}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In that worker."""
+        python_sets.keep(state.pop("_sets"))
+        vars(self).update(state)
 
     def __len__(self) -> int:
         return len(self.listing)

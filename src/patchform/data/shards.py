@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
+from patchform.data import python_sets
 from patchform.data.listing import SUFFIXES, VIDEO_SUFFIXES, is_hidden, walk
 from patchform.errors import DataError
 
@@ -133,12 +134,15 @@ def exists(path: Path) -> bool:
     except NotADirectoryError:
         return _split(path) is not None
     except OSError:
-        return False
+        return python_sets.is_held(path)
     return True
 
 
 def status(path: Path) -> Status:
     """Of a file, or of a member. Raises OSError, and of what leads into a file DataError."""
+    if python_sets.is_held(path):
+        size, content = python_sets.identity(path)
+        return Status(size, content, 0, 0, 0)
     try:
         info = path.stat()
         offset, size = 0, info.st_size
@@ -151,6 +155,8 @@ def status(path: Path) -> Status:
 
 def open_file(path: Path, most: int) -> BinaryIO:
     """A file, or a member, to read bytes from. Raises OSError, and of what leads into a file as `read`."""
+    if python_sets.is_held(path):
+        return io.BytesIO(python_sets.read(path))
     try:
         return path.open("rb")
     except NotADirectoryError:

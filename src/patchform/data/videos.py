@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from patchform.data import encoded
+from patchform.data import encoded, python_sets
 from patchform.data.images import decode, faults_of, opened, read, to_image, upright_size
 from patchform.data.listing import files_of
 from patchform.descriptions import Preprocessing
@@ -88,6 +89,9 @@ def open_video(path: Path) -> Video:
         UsageError: PyAV, which encoded ones need, is missing.
     """
     with faults_of(path, "video"):
+        if python_sets.is_held(path):
+            frames = python_sets.clip(path)
+            return open_video(frames) if isinstance(frames, Path) else Frames(path, frames)
         if path.is_dir():
             return Folder(path)
         return Animation(path) if _is_gif(path) else Encoded(path)
@@ -182,6 +186,27 @@ class Folder(Video):
                 yield decode(self._files[index], preprocessing, thorough=False)
             except DataError as error:
                 raise DataError(f"{self._files[index].name}: {error.what}", remedy=error.remedy) from None
+
+
+class Frames(Video):
+    """An item of a Python object, asked for anew each time. It has the usual rate."""
+
+    def __init__(self, path: Path, frames: np.ndarray) -> None:
+        self.path, self.rate = path, encoded.RATE
+        self.size, self._number = (frames.shape[1], frames.shape[2]), len(frames)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def time(self, index: int) -> float:
+        """By the usual rate."""
+        return index / self.rate
+
+    def _decoded(self, indices: Sequence[int], preprocessing: Preprocessing) -> Iterator[Tensor]:
+        frames = python_sets.clip(self.path)
+        assert not isinstance(frames, Path)
+        for index in indices:
+            yield to_image(frames[index], preprocessing)
 
 
 def _is_gif(path: Path) -> bool:

@@ -33,7 +33,7 @@ class Picture(ABC):
 
 
 def to_png(figure: Any) -> bytes:
-    """A matplotlib figure as the content of a PNG file."""
+    """A matplotlib figure as the content of a PNG file, fine enough for screens of twice the usual density."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    figure.savefig(stream, format="png", dpi=200)
     return stream.getvalue()

@@ -6,6 +6,8 @@ out of every mean.
 
 from __future__ import annotations
 
+import csv
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,8 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchform.errors import DataError, DivergedError
+from patchform.errors import DataError, DivergedError, printable
+from patchform.metrics.showing import class_table, confusion_table, number_table
 from patchform.records import Label, Target
+
+BY_CLASS = ("classes", "operating_points")
+"""Tables whose rows are the classes."""
+ALL = "(all)"
+"""In the column of class names: the whole."""
 
 
 class Table(NamedTuple):
@@ -48,6 +56,32 @@ class Scores(NamedTuple):
     def best(self) -> float | None:
         """The number by which models are compared."""
         return None if self.better is None else self.numbers[self.better]
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items() if value is not None)
+        return f"Scores({self.samples} images: {numbers})"
+
+    def _repr_html_(self) -> str:
+        parts = [self.tables[name] for name in BY_CLASS if name in self.tables]
+        shown = number_table(self.samples, self.numbers) + class_table(parts)
+        if counts := self.tables.get("confusion"):
+            known = parts[0].rows if parts else counts.rows
+            shown += confusion_table(counts, [name for name in counts.rows if name not in known])
+        return shown
+
+    def as_csv(self) -> str:
+        """A line a class, and a last one, "(all)", with the numbers of the whole; what is not defined is empty."""
+        parts = [self.tables[name] for name in BY_CLASS if name in self.tables]
+        whole = {"images": self.samples, **self.numbers}
+        columns = dict.fromkeys([*(name for part in parts for name in part.columns), *whole])
+        text = io.StringIO()
+        lines = csv.DictWriter(text, ["class", *columns], lineterminator="\n")
+        lines.writeheader()
+        for row, name in enumerate(parts[0].rows if parts else ()):
+            own = {column: value for part in parts for column, value in zip(part.columns, part.values[row])}
+            lines.writerow({"class": printable(name)} | own)
+        lines.writerow({"class": ALL} | whole)
+        return text.getvalue()
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, without NaN."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from patchform.data.listing import Listing
 from patchform.data.results import Writer
 from patchform.data.samples import Samples
 from patchform.descriptions import Architecture, Preprocessing
-from patchform.errors import UsageError
+from patchform.errors import UsageError, printable
 from patchform.heads.base import Head
 from patchform.metrics import agreement
 from patchform.metrics.agreement import Agreement
@@ -35,6 +36,9 @@ CURVES = "pr.png"
 """Precision over recall, which an evaluation draws beside its numbers where a metric gives them."""
 SAME_OBJECT = 0.99
 """Overlap of two boxes from which they are those of one object that two models see alike."""
+
+WORDS = 120
+"""Letters of a line on a prediction."""
 
 
 class Mix(Protocol):
@@ -274,6 +278,11 @@ class Task(ABC):
     def record(self, target: Target, classes: Sequence[str]) -> dict[str, Any]:
         """A target or a prediction as plain JSON values, with names instead of numbers."""
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """A target or a prediction in a short line, with names instead of numbers."""
+        text = json.dumps(self.record(target, classes), ensure_ascii=False)
+        return text if len(text) <= WORDS else f"{text[:WORDS]}..."
+
     def files(self, target: Target, *, scores: bool = False) -> dict[str, bytes]:
         """What of a target or a prediction is too large for a record: endings of file names, and contents.
 
@@ -287,16 +296,67 @@ class Task(ABC):
         """Formats of other tools that predictions can be written in, by name."""
         return {}
 
-    def comparison(self, evidence: Evidence, indices: Sequence[int]) -> str:
-        """For a report: pictures with their truth above what the model says."""
+    def comparison(self, evidence: Evidence, indices: Sequence[int], scores: Mapping[int, str] | None = None) -> str:
+        """For a report: pictures with their truth beside what the model says.
+
+        Args:
+            evidence: what they are of.
+            indices: which pictures.
+            scores: what is said of each, by its index: its score, in words.
+        """
         figures = []
         for number, name, image, prediction in evidence.examples(indices, at_once=1):
-            charts = [
-                page.chart(drawing.to_png_bytes(self.draw(image, target, evidence.classes)), f"{name}: {source}")
-                for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
-            ]
-            figures.append(page.figure("".join(charts), page.escape(name)))
+            with drawing.sharp():
+                pair = [
+                    page.drawn(self.draw(image, target, evidence.classes), f"{name}: {source}")
+                    for target, source in ((evidence.truth(number), "the truth"), (prediction, "the model"))
+                ]
+            score = "" if scores is None else f"<b>{page.escape(scores[number])}</b> "
+            caption = f"{score}{page.escape(name)}"
+            figures.append(page.figure(f'<div class="pair">{"".join(pair)}</div>', caption, above=True))
         return page.gallery(figures, wide=True)
+
+
+class Prediction(NamedTuple):
+    """The prediction for one picture, or why there is none. It shows itself in a notebook, and in a line elsewhere."""
+
+    name: str
+    target: Target | None
+    """With scores; None where there is an error."""
+    error: str | None = None
+    image: Tensor | None = None
+    """(C, H, W) decoded pixels, if they are kept; of a video (T, C, H, W), the frames that were looked at."""
+    task: Task | None = None
+    """What the target means."""
+    classes: tuple[str, ...] = ()
+    """Names in the order of its numbers."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values with names for numbers: `file`, and `error` or the task's record."""
+        if self.target is None or self.task is None:
+            return {"file": self.name, "error": self.error}
+        return {"file": self.name, **self.task.record(self.target, self.classes)}
+
+    def draw(self) -> Image.Image:
+        """On its picture, which must have been kept. Raises UsageError."""
+        if self.image is None or self.target is None or self.task is None:
+            raise UsageError("nothing to draw", where=self.name, remedy="predict with keep_images=True")
+        return self.task.draw(self.image, self.target, self.classes)
+
+    def __str__(self) -> str:
+        if self.target is None or self.task is None:
+            return f"error: {self.error}"
+        return self.task.words(self.target, self.classes)
+
+    def __repr__(self) -> str:
+        return printable(f"Prediction({self.name}: {self})")
+
+    def _repr_html_(self) -> str:
+        words = f"<p><b>{page.escape(self.name)}</b>: {page.escape(str(self))}</p>"
+        if self.image is None or self.target is None or self.task is None:
+            return words
+        with drawing.sharp():
+            return words + page.drawn(self.draw(), f"{self.name}: {self}")
 
 
 def find_task(name: str) -> Task:

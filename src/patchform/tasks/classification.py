@@ -34,8 +34,12 @@ from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Example, Mix, Ta
 
 TOP = 5
 """How many of the best classes are written and drawn."""
-SEARCHED, SHOWN = 400, 12
+SAID = 3
+"""Of these, in a line."""
+SEARCHED, SHOWN = 400, 6
 """Pictures of a report that are searched for mistakes; of right and of wrong ones that are shown."""
+PAIRS, OF_PAIR = 4, 6
+"""Pairs of classes that are mixed up, and pictures of each."""
 
 
 class Classification(Task):
@@ -143,13 +147,39 @@ class Classification(Task):
             record["top"] = [{"label": classes[index], "score": round(score, DIGITS)} for index, score in _best(label)]
         return record
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """The best three classes and their scores; of a truth its classes."""
+        label = cast("Label", target)
+        if label.scores is None:
+            return _names(label, classes) or "no class"
+        return ", ".join(f"{classes[index]} {score:.1%}" for index, score in _best(label)[:SAID])
+
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
-        """Pictures whose label was wrong, and right."""
+        """Pictures whose label was wrong, those of the classes that are mixed up most first, and right."""
         judged = [_judge(evidence, example) for example in evidence.examples(evidence.evenly(SEARCHED))]
         judged.sort(key=lambda example: example.confidence, reverse=True)
-        wrong, right = ([example for example in judged if example.right == right][:SHOWN] for right in (False, True))
-        yield page.Section("Wrong", self._gallery(wrong, evidence.classes), "The surest mistakes first.")
-        yield page.Section("Right", self._gallery(right[::-1], evidence.classes), "The least sure first.")
+        wrong, right = ([example for example in judged if example.right == right] for right in (False, True))
+        if self.labels == "single":
+            note = "The classes that are mixed up most, and of each pair the surest mistakes."
+            yield page.Section("Mixed up", self._mixed_up(evidence, wrong), note)
+        else:
+            yield page.Section("Wrong", self._gallery(wrong[:SHOWN], evidence.classes), "The surest mistakes first.")
+        yield page.Section("Right", self._gallery(right[::-1][:SHOWN], evidence.classes), "The least sure first.")
+
+    def _mixed_up(self, evidence: Evidence, wrong: Sequence[_JudgedExample]) -> str:
+        """Pictures of each pair of a true and a predicted class, the most frequent pair first."""
+        pairs: dict[tuple[int, int], list[_JudgedExample]] = {}
+        for example in wrong:
+            decided = cast("Label", example.example.prediction).classes
+            pairs.setdefault((int(example.truth.classes[0]), int(decided[0])), []).append(example)
+        counts = evidence.evaluation["tables"]["confusion"]["values"]
+        parts = []
+        for true, predicted in sorted(pairs, key=lambda pair: -counts[pair[0]][pair[1]])[:PAIRS]:
+            first, second = (page.escape(evidence.classes[index]) for index in (true, predicted))
+            times = f"{counts[true][predicted]} of {sum(counts[true])}"
+            shown = self._gallery(pairs[true, predicted][:OF_PAIR], evidence.classes)
+            parts.append(f"<h3>{first} taken for {second}: {times}</h3>{shown}")
+        return "".join(parts)
 
     def _gallery(self, shown: Sequence[_JudgedExample], classes: Sequence[str]) -> str:
         """Pictures with the truth and the best guesses."""
@@ -157,15 +187,11 @@ class Classification(Task):
         for example, truth, *_ in shown:
             true = _names(truth, classes) or "nothing"
             best = self.record(example.prediction, classes)["top"][:3]
-            bars = "".join(
-                f'<li><meter min="0" max="1" value="{guess["score"]:.4f}"></meter> {page.escape(guess["label"])}'
-                f" {guess['score']:.1%}</li>"
-                for guess in best
-            )
+            bars = page.bars((guess["label"], guess["score"]) for guess in best)
             top = f"{best[0]['label']} at {best[0]['score']:.1%}"
             image = drawing.contact_sheet(example.image) if example.image.dim() == 4 else example.image
             picture = page.picture(image, f"{Path(example.name).name}: {true}, the model says {top}")
-            figures.append(page.figure(picture, f"true: <b>{page.escape(true)}</b><ol>{bars}</ol>"))
+            figures.append(page.figure(picture, f"true: <b>{page.escape(true)}</b>{bars}"))
         return page.gallery(figures)
 
 

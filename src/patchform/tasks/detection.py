@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
@@ -20,6 +21,7 @@ from patchform.data.samples import Samples
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.geometry import masks
+from patchform.markup import COLORS, Curve, chart
 from patchform.metrics import agreement
 from patchform.metrics.agreement import Agreement
 from patchform.metrics.base import Metric, Scores
@@ -28,13 +30,13 @@ from patchform.metrics.overlap import RIGHT, WRONG, Kind, judged, overlaps, pair
 from patchform.outputs import ObjectOutputs, Outputs
 from patchform.records import Bitmaps, Instances, Target
 from patchform.settings import AugmentationSettings
-from patchform.tasks.base import CURVES, DIGITS, SAME_OBJECT, Evidence, Task
+from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Task
 
 BOX_DIGITS = 2
 """Of written pixels."""
 OBJECTS = 100
 """Of a picture that is made up, where there are no data."""
-SEARCHED, SHOWN = 400, 6
+SEARCHED, SHOWN = 400, 4
 """Pictures of a report that are searched for mistakes, and that are shown."""
 
 
@@ -154,20 +156,27 @@ class Detection(Task):
                 record["segmentation"] = {"size": list(instances.masks.size), "counts": counts.decode()}
         return {"objects": objects}
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """How many objects of which classes, the most frequent first."""
+        counts = Counter(classes[index] for index in cast("Instances", target).classes.tolist())
+        return ", ".join(f"{number} {name}" for name, number in counts.most_common()) or "no object"
+
     def writers(self) -> dict[str, type[Writer]]:
         """COCO's results and YOLO's lines."""
         return {"coco": CocoResults, "yolo": YoloLines}
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
-        """The classes, the curves, and the pictures where the model is most and least wrong."""
-        yield page.Section("Classes", _by_class(evidence.evaluation["tables"]))
-        if (path := evidence.folder / CURVES).exists():
-            curves = page.chart(path.read_bytes(), "Precision over recall, a line a class")
-            yield page.Section("Precision and recall", curves, "At an overlap of one half.")
-        ranked = [index for _, index in sorted(self._f1(evidence))]
-        note = "By F1 at the thresholds of the model. The truth above, what the model says below."
-        yield page.Section("Most wrong", self.comparison(evidence, ranked[:SHOWN]), note)
-        yield page.Section("Most right", self.comparison(evidence, ranked[SHOWN:][: -SHOWN - 1 : -1]), note)
+        """The curves, and the pictures where the model is most and least wrong."""
+        if table := evidence.evaluation["tables"].get("precision_recall"):
+            note = "At an overlap of one half. The further up and to the right, the better; a line is a class."
+            yield page.Section("Precision and recall", _precision_recall(table), note)
+        ranked = sorted(self._f1(evidence))
+        scores = {index: f"F1 {score:.2f}" for score, index in ranked}
+        worst = [index for _, index in ranked[:SHOWN]]
+        best = [index for _, index in ranked[SHOWN:][: -SHOWN - 1 : -1]]
+        for title, shown in (("Most wrong", worst), ("Most right", best)):
+            note = "By F1 of the picture at the thresholds of the model; the truth beside what the model says."
+            yield page.Section(title, self.comparison(evidence, shown, scores), note)
 
     def _f1(self, evidence: Evidence) -> list[tuple[float, int]]:
         """(F1, index) of pictures, evenly picked; 1 where there is nothing and nothing is predicted."""
@@ -187,15 +196,11 @@ class Detection(Task):
         return instances if "masks" in self.kinds else instances._replace(masks=None)
 
 
-def _by_class(tables: Mapping[str, Any]) -> str:
-    """Rows of `classes` beside those of `operating_points`."""
-    parts = [tables["classes"], tables["operating_points"]]
-    rows = zip(parts[0]["rows"], *(part["values"] for part in parts))
-    return page.table(
-        [(name, [_number(value) for part in values for value in part]) for name, *values in rows],
-        [name for part in parts for name in part["columns"]],
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+def _precision_recall(table: Mapping[str, Any]) -> str:
+    """A chart of the classes that occur, as many as there are colours."""
+    levels = [float(level) for level in table["columns"]]
+    curves = [
+        Curve(name, list(zip(levels, row))) for name, row in zip(table["rows"], table["values"]) if None not in row
+    ]
+    drawn = chart("precision", curves[: len(COLORS)], x="recall", most=1.0)
+    return f'<div class="grid">{drawn}</div>' if drawn else ""

@@ -81,6 +81,10 @@ class Pretraining(Task):
         scores = cast("Embedding", target).scores
         return {"embedding": [round(value, DIGITS) for value in scores.float().tolist()]}
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """How many numbers it is."""
+        return f"an embedding of {len(cast('Embedding', target).scores)} numbers"
+
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
         """Pictures, each with those of which the model thinks most alike."""
         examples = list(evidence.examples(evidence.evenly(SEARCHED)))
@@ -94,4 +98,4 @@ class Pretraining(Task):
                 pictures = [page.picture(examples[index].image, Path(examples[index].name).name) for index in row]
                 rows.append(page.gallery(map(page.figure, pictures)))
         note = f"The first of each row, and the {NEAREST} pictures with the most similar embeddings, the nearest first."
-        yield page.Section("Neighbours", "<br>".join(rows) or page.NOTHING, note)
+        yield page.Section("Neighbours", "<br>".join(rows), note)

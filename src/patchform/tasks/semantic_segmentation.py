@@ -31,8 +31,10 @@ from patchform.tasks.base import DIGITS, SAME_OBJECT, Evidence, Task
 
 LEGEND = 12
 """Names below a picture, the largest areas first."""
-SHOWN = 6
-"""Pictures of a report."""
+SAID = 5
+"""Classes in a line."""
+SEARCHED, SHOWN = 60, 4
+"""Pictures of a report that are searched for mistakes, and that are shown."""
 
 
 class SemanticSegmentation(Task):
@@ -94,6 +96,13 @@ class SemanticSegmentation(Task):
         """{"shares": {name: share}} of the labelled pixels, the largest first, without classes that do not occur."""
         return {"shares": {classes[index]: round(share, DIGITS) for index, share in _shares(cast("Regions", target))}}
 
+    def words(self, target: Target, classes: Sequence[str]) -> str:
+        """The largest five classes and their shares of the pixels."""
+        shares = _shares(cast("Regions", target))
+        said = [f"{classes[index]} {share:.1%}" for index, share in shares[:SAID]]
+        more = [f"{len(shares) - SAID} more"] if len(shares) > SAID else []
+        return ", ".join(said + more) or "nothing is labelled"
+
     def files(self, target: Target, *, scores: bool = False) -> dict[str, bytes]:
         """`.classes.png`: the numbers of the classes, 255 ignored, with colours for who looks at it.
 
@@ -108,9 +117,25 @@ class SemanticSegmentation(Task):
         return contents
 
     def sections(self, evidence: Evidence) -> Iterable[page.Section]:
-        """Pictures with the true classes of their pixels above what the model says."""
-        shown = self.comparison(evidence, evidence.evenly(SHOWN))
-        yield page.Section("Pictures", shown, "The truth above, what the model says below.")
+        """The pictures where the model is most and least wrong."""
+        ranked = sorted(self._overlaps(evidence))
+        scores = {index: f"IoU {score:.2f}" for score, index in ranked}
+        worst = [index for _, index in ranked[:SHOWN]]
+        best = [index for _, index in ranked[SHOWN:][: -SHOWN - 1 : -1]]
+        for title, shown in (("Most wrong", worst), ("Most right", best)):
+            note = "By the mean IoU of the classes of the picture; the true classes of its pixels beside the model's."
+            yield page.Section(title, self.comparison(evidence, shown, scores), note)
+
+    def _overlaps(self, evidence: Evidence) -> list[tuple[float, int]]:
+        """(mean IoU, index) of pictures, evenly picked; those of which nothing is labelled are left out."""
+        scores = []
+        for example in evidence.examples(evidence.evenly(SEARCHED)):
+            metric = Intersection(evidence.classes)
+            metric.update([example.prediction], [evidence.truth(example.number)])
+            score = metric.compute().best
+            if score is not None:
+                scores.append((score, example.number))
+        return scores
 
 
 def _shares(regions: Regions) -> list[tuple[int, float]]:

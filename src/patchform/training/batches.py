@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch.utils.data import Dataset
@@ -16,10 +17,16 @@ from patchform.descriptions import Preprocessing
 from patchform.records import Batch, Sample
 from patchform.settings import Recipe
 from patchform.tasks.base import Task, find_task
-from patchform.training.cached_features import Rows, RowSamples
+from patchform.training.cached_features import NO_AUGMENTATION, Rows, RowSamples
 from patchform.training.preparation import checked
 from patchform.training.run import RunContext
 from patchform.training.schedule import RunLength
+
+UNCHANGED = replace(NO_AUGMENTATION, scale=(1.0, 1.0))
+"""Nothing is drawn but, where a picture is larger than the input, what part of it is seen."""
+
+OF_LOSS = 256
+"""Pictures of which the loss is computed at each validation."""
 
 
 class TrainingData(NamedTuple):
@@ -54,6 +61,18 @@ class TrainingData(NamedTuple):
         if self.rows is not None:
             return RowSamples(self.splits.validation, self.rows.validation)
         return task.evaluation_samples(self.splits.validation, self.preprocessing, recipe.training.seed)
+
+    def validation_as_learnt(self, recipe: Recipe) -> Dataset[Sample]:
+        """Validation pictures as if they were learnt from, but not changed at random: what their loss is computed on.
+
+        `OF_LOSS` at most, evenly picked: they are looked at beside all those that the scores are made of.
+        """
+        listing = self.splits.validation
+        if self.rows is not None:
+            return RowSamples(listing, self.rows.validation)
+        listing = replace(listing, items=listing.items[:: max(1, math.ceil(len(listing) / OF_LOSS))])
+        task, seed = find_task(recipe.task), recipe.training.seed
+        return task.training_samples(listing, self.preprocessing, UNCHANGED, seed)
 
 
 def open_training(recipe: Recipe, context: RunContext, *, resume: bool) -> TrainingData:

@@ -11,15 +11,17 @@ import torch
 from patchform import distributed
 from patchform.device import pick_device
 from patchform.errors import DivergedError
+from patchform.markup import chart, escape
 from patchform.model import Model, save
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
+from patchform.tasks.base import task_of
 from patchform.training import resuming, run, summary
 from patchform.training.batches import Batches, open_training
 from patchform.training.cached_features import forget, rows_of
 from patchform.training.freezing import statistics_note, untaught_note
 from patchform.training.learner import Learner
 from patchform.training.memory import keep_freed_memory, memory_errors
-from patchform.training.metrics_log import MetricsLog
+from patchform.training.metrics_log import History, MetricsLog, curve, history
 from patchform.training.preparation import identity_of, model_of, refuse_nonsense, seed_everything
 from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
@@ -41,6 +43,30 @@ class Run(NamedTuple):
     best: float | None
     """The score of the model, None without one."""
     best_step: int
+
+    @property
+    def history(self) -> History:
+        """The epochs, a dict each: `epoch`, `step`, `train_loss`, `val_loss`, the scores, `lr`, `seconds`, and so on;
+        None where a number was not measured.
+        """
+        return history(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Run({self._in_words()})"
+
+    def _repr_html_(self) -> str:
+        losses = [curve(self.history, name) for name in ("train_loss", "val_loss")]
+        name = self._better()
+        scores = [] if name is None else [curve(self.history, name)]
+        charts = "".join(chart(title, curves) for title, curves in (("loss", losses), (name or "", scores)))
+        return f"<p>{escape(self._in_words())}</p>{charts}"
+
+    def _in_words(self) -> str:
+        words = f"{self.folder}: {self.step} steps"
+        return words if self.best is None else f"{words}, {self._better()} {self.best:.4g} after {self.best_step}"
+
+    def _better(self) -> str | None:
+        return None if self.best is None else task_of(self.model.architecture, self.model.head).better
 
 
 def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin: Origin = UNKNOWN) -> Run:

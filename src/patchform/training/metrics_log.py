@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 from patchform.loggers.base import LoggedRun, Logger, LoggerLost, opened
+from patchform.markup import Curve
 from patchform.resources import writing
 from patchform.weights.files import replace_text
 
@@ -21,6 +23,10 @@ LARGEST = 1 << 32
 """Bytes of a log that are still read."""
 _KEYS = ("epoch", "step")
 """Columns of metrics.csv in any case."""
+
+
+History = list[dict[str, float | None]]
+"""A row an epoch, each number by its name; None where it was not measured."""
 
 
 class Lines(NamedTuple):
@@ -166,6 +172,33 @@ class MetricsLog:
             f" the file as it was is in {aside.name}"
         )
         return read.kept
+
+
+def history(folder: Path) -> History:
+    """The epochs of a run, from its metrics.csv: `epoch`, `step`, `train_loss`, `val_loss`, scores, `lr` and so on.
+
+    `val_loss` is the log loss where that is what a head learns by and so was not computed twice. Of a log that is
+    damaged, what can be read; an empty list without one.
+    """
+    path = folder / METRICS
+    try:
+        rows = _rows(path.read_bytes().splitlines()).kept
+    except OSError:
+        return []
+    epochs = []
+    for row in rows:
+        numbers: dict[str, float | None] = {name: float(value) if value else None for name, value in row.items()}
+        loss = numbers.pop("val_loss", numbers.get("log_loss"))
+        keys: dict[str, float | None] = {name: int(row[name]) for name in _KEYS}
+        losses = {"train_loss": numbers.pop("train_loss", None), "val_loss": loss}
+        epochs.append(keys | losses | {name: value for name, value in numbers.items() if name not in keys})
+    return epochs
+
+
+def curve(epochs: History, name: str) -> Curve:
+    """A number over the epochs in which it was measured."""
+    points = [(row["epoch"], row.get(name)) for row in epochs]
+    return Curve(name, [(x, y) for x, y in points if x is not None and y is not None and math.isfinite(y)])
 
 
 def _places(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,7 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
     yield Entry("device", _device(context))
     yield Entry("precision", start.settled.precision)
     yield Entry("run folder", str(context.folder))
+    yield Entry("started", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
 
 def _several(number: int, what: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+from functools import cached_property
 from typing import cast
 
 from patchform.data.loader import evaluation_loader, input_sizes
 from patchform.device import Precision
-from patchform.evaluation import evaluate
+from patchform.evaluation import evaluate, loss_of
 from patchform.metrics.base import Scores
 from patchform.model import Model
+from patchform.records import Batch
 from patchform.tasks.base import find_task
 from patchform.training.batches import TrainingData
 from patchform.training.best import BestModel
@@ -18,6 +22,9 @@ from patchform.training.metrics_log import MetricsLog
 from patchform.training.run import RunContext
 from patchform.training.saving import save_errors
 from patchform.weights.files import failpoint
+
+LOG_LOSS = "log_loss"
+"""The number that is the loss of a head of one label: it need not be computed twice."""
 
 
 class Validation:
@@ -37,6 +44,8 @@ class Validation:
         samples = data.validation_samples(self.task, recipe)
         pin, sizes = context.device.type == "cuda", input_sizes(data.splits.validation, data.preprocessing)
         self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=pin, sizes=sizes)
+        self._data, self._at_once = data, at_once
+        self._since = time.perf_counter()
 
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.
@@ -49,14 +58,17 @@ class Validation:
         if length.ends(step, length.steps_per_epoch * self.settings.validate_every) or step >= length.steps:
             evaluated = self.learner.evaluated()
             scores = self._scores(evaluated)
+            if self.task.labelled and LOG_LOSS not in scores.numbers:
+                numbers["val_loss"] = self._loss(evaluated)
             numbers |= scores.numbers
             for note in scores.notes:
                 reporter.note(note)
             self._keep_best(evaluated, scores, counters)
-        speed = reporter.speed()
+        now, speed = time.perf_counter(), reporter.speed()
         if log is not None:
-            rate = self.learner.rate(step - 1)
-            log.epoch(step // length.steps_per_epoch, step, numbers | {"lr": rate, "images_per_second": speed})
+            pace = {"lr": self.learner.rate(step - 1), "seconds": now - self._since, "images_per_second": speed}
+            log.epoch(step // length.steps_per_epoch, step, numbers | pace)
+        self._since = now
         reporter.epoch(step // length.steps_per_epoch, step, numbers)
         counters.reported, counters.epoch_loss = step, 0.0
         return counters.to_json()
@@ -66,6 +78,22 @@ class Validation:
             model,
             self.loader,
             self.task,
+            precision=cast("Precision", self.settings.precision),
+            pixels=self.settings.pixels_at_once,
+            progress=self._between_batches,
+        )
+
+    @cached_property
+    def _as_learnt(self) -> Iterable[Batch]:
+        """Made where it is asked for: what it decodes stays in memory."""
+        recipe = self.learner.recipe
+        pin = self.context.device.type == "cuda"
+        return evaluation_loader(self._data.validation_as_learnt(recipe), self._at_once, recipe.data.workers, pin=pin)
+
+    def _loss(self, model: Model) -> float | None:
+        return loss_of(
+            model,
+            self._as_learnt,
             precision=cast("Precision", self.settings.precision),
             pixels=self.settings.pixels_at_once,
             progress=self._between_batches,

@@ -60,7 +60,7 @@ def test_every_format_says_what_it_serves():
         assert format_.layout, name
         assert set(format_.tasks) <= set(lookup.names("tasks"))
         assert not vars(format_)  # no state
-    assert set(formats("semantic_segmentation")) == {"coco_stuff", "mask_folder"}
+    assert set(formats("semantic_segmentation")) == {"coco_stuff", "mask_folder", "python_masks"}
     assert formats("no_such_task") == {}
 
 

@@ -20,7 +20,11 @@ from patchform.settings import DataSettings
 from patchform.tasks.base import find_task
 
 TASKS = ("detection", "instance_segmentation")
-FORMATS = {name: format_ for name, format_ in formats().items() if set(format_.tasks) & set(TASKS)}
+FORMATS = {
+    name: format_
+    for name, format_ in formats().items()
+    if set(format_.tasks) & set(TASKS) and format_.takes != "objects"  # of Python, which are not on a disk
+}
 PRECISION = {"yolo": 1e-5}
 """Pixels; the others are exact."""
 KEEP = Preprocessing(size=(16, 16), resize="keep")

@@ -242,7 +242,10 @@ def _examine(item: Item, listing: Listing, preprocessing: Preprocessing) -> _Loo
             f"pictures have sides in a ratio above {EXTREME_ASPECT}",
             max(height, width) > EXTREME_ASPECT * min(height, width),
         ),
-        (f"files named {suffix} are {format_}, and read as such", _FORMATS.get(suffix, suffix[1:].upper()) != format_),
+        (
+            f"files named {suffix} are {format_}, and read as such",
+            suffix != "" and _FORMATS.get(suffix, suffix[1:].upper()) != format_,
+        ),
         ("masks hold nothing but ignored pixels", pixels is not None and int(pixels[:IGNORED].sum()) == 0),
     )
     return _Look(

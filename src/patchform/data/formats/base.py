@@ -24,9 +24,9 @@ class Format(ABC):
     """Names of the tasks that it serves."""
     layout: ClassVar[str]
     """What is looked for, in words, for messages."""
-    takes: ClassVar[Literal["its layout", "folders", "anything"]] = "its layout"
+    takes: ClassVar[Literal["its layout", "folders", "anything", "objects"]] = "its layout"
     """What it recognises. folders: any, whatever they are called, so that those of other layouts would do too;
-    anything: whatever holds pictures."""
+    anything: whatever holds pictures; objects: those of Python (`data.python_sets`), never a folder."""
     inside: ClassVar[tuple[str, ...]] = ()
     """Folders in which train/ and val/ may lie."""
 
