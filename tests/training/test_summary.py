@@ -59,7 +59,7 @@ def test_what_is_frozen_and_where_weights_come_from_is_said(said, tmp_path):
     start = str(tmp_path / "first")
     entries, _ = said("frozen", model={"frozen": 1, "frozen_epochs": 1, "init_from": start})
     assert entries["weights"] == start
-    assert entries["frozen"] == "the stem and 1 of 2 layers of the backbone for 1 epoch"
+    assert entries["frozen"] == "the stem and 1 of 2 layers of the backbone for 1 epoch, all of this run"
     trained, _, every = entries["parameters"].partition(" of ")
     assert every == "66,964 train"
     assert 196 < int(trained.replace(",", "")) < 66_964

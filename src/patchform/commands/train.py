@@ -24,6 +24,11 @@ RESUME = (
     "go on with a run that was stopped, or further: settings that changed are listed with what that does;"
     " more epochs stretch the schedule, from the step on that was reached"
 )
+FROM = (
+    "start from published weights by their name (fetched, as you name them: patchform weights list), a file, or a run:"
+    " its backbone and its statistics of pixels are taken; a task's name alone then means the recipe TASK/fine_tune;"
+    " short for --model.init_from"
+)
 
 
 HOW_IT_ENDS = """
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Any setting of a recipe, `--section.key value`, is taken too."""
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, packaged recipe, run folder, or a task's name")
     parser.add_argument("--data", metavar="DIR", help="folder or CSV list: short for --data.path")
+    parser.add_argument("--from", dest="start", metavar="WEIGHTS", help=FROM)
     option = f"{inference_options.OPTION}: short for --model.options.K V"
     parser.add_argument("--option", metavar="K=V", action="append", default=[], help=option)
     parser.add_argument("--name", help="run folder below --runs")
@@ -58,6 +64,7 @@ def more_help(words: Sequence[str]) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Train and say where the model is, or what memory it would take."""
     options = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
+    options["model.init_from"] = arguments.start
     flags = {name: value for name, value in options.items() if value is not None} | arguments.settings
     for name, value in inference_options.constructor_options(arguments.option).items():
         flags["model.drop_path" if name == "drop_path" else f"model.options.{name}"] = value

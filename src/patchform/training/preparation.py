@@ -33,6 +33,7 @@ from patchform.training.distillation import Distilled
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 from patchform.training.teacher import check_there
+from patchform.weights.hub import locate
 from patchform.weights.sources import DESCRIPTION, read_description
 
 
@@ -125,7 +126,7 @@ def model_of(
     model, source = _build(recipe, listing, preprocessing, counts), recipe.model.init_from
     if source is not None:
         try:
-            report = load_weights(model, source, transfer=recipe.model.transfer)
+            report = load_weights(model, locate(source, say=say), transfer=recipe.model.transfer)
         except ModelFileError as error:
             theirs, own = _backbone_of(source), (recipe.model.backbone, recipe.model.options)
             if theirs is None or theirs == own:
@@ -135,7 +136,9 @@ def model_of(
             raise ModelFileError(
                 f"the weights are of {what}, the model to train has {mine}", where=source, remedy=f"take {flags}"
             ) from error
-        say(f"starting from {source}: {report}")
+        first, *others = report.lines()
+        for line in (f"starting from {source}: {first}", *others):
+            say(line)
     return model
 
 

@@ -119,17 +119,19 @@ def _trained(model: nn.Module) -> str:
 
 def _frozen(learner: Learner) -> str:
     """What does not move at the first step, and until when."""
-    settings, layers = learner.recipe.model, len(learner.model.trained.layers())
+    settings, layers, steps = learner.recipe.model, len(learner.model.trained.layers()), learner.length.steps
     frozen = settings.frozen if learner.recipe.optimizer.backbone_rate else "all"
     parts = []
     if frozen and learner.frozen.now:
         until = learner.frozen.until
         words = "the backbone" if frozen == "all" else f"the stem and {frozen} of {layers} layers of the backbone"
-        parts.append(words + (f" for {_several(settings.frozen_epochs, 'epoch')}" if until < float("inf") else ""))
+        if until < float("inf"):
+            words += f" for {_several(settings.frozen_epochs, 'epoch')}" + ", all of this run" * (until >= steps)
+        parts.append(words)
     if settings.adapter != "none":
         return "the backbone but for its adapter" + "".join(f"; {part} have none" for part in parts)
-    if settings.norms == "frozen":
-        parts.append(f"{len(batch_norms(learner.model.trained))} batch normalisations")
+    if settings.norms == "frozen" and (norms := len(batch_norms(learner.model.trained))):
+        parts.append(f"{norms} batch normalisations")
     return " and ".join(parts) or "nothing"
 
 

@@ -1,0 +1,180 @@
+"""What a recipe takes over from the weights that it starts from: their backbone, and how they see pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from patchform import lookup, schema
+from patchform.descriptions import Preprocessing
+from patchform.errors import ModelFileError
+from patchform.training.recipe_files import parse
+
+SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp_ratio", "mlp_ratios"}
+"""Options that tell the variants of a family apart even where their rows leave them to the default of the class."""
+OF_PIXELS = ("channels", "bits", "background", "mean", "std")
+"""Of preprocessing, what the first layer depends on."""
+ONE_SIZE = ("crop", "squash")
+"""Ways of resizing after which every picture has the size that is set."""
+OF_THE_RUN = {"labels", "smoothing", "class_weights", "pixel_stride"}
+"""Options of heads that sections of a recipe set, such as `loss`."""
+
+
+class Taken(NamedTuple):
+    """Settings and a recipe below them, once they agree on what is started from."""
+
+    settings: dict[str, Any]
+    recipe: dict[str, Any]
+    """Without what weights have of their own."""
+    notes: list[str]
+    """A sentence on what was taken; none where nothing was."""
+
+
+def from_weights(settings: Mapping[str, Any]) -> bool:
+    """Whether settings say that a run starts from weights."""
+    model = settings.get("model")
+    if not isinstance(model, Mapping):
+        return False
+    backbone = model.get("backbone")
+    return model.get("init_from") is not None or (backbone is not None and is_published(str(backbone)))
+
+
+def is_published(name: str) -> bool:
+    """Whether a name is meant as that of published weights, and nothing on the disk has it."""
+    if "/" not in name or "." not in name:
+        return False
+    from patchform.weights.hub import is_row
+
+    return not os.path.lexists(name) and is_row(name)
+
+
+def taken(settings: dict[str, Any], recipe: dict[str, Any]) -> Taken:
+    """Settings in which weights are named that say of which backbone they are, with what they say.
+
+    Published weights may be named as the backbone, or as what is started from without any backbone; a folder with a
+    model of our own as what is started from. Taken is the name of the backbone, its options and the statistics of
+    pixels; of a folder also the size of pictures, and where its task is that of the recipe its head.
+
+    Args:
+        settings: nested as in a recipe; what they say stays.
+        recipe: what they go over.
+
+    Raises:
+        UsageError: no such published weights.
+        ModelFileError: nothing is there, or the folder holds no intact model.
+    """
+    nothing = Taken(settings, recipe, [])
+    model = settings.get("model")
+    if not isinstance(model, Mapping):
+        return nothing
+    backbone, source = model.get("backbone"), model.get("init_from")
+    name = str(source if backbone is None else backbone)
+    if _typed_options(settings, "options") is None or _typed_options(settings, "head_options") is None:
+        return nothing
+    if is_published(name):
+        settings, notes = _from_published(settings, name)
+        return Taken(settings, _without(recipe, SIZES), notes)
+    if backbone is None and isinstance(source, str | Path):
+        return _from_folder(settings, Path(source), recipe)
+    return nothing
+
+
+def _without(recipe: dict[str, Any], gone: Container[str]) -> dict[str, Any]:
+    """A recipe without some options of its backbone, such as those of its sizes: weights have theirs."""
+    model = recipe.get("model")
+    options = model.get("options") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(options, dict):
+        return recipe
+    return {**recipe, "model": {**model, "options": {key: options[key] for key in options if key not in gone}}}
+
+
+def _typed_options(settings: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Options of the backbone or head that are given, read; None where they are no mapping, which is refused later."""
+    options = settings["model"].get(name, {})
+    typed = parse(options) if isinstance(options, str) else options
+    return typed if isinstance(typed, Mapping) else None
+
+
+def _from_published(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    from patchform.published_models import computing_options
+
+    row, model, typed = lookup.weights_file(name), settings["model"], _typed_options(settings, "options")
+    own, _, tag = name.partition(".")
+    theirs = computing_options(own, row.layout) | row.backbone_options
+    statistics = {key: getattr(row.preprocessing, key) for key in ("mean", "std") if getattr(row.preprocessing, key)}
+    above = settings.get("preprocessing", {})
+    statistics = {key: list(value) for key, value in statistics.items() if key not in above}
+    said = [f"{key} {schema.shown(value)}" for key, value in {**theirs, **statistics}.items()]
+    options, source = {**theirs, **(typed or {})}, model.get("init_from") or name
+    settings = {**settings, "model": {**model, "backbone": own, "init_from": source, "options": options}}
+    if statistics:
+        settings["preprocessing"] = {**above, **statistics}
+    return settings, [f"{own} as {tag} of it was published{': ' * bool(said)}{', '.join(said)}"]
+
+
+def _from_folder(settings: dict[str, Any], source: Path, recipe: dict[str, Any]) -> Taken:
+    """What a run folder or model folder says; any other file says nothing of its backbone."""
+    nothing = Taken(settings, recipe, [])
+    if str(source).startswith(("hub:", "http:", "https:")):
+        return nothing
+    if not os.path.lexists(source):
+        remedy = "name a run folder, a file, or published weights: patchform weights list"
+        raise ModelFileError("nothing to start from: there is no such file or folder", where=source, remedy=remedy)
+    from patchform.weights import sources
+
+    folder = sources.model_folder(source)
+    if folder is None:
+        return nothing
+    description = sources.read_description(folder)
+    names, model = description["architecture"], dict(settings["model"])
+    same_task = names.get("task") == settings.get("task", recipe.get("task"))
+    options = {key: value for key, value in dict(names.get("backbone_options") or {}).items() if key != "drop_path"}
+    said = [f"{key} {schema.shown(value)}" for key, value in options.items()]
+    model["backbone"] = str(names.get("backbone"))
+    model["options"] = {**options, **(_typed_options(settings, "options") or {})}
+    recipe = _without(recipe, set(_section(recipe, "model").get("options") or {}) if same_task else SIZES)
+    if same_task and "head" not in model and names["head"] in lookup.names("heads"):
+        kept = {key: value for key, value in dict(names.get("head_options") or {}).items() if key not in OF_THE_RUN}
+        model["head"] = names["head"]
+        model["head_options"] = {**kept, **(_typed_options(settings, "head_options") or {})}
+        recipe = {**recipe, "model": {**_section(recipe, "model"), "head": names["head"], "head_options": {}}}
+        said.append(f"head {names['head']}")
+    preprocessing = _preprocessing(settings, recipe, description, same_task=same_task)
+    said += [f"{key} {schema.shown(value)}" for key, value in preprocessing.items()]
+    settings = {**settings, "model": model}
+    if preprocessing:
+        settings["preprocessing"] = {**settings.get("preprocessing", {}), **preprocessing}
+    return Taken(settings, recipe, [f"{model['backbone']} as it is in {source}{': ' * bool(said)}{', '.join(said)}"])
+
+
+def _preprocessing(
+    settings: Mapping[str, Any], recipe: Mapping[str, Any], description: Mapping[str, Any], *, same_task: bool
+) -> dict[str, Any]:
+    """How pictures are prepared for the model of a folder, as far as that goes with the recipe and nobody says else."""
+    theirs, typed = description.get("preprocessing"), settings.get("preprocessing", {})
+    if not isinstance(theirs, Mapping):
+        return {}
+    usual = Preprocessing()
+    ours = {**dataclasses.asdict(usual), **_section(recipe, "preprocessing")}
+    ours["size"] = [ours["size"]] * 2 if isinstance(ours["size"], int) else ours["size"]
+    if ours["channels"] == usual.channels:
+        ours |= {key: ours[key] or getattr(usual.resolved(), key) for key in ("mean", "std")}
+    keys = list(ours) if same_task else list(OF_PIXELS)
+    if not same_task and {**ours, **typed}["resize"] in ONE_SIZE and theirs.get("resize") in ONE_SIZE:
+        keys.append("size")
+    if "channels" in typed:  # of another number of channels the statistics say nothing
+        keys = [key for key in keys if key not in OF_PIXELS]
+    return {key: theirs[key] for key in keys if key in theirs and key not in typed and theirs[key] != _plain(ours[key])}
+
+
+def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = recipe.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, as files have them."""
+    return list(value) if isinstance(value, tuple) else value
