@@ -92,6 +92,7 @@ def evaluate_run(
     infer: Inference = Model.predict,
     runtime: RuntimeOptions = DEFAULT,
     out: str | Path | None = None,
+    listing: Listing | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Scores:
@@ -108,6 +109,7 @@ def evaluate_run(
         infer: how predictions are made (`patchform.inference`).
         runtime: how an exported file is run (`runtime.opening.open_model`).
         out: folder for the files, made if need be; default: `results_of`. Earlier ones are replaced.
+        listing: what of the data is looked at, where that is open already; default: all that `data` leads to.
         progress: called with (done, all) images after each batch.
         options: fields of `device.RunOptions`. With `skip_bad` the number of pictures left out is `skipped` among the
             numbers.
@@ -127,7 +129,8 @@ def evaluate_run(
     task = task_of(model.architecture, model.head)
     if not (own := folder == Path(run)):
         check_before(folder, data, task.name)
-    listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
+    if listing is None:
+        listing = open_evaluation(data, settings_for(model, settings), model.classes, task.name)
     task.refuse(listing)
     _make(folder, data, listing, own=own)
     usable, remarks = without_bad(listing, model.preprocessing, run_options.skip_bad)

@@ -64,6 +64,7 @@ def write_report(
     settings: DataSettings | None = None,
     runtime: RuntimeOptions = DEFAULT,
     out: str | Path | None = None,
+    listing: Listing | None = None,
     skip_bad: float = 0.0,
 ) -> Path:
     """Write `report.html` for a run, or an exported file, that was evaluated.
@@ -74,6 +75,7 @@ def write_report(
         settings: how the format reads it; default: as usual.
         runtime: how a file is run.
         out: folder of evaluation.json and of the page; default: `evaluation.results_of`.
+        listing: what of the data it was evaluated on, where that is open already; default: all that `data` leads to.
         skip_bad: as it was evaluated with: unreadable pictures are not looked into.
 
     Returns:
@@ -90,7 +92,8 @@ def write_report(
         evaluation = json.loads((folder / REPORT).read_text())
     except (OSError, ValueError) as error:
         raise ModelFileError("the run was not evaluated", where=folder / REPORT, remedy="patchform evaluate") from error
-    listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
+    if listing is None:
+        listing = open_evaluation(data, settings_for(predictor.model, settings), predictor.classes, predictor.task.name)
     usable, _ = without_bad(listing, predictor.model.preprocessing, skip_bad)
     findings = Findings(predictor, usable, evaluation, folder)
     sections = [

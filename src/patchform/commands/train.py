@@ -6,11 +6,13 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchform.commands import inference_options, recipes, terminal
 from patchform.settings import Recipe
+from patchform.training.pace import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,20 +74,40 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_plan(arguments, recipes.nested(flags))
     from patchform import distributed
 
+    began = time.monotonic()
     with distributed.process_group() as rank:
         finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
-    if not rank.is_main:
-        return 0
-    if arguments.json:
-        numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
-        print(json.dumps({"run": str(finished.folder), **numbers}))
-    else:
-        print(f"the model is in {finished.folder}")
+    if rank.is_main:
+        _say_end(finished, time.monotonic() - began, as_json=arguments.json)
     return 0
 
 
+def _say_end(finished: Run, seconds: float, *, as_json: bool) -> None:
+    """What was reached, where it lies, and what to type next."""
+    from patchform.report import PAGE
+    from patchform.training import advice
+
+    page = finished.folder / PAGE
+    found = str(page) if page.is_file() else None
+    if as_json:
+        numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
+        score = {"metric": None if finished.best is None else finished.task.better, "meaning": finished.task.meaning}
+        print(json.dumps({"run": str(finished.folder), **numbers, **score, "page": found, "seconds": round(seconds, 1)}))
+        return
+    print(advice.score(finished.task, finished.best, finished.best_step, finished.length, len(finished.validation)))
+    print(f"the model is in {finished.folder}, after {in_words(seconds)}" + f"; the page to look at: {found}" * bool(found))
+    print("next:")
+    for command in advice.next_commands(finished.task, finished.folder, finished.validation.thing):
+        print(f"  {command}")
+
+
 def train(
-    recipe: str | Path | Recipe = "classification", *, resume: bool = False, progress: bool = True, **settings: Any
+    recipe: str | Path | Recipe = "classification",
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    page: bool = True,
+    **settings: Any,
 ) -> Run:
     """Train a model, or go on with a run.
 
@@ -93,6 +115,7 @@ def train(
         recipe: YAML file, packaged recipe, run folder, task, or a `Recipe`.
         resume: go on from the newest whole checkpoint.
         progress: show how it goes, on stderr.
+        page: at the end look once more at what it was validated on, and write evaluation.json and report.html.
         settings: over the recipe's, nested as there: `name="first"`, `optimizer={"lr": 1e-3}`; `data="photos/"` is
             short for `data={"path": "photos/"}`.
 
@@ -109,9 +132,29 @@ def train(
         settings |= {"name": folder.name, "runs": str(folder.parent)}
     resolved, origin = recipes.traced(recipe, settings)
 
+    from patchform import distributed
     from patchform.training import loop
 
-    return loop.train(resolved, resume=resume, progress=progress, origin=origin)
+    with distributed.process_group() as rank:
+        finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
+        if page and rank.is_main:
+            _write_page(finished)
+    return finished
+
+
+def _write_page(finished: Run) -> None:
+    """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there."""
+    from patchform.evaluation import evaluate_run
+    from patchform.report import write_report
+
+    recipe, shown = finished.recipe, {"settings": finished.recipe.data, "listing": finished.validation}
+    data, options = recipe.data.validation or recipe.data.path or "", {"batch_size": recipe.training.batch_size}
+    try:
+        evaluate_run(finished.folder, data, **shown, **options, device=recipe.training.device)
+        write_report(finished.folder, data, **shown)
+    except Exception as error:
+        remedy = f"patchform evaluate {shlex.quote(str(finished.folder))} --data DIR writes one"
+        terminal.say(f"the page was not written ({' '.join(str(error).split())}): {remedy}")
 
 
 def plan(

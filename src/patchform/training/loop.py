@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 
 from patchform import distributed
+from patchform.data.listing import Listing
 from patchform.device import pick_device
 from patchform.errors import DivergedError
 from patchform.model import Model, save
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
+from patchform.tasks.base import Task
 from patchform.training import resuming, run, summary
+from patchform.training.advice import start_note
 from patchform.training.batches import Batches, open_training
 from patchform.training.cached_features import forget, rows_of
 from patchform.training.freezing import statistics_note, untaught_note
@@ -24,6 +27,7 @@ from patchform.training.preparation import identity_of, model_of, refuse_nonsens
 from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
 from patchform.training.saving import Saver
+from patchform.training.schedule import RunLength
 from patchform.training.step import StepResult
 from patchform.training.summary import Start
 from patchform.training.validation import Validation
@@ -41,6 +45,13 @@ class Run(NamedTuple):
     best: float | None
     """The score of the model, None without one."""
     best_step: int
+    task: Task
+    """What the score means."""
+    recipe: Recipe
+    """As it was resolved."""
+    validation: Listing
+    """What it was scored on."""
+    length: RunLength
 
 
 def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin: Origin = UNKNOWN) -> Run:
@@ -100,14 +111,15 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         batches = Batches(recipe, data, length, context, counters.step)
         validation = Validation(learner, data, context, at_once)
         _announce(summary.Start(learner, data, settled, counters.step, at_once), context)
-        reporter.begin(counters.step, length.steps)
+        reporter.begin(counters.step, validation.work)
         with memory_errors(at_once, data.preprocessing), saver.log() as log, saver.saved_on_error():
             _take_steps(learner, batches, validation, saver, log)
 
             # ---------------------------------------------------------------------------------------- the model
             final = saver.best.final(forget(learner.evaluated()), counters, reporter.note)
             distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
-        return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
+        about = (validation.task, recipe, data.splits.validation, length)
+        return Run(folder, final.eval(), counters.step, counters.best, counters.best_step, *about)
 
 
 def _take_steps(
@@ -139,7 +151,7 @@ def _take_steps(
         if log is not None:
             log.step(step + 1, loss=result.loss, norm=result.norm, lr=rate)
         epoch = step // length.steps_per_epoch + 1
-        saver.context.reporter.step(step + 1, epoch=epoch, loss=result.loss, rate=rate, images=batches.size(step))
+        saver.context.reporter.step(step + 1, epoch=epoch, loss=result.loss, images=batches.size(step))
 
 
 def _device(settings: TrainingSettings) -> torch.device:
@@ -161,6 +173,7 @@ def _announce(start: Start, context: RunContext) -> None:
     remarks = [
         statistics_note(learner.model, learner.recipe, context.rank),
         None if start.step else untaught_note(learner.recipe),
+        None if start.step else start_note(learner.recipe, start.data),
         resuming.rate_note(start.settled, start.step, learner.length),
         "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,
     ]

@@ -83,9 +83,13 @@ def checked(
     splits: Splits, task: Task, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
 ) -> tuple[Splits, tuple[int, ...]]:
     """The splits without bad pictures, and how much there is to learn of each class; says what was found."""
-    interruptible = functools.partial(_check_stop, stop)
-    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
-    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
+    looking = functools.partial(_looking, stop, reporter)
+    train, first = check(
+        splits.train, preprocessing, skip_bad=data.skip_bad, progress=functools.partial(looking, "to learn from")
+    )
+    validation, second = check(
+        splits.validation, preprocessing, skip_bad=data.skip_bad, progress=functools.partial(looking, "to validate on")
+    )
     for listing, report in ((train, first), (validation, second)):
         hints = task.refuse_opened(listing, report, training=report is first)
         for note in (*report.notes, *hints):
@@ -99,8 +103,9 @@ def checked(
     return splits._replace(train=train, validation=validation), first.pixels or train.counts()
 
 
-def _check_stop(stop: Stop, done: int, count: int) -> None:
+def _looking(stop: Stop, reporter: Reporter, what: str, done: int, count: int) -> None:
     stop.check()
+    reporter.looking(what, done, count)
 
 
 def model_of(

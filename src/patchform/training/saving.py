@@ -131,7 +131,7 @@ class Saver:
                 say(f"not saved after step {step}: {second}")
         if (best := self.counters.best) is not None:
             say(f"its best model so far, of step {self.counters.best_step} and score {best:.4g}, can be used already:"
-                f" patchform predict {_quoted(self.context.folder)} PICTURES")  # fmt: skip
+                f" patchform predict {quoted(self.context.folder)} PICTURES")  # fmt: skip
 
     @contextmanager
     def _log_errors(self) -> Iterator[None]:
@@ -190,10 +190,11 @@ def resume_command(folder: Path, rank: Rank) -> str:
             return "the command that started it on every machine, with --resume"
         words = ["torchrun", "--nproc-per-node", str(rank.world_size), "-m", *words]
     plugins = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
-    return f"{shlex.join(words)} {_quoted(folder)} {shlex.join(['--resume', *plugins])}"
+    return f"{shlex.join(words)} {quoted(folder)} {shlex.join(['--resume', *plugins])}"
 
 
-def _quoted(folder: Path) -> str:
+def quoted(folder: Path) -> str:
+    """A path as a word of a command line, which is no option."""
     text = str(folder)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 

@@ -15,6 +15,7 @@ from patchform.training.best import BestModel
 from patchform.training.checkpoint import Counters
 from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
+from patchform.training.pace import Work
 from patchform.training.run import RunContext
 from patchform.training.saving import save_errors
 from patchform.weights.files import failpoint
@@ -38,6 +39,9 @@ class Validation:
         pin, sizes = context.device.type == "cuda", input_sizes(data.splits.validation, data.preprocessing)
         self.loader = evaluation_loader(samples, at_once, recipe.data.workers, pin=pin, sizes=sizes)
 
+        period = learner.length.steps_per_epoch * self.settings.validate_every
+        self.work = Work(learner.length.steps, period, len(data.splits.validation))
+
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.
 
@@ -46,7 +50,7 @@ class Validation:
         """
         step, length, reporter = counters.step, self.learner.length, self.context.reporter
         numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / length.steps_per_epoch}
-        if length.ends(step, length.steps_per_epoch * self.settings.validate_every) or step >= length.steps:
+        if length.ends(step, self.work.steps_per_validation) or step >= length.steps:
             evaluated = self.learner.evaluated()
             scores = self._scores(evaluated)
             numbers |= scores.numbers
@@ -73,6 +77,7 @@ class Validation:
 
     def _between_batches(self, done: int) -> None:
         self.context.stop.check()
+        self.context.reporter.validating(done)
 
     def _keep_best(self, model: Model, scores: Scores, counters: Counters) -> None:
         without_better = counters.without_better + 1  # counted when nothing can fail any more
