@@ -99,7 +99,6 @@ def evaluate_run(
     """Evaluate a run or an exported file on a folder or CSV list and write `evaluation.json` and `confusion.png`.
 
     Objects are judged by all that the model predicts, whatever its thresholds, and their curves are in `pr.png`.
-
     Classes are matched by name. Those that the data lack are None in the scores and not in any mean.
 
     Args:
@@ -109,18 +108,16 @@ def evaluate_run(
         infer: how predictions are made (`patchform.inference`).
         runtime: how an exported file is run (`runtime.opening.open_model`).
         out: folder for the files, made if need be; default: `results_of`. Earlier ones are replaced.
-        listing: what of the data is looked at, where that is open already; default: all that `data` leads to.
+        listing: what of the data is looked at, where that is open already.
         progress: called with (done, all) images after each batch.
-        options: fields of `device.RunOptions`. With `skip_bad` the number of pictures left out is `skipped` among the
-            numbers.
+        options: fields of `device.RunOptions`; with `skip_bad` the number of those left out is `skipped`.
 
     Returns:
         The scores, as in `evaluation.json`; with several views of videos "clip_top1" of the middle one beside "top1".
 
     Raises:
-        ModelFileError: the run folder holds no intact model, the file is damaged or not patchform's.
-        DataError: nothing to read, something of a class the model does not know, or more unreadable pictures than
-            allowed.
+        ModelFileError: no intact model, or a file that is damaged or not patchform's.
+        DataError: nothing to read, a class that the model does not know, or more unreadable pictures than allowed.
         FolderError: `out` lies in the data set.
         ResourceError: the files cannot be written.
     """

@@ -554,7 +554,7 @@ def full_disk(monkeypatch, after):
 
 
 def test_a_full_disk_stops_the_run_and_harms_nothing(pictures, tmp_path, monkeypatch):
-    full_disk(monkeypatch, after=13)  # one checkpoint and a part of the next
+    full_disk(monkeypatch, after=14)  # one checkpoint and a part of the next
     with pytest.raises(ResourceError, match=r"cannot write \d+ bytes \(No space left .* bytes are free\) in .*\.tmp-"):
         loop.train(tiny.recipe(pictures, tmp_path), progress=False)
     monkeypatch.undo()
@@ -564,7 +564,7 @@ def test_a_full_disk_stops_the_run_and_harms_nothing(pictures, tmp_path, monkeyp
 
 
 def test_a_full_disk_can_be_lived_with_until_the_end(pictures, tmp_path, monkeypatch, capsys):
-    full_disk(monkeypatch, after=13)
+    full_disk(monkeypatch, after=14)
     with pytest.raises(ResourceError):  # the model itself
         loop.train(tiny.recipe(pictures, tmp_path, training={"on_save_error": "continue"}), progress=False)
     assert capsys.readouterr().err.count("not saved, going on: cannot write") >= 4

@@ -11,15 +11,17 @@ from patchform.training import loop
 from patchform.training.summary import SUMMARY
 
 NAMES = ["recipe", "backbone", "head", "parameters", "frozen", "weights"]
-NAMES += ["input", "data", "device", "precision", "run folder"]
+NAMES += ["input", "data", "score", "device", "precision", "run folder"]
 
 
 def block(text):
     """The last summary in a text, by name, and what stands in front of it."""
     lines = text.splitlines()
     start = max(index for index, line in enumerate(lines) if line.startswith("recipe "))
-    entries = lines[start : start + len(NAMES)]
-    assert [line[:12].strip() for line in entries] == NAMES  # aligned
+    end = max(index for index, line in enumerate(lines) if line.startswith("run folder "))
+    entries = lines[start : end + 1]
+    labelled = "pretraining" not in lines[start]
+    assert [line[:12].strip() for line in entries] == [name for name in NAMES if labelled or name != "score"]  # aligned
     return {line[:12].strip(): line[12:] for line in entries}, lines[:start]
 
 
@@ -48,6 +50,7 @@ def test_a_run_says_what_it_trains(said, tmp_path):
     assert entries["weights"] == "from nothing (seed 0)"
     assert entries["input"] == "32 x 32 pixels (crop), 3 channels"
     assert entries["data"].startswith("200 pictures to learn from, 40 to validate on; batches of 32, 32 at once; 7 ")
+    assert entries["score"] == "top1, higher is better: share of pictures whose best class is the right one"
     assert entries["device"] == "cpu, 1 thread"
     assert entries["precision"] == "float32"
     assert entries["run folder"] == str(tmp_path / "run")

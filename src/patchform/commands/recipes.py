@@ -44,7 +44,8 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
             settings that are resolved already.
         settings: what goes over it, nested as in the file. Strings are read as the file would read them. Of a
             backbone or head that they replace, the recipe's options go: all of another family's or head's; of another
-            variant of the family those that a variant is named for (`starting.SIZES`, and what the row of either one states).
+            variant of the family those that a variant is named for (`starting.SIZES`, and what the row of either one
+            states). Of weights that it starts from is taken what `starting.taken` says.
 
     Raises:
         UsageError: no such recipe, a file that is not one, an unknown setting (the nearest is named), one by both its

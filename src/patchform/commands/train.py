@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchform.commands import inference_options, recipes, terminal
+from patchform.errors import unheard
 from patchform.settings import Recipe
-from patchform.training.pace import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,20 +85,19 @@ def run(arguments: argparse.Namespace) -> int:
 def _say_end(finished: Run, seconds: float, *, as_json: bool) -> None:
     """What was reached, where it lies, and what to type next."""
     from patchform.report import PAGE
-    from patchform.training import advice
+    from patchform.training.ending import WIDE, ending
 
     page = finished.folder / PAGE
     found = str(page) if page.is_file() else None
     if as_json:
         numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
         score = {"metric": None if finished.best is None else finished.task.better, "meaning": finished.task.meaning}
-        print(json.dumps({"run": str(finished.folder), **numbers, **score, "page": found, "seconds": round(seconds, 1)}))
+        print(
+            json.dumps({"run": str(finished.folder), **numbers, **score, "page": found, "seconds": round(seconds, 1)})
+        )
         return
-    print(advice.score(finished.task, finished.best, finished.best_step, finished.length, len(finished.validation)))
-    print(f"the model is in {finished.folder}, after {in_words(seconds)}" + f"; the page to look at: {found}" * bool(found))
-    print("next:")
-    for command in advice.next_commands(finished.task, finished.folder, finished.validation.thing):
-        print(f"  {command}")
+    for name, text in ending(finished, page=found, seconds=seconds):
+        print(f"{name:{WIDE}}{text}")
 
 
 def train(
@@ -138,23 +137,34 @@ def train(
     with distributed.process_group() as rank:
         finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
         if page and rank.is_main:
-            _write_page(finished)
+            _write_page(finished, say=terminal.say if progress else unheard)
     return finished
 
 
-def _write_page(finished: Run) -> None:
+def _write_page(finished: Run, say: Callable[[str], None]) -> None:
     """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there."""
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
-    recipe, shown = finished.recipe, {"settings": finished.recipe.data, "listing": finished.validation}
+    recipe, listing = finished.recipe, finished.data.splits.validation
     data, options = recipe.data.validation or recipe.data.path or "", {"batch_size": recipe.training.batch_size}
+    remedy = f"to write one: patchform evaluate {shlex.quote(str(finished.folder))} --data DIR"
+    say(f"looking once more at the {len(listing)} {listing.thing}s to validate on, for the page")
     try:
-        evaluate_run(finished.folder, data, **shown, **options, device=recipe.training.device)
-        write_report(finished.folder, data, **shown)
+        evaluate_run(
+            finished.folder,
+            data,
+            settings=recipe.data,
+            listing=listing,
+            device=recipe.training.device,
+            **options,
+        )
+        write_report(finished.folder, data, settings=recipe.data, listing=listing)
+    except KeyboardInterrupt:
+        terminal.say(f"the run has ended, its model is in {finished.folder}; its page was not written: {remedy}")
+        raise
     except Exception as error:
-        remedy = f"patchform evaluate {shlex.quote(str(finished.folder))} --data DIR writes one"
-        terminal.say(f"the page was not written ({' '.join(str(error).split())}): {remedy}")
+        terminal.say(f"the page was not written ({' '.join(str(error).split())}); {remedy}")
 
 
 def plan(

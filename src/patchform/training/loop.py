@@ -9,15 +9,14 @@ from typing import NamedTuple
 import torch
 
 from patchform import distributed
-from patchform.data.listing import Listing
 from patchform.device import pick_device
 from patchform.errors import DivergedError
-from patchform.model import Model, save
+from patchform.model import Model
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
-from patchform.tasks.base import Task
+from patchform.tasks.base import Task, task_of
 from patchform.training import resuming, run, summary
 from patchform.training.advice import start_note
-from patchform.training.batches import Batches, open_training
+from patchform.training.batches import Batches, TrainingData, open_training
 from patchform.training.cached_features import forget, rows_of
 from patchform.training.freezing import statistics_note, untaught_note
 from patchform.training.learner import Learner
@@ -27,7 +26,6 @@ from patchform.training.preparation import identity_of, model_of, refuse_nonsens
 from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
 from patchform.training.saving import Saver
-from patchform.training.schedule import RunLength
 from patchform.training.step import StepResult
 from patchform.training.summary import Start
 from patchform.training.validation import Validation
@@ -45,13 +43,15 @@ class Run(NamedTuple):
     best: float | None
     """The score of the model, None without one."""
     best_step: int
-    task: Task
-    """What the score means."""
     recipe: Recipe
     """As it was resolved."""
-    validation: Listing
-    """What it was scored on."""
-    length: RunLength
+    data: TrainingData
+    """What it has learnt from, and was scored on."""
+
+    @property
+    def task(self) -> Task:
+        """What the score means."""
+        return task_of(self.model.architecture, self.model.head)
 
 
 def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin: Origin = UNKNOWN) -> Run:
@@ -117,9 +117,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
 
             # ---------------------------------------------------------------------------------------- the model
             final = saver.best.final(forget(learner.evaluated()), counters, reporter.note)
-            distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
-        about = (validation.task, recipe, data.splits.validation, length)
-        return Run(folder, final.eval(), counters.step, counters.best, counters.best_step, *about)
+            saver.finish(final)
+        return Run(folder, final.eval(), counters.step, counters.best, counters.best_step, recipe, data)
 
 
 def _take_steps(

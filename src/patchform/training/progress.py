@@ -85,7 +85,9 @@ class Reporter:
         """A step was taken on so many images."""
         self._images += images
         self._pace.step(step, images)
-        self._say(f"epoch {epoch}  step {step}/{self._pace.work.steps}  loss {loss:.4f}  {self.speed():.3g} images/s", step)
+        self._say(
+            f"epoch {epoch}  step {step}/{self._pace.work.steps}  loss {loss:.4f}  {self.speed():.3g} images/s", step
+        )
 
     def validating(self, done: int) -> None:
         """A validation has seen so many samples."""

@@ -12,6 +12,7 @@ from torch import nn
 from patchform import distributed, schema
 from patchform.errors import ResourceError
 from patchform.settings import Recipe, TeacherSettings
+from patchform.tasks.base import task_of
 from patchform.training import adapters
 from patchform.training.batches import TrainingData
 from patchform.training.freezing import batch_norms
@@ -88,6 +89,9 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         f" {min(settings.batch_size, len(listing))}, {start.at_once} at once; {length.steps_per_epoch} steps an epoch,"
         f" {length.steps} in all",
     )
+    task = task_of(model.architecture, model.head)
+    if task.labelled and task.meaning:
+        yield Entry("score", f"{task.better}, higher is better: {task.meaning}")
     if recipe.data.features is not None:
         yield Entry("features", f"each picture is looked at once, without augmentation; kept in {recipe.data.features}")
     yield Entry("device", _device(context))
