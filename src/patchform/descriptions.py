@@ -139,6 +139,13 @@ class WeightsFile:
     """Arguments that override the variant's row."""
     head: str = "linear"
     head_options: dict[str, Any] = field(default_factory=dict)
+    gated: bool = False
+    """Its owner lets in who asked and was let in: `hf auth login`."""
+
+    @property
+    def by_hand(self) -> bool:
+        """A pickle, which is not fetched: the user fetches and converts it."""
+        return self.place.startswith("torchvision:")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,19 +21,32 @@ BAR = 10
 
 
 class _Stderr:
-    """stderr as it is now. A terminal that was lost, or a reader that went away, does not end a run."""
+    """stderr as it is now. A terminal that was lost, or a reader that went away, does not end a run.
+
+    Bars are drawn with marks that steer the terminal: they go past a stream that spells out what is not printable. What
+    a run says has been spelt out before.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        if name == "rich_proxied_file":  # else rich would write past this
+            raise AttributeError(name)
+        return getattr(_innermost(), name)
 
     def write(self, text: str) -> int:
         with suppress(OSError):
-            sys.stderr.write(text)
+            _innermost().write(text)
         return len(text)
 
     def flush(self) -> None:
         with suppress(OSError):
-            sys.stderr.flush()
+            _innermost().flush()
+
+
+def _innermost() -> Any:
+    stream = sys.stderr
+    while (behind := getattr(stream, "rich_proxied_file", None)) is not None:
+        stream = behind
+    return stream
 
 
 class Reporter:
@@ -51,7 +64,10 @@ class Reporter:
         self._shown = shown and heard
         self._live: Progress | None = None
         if self._shown and self._console.is_terminal:
-            self._live = Progress(TextColumn("{task.description}"), BarColumn(BAR), console=self._console)
+            columns = TextColumn("{task.description}"), BarColumn(BAR)
+            self._live = Progress(
+                *columns, console=self._console, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
         self._pace = Pace(0, Work(0, 1, 0))
         self._due = time.monotonic() + FIRST
         self._since, self._images = time.perf_counter(), 0
