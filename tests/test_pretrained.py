@@ -254,7 +254,7 @@ def test_a_folder_of_a_backbone_goes_everywhere_but_into_predict(source, photos,
 
 
 TRAINED = ("--training.epochs", "1", "--preprocessing.size", "32", "--training.device", "cpu", "--optimizer.lr", "1e-9",
-           "--optimizer.weight_decay", "0", "--training.ema", "0")  # fmt: skip
+           "--optimizer.weight_decay", "0", "--training.ema", "0", "--no-page")  # fmt: skip
 
 
 def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, photos, tmp_path, capsys):

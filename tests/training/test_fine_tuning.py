@@ -36,6 +36,7 @@ def test_a_recipe_moves_a_backbone(name, size, backbone, pictures, tmp_path):
     finished = train(
         f"classification/{name}",
         progress=False,
+        page=False,
         name=name,
         runs=tmp_path,
         data={"path": pictures, "workers": 0},

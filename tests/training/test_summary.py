@@ -114,7 +114,7 @@ def test_that_there_is_but_one_class_is_said_before_the_first_epoch(tmp_path, ca
 def test_json_alone_is_on_standard_output(pictures, tmp_path, capsys):
     words = ["train", "classification", "--data", str(pictures), "--runs", str(tmp_path), "--name", "one", "--json"]
     words += ["--model.backbone", "vit/ti16", "--model.options.depth", "1", "--training.epochs", "1"]
-    assert cli.main([*words, "--training.threads", "1", "--training.device", "cpu"]) == 0
+    assert cli.main([*words, "--training.threads", "1", "--training.device", "cpu", "--no-page"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["run"] == str(tmp_path / "one")
     entries, before = block(err)

@@ -66,7 +66,7 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     asked = dict(flat(above)).get("model.backbone")
     other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
     typed = above.get("model")
-    if not origin_notes and not (isinstance(typed, Mapping) and "backbone" in typed):
+    if not origin_notes and not (isinstance(typed, Mapping) and {"backbone", "init_from"} & set(typed)):
         below, _, origin_notes = starting.taken(below, below)
     below, notes = _fitted(below, above)
     try:

@@ -54,9 +54,10 @@ def is_published(name: str) -> bool:
 def taken(settings: dict[str, Any], recipe: dict[str, Any]) -> Taken:
     """Settings in which weights are named that say of which backbone they are, with what they say.
 
-    Published weights may be named as the backbone, or as what is started from without any backbone; a folder with a
-    model of our own as what is started from. Taken is the name of the backbone, its options and the statistics of
-    pixels; of a folder also the size of pictures, and where its task is that of the recipe its head.
+    Published weights may be named as the backbone, or as what is started from; a folder with a model of our own as what
+    is started from. Taken is the name of the backbone, its options and the statistics of pixels; of a folder also the
+    size of pictures, and where its task is that of the recipe its head. Of weights of another backbone than the one
+    that is named, which has to fit, the statistics alone are taken.
 
     Args:
         settings: nested as in a recipe; what they say stays.
@@ -71,13 +72,13 @@ def taken(settings: dict[str, Any], recipe: dict[str, Any]) -> Taken:
     if not isinstance(model, Mapping):
         return nothing
     backbone, source = model.get("backbone"), model.get("init_from")
-    name = str(source if backbone is None else backbone)
+    named = [str(name) for name in (backbone, source) if name is not None and is_published(str(name))]
     if _typed_options(settings, "options") is None or _typed_options(settings, "head_options") is None:
         return nothing
-    if is_published(name):
-        settings, notes = _from_published(settings, name)
-        return Taken(settings, _without(recipe, SIZES), notes)
-    if backbone is None and isinstance(source, str | Path):
+    if named:
+        return _from_published(settings, named[0], recipe)
+    written = settings is recipe and backbone is not None  # a run that goes on need not have its folder any more
+    if isinstance(source, str | Path) and not written:
         return _from_folder(settings, Path(source), recipe)
     return nothing
 
@@ -98,21 +99,25 @@ def _typed_options(settings: Mapping[str, Any], name: str) -> Mapping[str, Any] 
     return typed if isinstance(typed, Mapping) else None
 
 
-def _from_published(settings: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+def _from_published(settings: dict[str, Any], name: str, recipe: dict[str, Any]) -> Taken:
     from patchform.published_models import computing_options
 
-    row, model, typed = lookup.weights_file(name), settings["model"], _typed_options(settings, "options")
+    row, model = lookup.weights_file(name), settings["model"]
     own, _, tag = name.partition(".")
-    theirs = computing_options(own, row.layout) | row.backbone_options
+    asked = str(model.get("backbone") or own).partition(".")[0]
+    theirs = computing_options(own, row.layout) | row.backbone_options if asked == own else {}
     statistics = {key: getattr(row.preprocessing, key) for key in ("mean", "std") if getattr(row.preprocessing, key)}
     above = settings.get("preprocessing", {})
     statistics = {key: list(value) for key, value in statistics.items() if key not in above}
     said = [f"{key} {schema.shown(value)}" for key, value in {**theirs, **statistics}.items()]
-    options, source = {**theirs, **(typed or {})}, model.get("init_from") or name
-    settings = {**settings, "model": {**model, "backbone": own, "init_from": source, "options": options}}
+    options, source = {**theirs, **(_typed_options(settings, "options") or {})}, model.get("init_from") or name
+    if asked != own and not statistics:
+        return Taken(settings, recipe, [])
+    settings = {**settings, "model": {**model, "backbone": asked, "init_from": source, "options": options}}
     if statistics:
         settings["preprocessing"] = {**above, **statistics}
-    return settings, [f"{own} as {tag} of it was published{': ' * bool(said)}{', '.join(said)}"]
+    recipe = _without(recipe, SIZES) if asked == own else recipe
+    return Taken(settings, recipe, [f"{own} as {tag} of it was published{': ' * bool(said)}{', '.join(said)}"])
 
 
 def _from_folder(settings: dict[str, Any], source: Path, recipe: dict[str, Any]) -> Taken:
@@ -131,6 +136,8 @@ def _from_folder(settings: dict[str, Any], source: Path, recipe: dict[str, Any])
     description = sources.read_description(folder)
     names, model = description["architecture"], dict(settings["model"])
     same_task = names.get("task") == settings.get("task", recipe.get("task"))
+    if str(model.get("backbone", names.get("backbone"))) != names.get("backbone"):
+        return _pixels_alone(settings, source, recipe, description)
     options = {key: value for key, value in dict(names.get("backbone_options") or {}).items() if key != "drop_path"}
     said = [f"{key} {schema.shown(value)}" for key, value in options.items()]
     model["backbone"] = str(names.get("backbone"))
@@ -148,6 +155,19 @@ def _from_folder(settings: dict[str, Any], source: Path, recipe: dict[str, Any])
     if preprocessing:
         settings["preprocessing"] = {**settings.get("preprocessing", {}), **preprocessing}
     return Taken(settings, recipe, [f"{model['backbone']} as it is in {source}{': ' * bool(said)}{', '.join(said)}"])
+
+
+def _pixels_alone(
+    settings: dict[str, Any], source: Path, recipe: dict[str, Any], description: Mapping[str, Any]
+) -> Taken:
+    """What is taken where another backbone was named."""
+    taken = _preprocessing(settings, recipe, description, same_task=False)
+    statistics = {key: value for key, value in taken.items() if key in OF_PIXELS}
+    if not statistics:
+        return Taken(settings, recipe, [])
+    said = ", ".join(f"{key} {schema.shown(value)}" for key, value in statistics.items())
+    settings = {**settings, "preprocessing": {**settings.get("preprocessing", {}), **statistics}}
+    return Taken(settings, recipe, [f"pixels as they are for {source}: {said}"])
 
 
 def _preprocessing(

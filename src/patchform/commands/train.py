@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="run folder below --runs")
     parser.add_argument("--runs", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help=RESUME)
+    no_page = "end without evaluation.json and report.html, which patchform evaluate writes as well"
+    parser.add_argument("--no-page", action="store_true", help=no_page)
     parser.add_argument("--plan", action="store_true", help="train nothing: say what it would take of memory, and fit")
 
 
@@ -76,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     began = time.monotonic()
     with distributed.process_group() as rank:
-        finished = train(arguments.recipe, resume=arguments.resume, **recipes.nested(flags))
+        page = not arguments.no_page
+        finished = train(arguments.recipe, resume=arguments.resume, page=page, **recipes.nested(flags))
     if rank.is_main:
         _say_end(finished, time.monotonic() - began, as_json=arguments.json)
     return 0
