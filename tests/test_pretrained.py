@@ -278,7 +278,7 @@ def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, phot
     assert load(tmp_path / "recipe").architecture.backbone_options == {"layer_scale": 0.1, "gelu": "none"}
     bare = tmp_path / "bare"
     save(pf.pretrained("vit/nano.backbone"), bare)
-    assert cli.main([*words, "--name", "refused", "--model.init_from", str(bare), "--model.backbone", "vit/nano"]) == 4
+    assert cli.main([*words, "--name", "refused", "--from", str(bare), "--model.backbone", "vit/ti16"]) == 4
     start = ["--model.init_from", str(bare), "--model.backbone", "vit/nano"]
     options = ["--option", "layer_scale=0.1", "--model.options.gelu", "tanh"]
     for name, way in {"typed": [*start, *options], "taken": ["--from", str(bare)]}.items():
