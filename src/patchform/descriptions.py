@@ -144,8 +144,8 @@ class WeightsFile:
 
     @property
     def by_hand(self) -> bool:
-        """A pickle, which is not fetched: the user fetches and converts it."""
-        return self.place.startswith("torchvision:")
+        """Not fetched by its name: a pickle, which the user converts, or a plain address whose sum is not known."""
+        return self.place.startswith("torchvision:") or (self.place.startswith("https:") and self.sha256 is None)
 
 
 @dataclass(frozen=True, kw_only=True)

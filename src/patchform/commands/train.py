@@ -150,7 +150,7 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> None:
     from patchform.report import write_report
 
     recipe, listing = finished.recipe, finished.data.splits.validation
-    data, options = recipe.data.validation or recipe.data.path or "", {"batch_size": recipe.training.batch_size}
+    data, batch_size = recipe.data.validation or recipe.data.path or "", recipe.training.batch_size
     remedy = f"to write one: patchform evaluate {shlex.quote(str(finished.folder))} --data DIR"
     say(f"looking once more at the {len(listing)} {listing.thing}s to validate on, for the page")
     try:
@@ -160,7 +160,7 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> None:
             settings=recipe.data,
             listing=listing,
             device=recipe.training.device,
-            **options,
+            batch_size=batch_size,
         )
         write_report(finished.folder, data, settings=recipe.data, listing=listing)
     except KeyboardInterrupt:

@@ -79,7 +79,7 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-LISTED = ("name", "input", "MB", "classes", "licence", "access", "here")
+LISTED = ("name", "input", "MB", "classes", "licence", "file")
 CACHES = {
     "PATCHFORM_CACHE": "files from plain addresses are kept in",
     "HF_HUB_CACHE": "files from the hub are kept in",
@@ -93,7 +93,7 @@ def _listed(row: WeightsFile, *, here: bool) -> tuple[str, ...]:
     facts = _facts(row)
     licence = "see show" if "/" in row.licence else row.licence
     side, classes = str(row.preprocessing.size[0]), row.labels or "none"
-    return side, str(row.megabytes), classes, licence, facts["access"], "yes" if here else "no"
+    return side, str(row.megabytes), classes, licence, "here" if here else facts["access"]
 
 
 def _facts(row: WeightsFile) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -31,11 +31,8 @@ from patchform.training.metrics_log import MetricsLog
 from patchform.training.preparation import plain
 from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
-from patchform.training.standing import STANDING, Standing, as_text
+from patchform.training.standing import STANDING, Standing, Written, as_text
 from patchform.weights.files import replace_text
-
-Ended = Literal["finished", "stopped", "diverged", "failed"]
-"""How a run may end."""
 
 
 class Saver:
@@ -123,7 +120,7 @@ class Saver:
             self.context.reporter.note(f"{self._standing()}; go on with: {self._command()}")
             raise
 
-    def _rescue(self, error: Exception, state: Ended) -> None:
+    def _rescue(self, error: Exception, state: Written) -> None:
         """Save what was learnt. What cannot be saved is said, and the error stays the one that it was."""
         with suppress(PatchformError):
             self._write_standing(state)
@@ -183,7 +180,7 @@ class Saver:
         distributed.all_or_none(lambda: save(model, folder) if is_main else None)
         self._write_standing("finished")
 
-    def _write_standing(self, state: Ended | Literal["running"]) -> None:
+    def _write_standing(self, state: Written) -> None:
         """For those who list runs."""
         if not self.context.rank.is_main:
             return

@@ -23,6 +23,7 @@ RECIPE, LOCK, METRICS, MODEL, DIVERGED = "recipe.yaml", "run.lock", "metrics.csv
 LARGEST = 1 << 24
 """Bytes of a file that are still read."""
 State = Literal["running", "finished", "stopped", "diverged", "failed", "broken"]
+Written = Literal["running", "finished", "stopped", "diverged", "failed"]
 Count = Annotated[int, Range(least=0, most=2**53)]
 
 
@@ -32,7 +33,7 @@ class Standing:
 
     format: int = 1
     """Version of the file."""
-    state: Literal["running", "finished", "stopped", "diverged", "failed"]
+    state: Written
     """As of the process that wrote it: one that was killed leaves "running"."""
     task: str
     backbone: str
@@ -146,7 +147,7 @@ def _of_recipe(folder: Path, faults: list[str]) -> Standing | None:
     except UsageError:
         faults.append(f"{RECIPE} cannot be read")
         return None
-    ended: State = "finished" if (folder / MODEL).is_file() else "stopped"
+    ended: Written = "finished" if (folder / MODEL).is_file() else "stopped"
     return Standing(
         state="diverged" if ended == "stopped" and (folder / DIVERGED).is_file() else ended,
         task=recipe.task,
