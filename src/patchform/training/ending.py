@@ -49,7 +49,7 @@ def next_commands(task: Task, folder: Path, thing: str) -> Iterator[str]:
     run, things = quoted(folder), f"{thing}s".upper()
     if not task.labelled:
         yield f"patchform probe {run} --data LABELLED_{things}"
-        yield f"patchform train classification --data LABELLED_{things} --from {run}"
+        yield f"patchform train classification/small --data LABELLED_{things} --from {run}"
         yield f"patchform features {run} {things} --out features.safetensors"
         return
     yield f"patchform predict {run} {things} --out answers/"
