@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from patchform import cli, lookup
-from patchform.commands import recipes
+from patchform.commands import conversion, recipes
 from patchform.descriptions import Preprocessing
 from patchform.errors import ModelFileError
 from patchform.loading import export_weights
@@ -86,7 +86,9 @@ def test_what_is_named_stays_and_what_is_not_there_is_said(folder, tmp_path):
         recipes.traced("classification", {"model": {"init_from": damaged}})
 
 
-def test_a_run_starts_from_a_folder_and_from_a_file(folder, pictures, tmp_path, capsys):
+def test_a_run_starts_from_a_folder_and_from_a_file(folder, pictures, tmp_path, monkeypatch, capsys):
+    look = conversion.look  # of all backbones it would take seconds
+    monkeypatch.setattr(conversion, "look", lambda source, prefix: look(source, prefix=prefix, model="vit/nano"))
     words = ["train", "classification", "--data", str(pictures), "--runs", str(tmp_path), *SHORT]
     assert cli.main([*words, "--name", "on", "--from", str(folder)]) == 0
     said = capsys.readouterr().err
@@ -102,6 +104,13 @@ def test_a_run_starts_from_a_folder_and_from_a_file(folder, pictures, tmp_path, 
     assert cli.main([*words, *more, "filed", "--model.backbone", "vit/nano"]) == 0
     assert torch.equal(load(tmp_path / "filed").backbone.norm.weight, coloured.backbone.norm.weight)
     capsys.readouterr()
+    assert cli.main([*words, *more, "found"]) == 0  # which backbone it is of is looked for
+    assert f"{file} fits vit/nano; how its pixels were scaled it does not say" in capsys.readouterr().err
+    assert torch.equal(load(tmp_path / "found").backbone.norm.weight, coloured.backbone.norm.weight)
+    nothing = tmp_path / "nothing.safetensors"
+    save_file({"a": torch.zeros(3)}, nothing)
+    assert cli.main([*words, "--name", "none", "--from", str(nothing)]) == 4
+    assert f"weights show {nothing} says what is near" in capsys.readouterr().err
     assert cli.main([*words, *more, "other", "--model.backbone", "swin/nano"]) == 4
     assert capsys.readouterr().err.splitlines()[-1].startswith("patchform: error E-model: ")
     assert not (tmp_path / "other").exists()

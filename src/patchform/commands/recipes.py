@@ -62,7 +62,9 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     else:
         path = find(recipe, from_weights=starting.from_weights(above))
         below = renamed(read(path), path)
-    above, below, origin_notes = starting.taken(above, below)
+    above, below, origin_notes = starting.taken(
+        above, below, packaged=path is not None and path.is_relative_to(PACKAGED)
+    )
     asked = dict(flat(above)).get("model.backbone")
     other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
     typed = above.get("model")

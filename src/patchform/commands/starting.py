@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from patchform import lookup, schema
 from patchform.descriptions import Preprocessing
-from patchform.errors import ModelFileError
+from patchform.errors import ModelFileError, UsageError
 from patchform.training.recipe_files import parse
 
 SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp_ratio", "mlp_ratios"}
@@ -51,20 +52,22 @@ def is_published(name: str) -> bool:
     return not os.path.lexists(name) and is_row(name)
 
 
-def taken(settings: dict[str, Any], recipe: dict[str, Any]) -> Taken:
+def taken(settings: dict[str, Any], recipe: dict[str, Any], *, packaged: bool = False) -> Taken:
     """Settings in which weights are named that say of which backbone they are, with what they say.
 
     Published weights may be named as the backbone, or as what is started from; a folder with a model of our own as what
     is started from. Taken is the name of the backbone, its options and the statistics of pixels; of a folder also the
     size of pictures, and where its task is that of the recipe its head. Of weights of another backbone than the one
-    that is named, which has to fit, the statistics alone are taken.
+    that is named, which has to fit, the statistics alone are taken. Which backbone a file of tensors fits is looked for
+    where nobody but a packaged recipe names one.
 
     Args:
         settings: nested as in a recipe; what they say stays.
         recipe: what they go over.
+        packaged: the recipe is one of the package.
 
     Raises:
-        UsageError: no such published weights.
+        UsageError: no such published weights, or a file that fits several backbones.
         ModelFileError: nothing is there, or the folder holds no intact model.
     """
     nothing = Taken(settings, recipe, [])
@@ -78,8 +81,8 @@ def taken(settings: dict[str, Any], recipe: dict[str, Any]) -> Taken:
     if named:
         return _from_published(settings, named[0], recipe)
     written = settings is recipe and backbone is not None  # a run that goes on need not have its folder any more
-    if isinstance(source, str | Path) and not written:
-        return _from_folder(settings, Path(source), recipe)
+    if isinstance(source, str | Path) and not written and not str(source).startswith(("hub:", "http:", "https:")):
+        return _from_disk(settings, Path(source), recipe, looked_for=packaged and backbone is None)
     return nothing
 
 
@@ -120,20 +123,51 @@ def _from_published(settings: dict[str, Any], name: str, recipe: dict[str, Any])
     return Taken(settings, recipe, [f"{own} as {tag} of it was published{': ' * bool(said)}{', '.join(said)}"])
 
 
-def _from_folder(settings: dict[str, Any], source: Path, recipe: dict[str, Any]) -> Taken:
-    """What a run folder or model folder says; any other file says nothing of its backbone."""
-    nothing = Taken(settings, recipe, [])
-    if str(source).startswith(("hub:", "http:", "https:")):
-        return nothing
+def _from_disk(settings: dict[str, Any], source: Path, recipe: dict[str, Any], *, looked_for: bool) -> Taken:
+    """What a run folder or model folder says, or of a file what it fits, if that is to be looked for."""
     if not os.path.lexists(source):
         remedy = "name a run folder, a file, or published weights: patchform weights list"
         raise ModelFileError("nothing to start from: there is no such file or folder", where=source, remedy=remedy)
     from patchform.weights import sources
 
     folder = sources.model_folder(source)
-    if folder is None:
-        return nothing
-    description = sources.read_description(folder)
+    if folder is not None:
+        return _from_folder(settings, source, sources.read_description(folder), recipe)
+    return _from_file(settings, source, recipe) if looked_for else Taken(settings, recipe, [])
+
+
+def _from_file(settings: dict[str, Any], source: Path, recipe: dict[str, Any]) -> Taken:
+    """The backbone that a file of tensors fits. It does not say what its pixels were like."""
+    from patchform.commands.conversion import look
+    from patchform.published_models import computing_options
+
+    model = settings["model"]
+    transfer = model.get("transfer")
+    prefix = transfer.get("prefix") if isinstance(transfer, Mapping) else None
+    looked = look(source, prefix=prefix)
+    fits = {fit.architecture.backbone: fit for fit in looked.fits}
+    if not fits:
+        remedy = f"patchform weights show {shlex.quote(str(source))} says what is near"
+        raise ModelFileError(looked.why or "it fits no backbone that is built here", where=source, remedy=remedy)
+    if len(fits) > 1:
+        remedy = f"name the one that it is of: --model.backbone {next(iter(fits))}"
+        raise UsageError(f"it fits {', '.join(fits)}", where=source, remedy=remedy)
+    ((name, fit),) = fits.items()
+    theirs = computing_options(name, fit.report.layout) | fit.architecture.backbone_options
+    said = [f"{key} {schema.shown(value)}" for key, value in theirs.items()]
+    options = {**theirs, **(_typed_options(settings, "options") or {})}
+    note = f"{source} fits {name}{': ' * bool(said)}{', '.join(said)}"
+    if not {"mean", "std"} & set(_section(settings, "preprocessing")):
+        note += (
+            "; how its pixels were scaled it does not say: the recipe's way (--preprocessing.mean, --preprocessing.std)"
+        )
+    model = {**model, "backbone": name, "options": options}
+    return Taken({**settings, "model": model}, _without(recipe, SIZES), [note])
+
+
+def _from_folder(
+    settings: dict[str, Any], source: Path, description: Mapping[str, Any], recipe: dict[str, Any]
+) -> Taken:
     names, model = description["architecture"], dict(settings["model"])
     same_task = names.get("task") == settings.get("task", recipe.get("task"))
     if str(model.get("backbone", names.get("backbone"))) != names.get("backbone"):
