@@ -115,6 +115,13 @@ def test_a_run_starts_from_a_folder_and_from_a_file(folder, pictures, tmp_path, 
     assert capsys.readouterr().err.splitlines()[-1].startswith("patchform: error E-model: ")
     assert not (tmp_path / "other").exists()
     assert cli.main([*words, "--name", "none", "--from", str(tmp_path / "none.safetensors")]) == 4
+    assert cli.main([*words, "--from", str(file), "--model.init_from", str(folder)]) == 2
+    assert "model.init_from is given twice" in capsys.readouterr().err
+    again = [*words, "--name", "on", "--from", str(folder), "--resume", "--training.epochs", "2"]
+    assert cli.main(again) == 0  # the command that began it, with --resume
+    assert "resuming after step" in capsys.readouterr().err
+    assert cli.main(["train", str(tmp_path / "on"), "--resume", "--from", str(file)]) == 2
+    assert "a run that goes on has its weights already" in capsys.readouterr().err
 
 
 def test_each_task_with_labels_can_be_fine_tuned_from_something_that_is_free_to_use():

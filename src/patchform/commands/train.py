@@ -8,15 +8,16 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from patchform.commands import inference_options, recipes, terminal
-from patchform.errors import unheard
+from patchform.errors import UsageError, unheard
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from patchform.device import Precision
     from patchform.training.loop import Run
     from patchform.training.plan import Option, Plan
 
@@ -69,7 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Train and say where the model is, or what memory it would take."""
     options = {"data.path": arguments.data, "name": arguments.name, "runs": arguments.runs}
     options["model.init_from"] = arguments.start
-    flags = {name: value for name, value in options.items() if value is not None} | arguments.settings
+    short = {name: value for name, value in options.items() if value is not None}
+    if twice := sorted(set(short) & set(arguments.settings)):
+        raise UsageError(f"{twice[0]} is given twice", remedy=f"leave out --{twice[0]} or its short form")
+    flags = short | arguments.settings
     for name, value in inference_options.constructor_options(arguments.option).items():
         flags["model.drop_path" if name == "drop_path" else f"model.options.{name}"] = value
     if arguments.plan:
@@ -130,6 +134,9 @@ def train(
     """
     settings = _with_path(settings)
     if resume and isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file():
+        if "init_from" in (settings.get("model") or {}):
+            remedy = "leave out --from, or begin another run"
+            raise UsageError("a run that goes on has its weights already", where=recipe, remedy=remedy)
         folder = Path(recipe).resolve()  # it may have been moved since
         settings |= {"name": folder.name, "runs": str(folder.parent)}
     resolved, origin = recipes.traced(recipe, settings)
@@ -161,6 +168,7 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> None:
             listing=listing,
             device=recipe.training.device,
             batch_size=batch_size,
+            precision=cast("Precision", recipe.training.precision),
         )
         write_report(finished.folder, data, settings=recipe.data, listing=listing)
     except KeyboardInterrupt:
