@@ -114,9 +114,7 @@ class Reporter:
         """An epoch ended; the speed is counted anew."""
         self._pace.validated(step)
         if self._shown:
-            scores = "  ".join(
-                f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in numbers.items()
-            )
+            scores = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items() if value is not None)
             self._console.print(f"epoch {epoch}  step {step}/{self._pace.work.steps}  {scores}{self._left()}")
             self._due = time.monotonic() + EVERY
         self._since, self._images = time.perf_counter(), 0
