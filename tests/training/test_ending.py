@@ -36,10 +36,12 @@ def test_a_run_leads_on_from_its_first_line_to_its_last(flat, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "classification", "--data", str(flat), "--name", "first run", *WORDS]) == 0
     out, err = capsys.readouterr()
-    (note,) = [line for line in err.splitlines() if "few for a model that starts from nothing" in line]
+    (number,) = [number for number, line in enumerate(err.splitlines()) if "that starts from nothing" in line]
+    note, command = err.splitlines()[number : number + 2]
     assert note.startswith("32 pictures are few ")
-    assert "(88 MB, apache-2.0, fetched once): patchform train classification/fine_tune --data " in note
-    words = cli._take_settings(shlex.split(note.partition("once): patchform ")[2]))  # it can be typed
+    assert note.endswith("(88 MB, apache-2.0, fetched once):")
+    assert command.startswith("  patchform train classification/fine_tune --data ")
+    words = cli._take_settings(shlex.split(command)[1:])  # it can be typed
     arguments = cli._parser(words[0]).parse_args(words[0])
     assert (arguments.data, arguments.start) == (str(flat), "vit/dinov2_reg_s14.lvd142m")
     assert recipes.resolve(arguments.recipe, {"model": {"init_from": arguments.start}}).model.frozen == "all"
@@ -75,7 +77,7 @@ def test_a_page_that_cannot_be_written_harms_no_run(flat, tmp_path, monkeypatch,
     assert f"the run has ended, its model is in {tmp_path / 'b'}" in capsys.readouterr().err
 
 
-def note(recipe, number=32):
+def command(recipe, number=32):
     class Listing:
         thing = "picture"
 
@@ -85,20 +87,20 @@ def note(recipe, number=32):
     class Data:
         listing = Listing()
 
-    return advice.start_note(recipe, Data())
+    return next(iter(advice.start_notes(recipe, Data())[1:]), None)
 
 
 def test_only_who_starts_from_nothing_with_little_is_told():
     recipe = recipes.resolve("detection", {"data": {"path": "cells", "validation_share": 0.3, "workers": 2}})
-    assert note(recipe).endswith(
+    assert command(recipe).endswith(
         "patchform train detection/fine_tune --data cells --data.validation_share 0.3 --from pvt/v2_b0.in1k"
     )
-    assert note(recipe, advice.FEW) is None
-    assert note(replace(recipe, model=replace(recipe.model, init_from="x"))) is None
-    assert note(replace(recipe, preprocessing=replace(recipe.preprocessing, channels=4))) is None
-    assert note(recipes.resolve("pretraining")) is None  # it is to learn from nothing
+    assert command(recipe, advice.FEW) is None
+    assert command(replace(recipe, model=replace(recipe.model, init_from="x"))) is None
+    assert command(replace(recipe, preprocessing=replace(recipe.preprocessing, channels=4))) is None
+    assert command(recipes.resolve("pretraining")) is None  # it is to learn from nothing
     named = replace(recipe, data=DataSettings(path="-x y", classes=("a b", "c")))
-    assert "--data './-x y' --data.classes '[\"a b\", \"c\"]' --from" in note(named)
+    assert "--data './-x y' --data.classes '[\"a b\", \"c\"]' --from" in command(named)
 
 
 def test_what_to_type_next_is_right_for_the_task():

@@ -251,7 +251,7 @@ def test_a_set_smaller_than_the_batch_trains(tmp_path, capsys):
     few = tiny.pictures(tmp_path / "few", count=20)
     done = loop.train(tiny.recipe(few, tmp_path, training={"batch_size": 64}), progress=False)
     assert done.step == 2
-    assert "batches of 20, 20 at once; 1 steps an epoch" in capsys.readouterr().err.replace("64 at once", "20 at once")
+    assert "batches of 20; 1 step an epoch" in capsys.readouterr().err
 
 
 def test_it_stops_when_nothing_gets_better(pictures, tmp_path):

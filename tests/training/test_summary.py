@@ -49,7 +49,9 @@ def test_a_run_says_what_it_trains(said, tmp_path):
     assert entries["frozen"] == "nothing"
     assert entries["weights"] == "from nothing (seed 0)"
     assert entries["input"] == "32 x 32 pixels (crop), 3 channels"
-    assert entries["data"].startswith("200 pictures to learn from, 40 to validate on; batches of 32, 32 at once; 7 ")
+    assert entries["data"].startswith(
+        "200 pictures to learn from, 40 to validate on; batches of 32; 7 steps an epoch, 7 "
+    )
     assert entries["score"] == "top1, higher is better: share of pictures whose best class is the right one"
     assert entries["device"] == "cpu, 1 thread"
     assert entries["precision"] == "float32"

@@ -19,18 +19,19 @@ COLOURS = 3
 """Channels of the pictures that published weights have seen."""
 
 
-def start_note(recipe: Recipe, data: TrainingData) -> str | None:
-    """What to say of a run that starts from nothing with few pictures: a command that starts from knowledge."""
+def start_notes(recipe: Recipe, data: TrainingData) -> list[str]:
+    """What to say of a run that starts from nothing with few pictures, and a command that starts from knowledge."""
     task, listing = find_task(recipe.task), data.listing
     few = len(listing) < FEW and recipe.preprocessing.channels == COLOURS
     if recipe.model.init_from is not None or not (few and task.suggested):
-        return None
+        return []
     row = lookup.weights_file(task.suggested)
-    return (
+    return [
         f"{len(listing):,} {listing.thing}s are few for a model that starts from nothing: it has to learn from them"
-        f" what edges and shapes are, too. To start from one that knows pictures ({row.megabytes} MB, {row.licence},"
-        f" fetched once): {fine_tuning(recipe, task)}"
-    )
+        f" what edges and shapes are, too; from one that knows pictures ({row.megabytes} MB, {row.licence}, fetched"
+        " once):",
+        f"  {fine_tuning(recipe, task)}",
+    ]
 
 
 def fine_tuning(recipe: Recipe, task: Task) -> str:

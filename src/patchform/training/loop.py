@@ -15,7 +15,7 @@ from patchform.model import Model
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
 from patchform.tasks.base import Task, task_of
 from patchform.training import resuming, run, summary
-from patchform.training.advice import start_note
+from patchform.training.advice import start_notes
 from patchform.training.batches import Batches, TrainingData, open_training
 from patchform.training.cached_features import forget, rows_of
 from patchform.training.freezing import statistics_note, untaught_note
@@ -172,7 +172,7 @@ def _announce(start: Start, context: RunContext) -> None:
     remarks = [
         statistics_note(learner.model, learner.recipe, context.rank),
         None if start.step else untaught_note(learner.recipe),
-        None if start.step else start_note(learner.recipe, start.data),
+        *([] if start.step else start_notes(learner.recipe, start.data)),
         resuming.rate_note(start.settled, start.step, learner.length),
         "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,
     ]

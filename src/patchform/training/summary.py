@@ -83,11 +83,12 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         none = "none: loss.teacher.model names no model"
         yield Entry("teacher", none if learner.distilled is None else str(learner.distilled))
     yield Entry("input", _input(recipe))
+    batch = min(settings.batch_size, len(listing))
+    at_once = f", {start.at_once} at once" * (start.at_once < batch)
     yield Entry(
         "data",
         f"{len(listing)} {listing.thing}s to learn from, {len(start.data.splits.validation)} to validate on; batches of"
-        f" {min(settings.batch_size, len(listing))}, {start.at_once} at once; {length.steps_per_epoch} steps an epoch,"
-        f" {length.steps} in all",
+        f" {batch}{at_once}; {_several(length.steps_per_epoch, 'step')} an epoch, {length.steps:,} in all",
     )
     task = task_of(model.architecture, model.head)
     if task.labelled and task.meaning:
