@@ -26,6 +26,7 @@ from patchform.training.preparation import identity_of, model_of, refuse_nonsens
 from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
 from patchform.training.saving import Saver
+from patchform.training.standing import DIVERGED
 from patchform.training.step import StepResult
 from patchform.training.summary import Start
 from patchform.training.validation import Validation
@@ -192,7 +193,7 @@ def _skipped(learner: Learner, step: int) -> str:
 def _diverged(context: RunContext, rate: float, step: int, names: list[str], result: StepResult) -> DivergedError:
     """The error, after all file names of the batch were written beside the log."""
     if context.rank.is_main:
-        replace_text(context.folder / "diverged.json", json.dumps({"step": step, "files": names}, indent=1))
+        replace_text(context.folder / DIVERGED, json.dumps({"step": step, "files": names}, indent=1))
     return DivergedError(
         f"the loss is {result.loss:g} and its gradient's norm {result.norm:g} at step {step} (learning rate {rate:g})",
         where=", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""),

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from patchform.resources import writing
+from patchform.training.standing import METRICS as METRICS
 from patchform.weights.files import replace_text
 
-METRICS, STEPS, EVENTS = "metrics.csv", "steps.jsonl", "tensorboard"
+STEPS, EVENTS = "steps.jsonl", "tensorboard"
 LARGEST = 1 << 32
 """Bytes of a log that are still read."""
 _KEYS = ("epoch", "step")

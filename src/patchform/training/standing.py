@@ -19,7 +19,7 @@ from patchform.training.recipe_files import load
 
 STANDING = "run.json"
 RECIPE, LOCK, METRICS, MODEL, DIVERGED = "recipe.yaml", "run.lock", "metrics.csv", "model.json", "diverged.json"
-"""Other files of a run folder that are looked at."""
+"""Other files of a run folder. Their names are here, since whoever lists runs imports no torch."""
 LARGEST = 1 << 24
 """Bytes of a file that are still read."""
 State = Literal["running", "finished", "stopped", "diverged", "failed", "broken"]
