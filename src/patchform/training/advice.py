@@ -11,7 +11,7 @@ from patchform import lookup, schema
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
 from patchform.training.batches import TrainingData
-from patchform.training.saving import quoted
+from patchform.training.saving import quoted, with_plugins
 
 FEW = 10_000
 """Pictures or clips, from which on a model may start from nothing."""
@@ -43,8 +43,7 @@ def fine_tuning(recipe: Recipe, task: Task) -> str:
             words += ["--data", quoted(Path(field.value))]
         elif field.value != usual[field.name] and field.name not in ("features", "workers"):
             words += [f"--data.{field.name}", _word(field.value)]
-    plugins = [word for place in lookup.plugins() for word in ("--plugin", shlex.quote(str(place)))]
-    return " ".join([*words, "--from", task.suggested, *plugins])
+    return with_plugins(" ".join([*words, "--from", task.suggested]))
 
 
 def _word(value: Any) -> str:

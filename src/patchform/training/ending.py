@@ -8,7 +8,7 @@ from pathlib import Path
 from patchform.tasks.base import Task
 from patchform.training.loop import Run
 from patchform.training.pace import in_words
-from patchform.training.saving import quoted
+from patchform.training.saving import quoted, with_plugins
 
 WIDE = 12
 """Columns of a name."""
@@ -29,13 +29,14 @@ def ending(run: Run, *, page: str | None, seconds: float) -> Iterator[tuple[str,
         epoch, epochs = (number // length.steps_per_epoch for number in (run.best_step, length.steps))
         on = f"{len(listing):,} {listing.thing}s"
         yield "best", f"{task.better} {run.best:.4f} on {on}, in epoch {epoch} of {epochs} (higher is better)"
-        yield "", task.meaning
+        if task.meaning:
+            yield "", task.meaning
     yield "model", str(run.folder)
     if page is not None:
         yield "page", page
     yield "time", in_words(seconds)
     for number, command in enumerate(next_commands(task, run.folder, listing.thing)):
-        yield "" if number else "next", command
+        yield "" if number else "next", with_plugins(command)
 
 
 def next_commands(task: Task, folder: Path, thing: str) -> Iterator[str]:

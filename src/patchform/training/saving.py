@@ -218,8 +218,13 @@ def resume_command(folder: Path, rank: Rank) -> str:
         if os.environ.get("LOCAL_WORLD_SIZE", str(rank.world_size)) != str(rank.world_size):
             return "the command that started it on every machine, with --resume"
         words = ["torchrun", "--nproc-per-node", str(rank.world_size), "-m", *words]
-    plugins = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
-    return f"{shlex.join(words)} {quoted(folder)} {shlex.join(['--resume', *plugins])}"
+    return with_plugins(f"{shlex.join(words)} {quoted(folder)} --resume")
+
+
+def with_plugins(command: str) -> str:
+    """A command with the plug-in folders that were named."""
+    words = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
+    return " ".join([command, *map(shlex.quote, words)])
 
 
 def quoted(folder: Path) -> str:
