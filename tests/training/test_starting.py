@@ -163,7 +163,8 @@ def test_statistics_go_with_published_weights_however_the_backbone_is_named(plac
     written.write_text(
         f"model: {{init_from: {weights}, backbone: vit/s16}}\npreprocessing: {{mean: null, std: null}}\n"
     )
-    assert recipes.resolve(tmp_path).preprocessing.mean is None
+    recipe, origin = recipes.traced(tmp_path)
+    assert (recipe.preprocessing.mean, origin.notes) == (None, ())
 
 
 def test_a_task_alone_means_fine_tuning_where_weights_are_named():

@@ -114,9 +114,11 @@ def _from_published(settings: dict[str, Any], name: str, recipe: dict[str, Any])
     statistics = {key: list(value) for key, value in statistics.items() if key not in above}
     said = [f"{key} {schema.shown(value)}" for key, value in {**theirs, **statistics}.items()]
     options, source = {**theirs, **(_typed_options(settings, "options") or {})}, model.get("init_from") or name
-    if asked != own and not statistics:
+    taken = {**model, "backbone": asked, "init_from": source, "options": options}
+    known = settings is recipe and taken == {"options": {}, **model}  # as a run that goes on has it
+    if not statistics and (asked != own or known):
         return Taken(settings, recipe, [])
-    settings = {**settings, "model": {**model, "backbone": asked, "init_from": source, "options": options}}
+    settings = {**settings, "model": taken}
     if statistics:
         settings["preprocessing"] = {**above, **statistics}
     recipe = _without(recipe, SIZES) if asked == own else recipe
