@@ -79,6 +79,8 @@ def test_what_is_named_stays_and_what_is_not_there_is_said(folder, tmp_path):
     assert kept.model == recipes.resolve(own).model
     with pytest.raises(ModelFileError, match=r"nothing to start from: there is no such .* in .*weights list"):
         recipes.traced("classification", {"model": {"init_from": tmp_path / "nothing"}})
+    with pytest.raises(ModelFileError, match=r"in swin/t; published are swin/t\.ms_in1k, .*, swin/t\.torchvision_v1$"):
+        recipes.traced("classification", {"model": {"init_from": "swin/t"}})
     damaged = tmp_path / "damaged"
     save(grey(), damaged)
     (damaged / "model.json").write_text("{}")

@@ -128,7 +128,10 @@ def _from_published(settings: dict[str, Any], name: str, recipe: dict[str, Any])
 def _from_disk(settings: dict[str, Any], source: Path, recipe: dict[str, Any], *, looked_for: bool) -> Taken:
     """What a run folder or model folder says, or of a file what it fits, if that is to be looked for."""
     if not os.path.lexists(source):
+        tagged = list(lookup.weights_files(f"{source.as_posix()}.*")) if len(source.parts) == 2 else []
         remedy = "name a run folder, a file, or published weights: patchform weights list"
+        if tagged:
+            remedy = f"published are {', '.join(tagged[:4])}{' ...' * (len(tagged) > 4)}"
         raise ModelFileError("nothing to start from: there is no such file or folder", where=source, remedy=remedy)
     from patchform.weights import sources
 
