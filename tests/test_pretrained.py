@@ -254,7 +254,7 @@ def test_a_folder_of_a_backbone_goes_everywhere_but_into_predict(source, photos,
 
 
 TRAINED = ("--training.epochs", "1", "--preprocessing.size", "32", "--training.device", "cpu", "--optimizer.lr", "1e-9",
-           "--optimizer.weight_decay", "0", "--training.ema", "0")  # fmt: skip
+           "--optimizer.weight_decay", "0", "--training.ema", "0", "--no-page")  # fmt: skip
 
 
 def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, photos, tmp_path, capsys):
@@ -262,14 +262,14 @@ def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, phot
     ways = {
         "backbone": ["--model.backbone", "vit/nano.backbone"],
         "start": ["--model.init_from", "vit/nano.backbone"],
-        "option": ["--model.backbone", "vit/nano.backbone", "--option", "drop_path=0.1"],
+        "option": ["--from", "vit/nano.backbone", "--option", "drop_path=0.1"],
     }
     for name, way in ways.items():
         assert cli.main([*words, "--name", name, *way]) == 0
         assert "vit/nano as backbone of it was published: layer_scale 0.1, gelu" in capsys.readouterr().err
         model = load(tmp_path / name)
         options = {"layer_scale": 0.1, "gelu": "tanh"} | ({"drop_path": 0.1} if name == "option" else {})
-        assert model.architecture.backbone_options == {"drop_path": 0.05} | options
+        assert model.architecture.backbone_options == options
         assert model.preprocessing.std == PREPROCESSING.std
         torch.testing.assert_close(model.backbone.norm.weight, source["backbone"].backbone.norm.weight)
     recipe = tmp_path / "recipe.yaml"
@@ -278,13 +278,16 @@ def test_training_starts_from_names_and_from_a_folder_of_a_backbone(source, phot
     assert load(tmp_path / "recipe").architecture.backbone_options == {"layer_scale": 0.1, "gelu": "none"}
     bare = tmp_path / "bare"
     save(pf.pretrained("vit/nano.backbone"), bare)
-    assert cli.main([*words, "--name", "refused", "--model.init_from", str(bare), "--model.backbone", "vit/nano"]) == 4
+    assert cli.main([*words, "--name", "refused", "--from", str(bare), "--model.backbone", "vit/ti16"]) == 4
     start = ["--model.init_from", str(bare), "--model.backbone", "vit/nano"]
     options = ["--option", "layer_scale=0.1", "--model.options.gelu", "tanh"]
-    options += [word for size in ("patch=8", "width=48", "depth=2", "heads=3") for word in ("--option", size)]
-    assert cli.main([*words, "--name", "started", *start, *options]) == 0
-    started = load(tmp_path / "started").backbone.norm.weight
-    torch.testing.assert_close(started, source["backbone"].backbone.norm.weight)
+    for name, way in {"typed": [*start, *options], "taken": ["--from", str(bare)]}.items():
+        assert cli.main([*words, "--name", name, *way]) == 0
+        started = load(tmp_path / name)
+        torch.testing.assert_close(started.backbone.norm.weight, source["backbone"].backbone.norm.weight)
+        assert started.architecture.backbone_options == {"layer_scale": 0.1, "gelu": "tanh"}
+    assert started.preprocessing.std == PREPROCESSING.std
+    assert f"vit/nano as it is in {bare}: layer_scale 0.1, gelu tanh, " in capsys.readouterr().err
 
 
 def test_a_file_on_the_disk_serves_too(source, tmp_path):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from patchform.commands.export import export as export_run
     from patchform.commands.features import features as features
     from patchform.commands.probe import probe as probe
+    from patchform.commands.runs import list_runs as list_runs
     from patchform.commands.train import plan as plan
     from patchform.commands.train import train as train
     from patchform.errors import PatchformError as PatchformError
@@ -57,6 +58,7 @@ _HOMES = {
     "export_run": "commands.export:export",
     "features": "commands.features:features",
     "list_backbones": "lookup:backbones",
+    "list_runs": "commands.runs:list_runs",
     "load": "prediction:load",
     "load_backbone": "published_models:load_backbone",
     "load_weights": "loading:load_weights",

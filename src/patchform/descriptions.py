@@ -143,6 +143,13 @@ class WeightsFile:
     """Arguments that override the variant's row."""
     head: str = "linear"
     head_options: dict[str, Any] = field(default_factory=dict)
+    gated: bool = False
+    """Its owner lets in who asked and was let in: `hf auth login`."""
+
+    @property
+    def by_hand(self) -> bool:
+        """Not fetched by its name: a pickle, which the user converts, or a plain address whose sum is not known."""
+        return self.place.startswith("torchvision:") or (self.place.startswith("https:") and self.sha256 is None)
 
 
 @dataclass(frozen=True, kw_only=True)

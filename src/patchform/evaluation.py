@@ -155,16 +155,14 @@ def evaluate_run(
         out: folder for the files, made if need be; default: `results_of`. Earlier ones are replaced.
         per_picture: file of comma-separated values, which must not be there yet: a line for each picture.
         progress: called with (done, all) images after each batch.
-        options: fields of `device.RunOptions`. With `skip_bad` the number of pictures left out is `skipped` among the
-            numbers.
+        options: fields of `device.RunOptions`; with `skip_bad` the number of those left out is `skipped`.
 
     Returns:
         The scores, as in `evaluation.json`; with several views of videos "clip_top1" of the middle one beside "top1".
 
     Raises:
-        ModelFileError: the run folder holds no intact model, the file is damaged or not patchform's.
-        DataError: nothing to read, something of a class the model does not know, or more unreadable pictures than
-            allowed.
+        ModelFileError: no intact model, or a file that is damaged or not patchform's.
+        DataError: nothing to read, a class that the model does not know, or more unreadable pictures than allowed.
         FolderError: `out` lies in the data set.
         ResourceError, FolderError: the files cannot be written; `per_picture` is there already.
     """

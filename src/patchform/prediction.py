@@ -279,7 +279,7 @@ def load(
         raise UsageError("a trained model has its own options", where=run, remedy="give options of published weights")
     model = pretrained(str(run), options=options, say=say) if published else open_model(run, runtime, say=say)
     if model.architecture is not None and model.architecture.head == NO_HEAD:
-        remedy = "patchform features gives its numbers; train a head on it: --model.init_from"
+        remedy = "patchform features gives its numbers; train a head on it: train --from"
         raise UsageError("a backbone without a head predicts nothing", where=run, remedy=remedy)
     return Predictor(model, device=device, precision=precision, infer=infer, threshold=threshold)
 

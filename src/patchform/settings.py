@@ -110,7 +110,8 @@ class ModelSettings:
     drop_path: BelowOne | None = None
     """Highest rate of stochastic depth; null: the row's."""
     init_from: str | None = None
-    """Weights to start from: a run folder, or a file in a published layout."""
+    """Weights to start from (train --from): a run folder, a file in a published layout, or published weights by name,
+    each of the backbone that it says, or fits."""
     transfer: Transfer = field(default_factory=Transfer)
     """What may differ between those weights and this model."""
     frozen: Annotated[int, Range(least=0, most=10_000)] | Literal["all"] = 0

@@ -11,8 +11,8 @@ from PIL import Image
 from patchform import cli
 from patchform.commands import automatic, recipes
 from patchform.errors import UsageError
-from patchform.training import pace
-from patchform.training.pace import Pace
+from patchform.training import trial
+from patchform.training.trial import Pace
 
 TIERS = {"small": 32, "small_64": 64, "small_128": 128, "small_other": 500, "fine_tune": 224}
 
@@ -45,7 +45,7 @@ def paces(monkeypatch):
         measured.append(recipe.preprocessing.size[0])
         return Pace(epoch=seconds[recipe.preprocessing.size[0]], validation=0.0, start=0.0)
 
-    monkeypatch.setattr(pace, "measure", measure)
+    monkeypatch.setattr(trial, "measure", measure)
     return SimpleNamespace(seconds=seconds, measured=measured)
 
 

@@ -256,7 +256,7 @@ def test_what_became_otherwise_is_said():
 
     assert notes("classification") == ()
     assert notes("classification", training={"epochs": 3}) == ()
-    assert notes("classification/fine_tune_small", model={"backbone": "vit/b16"}) == ()  # there was nothing to go
+    assert notes("classification/fine_tune", model={"backbone": "vit/b16"}) == ()  # there was nothing to go
     small = notes("classification", model={"backbone": "vit/b16"})
     assert small[0].endswith("its patch 4, width 128, depth 6, heads 4 go with it")
     assert small[1].endswith("32 x 32 pixels; vit/b16 was published at 224 x 224 (--preprocessing.size 224)")

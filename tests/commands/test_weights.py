@@ -11,7 +11,7 @@ from reference import randomise
 from safetensors.torch import load_file, save_file
 
 import patchform as pf
-from patchform import cli
+from patchform import cli, lookup
 from patchform.commands import conversion
 from patchform.commands.candidates import Candidate, fit
 from patchform.commands.weights import ACTIONS, EXAMPLE
@@ -22,6 +22,7 @@ from patchform.model import load as load_model
 from patchform.model import save as save_model
 from patchform.published import vit
 from patchform.records import Preprocessing
+from patchform.weights import hub
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -85,6 +86,50 @@ def test_list(capsys):
     assert weights("list", "swin") == 0
     assert "swin/v2_b_w12to24.ms_in22k_ft_in1k" in capsys.readouterr().out
     assert weights("list", "vit/b17.*") == 2
+
+
+def test_list_says_how_files_are_got_at_and_what_is_here(tmp_path, monkeypatch, capsys):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("PATCHFORM_CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: [][0])  # no network
+    near, far, plain = "swin/t.ms_in1k", "swin/s.ms_in1k", "vit/ti16.google_augreg_in21k_ft_in1k"
+
+    def here():
+        assert weights("list", "*/t*.*", "--json") == 0
+        return {row["name"]: row["cached"] for row in json.loads(capsys.readouterr().out)}
+
+    assert set(here().values()) == {None}
+    commit = "0" * 40
+    home = tmp_path / "hub" / "models--timm--swin_tiny_patch4_window7_224.ms_in1k"
+    for folder in (home / "snapshots" / commit, home / "refs"):
+        folder.mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    save_file({"a": torch.zeros(1)}, home / "snapshots" / commit / "model.safetensors")
+    row = dataclasses.replace(lookup.weights_file(plain), sha256="ab" * 32)
+    assert hub.cached(row) is None
+    file = tmp_path / "own" / row.sha256[:16] / row.place.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    found = here()
+    assert found[near].endswith("model.safetensors")
+    assert [name for name, path in found.items() if path] == [near]
+    assert hub.cached(row) == file
+    assert lookup.weights_file(plain).by_hand  # its sum is not known
+    assert weights("fetch", near) == 0  # it is here
+    assert capsys.readouterr().out == f"{near} is in {found[near]}\n"
+    assert weights("list", "swin/*.*1k") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "input", "MB", "classes", "licence", "file"]
+    cells = {line.split()[0]: line.split()[-3:] for line in lines}
+    assert max(map(len, lines[:-5])) <= 80
+    assert cells[near] == ["imagenet-1k", "mit", "here"]
+    assert cells[far] == ["imagenet-1k", "mit", "open"]
+    assert f"files from the hub are kept in {tmp_path / 'hub'} (HF_HUB_CACHE)" in lines
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert weights("fetch", far) == 4
+    assert "not in the cache" in said(capsys)
+    assert weights("fetch", near, "swin/none.x") == 2  # before anything is fetched
 
 
 def test_show_of_published_weights_fetches_nothing(capsys):

@@ -333,7 +333,7 @@ def test_a_run_says_what_it_adapts(pictures, tmp_path, capsys):
     assert "adapter     lora of rank 2, alpha 8, on qkv: 768 parameters in 2 products\n" in said
     assert "parameters  964 of 67,732 train\n" in said
     assert "frozen      the backbone but for its adapter\n" in said
-    assert "the backbone's weights are random and stay so: model.init_from" in said
+    assert "the backbone's weights are random and stay so: --from" in said
     loop.train(tiny.recipe(pictures, tmp_path, "whole", training={"epochs": 1}), progress=False)
     assert "stay so" not in capsys.readouterr().err
 

@@ -251,7 +251,7 @@ def test_a_set_smaller_than_the_batch_trains(tmp_path, capsys):
     few = tiny.pictures(tmp_path / "few", count=20)
     done = loop.train(tiny.recipe(few, tmp_path, training={"batch_size": 64}), progress=False)
     assert done.step == 2
-    assert "batches of 20, 20 at once; 1 steps an epoch" in capsys.readouterr().err.replace("64 at once", "20 at once")
+    assert "batches of 20; 1 step an epoch" in capsys.readouterr().err
 
 
 def test_it_stops_when_nothing_gets_better(pictures, tmp_path):
@@ -556,7 +556,7 @@ def full_disk(monkeypatch, after):
 
 
 def test_a_full_disk_stops_the_run_and_harms_nothing(pictures, tmp_path, monkeypatch):
-    full_disk(monkeypatch, after=13)  # one checkpoint and a part of the next
+    full_disk(monkeypatch, after=14)  # one checkpoint and a part of the next
     with pytest.raises(ResourceError, match=r"cannot write \d+ bytes \(No space left .* bytes are free\) in .*\.tmp-"):
         loop.train(tiny.recipe(pictures, tmp_path), progress=False)
     monkeypatch.undo()
@@ -566,7 +566,7 @@ def test_a_full_disk_stops_the_run_and_harms_nothing(pictures, tmp_path, monkeyp
 
 
 def test_a_full_disk_can_be_lived_with_until_the_end(pictures, tmp_path, monkeypatch, capsys):
-    full_disk(monkeypatch, after=13)
+    full_disk(monkeypatch, after=14)
     with pytest.raises(ResourceError):  # the model itself
         loop.train(tiny.recipe(pictures, tmp_path, training={"on_save_error": "continue"}), progress=False)
     assert capsys.readouterr().err.count("not saved, going on: cannot write") >= 4

@@ -67,7 +67,7 @@ PHASES = {
     "the move": (torch.optim.AdamW, "step", 5, 3, "plain"),
     "the average": (ema, "update", 5, 3, "plain"),
     "the keeping of the best": (best, "save", 1, 7, "plain"),
-    "the end": (loop, "save", 1, 14, "plain"),
+    "the end": (saving, "save", 1, 14, "plain"),
 }
 
 

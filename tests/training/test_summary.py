@@ -12,15 +12,17 @@ from patchform.training import loop
 from patchform.training.summary import SUMMARY
 
 NAMES = ["recipe", "backbone", "head", "parameters", "frozen", "weights"]
-NAMES += ["input", "data", "device", "precision", "run folder", "started"]
+NAMES += ["input", "data", "score", "device", "precision", "run folder", "started"]
 
 
 def block(text):
     """The last summary in a text, by name, and what stands in front of it."""
     lines = text.splitlines()
     start = max(index for index, line in enumerate(lines) if line.startswith("recipe "))
-    entries = lines[start : start + len(NAMES)]
-    assert [line[:12].strip() for line in entries] == NAMES  # aligned
+    end = max(index for index, line in enumerate(lines) if line.startswith("run folder "))
+    entries = lines[start : end + 1]
+    labelled = "pretraining" not in lines[start]
+    assert [line[:12].strip() for line in entries] == [name for name in NAMES if labelled or name != "score"]  # aligned
     return {line[:12].strip(): line[12:] for line in entries}, lines[:start]
 
 
@@ -48,7 +50,10 @@ def test_a_run_says_what_it_trains(said, tmp_path):
     assert entries["frozen"] == "nothing"
     assert entries["weights"] == "from nothing (seed 0)"
     assert entries["input"] == "32 x 32 pixels (crop), 3 channels"
-    assert entries["data"].startswith("200 pictures to learn from, 40 to validate on; batches of 32, 32 at once; 7 ")
+    assert entries["data"].startswith(
+        "200 pictures to learn from, 40 to validate on; batches of 32; 7 steps an epoch, 7 "
+    )
+    assert entries["score"] == "top1, higher is better: share of pictures whose best class is the right one"
     assert entries["device"] == "cpu, 1 thread"
     assert entries["precision"] == "float32"
     assert entries["run folder"] == str(tmp_path / "run")
@@ -61,7 +66,7 @@ def test_what_is_frozen_and_where_weights_come_from_is_said(said, tmp_path):
     start = str(tmp_path / "first")
     entries, _ = said("frozen", model={"frozen": 1, "frozen_epochs": 1, "init_from": start})
     assert entries["weights"] == start
-    assert entries["frozen"] == "the stem and 1 of 2 layers of the backbone for 1 epoch"
+    assert entries["frozen"] == "the stem and 1 of 2 layers of the backbone for 1 epoch, all of this run"
     trained, _, every = entries["parameters"].partition(" of ")
     assert every == "66,964 train"
     assert 196 < int(trained.replace(",", "")) < 66_964
@@ -113,7 +118,7 @@ def test_that_there_is_but_one_class_is_said_before_the_first_epoch(tmp_path, ca
 def test_json_alone_is_on_standard_output(pictures, tmp_path, capsys):
     words = ["train", "classification", "--data", str(pictures), "--runs", str(tmp_path), "--name", "one", "--json"]
     words += ["--model.backbone", "vit/ti16", "--model.options.depth", "1", "--training.epochs", "1"]
-    assert cli.main([*words, "--training.threads", "1", "--training.device", "cpu"]) == 0
+    assert cli.main([*words, "--training.threads", "1", "--training.device", "cpu", "--no-page"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["run"] == str(tmp_path / "one")
     entries, before = block(err)

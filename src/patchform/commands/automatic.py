@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchform import schema
-from patchform.commands import recipes
+from patchform.commands import recipes, starting
 from patchform.errors import UsageError
 from patchform.settings import Recipe
 from patchform.training.recipe_files import flat, merged, nested, plain, renamed
@@ -26,7 +26,7 @@ from patchform.training.recipe_files import flat, merged, nested, plain, renamed
 if TYPE_CHECKING:
     from patchform.data.dataset import Splits
     from patchform.data.overview import Overview
-    from patchform.training.pace import Pace
+    from patchform.training.trial import Pace
 
 TIME = "15m"
 """Where none is stated."""
@@ -133,7 +133,7 @@ class _Offer(NamedTuple):
 
 def _offers(task: str, typed: Mapping[str, Any], data: Overview) -> list[_Offer]:
     """Recipes that suit the pictures, from that for the smallest to that for the largest; one at least."""
-    names = candidates(task, dict(flat(typed)))
+    names = candidates(task, typed)
     fitting = [name for name in names if data.size is None or _suits(name, typed, data.size)] or names[:1]
     plain_offers = (_Offer(name, {}, recipes.resolve(name, typed)) for name in fitting)
     return [offer.with_more(_for_machine(offer.resolved, typed, data), typed) for offer in plain_offers]
@@ -148,10 +148,10 @@ def _largest(offers: Sequence[_Offer], splits: Splits, seconds: float) -> tuple[
     return offer, pace
 
 
-def candidates(task: str, given: Mapping[str, Any]) -> list[str]:
+def candidates(task: str, typed: Mapping[str, Any]) -> list[str]:
     """Packaged recipes that a task may be trained by, from that for the smallest pictures to that for the largest."""
-    known, knowing = recipes.packaged(), f"{task}/fine_tune"
-    if given.get("model.init_from") and knowing in known:
+    known, knowing = recipes.packaged(), f"{task}/{recipes.STARTING}"
+    if starting.from_weights(typed) and knowing in known:
         return [knowing]
     names = [name for name in known if re.fullmatch(rf"{re.escape(task)}/{recipes.DEFAULT}(_\d+)?", name)]
     return sorted(names, key=lambda name: min(recipes.resolve(name).preprocessing.size))
@@ -177,9 +177,9 @@ def _overview(splits: Splits) -> Overview:
 
 
 def _pace(recipe: Recipe, splits: Splits) -> Pace:
-    from patchform.training import pace
+    from patchform.training import trial
 
-    return pace.measure(recipe, splits)
+    return trial.measure(recipe, splits)
 
 
 def _several_processes() -> bool:

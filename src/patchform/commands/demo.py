@@ -123,7 +123,7 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
                 f"scanned digits are in {data}: train to learn from, val chooses the epoch, test nothing",
                 file=sys.stderr,
             )
-        finished = train(kind.recipe, progress=progress, data=data, name="digits", runs=folder, **settings)
+        finished = train(kind.recipe, progress=progress, page=False, data=data, name="digits", runs=folder, **settings)
         scores = evaluate(finished.folder, data / kind.test, out=folder)
         write(load(finished.folder), pictures, out=folder / "predictions")
     return Demo(folder, finished.folder, scores)

@@ -23,6 +23,8 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 """Ends of names of exported files (`runtime.opening.KINDS`)."""
 FETCHED = ("hub:", "https:", "http:")
 """Beginnings of names of what is fetched."""
+NO_FILES = ("hf:", "python:")
+"""Beginnings of names of data that are no files (`data.hub_sets`, `data.python_sets`)."""
 _OF_RUNS = ("model.json", "state.json", "checkpoints", "best", "recipe.yaml")
 """What a run folder, or a model's, has at least one of."""
 _NEAR, _SEVERAL, _LONG = 0.6, 3, 160
@@ -92,7 +94,7 @@ def file(path: str) -> None:
 
 def data(path: str | None) -> None:
     """Raise DataError where there is no such data set; None: none was named."""
-    if path is not None and not os.path.lexists(os.path.expanduser(path)):
+    if path is not None and not (path.startswith(NO_FILES) or os.path.lexists(os.path.expanduser(path))):
         raise DataError(f'no such file or folder "{_shown(path)}"', remedy=_near(Path(path)))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patchform import lookup, schema
+from patchform.commands import starting
 from patchform.errors import UsageError
 from patchform.settings import UNKNOWN, ModelSettings, Origin, Recipe, check
 from patchform.training.recipe_files import flat, merged, names, nested, parse, plain, read, renamed
@@ -22,10 +23,8 @@ DEFAULT = "small"
 """The recipe of a task that is only named."""
 LONGEST = 160
 """Letters of a name that are said."""
-SIZES = {"patch", "patches", "width", "widths", "depth", "depths", "heads", "mlp_ratio", "mlp_ratios"}
-"""Options that tell the variants of a family apart even where their rows leave them to the default of the class."""
-
-
+STARTING = "fine_tune"
+"""Likewise, where weights are named that it starts from."""
 LEVELWISE = {"anchor_sizes"}
 """Options of heads that are lists with a value for each level of the recipe's backbone."""
 
@@ -48,7 +47,8 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
             settings that are resolved already.
         settings: what goes over it, nested as in the file. Strings are read as the file would read them. Of a
             backbone or head that they replace, the recipe's options go: all of another family's or head's; of another
-            variant of the family those that a variant is named for (`SIZES`, and what the row of either one states).
+            variant of the family those that a variant is named for (`starting.SIZES`, and what the row of either one
+            states). Of weights that it starts from is taken what `starting.taken` says.
 
     Raises:
         UsageError: no such recipe, a file that is not one, an unknown setting (the nearest is named), one by both its
@@ -59,16 +59,20 @@ def resolve(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = No
 
 def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = None) -> tuple[Recipe, Origin]:
     """A complete recipe, and where it came from; arguments and errors as of `resolve`."""
-    above, origin_notes = _from_published(renamed(settings or {}, None))
-    path = None if isinstance(recipe, Recipe) else find(recipe)
-    below = dataclasses.asdict(recipe) if isinstance(recipe, Recipe) else renamed(read(find(recipe)), path)
+    above = renamed(settings or {}, None)
+    if isinstance(recipe, Recipe):
+        path, below = None, dataclasses.asdict(recipe)
+    else:
+        path = find(recipe, from_weights=starting.from_weights(above))
+        below = renamed(read(path), path)
+    above, below, origin_notes = starting.taken(
+        above, below, packaged=path is not None and path.is_relative_to(PACKAGED)
+    )
     asked = dict(flat(above)).get("model.backbone")
     other = asked is not None and str(asked) != dict(flat(below)).get("model.backbone", ModelSettings.backbone)
     typed = above.get("model")
-    if origin_notes:
-        below = _without_sizes(below)
-    elif not (isinstance(typed, Mapping) and "backbone" in typed):
-        below, origin_notes = _from_published(below)
+    if not origin_notes and not (isinstance(typed, Mapping) and {"backbone", "init_from"} & set(typed)):
+        below, _, origin_notes = starting.taken(below, below)
     below, notes = _fitted(below, above)
     try:
         resolved = schema.build(Recipe, plain(merged(below, above)), parse=parse)
@@ -83,13 +87,15 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     return resolved, Origin(_called(path), (*origin_notes, *notes))
 
 
-def find(name: str | Path) -> Path:
-    """The file of a recipe. Raises UsageError when there is none."""
+def find(name: str | Path, *, from_weights: bool = False) -> Path:
+    """The file of a recipe; of a task that is only named its default, or the one for a run that is started
+    `from_weights`. Raises UsageError when there is none.
+    """
     path = Path(name)
     if os.path.isfile(path / "recipe.yaml"):  # a name may be too long for Path.is_file
         return path / "recipe.yaml"
     recipes = packaged()
-    for candidate in (str(name), f"{name}/{DEFAULT}"):
+    for candidate in (str(name), *([f"{name}/{STARTING}"] * from_weights), f"{name}/{DEFAULT}"):
         if candidate in recipes:
             return PACKAGED / f"{candidate}.yaml"
     if os.path.isfile(path):
@@ -106,50 +112,6 @@ def _called(path: Path | None) -> str:
         return UNKNOWN.name
     packaged_file = path.is_relative_to(PACKAGED)
     return path.relative_to(PACKAGED).with_suffix("").as_posix() if packaged_file else str(path)
-
-
-def _from_published(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings in which published weights are named as the backbone, or as what it starts from without any backbone,
-    with what these say of it: its name and options, and the statistics of its pixels; and a sentence on that.
-    """
-    model = settings.get("model")
-    if not isinstance(model, Mapping):
-        return settings, []
-    backbone, source = model.get("backbone"), model.get("init_from")
-    name = str(source if backbone is None else backbone)
-    if "/" not in name or "." not in name:
-        return settings, []
-    if os.path.lexists(name) or not lookup.is_weights_name(name):
-        return settings, []
-    row = lookup.weights_file(name)
-    options = model.get("options", {})
-    typed = parse(options) if isinstance(options, str) else options
-    if not isinstance(typed, Mapping):
-        return settings, []  # refused as any other value of this setting
-    from patchform.published_models import computing_options
-
-    own, _, tag = name.partition(".")
-    theirs = computing_options(own, row.layout) | row.backbone_options
-    statistics = {key: getattr(row.preprocessing, key) for key in ("mean", "std") if getattr(row.preprocessing, key)}
-    above = settings.get("preprocessing", {})
-    statistics = {key: list(value) for key, value in statistics.items() if key not in above}
-    said = [f"{key} {schema.shown(value)}" for key, value in {**theirs, **statistics}.items()]
-    settings = {
-        **settings,
-        "model": {**model, "backbone": own, "init_from": source or name, "options": {**theirs, **typed}},
-    }
-    if statistics:
-        settings["preprocessing"] = {**above, **statistics}
-    return settings, [f"{own} as {tag} of it was published{': ' * bool(said)}{', '.join(said)}"]
-
-
-def _without_sizes(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that says nothing of the sizes of its backbone: published weights have theirs."""
-    model = recipe.get("model")
-    options = model.get("options") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(options, dict):
-        return recipe
-    return {**recipe, "model": {**model, "options": {key: options[key] for key in options if key not in SIZES}}}
 
 
 # ------------------------------------------------------------------------------- what goes with a backbone, or a head
@@ -199,7 +161,7 @@ def _replaced_sizes(old: str, new: str, options: Mapping[str, Any]) -> set[str]:
         return set(options)
     rows = lookup.module("backbones", family).VARIANTS
     stated = set(row.options) | (set(rows[size].options) if size in rows else set())
-    return set(options) & (SIZES | stated)
+    return set(options) & (starting.SIZES | stated)
 
 
 def _fate(options: Mapping[str, Any], gone: set[str]) -> str:

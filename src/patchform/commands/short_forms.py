@@ -37,8 +37,13 @@ class ShortForm(NamedTuple):
     """What was typed, as the setting would be written out."""
 
 
+FROM = (
+    "start from published weights by their name (fetched, as you name them: patchform weights list), a file, or a run:"
+    " its backbone and its statistics of pixels are taken; a task's name alone then means the recipe TASK/fine_tune"
+)
 SHORT_FORMS = (
     ShortForm("--data", "data.path", "DIR", "folder or CSV list"),
+    ShortForm("--from", "model.init_from", "WEIGHTS", FROM),
     ShortForm("--model", "model.backbone", "NAME", "backbone (patchform models)"),
     ShortForm("--size", "preprocessing.size", "N|HxW", "input in pixels, such as 224 or 320x480", _side_or_sides),
     ShortForm("--epochs", "training.epochs", "N", "passes over the pictures"),

@@ -7,16 +7,18 @@ import json
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from patchform.commands import automatic, early_checks, inference_options, recipes, short_forms, terminal
-from patchform.errors import UsageError
+from patchform.errors import UsageError, unheard
 from patchform.settings import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from patchform.device import Precision
     from patchform.training.loop import Run
     from patchform.training.plan import Option, Plan
 
@@ -26,7 +28,6 @@ RESUME = (
     "go on with a run that was stopped, or further: settings that changed are listed with what that does;"
     " more epochs stretch the schedule, from the step on that was reached"
 )
-
 TIME = f"such as 90s, 15m or 2h: so many epochs as fit into it (default where a task is named: {automatic.TIME})"
 
 HOW_IT_ENDS = """
@@ -47,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="run folder below --runs")
     parser.add_argument("--runs", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help=RESUME)
+    no_page = "end without evaluation.json and report.html, which patchform evaluate writes as well"
+    parser.add_argument("--no-page", action="store_true", help=no_page)
     parser.add_argument("--plan", action="store_true", help="train nothing: say what it would take of memory, and fit")
 
 
@@ -71,16 +74,36 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_plan(arguments, recipes.nested(flags))
     from patchform import distributed
 
+    began = time.monotonic()
     with distributed.process_group() as rank:
-        finished = train(arguments.recipe, resume=arguments.resume, time=arguments.time, **recipes.nested(flags))
-    if not rank.is_main:
-        return 0
-    if arguments.json:
-        numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
-        print(json.dumps({"run": str(finished.folder), **numbers}))
-    else:
-        print(f"the model is in {finished.folder}")
+        finished = train(
+            arguments.recipe,
+            resume=arguments.resume,
+            time=arguments.time,
+            page=not arguments.no_page,
+            **recipes.nested(flags),
+        )
+    if rank.is_main:
+        _say_end(finished, time.monotonic() - began, as_json=arguments.json)
     return 0
+
+
+def _say_end(finished: Run, seconds: float, *, as_json: bool) -> None:
+    """What was reached, where it lies, and what to type next."""
+    from patchform.report import PAGE
+    from patchform.training.ending import WIDE, ending
+
+    page = finished.folder / PAGE
+    found = str(page) if page.is_file() else None
+    if as_json:
+        numbers = {"step": finished.step, "best": finished.best, "best_step": finished.best_step}
+        score = {"metric": None if finished.best is None else finished.task.better, "meaning": finished.task.meaning}
+        print(
+            json.dumps({"run": str(finished.folder), **numbers, **score, "page": found, "seconds": round(seconds, 1)})
+        )
+        return
+    for name, text in ending(finished, page=found, seconds=seconds):
+        print(f"{name:{WIDE}}{text}")
 
 
 def _look_early(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -103,6 +126,7 @@ def train(
     resume: bool = False,
     time: str | None = None,
     progress: bool = True,
+    page: bool = True,
     **settings: Any,
 ) -> Run:
     """Train a model, or go on with a run.
@@ -114,6 +138,7 @@ def train(
         resume: go on from the newest whole checkpoint.
         time: that it may take, such as "15m": so many epochs as fit into it.
         progress: show how it goes, on stderr.
+        page: at the end look once more at what it was validated on, and write evaluation.json and report.html.
         settings: over the recipe's, nested as there: `name="first"`, `optimizer={"lr": 1e-3}`; `data="photos/"` is
             short for `data={"path": "photos/"}`. `data` may be a Python object with `__len__` and `__getitem__` of
             (picture, target), or two, (train, validation); `classes=[...]` then names its numbers
@@ -130,14 +155,43 @@ def train(
     if resume:
         recipe, settings = _resumed(recipe, settings, time)
     else:
-        say = terminal.say if progress else lambda sentence: None
+        say = terminal.say if progress else unheard
         recipe, settings, notes = automatic.choose(recipe, settings, time=time, say=say)
     resolved, origin = recipes.traced(recipe, settings)
     origin = origin._replace(notes=(*notes, *origin.notes))
 
+    from patchform import distributed
     from patchform.training import loop
 
-    return loop.train(resolved, resume=resume, progress=progress, origin=origin)
+    with distributed.process_group() as rank:
+        finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
+        if page and rank.is_main:
+            _write_page(finished, say=terminal.say if progress else unheard)
+    return finished
+
+
+def _write_page(finished: Run, say: Callable[[str], None]) -> None:
+    """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there."""
+    from patchform.evaluation import evaluate_run
+    from patchform.report import write_report
+
+    recipe, listing = finished.recipe, finished.data.splits.validation
+    remedy = f"to write one: patchform evaluate {shlex.quote(str(finished.folder))} --data DIR"
+    say(f"looking once more at the {len(listing)} {listing.thing}s to validate on, for the page")
+    try:
+        evaluate_run(
+            finished.folder,
+            listing,
+            device=recipe.training.device,
+            batch_size=recipe.training.batch_size,
+            precision=cast("Precision", recipe.training.precision),
+        )
+        write_report(finished.folder, listing)
+    except KeyboardInterrupt:
+        terminal.say(f"the run has ended, its model is in {finished.folder}; its page was not written: {remedy}")
+        raise
+    except Exception as error:
+        terminal.say(f"the page was not written ({' '.join(str(error).split())}); {remedy}")
 
 
 def plan(
@@ -172,6 +226,9 @@ def _resumed(
     recipe: str | Path | Recipe, settings: dict[str, Any], time: str | None
 ) -> tuple[str | Path | Recipe, dict[str, Any]]:
     """What a run is resumed by: its own recipe, where a task or the run itself is named, with settings over it."""
+    if "init_from" in (settings.get("model") or {}):
+        remedy = "leave out --from, or begin another run"
+        raise UsageError("a run that goes on has its weights already", where=str(recipe), remedy=remedy)
     if time is not None:
         raise UsageError("a time, of a run that goes on", remedy="set training.epochs, which stretches its schedule")
     folder = Path(str(settings.get("runs", Recipe.runs))) / str(settings.get("name"))

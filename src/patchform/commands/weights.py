@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from patchform.errors import UsageError
 
 if TYPE_CHECKING:
     from patchform.commands.conversion import Look
+    from patchform.descriptions import WeightsFile
 
 EXAMPLE = 'patchform weights list "swin/*"'
 PREFIX = "only tensors whose names begin so are meant, without it, such as backbone. of a whole detector"
@@ -53,26 +53,73 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     early_checks.published(arguments.pattern)
     from patchform import lookup
+    from patchform.weights import hub
 
     rows = lookup.weights_files(arguments.pattern)
     if not rows:
         raise lookup.no_such("published weights", arguments.pattern, lookup.weights_files())
+    here = {name: hub.cached(row) for name, row in rows.items()}
     if arguments.json:
-        print(json.dumps([{"name": name, **dataclasses.asdict(row)} for name, row in rows.items()], indent=1))
+        found = {name: None if path is None else str(path) for name, path in here.items()}
+        print(
+            json.dumps([{"name": name, **_facts(row), "cached": found[name]} for name, row in rows.items()], indent=1)
+        )
         return 0
-    table = Table("name", "input", "MB", "classes", "licence", "from")
-    for column in table.columns[1:3]:
-        column.justify = "right"
-    for name, row in rows.items():
-        size, home = str(row.preprocessing.size[0]), row.place.partition(":")[0]
-        table.add_row(name, size, str(row.megabytes), row.labels or "none", row.licence, home)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
-    print("nothing is fetched before it is named: patchform weights convert NAME --to patchform --out DIR")
+    cells = [LISTED, *((name, *_listed(row, here=here[name] is not None)) for name, row in rows.items())]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(LISTED))]
+    for name, side, megabytes, *others in cells:
+        numbers = f"{side:>{widths[1]}}  {megabytes:>{widths[2]}}"
+        texts = "  ".join(f"{text:{width}}" for text, width in zip(others, widths[3:]))
+        print(f"{name:{widths[0]}}  {numbers}  {texts}".rstrip())
+    for name, place in hub.places().items():
+        print(f"{CACHES[name]} {place} ({name})")
+    print("nothing is fetched before it is named: patchform train TASK --data DIR --from NAME")
+    print("for a machine without network (HF_HUB_OFFLINE=1): patchform weights fetch NAME, then copy these folders")
+    return 0
+
+
+LISTED = ("name", "input", "MB", "classes", "licence", "file")
+CACHES = {
+    "PATCHFORM_CACHE": "files from plain addresses are kept in",
+    "HF_HUB_CACHE": "files from the hub are kept in",
+    "HF_ENDPOINT": "the hub, or a mirror of it, is",
+}
+"""What is said of `hub.places`."""
+
+
+def _listed(row: WeightsFile, *, here: bool) -> tuple[str, ...]:
+    """What a line of the list says behind the name."""
+    facts = _facts(row)
+    licence = "see show" if "/" in row.licence else row.licence
+    side, classes = str(row.preprocessing.size[0]), row.labels or "none"
+    return side, str(row.megabytes), classes, licence, "here" if here else facts["access"]
+
+
+def _facts(row: WeightsFile) -> dict[str, Any]:
+    """What is known of a file, and how it is got at."""
+    return {**dataclasses.asdict(row), "access": "gated" if row.gated else "by hand" if row.by_hand else "open"}
+
+
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    help_ = "published weights, as weights list has them; hub:owner/name/file; https://...#sha256=..."
+    parser.add_argument("names", metavar="NAME", nargs="+", help=help_)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from patchform import lookup
+    from patchform.weights import hub
+
+    for name in arguments.names:  # all of them before the first is fetched
+        if not name.startswith(("hub:", "https:")):
+            lookup.weights_file(name)
+    paths = {name: str(hub.locate(name, say=_to_stderr)) for name in arguments.names}
+    if arguments.json:
+        print(json.dumps(paths))
+        return 0
+    for name, path in paths.items():
+        print(f"{name} is in {path}")
     return 0
 
 
@@ -87,7 +134,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from patchform import lookup
 
     if not os.path.lexists(arguments.file) and lookup.is_weights_name(arguments.file):  # known without fetching it
-        facts = {"name": arguments.file, **dataclasses.asdict(lookup.weights_file(arguments.file))}
+        facts = {"name": arguments.file, **_facts(lookup.weights_file(arguments.file))}
         lines = (f"{key:17} {value}" for key, value in facts.items())
         print(json.dumps(facts) if arguments.json else "\n".join(lines))
         return 0
@@ -213,6 +260,12 @@ class Action(NamedTuple):
 
 ACTIONS = {
     "list": Action("List published weights; fetch nothing.", '"swin/*"', _list_arguments, _list),
+    "fetch": Action(
+        "Put published weights into the cache, for later or for a machine without network.",
+        "vit/dinov2_reg_s14.lvd142m",
+        _fetch_arguments,
+        _fetch,
+    ),
     "show": Action("Say what a file holds and which models it fills.", "model.safetensors", _show_arguments, _show),
     "convert": Action(
         "Write weights in another layout, or as a model folder that predict takes.",

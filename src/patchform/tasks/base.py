@@ -134,6 +134,11 @@ class Task(ABC):
 
     better: str
     """Name of the number, higher is better, that selects the best checkpoint."""
+    meaning: str = ""
+    """What that number is, in words."""
+    suggested: ClassVar[str] = ""
+    """Published weights for few data of one's own, of the backbone of the recipe "fine_tune": free to use, and not
+    large; none for a task without that recipe."""
 
     @classmethod
     def of(cls, head: Head) -> Task:

@@ -53,6 +53,7 @@ class Classification(Task):
     target: ClassVar[type] = Label
     head: ClassVar[str] = "linear"
     classes: ClassVar[int] = 1000
+    suggested: ClassVar[str] = "vit/dinov2_reg_s14.lvd142m"
     recognised: ClassVar[Literal["by layout", "last", "named"]] = "last"
 
     checks: ClassVar[tuple[Check, ...]] = (*Task.checks, *folders.ALL, amounts.NOTHING, amounts.SINGLE, amounts.UNEVEN)
@@ -60,6 +61,11 @@ class Classification(Task):
     def __init__(self, labels: Literal["single", "multi"] = "single") -> None:
         self.labels = labels
         self.better = "top1" if labels == "single" else "map"
+        self.meaning = (
+            f"share of {self.unit} whose best class is the right one"
+            if labels == "single"
+            else "average precision of a class, mean over the classes"
+        )
 
     @classmethod
     def of(cls, head: Head) -> Task:

@@ -57,6 +57,8 @@ class Detection(Task):
         *(boxes.PERCENT, boxes.AROUND, boxes.CLOSE),
     )
     better = "ap"
+    meaning = "average precision of boxes at overlaps of 0.5 to 0.95 (COCO's), mean over the classes"
+    suggested: ClassVar[str] = "pvt/v2_b0.in1k"
     kinds: ClassVar[tuple[Kind, ...]] = ("boxes",)
 
     def training_samples(

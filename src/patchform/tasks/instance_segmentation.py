@@ -16,5 +16,6 @@ class InstanceSegmentation(Detection):
     name: ClassVar[str] = "instance_segmentation"
     head: ClassVar[str] = "mask_rcnn"
     recognised = "named"
+    meaning = "average precision of masks at overlaps of 0.5 to 0.95 (COCO's), mean over the classes"
     checks: ClassVar[tuple[Check, ...]] = (boxes.OUTLINED, *Detection.checks)
     kinds: ClassVar[tuple[Kind, ...]] = ("masks", "boxes")

@@ -49,6 +49,8 @@ class SemanticSegmentation(Task):
     unit: ClassVar[str] = "pixels"
     checks: ClassVar[tuple[Check, ...]] = (*Task.checks, masks.LABELLED, masks.ABSENT)
     better = "mean_iou"
+    meaning = "how far predicted and true areas of a class agree (intersection over union), mean over the classes"
+    suggested: ClassVar[str] = "pvt/v2_b0.in1k"
 
     def training_samples(
         self, listing: Listing, preprocessing: Preprocessing, augmentation: AugmentationSettings, seed: int

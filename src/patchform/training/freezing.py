@@ -122,7 +122,7 @@ def untaught_note(recipe: Recipe) -> str | None:
     stays = (model.frozen == "all" and not model.frozen_epochs) or not recipe.optimizer.backbone_rate
     if model.init_from is not None or not (stays or model.adapter != "none"):
         return None
-    return "the backbone's weights are random and stay so: model.init_from names those of one that has learnt"
+    return "the backbone's weights are random and stay so: --from names those of one that has learnt"
 
 
 # ------------------------------------------------------------------------------------------------- batch normalisation

@@ -12,11 +12,12 @@ from patchform import distributed
 from patchform.device import pick_device
 from patchform.errors import DivergedError
 from patchform.markup import chart, escape
-from patchform.model import Model, save
+from patchform.model import Model
 from patchform.settings import UNKNOWN, Origin, Recipe, TrainingSettings
-from patchform.tasks.base import task_of
+from patchform.tasks.base import Task, task_of
 from patchform.training import resuming, run, summary
-from patchform.training.batches import Batches, open_training
+from patchform.training.advice import start_notes
+from patchform.training.batches import Batches, TrainingData, open_training
 from patchform.training.cached_features import forget, rows_of
 from patchform.training.freezing import statistics_note, untaught_note
 from patchform.training.learner import Learner
@@ -26,6 +27,7 @@ from patchform.training.preparation import identity_of, model_of, refuse_nonsens
 from patchform.training.progress import Reporter
 from patchform.training.run import RunContext
 from patchform.training.saving import Saver
+from patchform.training.standing import DIVERGED
 from patchform.training.step import StepResult
 from patchform.training.summary import Start
 from patchform.training.validation import Validation
@@ -43,6 +45,15 @@ class Run(NamedTuple):
     best: float | None
     """The score of the model, None without one."""
     best_step: int
+    recipe: Recipe
+    """As it was resolved."""
+    data: TrainingData
+    """What it has learnt from, and was scored on."""
+
+    @property
+    def task(self) -> Task:
+        """What the score means."""
+        return task_of(self.model.architecture, self.model.head)
 
     @property
     def history(self) -> History:
@@ -126,14 +137,14 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = True, origin
         batches = Batches(recipe, data, length, context, counters.step)
         validation = Validation(learner, data, context, at_once)
         _announce(summary.Start(learner, data, settled, counters.step, at_once), context)
-        reporter.begin(counters.step, length.steps)
+        reporter.begin(counters.step, validation.work)
         with memory_errors(at_once, data.preprocessing), saver.log() as log, saver.saved_on_error():
             _take_steps(learner, batches, validation, saver, log)
 
             # ---------------------------------------------------------------------------------------- the model
             final = saver.best.final(forget(learner.evaluated()), counters, reporter.note)
-            distributed.all_or_none(lambda: save(final, folder) if rank.is_main else None)
-        return Run(folder, final.eval(), counters.step, counters.best, counters.best_step)
+            saver.finish(final)
+        return Run(folder, final.eval(), counters.step, counters.best, counters.best_step, recipe, data)
 
 
 def _take_steps(
@@ -165,7 +176,7 @@ def _take_steps(
         if log is not None:
             log.step(step + 1, loss=result.loss, norm=result.norm, lr=rate)
         epoch = step // length.steps_per_epoch + 1
-        saver.context.reporter.step(step + 1, epoch=epoch, loss=result.loss, rate=rate, images=batches.size(step))
+        saver.context.reporter.step(step + 1, epoch=epoch, loss=result.loss, images=batches.size(step))
 
 
 def _device(settings: TrainingSettings) -> torch.device:
@@ -187,6 +198,7 @@ def _announce(start: Start, context: RunContext) -> None:
     remarks = [
         statistics_note(learner.model, learner.recipe, context.rank),
         None if start.step else untaught_note(learner.recipe),
+        *([] if start.step else start_notes(learner.recipe, start.data)),
         resuming.rate_note(start.settled, start.step, learner.length),
         "every step was taken already: nothing is left to train" if start.step >= learner.length.steps else None,
     ]
@@ -206,7 +218,7 @@ def _skipped(learner: Learner, step: int) -> str:
 def _diverged(context: RunContext, rate: float, step: int, names: list[str], result: StepResult) -> DivergedError:
     """The error, after all file names of the batch were written beside the log."""
     if context.rank.is_main:
-        replace_text(context.folder / "diverged.json", json.dumps({"step": step, "files": names}, indent=1))
+        replace_text(context.folder / DIVERGED, json.dumps({"step": step, "files": names}, indent=1))
     return DivergedError(
         f"the loss is {result.loss:g} and its gradient's norm {result.norm:g} at step {step} (learning rate {rate:g})",
         where=", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else ""),

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from patchform.loggers.base import LoggedRun, Logger, LoggerLost, opened
 from patchform.markup import Curve
 from patchform.resources import writing
+from patchform.training.standing import METRICS as METRICS
 from patchform.weights.files import replace_text
 
-METRICS, STEPS = "metrics.csv", "steps.jsonl"
+STEPS = "steps.jsonl"
 LARGEST = 1 << 32
 """Bytes of a log that are still read."""
 _KEYS = ("epoch", "step")

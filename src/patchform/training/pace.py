@@ -1,106 +1,96 @@
-"""How fast a recipe goes on this machine: a few of its steps are taken on its data, and forgotten."""
+"""How long a run will still take, by what its steps and validations took so far."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
-from patchform.data.checks.examination import check
-from patchform.data.dataset import Splits
-from patchform.data.listing import few_of
-from patchform.data.loader import evaluation_loader
-from patchform.device import fast_precision, pick_device
-from patchform.distributed import SINGLE
-from patchform.evaluation import evaluate
-from patchform.settings import ModelSettings, Recipe
-from patchform.tasks.base import find_task
-from patchform.training.batches import Batches, TrainingData
-from patchform.training.learner import Learner
-from patchform.training.memory import memory_errors
-from patchform.training.preparation import model_of, seed_everything
-from patchform.training.progress import Reporter
-from patchform.training.run import RunContext, Stop
-from patchform.training.schedule import RunLength
-
-STEPS, PICTURES = 3, 64
-"""Steps on pictures that are seen for the first time, and again on the same; pictures of a validation."""
-ENOUGH = 8.0
-"""Seconds after which no further step is measured."""
+REMEMBERED = 100
+"""Steps whose mean duration counts: a backbone that thaws makes them longer."""
+PASSES = 3.0
+"""A step is about as long as so many forward passes."""
 
 
-class Pace(NamedTuple):
-    """Seconds that the parts of a run take."""
+class Work(NamedTuple):
+    """What a run does, in steps and validations."""
 
-    epoch: float
-    """Of training, pictures known."""
-    validation: float
-    start: float
-    """Once: pictures are opened for the first time."""
+    steps: int
+    """Optimizer steps in all."""
+    steps_per_validation: int
+    samples: int
+    """That each validation looks at."""
 
-    def total(self, epochs: int, validate_every: int) -> float:
-        """Of a run."""
-        return self.start + epochs * self.epoch + math.ceil(epochs / validate_every) * self.validation
+    def validations(self, step: int) -> int:
+        """How many are due until a step: one each period, and one at the end."""
+        short = step >= self.steps and self.steps % self.steps_per_validation > 0
+        return min(step, self.steps) // self.steps_per_validation + short
 
 
-def measure(recipe: Recipe, splits: Splits) -> Pace:
-    """Take a few steps, and validate a few pictures. Nothing is written; weights to start from are not read.
+class Pace:
+    """Measures a run from a step on.
 
     Args:
-        recipe: all settings. Pictures are opened in this process, whatever `data.workers` says.
-        splits: of its data.
-
-    Raises:
-        PatchformError: what the steps of a run raise: of settings, of pictures that cannot be read, of memory.
+        step: steps taken before.
+        work: of the run.
+        clock: seconds, of any beginning.
     """
-    settings, device = recipe.training, pick_device(recipe.training.device)
-    precision = fast_precision(device).precision if settings.precision == "auto" else settings.precision
-    recipe = dataclasses.replace(
-        recipe,
-        training=dataclasses.replace(settings, precision=precision),
-        data=dataclasses.replace(recipe.data, workers=0, features=None),
-        model=_at_its_slowest(recipe.model),
-    )
-    skipped = 0.99 if recipe.data.skip_bad else 0.0
-    train, validation = (
-        check(few_of(listing, count), recipe.preprocessing, skip_bad=skipped)[0]
-        for listing, count in ((splits.train, STEPS * settings.batch_size), (splits.validation, PICTURES))
-    )
-    counts = (1,) * len(train.classes)
-    data = TrainingData(Splits(train, validation, splits.notes), counts, recipe.preprocessing)
-    seed_everything(settings.seed)
-    model = model_of(recipe, data.listing, data.preprocessing, counts=data.counts, say=lambda sentence: None)
-    steps = math.ceil(len(data.listing) / settings.batch_size)
-    learner = Learner(model.to(device), recipe, RunLength(steps, 2 * steps), SINGLE)
-    learner.begin(0)
-    at_once = min(settings.micro_batch or settings.batch_size, settings.batch_size)
-    with memory_errors(at_once, data.preprocessing), Reporter(shown=False) as reporter:
-        seconds = _seconds_of_steps(learner, data, RunContext(Path(), device, SINGLE, reporter, Stop()))
-        started = time.perf_counter()
-        task = find_task(recipe.task).of(learner.model.head)
-        loader = evaluation_loader(data.validation_samples(task, recipe), at_once, 0)
-        evaluate(learner.evaluated(), loader, task, precision=precision)
-        validating = (time.perf_counter() - started) * len(splits.validation) / max(1, len(validation))
-    step, opened = min(seconds[steps:]), seconds[:steps]
-    all_steps = math.ceil(len(splits.train) / settings.batch_size)
-    return Pace(all_steps * step, validating, all_steps * max(0.0, min(opened) - step))
+
+    def __init__(self, step: int, work: Work, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.work, self._clock, self._step, self._validated = work, clock, step, step
+        self._last, self._taken = clock(), 0
+        self._steps: deque[float] = deque(maxlen=REMEMBERED)
+        self._images: deque[int] = deque(maxlen=REMEMBERED)
+        self._validation: float | None = None
+        self._begun: float | None = None
+        self._share = 0.0
+
+    def step(self, step: int, images: int) -> None:
+        """A step was taken on so many images."""
+        now = self._clock()
+        self._taken += 1
+        if self._taken == 2:  # the first one made what later ones find there
+            self._steps.clear()
+            self._images.clear()
+        self._steps.append(now - self._last)
+        self._images.append(images)
+        self._last, self._step = now, step
+
+    def validating(self, done: int) -> None:
+        """Of a validation so many samples are done."""
+        now = self._clock()
+        self._begun = self._last if self._begun is None else self._begun
+        self._share = min(done / max(self.work.samples, 1), 1.0)
+        if self._share > 0:
+            self._validation = (now - self._begun) / self._share
+
+    def validated(self, step: int) -> None:
+        """An epoch has ended, with or without a validation."""
+        self._validated, self._begun, self._share = step, None, 0.0
+        self._last = self._clock()
+
+    def left(self) -> float | None:
+        """Seconds; None before the first step."""
+        if not self._steps:
+            return None
+        a_step = sum(self._steps) / len(self._steps)
+        a_validation = self._validation
+        if a_validation is None:
+            a_validation = a_step / max(sum(self._images) / len(self._images), 1) * self.work.samples / PASSES
+        due = self.work.validations(self.work.steps) - self.work.validations(self._validated) - self._share
+        return a_step * (self.work.steps - self._step) + a_validation * max(due, 0.0)
 
 
-def _at_its_slowest(model: ModelSettings) -> ModelSettings:
-    """From nothing, as it learns when most of it does."""
-    frozen = 0 if model.frozen_epochs else model.frozen
-    return dataclasses.replace(model, init_from=None, compile=False, frozen=frozen, frozen_epochs=0)
-
-
-def _seconds_of_steps(learner: Learner, data: TrainingData, context: RunContext) -> list[float]:
-    """Of two epochs, but of no more steps than it takes to know."""
-    batches, seconds, begun = Batches(learner.recipe, data, learner.length, context, 0), list[float](), time.monotonic()
-    for number in range(learner.length.steps):
-        started = time.perf_counter()
-        learner.take(number, batches.next(number), counted=True)
-        seconds.append(time.perf_counter() - started)
-        if number >= learner.length.steps_per_epoch and time.monotonic() - begun > ENOUGH:
-            break
-    return seconds
+def in_words(seconds: float) -> str:
+    """A duration in two units at most: "40 s", "3 min 20 s", "12 min", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 10:
+        return f"{minutes} min" + f" {rest} s" * (rest > 0)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h" + f" {minutes} min" * (minutes > 0)

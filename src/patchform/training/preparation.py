@@ -33,6 +33,7 @@ from patchform.training.distillation import Distilled
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
 from patchform.training.teacher import check_there
+from patchform.weights.hub import locate
 from patchform.weights.sources import DESCRIPTION, read_description
 
 
@@ -84,9 +85,13 @@ def checked(
     splits: Splits, task: Task, data: DataSettings, preprocessing: Preprocessing, reporter: Reporter, *, stop: Stop
 ) -> tuple[Splits, tuple[int, ...]]:
     """The splits without bad pictures, and how much there is to learn of each class; says what was found."""
-    interruptible = functools.partial(_check_stop, stop)
-    train, first = check(splits.train, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
-    validation, second = check(splits.validation, preprocessing, skip_bad=data.skip_bad, progress=interruptible)
+    looking = functools.partial(_looking, stop, reporter)
+    train, first = check(
+        splits.train, preprocessing, skip_bad=data.skip_bad, progress=functools.partial(looking, "to learn from")
+    )
+    validation, second = check(
+        splits.validation, preprocessing, skip_bad=data.skip_bad, progress=functools.partial(looking, "to validate on")
+    )
     for listing, report in ((train, first), (validation, second)):
         hints = task.refuse_opened(listing, report, training=report is first)
         for note in (*report.notes, *hints):
@@ -100,8 +105,9 @@ def checked(
     return splits._replace(train=train, validation=validation), first.pixels or train.counts()
 
 
-def _check_stop(stop: Stop, done: int, count: int) -> None:
+def _looking(stop: Stop, reporter: Reporter, what: str, done: int, count: int) -> None:
     stop.check()
+    reporter.looking(what, done, count)
 
 
 def model_of(
@@ -127,7 +133,7 @@ def model_of(
     model, source = _build(recipe, listing, preprocessing, counts), recipe.model.init_from
     if source is not None:
         try:
-            report = load_weights(model, source, transfer=recipe.model.transfer)
+            report = load_weights(model, locate(source, say=say), transfer=recipe.model.transfer)
         except ModelFileError as error:
             theirs, own = _backbone_of(source), (recipe.model.backbone, recipe.model.options)
             if theirs is None or theirs == own:
@@ -137,7 +143,9 @@ def model_of(
             raise ModelFileError(
                 f"the weights are of {what}, the model to train has {mine}", where=source, remedy=f"take {flags}"
             ) from error
-        say(f"starting from {source}: {report}")
+        first, *others = report.lines()
+        for line in (f"starting from {source}: {first}", *others):
+            say(line)
     return model
 
 

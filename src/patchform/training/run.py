@@ -23,6 +23,8 @@ from patchform import distributed, signals
 from patchform.errors import FolderError, Interrupted
 from patchform.resources import refused, writing
 from patchform.training.progress import Reporter
+from patchform.training.standing import LOCK as LOCK
+from patchform.training.standing import RECIPE as RECIPE
 from patchform.weights import files
 from patchform.weights.sources import BEST as BEST
 from patchform.weights.sources import CHECKPOINTS as CHECKPOINTS
@@ -38,8 +40,6 @@ class RunContext(NamedTuple):
     stop: Stop
 
 
-LOCK, RECIPE = "run.lock", "recipe.yaml"
-"""Names in a run folder."""
 ATTEMPTS = 5
 """To lock a folder, in a tenth of a second."""
 

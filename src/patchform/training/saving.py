@@ -9,7 +9,7 @@ import shlex
 import shutil
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch import nn
 from patchform import distributed, lookup
 from patchform.distributed import Rank
 from patchform.errors import DivergedError, Interrupted, PatchformError, ResourceError
+from patchform.model import Model, save
 from patchform.resources import out_of_memory, writing
+from patchform.tasks.base import task_of
 from patchform.training import checkpoint, run
 from patchform.training.best import BestModel
 from patchform.training.checkpoint import Counters
@@ -30,6 +32,7 @@ from patchform.training.preparation import plain
 from patchform.training.progress import Reporter
 from patchform.training.recipe_files import flat
 from patchform.training.run import RunContext
+from patchform.training.standing import STANDING, Standing, Written, as_text
 from patchform.weights.files import replace_text
 
 
@@ -105,12 +108,12 @@ class Saver:
         try:
             yield
         except Interrupted as error:
-            self._rescue(error)
+            self._rescue(error, "stopped")
             after = f" after step {self.counters.step}" if self.counters.step else " before the first step"
             remedy = f"go on with: {self._command()}"
             raise Interrupted(error.exit_code, where=self.context.folder, after=after, remedy=remedy) from None
         except Exception as error:
-            self._rescue(error)
+            self._rescue(error, "diverged" if isinstance(error, DivergedError) else "failed")
             if self.context.rank.is_main:
                 self.context.reporter.note(f"{self._standing()}; go on with: {self._command()}")
             raise
@@ -118,8 +121,10 @@ class Saver:
             self.context.reporter.note(f"{self._standing()}; go on with: {self._command()}")
             raise
 
-    def _rescue(self, error: Exception) -> None:
+    def _rescue(self, error: Exception, state: Written) -> None:
         """Save what was learnt. What cannot be saved is said, and the error stays the one that it was."""
+        with suppress(PatchformError):
+            self._write_standing(state)
         say, step = self.context.reporter.note, self.counters.step
         if out_of_memory(error):
             traceback.clear_frames(error.__traceback__)  # they hold what the step had made
@@ -132,7 +137,7 @@ class Saver:
                 say(f"not saved after step {step}: {second}")
         if (best := self.counters.best) is not None:
             say(f"its best model so far, of step {self.counters.best_step} and score {best:.4g}, can be used already:"
-                f" patchform predict {_quoted(self.context.folder)} PICTURES")  # fmt: skip
+                f" patchform predict {quoted(self.context.folder)} PICTURES")  # fmt: skip
 
     @contextmanager
     def _log_errors(self) -> Iterator[None]:
@@ -163,11 +168,35 @@ class Saver:
         resolved = dataclasses.replace(self.learner.recipe, name=self.context.folder.name)
         text = yaml.safe_dump(plain(dataclasses.asdict(resolved)), sort_keys=False)
         replace_text(self.context.folder / run.RECIPE, text)
+        self._write_standing("running")
         size = sum(tensor.nbytes for tensor in self.learner.model.state_dict().values())
         needed = 3 * size * (3 + (self.learner.average is not None))  # weights, two moments, the average
         if (free := shutil.disk_usage(self.context.folder).free) < needed:
             room = f"{free >> 20} MB are free, three checkpoints need {needed >> 20} MB"
             self.context.reporter.note(f"the disk may become full: {room}")
+
+    def finish(self, model: Model) -> None:
+        """Write the model that the run ends with."""
+        folder, is_main = self.context.folder, self.context.rank.is_main
+        distributed.all_or_none(lambda: save(model, folder) if is_main else None)
+        self._write_standing("finished")
+
+    def _write_standing(self, state: Written) -> None:
+        """For those who list runs."""
+        if not self.context.rank.is_main:
+            return
+        recipe, model = self.learner.recipe, self.learner.model
+        task = task_of(model.architecture, model.head)
+        standing = Standing(
+            state=state,
+            task=recipe.task,
+            backbone=recipe.model.backbone,
+            head=recipe.model.head,
+            metric=task.better if task.labelled else None,
+            meaning=task.meaning,
+            epochs=recipe.training.epochs,
+        )
+        replace_text(self.context.folder / STANDING, as_text(standing))
 
     def log(self) -> MetricsLog | nullcontext[None]:
         """The log of the run from this step on; None in processes that do not write."""
@@ -195,11 +224,17 @@ def resume_command(folder: Path, rank: Rank) -> str:
         if os.environ.get("LOCAL_WORLD_SIZE", str(rank.world_size)) != str(rank.world_size):
             return "the command that started it on every machine, with --resume"
         words = ["torchrun", "--nproc-per-node", str(rank.world_size), "-m", *words]
-    plugins = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
-    return f"{shlex.join(words)} {_quoted(folder)} {shlex.join(['--resume', *plugins])}"
+    return with_plugins(f"{shlex.join(words)} {quoted(folder)} --resume")
 
 
-def _quoted(folder: Path) -> str:
+def with_plugins(command: str) -> str:
+    """A command with the plug-in folders that were named."""
+    words = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
+    return " ".join([command, *map(shlex.quote, words)])
+
+
+def quoted(folder: Path) -> str:
+    """A path as a word of a command line, which is no option."""
     text = str(folder)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 

@@ -13,6 +13,7 @@ from torch import nn
 from patchform import distributed, schema
 from patchform.errors import ResourceError
 from patchform.settings import Recipe, TeacherSettings
+from patchform.tasks.base import task_of
 from patchform.training import adapters
 from patchform.training.batches import TrainingData
 from patchform.training.freezing import batch_norms
@@ -83,12 +84,16 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
         none = "none: loss.teacher.model names no model"
         yield Entry("teacher", none if learner.distilled is None else str(learner.distilled))
     yield Entry("input", _input(recipe))
+    batch = min(settings.batch_size, len(listing))
+    at_once = f", {start.at_once} at once" * (start.at_once < batch)
     yield Entry(
         "data",
         f"{len(listing)} {listing.thing}s to learn from, {len(start.data.splits.validation)} to validate on; batches of"
-        f" {min(settings.batch_size, len(listing))}, {start.at_once} at once; {length.steps_per_epoch} steps an epoch,"
-        f" {length.steps} in all",
+        f" {batch}{at_once}; {_several(length.steps_per_epoch, 'step')} an epoch, {length.steps:,} in all",
     )
+    task = task_of(model.architecture, model.head)
+    if task.labelled and task.meaning:
+        yield Entry("score", f"{task.better}, higher is better: {task.meaning}")
     if recipe.data.features is not None:
         yield Entry("features", f"each picture is looked at once, without augmentation; kept in {recipe.data.features}")
     yield Entry("device", _device(context))
@@ -121,17 +126,19 @@ def _trained(model: nn.Module) -> str:
 
 def _frozen(learner: Learner) -> str:
     """What does not move at the first step, and until when."""
-    settings, layers = learner.recipe.model, len(learner.model.trained.layers())
+    settings, layers, steps = learner.recipe.model, len(learner.model.trained.layers()), learner.length.steps
     frozen = settings.frozen if learner.recipe.optimizer.backbone_rate else "all"
     parts = []
     if frozen and learner.frozen.now:
         until = learner.frozen.until
         words = "the backbone" if frozen == "all" else f"the stem and {frozen} of {layers} layers of the backbone"
-        parts.append(words + (f" for {_several(settings.frozen_epochs, 'epoch')}" if until < float("inf") else ""))
+        if until < float("inf"):
+            words += f" for {_several(settings.frozen_epochs, 'epoch')}" + ", all of this run" * (until >= steps)
+        parts.append(words)
     if settings.adapter != "none":
         return "the backbone but for its adapter" + "".join(f"; {part} have none" for part in parts)
-    if settings.norms == "frozen":
-        parts.append(f"{len(batch_norms(learner.model.trained))} batch normalisations")
+    if settings.norms == "frozen" and (norms := len(batch_norms(learner.model.trained))):
+        parts.append(f"{norms} batch normalisations")
     return " and ".join(parts) or "nothing"
 
 

@@ -19,6 +19,7 @@ from patchform.training.best import BestModel
 from patchform.training.checkpoint import Counters
 from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
+from patchform.training.pace import Work
 from patchform.training.run import RunContext
 from patchform.training.saving import save_errors
 from patchform.weights.files import failpoint
@@ -47,6 +48,9 @@ class Validation:
         self._data, self._at_once = data, at_once
         self._since = time.perf_counter()
 
+        period = learner.length.steps_per_epoch * self.settings.validate_every
+        self.work = Work(learner.length.steps, period, len(data.splits.validation))
+
     def end_epoch(self, counters: Counters, log: MetricsLog | None) -> str:
         """Validate where that is due, keep the model if it is the best so far, write a row.
 
@@ -55,7 +59,7 @@ class Validation:
         """
         step, length, reporter = counters.step, self.learner.length, self.context.reporter
         numbers: dict[str, float | None] = {"train_loss": counters.epoch_loss / length.steps_per_epoch}
-        if length.ends(step, length.steps_per_epoch * self.settings.validate_every) or step >= length.steps:
+        if length.ends(step, self.work.steps_per_validation) or step >= length.steps:
             evaluated = self.learner.evaluated()
             scores = self._scores(evaluated)
             if self.task.labelled and LOG_LOSS not in scores.numbers:
@@ -101,6 +105,7 @@ class Validation:
 
     def _between_batches(self, done: int) -> None:
         self.context.stop.check()
+        self.context.reporter.validating(done)
 
     def _keep_best(self, model: Model, scores: Scores, counters: Counters) -> None:
         without_better = counters.without_better + 1  # counted when nothing can fail any more

@@ -6,7 +6,8 @@
     vit/b16.augreg_in21k_ft_in1k    a row of a family's `WEIGHTS`: one of the above
 
 What was fetched before is taken from the cache and the network is not asked; what was not is fetched when the user
-names it and at no other time. The hub's files are in the hub's own cache (HF_HOME), the others in `cache()`.
+names it and at no other time. The hub's files are in the hub's own cache (HF_HUB_CACHE, or HF_HOME) and may come from a
+mirror of it (HF_ENDPOINT); the others are in `cache()`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -38,6 +39,7 @@ LARGEST = 1 << 36
 """Bytes of a plain address that are still fetched: 64 GiB."""
 PATIENCE = 30.0
 """Seconds in which a server must say something."""
+ELSEWHERE = "name a mirror (HF_ENDPOINT), or fetch it where there is a network: patchform weights fetch NAME"
 _NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)((?:/[\w.+-]+)*)(?:@([\w./-]+))?")
 _SUM = re.compile(r"[0-9a-f]{64}")
 
@@ -63,6 +65,36 @@ def locate(source: str | Path, *, say: Callable[[str], None] = lambda sentence: 
     if row.place.startswith("torchvision:"):
         raise _by_hand(source, row)
     return fetch(row.place, sha256=row.sha256, say=say)
+
+
+def cached(row: WeightsFile) -> Path | None:
+    """Where the file of published weights lies on this machine; None where it was not fetched. No network is used.
+
+    Its sum is not looked at before it is read.
+    """
+    if row.by_hand:
+        return None
+    if not row.place.startswith("hub:"):
+        name = urllib.parse.unquote(urllib.parse.urlsplit(row.place).path).rpartition("/")[2]
+        path = cache() / (row.sha256 or "")[:16] / name
+        return path if row.sha256 and path.is_file() else None
+    try:
+        import huggingface_hub as library
+    except ImportError:
+        return None
+    ref = _parse(row.place, None)
+    found = library.try_to_load_from_cache(ref.repository, ref.file, revision=ref.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def places() -> dict[str, str]:
+    """Where fetched files are kept and fetched from, and the environment variable that says otherwise, by that name."""
+    found = {"PATCHFORM_CACHE": str(cache())}
+    with suppress(ImportError):
+        from huggingface_hub import constants
+
+        found |= {"HF_HUB_CACHE": str(constants.HF_HUB_CACHE), "HF_ENDPOINT": str(constants.ENDPOINT)}
+    return found
 
 
 def fetch(
@@ -222,7 +254,8 @@ def _from_hub(ref: _Ref, offline: bool, say: Callable[[str], None]) -> Path:
                 path = _download(library, ref, local)
             except library.errors.LocalEntryNotFoundError as error:
                 if not local:
-                    raise ResourceError(f"the hub cannot be reached ({files.one_line(str(error))})") from error
+                    what = f"the hub cannot be reached ({files.one_line(str(error))})"
+                    raise ResourceError(what, where=ref.repository, remedy=ELSEWHERE) from error
                 continue
             if path is not None:
                 return path

@@ -77,7 +77,7 @@ def test_how_much_there_is_is_said_in_a_line_each(tmp_path):
     assert lines(given, (3, 1, 0), ((10, 20), (30, 50), (40, 60)), unit="objects") == [
         "sizes: 20 to 60 pixels wide, 10 to 40 high, median 50 x 30",
         'balance: from "c" 0 objects (0.0%) to "a" 3 objects (75.0%)',
-        "small: 4 pictures for 3 classes; start from published weights (model.init_from)",
+        "small: 4 pictures for 3 classes; start from published weights (train --from NAME)",
     ]
     assert lines(given, (3, 1, 0), ((7, 8),) * 3, training=False)[0] == "sizes: all 8 x 7 pixels"
     many = listing(tmp_path, *[(0,)] * (3 * amounts.FEW))

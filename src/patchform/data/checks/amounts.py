@@ -74,7 +74,7 @@ def summary(subject: Subject, unit: str) -> Iterator[str]:
         yield f"balance: from {few} to {many}"
     if subject.training and 0 < len(listing) < FEW * max(1, len(numbers)):
         classes = f" for {len(numbers)} classes" if len(numbers) > 1 else ""
-        yield f"small: {len(listing)} {listing.thing}s{classes}; start from published weights (model.init_from)"
+        yield f"small: {len(listing)} {listing.thing}s{classes}; start from published weights (train --from NAME)"
 
 
 NOTHING, SINGLE = Check(nothing), Check(single, training=True)
