@@ -138,7 +138,7 @@ def test_typed_epochs_are_taken_without_measuring(photos, paces):
 
 @pytest.mark.usefixtures("packaged", "paces")
 def test_who_starts_from_weights_gets_the_recipe_for_that(photos):
-    assert chosen(photos, model={"init_from": "weights.safetensors"})[0] == "classification/fine_tune"
+    assert chosen(photos, model={"init_from": "swin/t.ms_in1k"})[0] == "classification/fine_tune"
 
 
 @pytest.mark.usefixtures("packaged", "paces")

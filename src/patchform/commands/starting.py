@@ -174,7 +174,7 @@ def _from_file(settings: dict[str, Any], source: Path, recipe: dict[str, Any]) -
 
 @lru_cache(maxsize=4)
 def _looked(source: Path, prefix: str | None, *_: int) -> Look:
-    """Which backbones a file fits; it takes seconds, and is asked for several times. `_`: how the file is known again."""
+    """Which backbones a file fits, which takes seconds to find out; `_` is how the file is known again."""
     from patchform.commands.conversion import look
 
     return look(source, prefix=prefix)
