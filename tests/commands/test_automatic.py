@@ -10,6 +10,7 @@ from PIL import Image
 
 from patchform import cli
 from patchform.commands import automatic, recipes
+from patchform.commands.short_forms import SHORT_FORMS
 from patchform.errors import UsageError
 from patchform.training import trial
 from patchform.training.trial import Pace
@@ -89,7 +90,7 @@ def test_the_largest_recipe_that_suits_pictures_and_time_is_taken(photos, paces)
         "data: 96 pictures to learn from and 24 to judge by, of 2 classes, 160 x 100 pixels in the median"
     )
     assert "recipe classification/small_128" in notes[1]
-    assert notes[1].endswith("; that takes about 14 minutes here")
+    assert notes[1].endswith("; that takes about 14 min here")
 
 
 @pytest.mark.usefixtures("packaged")
@@ -160,7 +161,9 @@ def test_the_command_that_is_said_asks_for_the_same(photos):
     assert label == "the same again"
     _, verb, recipe, *flags = shlex.split(words)
     assert verb == "train"
-    typed = recipes.nested(dict(zip((flag[2:] for flag in flags[::2]), flags[1::2], strict=True)))
+    short = {form.option: f"--{form.setting}" for form in SHORT_FORMS}
+    assert {"--data", "--epochs", "--batch", "--lr"} < set(flags)
+    typed = recipes.nested({short.get(flag, flag)[2:]: value for flag, value in zip(flags[::2], flags[1::2])})
     again = recipes.resolve(recipe, typed)
     assert again == dataclasses.replace(resolved, name=None)
 

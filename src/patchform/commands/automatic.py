@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchform import schema
 from patchform.commands import recipes, starting
+from patchform.commands.short_forms import SHORT_FORMS
 from patchform.errors import UsageError
 from patchform.settings import Recipe
+from patchform.training.pace import in_words
 from patchform.training.recipe_files import flat, merged, nested, plain, renamed
 
 if TYPE_CHECKING:
@@ -236,18 +238,19 @@ def _notes(offer: _Offer, typed: Mapping[str, Any], data: Overview, *, takes: st
     lines = f"data: {data}", f"chosen: {', '.join(filter(None, (named, values)))}; {takes}"
     if isinstance(offer.recipe, Recipe):
         return lines
-    return *lines, f"the same again: {command(offer.recipe, merged(offer.chosen, typed))}"
+    settings = {name: value for name, value in merged(offer.chosen, typed).items() if name != "name"}
+    return *lines, f"the same again: {command(offer.recipe, settings)}"
 
 
 def _takes(recipe: Recipe, pace: Pace | None) -> str:
     """How long a run takes, in words."""
     if pace is None:
         return "nothing was measured"
-    seconds = pace.total(recipe.training.epochs, recipe.training.validate_every)
-    return f"that takes about {f'{seconds:.0f} seconds' if seconds < 90 else f'{seconds / 60:.0f} minutes'} here"
+    return f"that takes about {in_words(pace.total(recipe.training.epochs, recipe.training.validate_every))} here"
 
 
 def command(recipe: str | Path, settings: Mapping[str, Any]) -> str:
-    """The command line that trains by a recipe with settings over it, into a new run folder."""
-    words = [f"--{name} {shlex.quote(schema.shown(value))}" for name, value in flat(settings) if name != "name"]
+    """The command line that trains by a recipe with settings over it."""
+    short = {form.setting: form.option for form in SHORT_FORMS}
+    words = [f"{short.get(name, f'--{name}')} {shlex.quote(schema.shown(value))}" for name, value in flat(settings)]
     return " ".join(["patchform train", shlex.quote(str(recipe)), *words])

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(line)
     task = rows[0].name.partition("/")[0]
     print(
-        f"patchform train {task} --data DIR takes {task}/{recipes.DEFAULT}; patchform train NAME --data DIR any other"
+        f"patchform train {task} --data DIR fits {task}/{recipes.DEFAULT} to the data; patchform train NAME any other"
     )
     return 0
 
