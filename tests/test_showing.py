@@ -15,6 +15,7 @@ from patchform.metrics.base import Scores, Table
 from patchform.model import Model, build_model
 from patchform.prediction import Prediction, Predictor
 from patchform.records import Instances, Preprocessing, Regions
+from patchform.settings import Recipe
 from patchform.tasks.detection import Detection
 from patchform.tasks.semantic_segmentation import SemanticSegmentation
 from patchform.training.loop import Run
@@ -128,7 +129,7 @@ def test_scores_are_a_line_a_table_and_a_file():
 def test_a_run_shows_its_curves(predictor, tmp_path):
     lines = "epoch,step,train_loss,val_loss,top1\n1,4,1.5,,\n2,8,1.25,1.0,0.5\n3,12,1.0,inf,0.75\n"
     (tmp_path / "metrics.csv").write_text(lines)
-    run = Run(tmp_path, predictor.model, 12, 0.75, 12)
+    run = Run(tmp_path, predictor.model, 12, 0.75, 12, Recipe(), None)
     assert repr(run) == f"Run({tmp_path}: 12 steps, top1 0.75 after 12)"
     assert [row["val_loss"] for row in run.history][:2] == [None, 1.0]
     assert [row["top1"] for row in run.history] == [None, 0.5, 0.75]

@@ -8,8 +8,9 @@ from patchform.commands.short_forms import SHORT_FORMS
 from patchform.errors import UsageError
 
 TYPED = {
-    "--data": ("my photos", "my photos"), "--model": ("swin/t", "swin/t"), "--size": ("320x480", "[320, 480]"),
-    "--epochs": ("3", "3"), "--batch": ("8", "8"), "--lr": ("5e-4", "5e-4"), "--seed": ("7", "7"),
+    "--data": ("my photos", "my photos"), "--from": ("own.pt", "own.pt"), "--model": ("swin/t", "swin/t"),
+    "--size": ("320x480", "[320, 480]"), "--epochs": ("3", "3"), "--batch": ("8", "8"), "--lr": ("5e-4", "5e-4"),
+    "--seed": ("7", "7"),
 }  # fmt: skip
 
 

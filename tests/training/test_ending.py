@@ -23,7 +23,7 @@ from patchform.training.ending import next_commands
 from patchform.training.run import lock
 
 WORDS = ["--preprocessing.size", "16", "--training.epochs", "2", "--training.threads", "1", "--training.device", "cpu"]
-WORDS += ["--training.tensorboard", "false", "--model.options", "{patch: 8, width: 24, depth: 2, heads: 3}"]
+WORDS += ["--training.loggers", "[]", "--model.options", "{patch: 8, width: 24, depth: 2, heads: 3}"]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def test_a_run_leads_on_from_its_first_line_to_its_last(flat, tmp_path, monkeypa
     assert command.startswith("  patchform train classification/fine_tune --data ")
     words = cli._take_settings(shlex.split(command)[1:])  # it can be typed
     arguments = cli._parser(words[0]).parse_args(words[0])
-    assert (arguments.data, arguments.start) == (str(flat), "vit/dinov2_reg_s14.lvd142m")
-    assert recipes.resolve(arguments.recipe, {"model": {"init_from": arguments.start}}).model.frozen == "all"
+    assert (arguments.data, getattr(arguments, "from")) == (str(flat), "vit/dinov2_reg_s14.lvd142m")
+    assert recipes.resolve(arguments.recipe, {"model": {"init_from": getattr(arguments, "from")}}).model.frozen == "all"
     lines = {line[:12].strip() or "meaning": line[12:] for line in reversed(out.splitlines())}
     best = re.fullmatch(r"top1 (0\.\d{4}) on 8 pictures, in epoch ([12]) of 2 \(higher is better\)", lines["best"])
     assert best

@@ -19,7 +19,7 @@ def block(text):
     """The last summary in a text, by name, and what stands in front of it."""
     lines = text.splitlines()
     start = max(index for index, line in enumerate(lines) if line.startswith("recipe "))
-    end = max(index for index, line in enumerate(lines) if line.startswith("run folder "))
+    end = max(index for index, line in enumerate(lines) if line.startswith("started "))
     entries = lines[start : end + 1]
     labelled = "pretraining" not in lines[start]
     assert [line[:12].strip() for line in entries] == [name for name in NAMES if labelled or name != "score"]  # aligned
@@ -122,7 +122,7 @@ def test_json_alone_is_on_standard_output(pictures, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["run"] == str(tmp_path / "one")
     entries, before = block(err)
-    assert before[0].startswith("backbone vit/ti16 in place of the recipe's vit/nano; its patch 4, width 128, depth 6")
+    assert before[3].startswith("backbone vit/ti16 in place of the recipe's vit/nano; its patch 4, width 128, depth 6")
     assert entries["recipe"] == "classification/small: classification, 1 epoch"
     assert entries["backbone"].startswith("vit/ti16, ")
     assert entries["backbone"].endswith("with depth 1, drop_path 0.05")

@@ -168,7 +168,9 @@ def _suits(name: str, typed: Mapping[str, Any], size: tuple[int, int]) -> bool:
 
 def _opened(recipe: Recipe) -> Splits:
     from patchform.data.dataset import open_data
+    from patchform.training.preparation import refuse_nonsense
 
+    refuse_nonsense(recipe, new=True)
     return open_data(recipe.data, seed=recipe.training.seed, preprocessing=recipe.preprocessing, task=recipe.task)
 
 

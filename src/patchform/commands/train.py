@@ -112,9 +112,12 @@ def _look_early(arguments: argparse.Namespace, settings: dict[str, Any]) -> None
         return
     recipe, time = arguments.recipe, arguments.time
     early_checks.recipe(recipe)
+    source = settings.get("model", {}).get("init_from")
     if arguments.resume:
         recipe, settings = _resumed(recipe, settings, time)
-    elif time is not None:
+    elif source is not None:
+        early_checks.source(source)
+    if time is not None:
         automatic.limit(time, settings)
     resolved = recipes.resolve(recipe, settings)
     early_checks.training(resolved, resume=arguments.resume, planned=arguments.plan)
@@ -226,18 +229,23 @@ def _resumed(
     recipe: str | Path | Recipe, settings: dict[str, Any], time: str | None
 ) -> tuple[str | Path | Recipe, dict[str, Any]]:
     """What a run is resumed by: its own recipe, where a task or the run itself is named, with settings over it."""
-    if "init_from" in (settings.get("model") or {}):
-        remedy = "leave out --from, or begin another run"
-        raise UsageError("a run that goes on has its weights already", where=str(recipe), remedy=remedy)
     if time is not None:
         raise UsageError("a time, of a run that goes on", remedy="set training.epochs, which stretches its schedule")
-    folder = Path(str(settings.get("runs", Recipe.runs))) / str(settings.get("name"))
-    if recipe in recipes.tasks() and settings.get("name") and (folder / "recipe.yaml").is_file():
-        recipe = folder
-    if isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file():
-        folder = Path(recipe).resolve()  # it may have been moved since
-        settings = settings | {"name": folder.name, "runs": str(folder.parent)}
-    return recipe, settings
+    model, began = settings.get("model") or {}, None
+    if recipe in recipes.tasks() and settings.get("name"):  # the command that began it, with --resume
+        began = Path(str(settings.get("runs", Recipe.runs))) / str(settings["name"])
+        if not (began / "recipe.yaml").is_file():
+            return recipe, settings
+        recipe = began
+    if not (isinstance(recipe, str | Path) and (Path(recipe) / "recipe.yaml").is_file()):
+        return recipe, settings
+    folder = Path(recipe).resolve()  # it may have been moved since
+    if source := model.get("init_from"):
+        if began is None or str(recipes.resolve(folder).model.init_from) != str(source):
+            remedy = "leave out --from, or begin another run"
+            raise UsageError("a run that goes on has its weights already", where=recipe, remedy=remedy)
+        settings = settings | {"model": {name: value for name, value in model.items() if name != "init_from"}}
+    return recipe, settings | {"name": folder.name, "runs": str(folder.parent)}
 
 
 def _with_path(settings: dict[str, Any]) -> dict[str, Any]:
