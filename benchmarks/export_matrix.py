@@ -265,6 +265,12 @@ def table(paths):
     results: dict[str, Any] = {}
     for path in paths:
         results |= written(Path(path))
+    refused = [
+        key for key, found in results.items() if all(of["fault"].startswith("UsageError") for of in found.values())
+    ]
+    for key in refused:  # no model at all: such as frames' summaries of a backbone that looks at clips
+        del results[key]
+    print(f"{len(refused)} combinations are refused before they are exported, and left out here")
     good = sum(all(not route["fault"] for route in found.values()) for found in results.values())
     print(f"{good} of {len(results)} models are free and right on both routes ({good / max(1, len(results)):.1%})\n")
     rows: dict[tuple[str, str], dict[str, str]] = {}
