@@ -43,7 +43,7 @@ def test_a_pace_is_that_of_all_pictures(pictures, monkeypatch):
     splits = opened(recipe)
     measured = trial.measure(recipe, splits)
     assert measured == (13.0, 1.0, 0.0)  # ceil(200 / 16) steps, 40 pictures of a validation, all seen
-    assert measured.total(epochs=4, validate_every=3) == 4 * 13 + 2
+    assert measured.total(epochs=4, validate_every=3) == 4 * 13 + 2 + 1  # and one for the page
     monkeypatch.setattr(trial, "PICTURES", 10)
     assert trial.measure(recipe, splits).validation == 4.0
 

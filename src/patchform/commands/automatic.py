@@ -223,7 +223,7 @@ def _for_time(recipe: Recipe, given: Mapping[str, Any], pace: Pace, seconds: flo
     """So many epochs, and what depends on their number, that the time is used; nested."""
     stated = recipe.training
     every = max(stated.validate_every, math.ceil(pace.validation / (VALIDATING * pace.epoch)))
-    epochs = int((seconds - pace.start) / (pace.epoch + pace.validation / every))
+    epochs = int((seconds - pace.start - pace.validation) / (pace.epoch + pace.validation / every))
     epochs = max(1, min(MOST * stated.epochs, epochs))
     chosen = {
         "training.epochs": epochs,

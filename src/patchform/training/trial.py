@@ -41,8 +41,8 @@ class Pace(NamedTuple):
     """Once: pictures are opened for the first time."""
 
     def total(self, epochs: int, validate_every: int) -> float:
-        """Of a run."""
-        return self.start + epochs * self.epoch + math.ceil(epochs / validate_every) * self.validation
+        """Of a run, and of the look at all once more for its page."""
+        return self.start + epochs * self.epoch + (math.ceil(epochs / validate_every) + 1) * self.validation
 
 
 def measure(recipe: Recipe, splits: Splits) -> Pace:
