@@ -13,7 +13,7 @@ from patchform.commands import automatic, recipes
 from patchform.commands.short_forms import SHORT_FORMS
 from patchform.errors import UsageError
 from patchform.training import trial
-from patchform.training.trial import Pace
+from patchform.training.trial import Durations
 
 TIERS = {"small": 32, "small_64": 64, "small_128": 128, "small_other": 500, "fine_tune": 224}
 
@@ -44,7 +44,7 @@ def paces(monkeypatch):
 
     def measure(recipe, splits):
         measured.append(recipe.preprocessing.size[0])
-        return Pace(epoch=seconds[recipe.preprocessing.size[0]], validation=0.0, start=0.0)
+        return Durations(epoch=seconds[recipe.preprocessing.size[0]], validation=0.0, start=0.0)
 
     monkeypatch.setattr(trial, "measure", measure)
     return SimpleNamespace(seconds=seconds, measured=measured)

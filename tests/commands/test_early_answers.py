@@ -234,3 +234,9 @@ def test_every_option_of_others_leads_to_one_of_ours():
 def _leaves(parser):
     below = list(parser.verbs.choices.values()) if parser.verbs is not None else []
     return [leaf for one in below for leaf in _leaves(one)] or [parser]
+
+
+def test_beginnings_of_data_that_are_no_files_are_those_that_are_held():
+    from patchform.data import hub_sets, python_sets
+
+    assert set(early_checks.NO_FILES) == {hub_sets.PREFIX, python_sets.PREFIX}

@@ -9,7 +9,7 @@ import patchform as pf
 from patchform import cli
 from patchform.data.dataset import open_data
 from patchform.training import trial
-from patchform.training.trial import Pace
+from patchform.training.trial import Durations
 
 
 def opened(recipe):
@@ -19,7 +19,7 @@ def opened(recipe):
 @pytest.fixture
 def slow(monkeypatch):
     """An epoch takes a minute, whatever it does."""
-    monkeypatch.setattr(trial, "measure", lambda recipe, splits: Pace(60.0, 0.0, 0.0))
+    monkeypatch.setattr(trial, "measure", lambda recipe, splits: Durations(60.0, 0.0, 0.0))
 
 
 @pytest.mark.usefixtures("slow")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from patchform import __version__
+from patchform.device import cores
 
 INSTRUCTIONS = {
     "avx2": "AVX2",
@@ -60,7 +60,6 @@ class Machine(NamedTuple):
 
 def machine(threads: int) -> Machine:
     """This one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     versions = {"patchform": __version__, "Python": platform.python_version()}
     for package in PACKAGES:
         if package in sys.modules:
@@ -69,7 +68,7 @@ def machine(threads: int) -> Machine:
     return Machine(
         processor=processor(),
         instructions=tuple(name for key, name in INSTRUCTIONS.items() if capabilities.get(key)),
-        cores=cores,
+        cores=cores(),
         threads=threads,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions=versions,

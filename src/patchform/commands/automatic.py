@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from patchform.training.recipe_files import flat, merged, nested, plain, renamed
 if TYPE_CHECKING:
     from patchform.data.dataset import Splits
     from patchform.data.overview import Overview
-    from patchform.training.trial import Pace
+    from patchform.training.trial import Durations
 
 TIME = "15m"
 """Where none is stated."""
@@ -108,14 +107,14 @@ def choose(
     if (task is None and time is None) or resolved.data.path is None:
         return Chosen(recipe, dict(typed), ())
     splits = _opened(resolved)
-    data, pace = _overview(splits), None
+    data, durations = _overview(splits), None
     offers = [_Offer(recipe, {}, resolved)] if task is None else _offers(task, typed, data)
     offer = offers[-1]
     if "training.epochs" not in given and not _several_processes():
         say(f"taking a few steps to see what fits into {time or TIME}")
-        offer, pace = _largest(offers, splits, seconds)
-        offer = offer.with_more(_for_time(offer.resolved, given, pace, SPARE * seconds), typed)
-    takes = _takes(offer.resolved, pace) + ("" if time else " (--time 1h: longer)")
+        offer, durations = _largest(offers, splits, seconds)
+        offer = offer.with_more(_for_time(offer.resolved, given, durations, SPARE * seconds), typed)
+    takes = _takes(offer.resolved, durations) + ("" if time else " (--time 1h: longer)")
     return Chosen(offer.recipe, merged(offer.chosen, typed), _notes(offer, typed, data, takes=takes))
 
 
@@ -141,13 +140,13 @@ def _offers(task: str, typed: Mapping[str, Any], data: Overview) -> list[_Offer]
     return [offer.with_more(_for_machine(offer.resolved, typed, data), typed) for offer in plain_offers]
 
 
-def _largest(offers: Sequence[_Offer], splits: Splits, seconds: float) -> tuple[_Offer, Pace]:
+def _largest(offers: Sequence[_Offer], splits: Splits, seconds: float) -> tuple[_Offer, Durations]:
     """The largest that can be trained for as many epochs as it states within so many seconds, or else the smallest."""
     for offer in reversed(offers):
-        pace, training = _pace(offer.resolved, splits), offer.resolved.training
-        if pace.total(training.epochs, training.validate_every) <= seconds:
+        durations, training = _tried(offer.resolved, splits), offer.resolved.training
+        if durations.total(training.epochs, training.validate_every) <= seconds:
             break
-    return offer, pace
+    return offer, durations
 
 
 def candidates(task: str, typed: Mapping[str, Any]) -> list[str]:
@@ -180,7 +179,7 @@ def _overview(splits: Splits) -> Overview:
     return overview(splits)
 
 
-def _pace(recipe: Recipe, splits: Splits) -> Pace:
+def _tried(recipe: Recipe, splits: Splits) -> Durations:
     from patchform.training import trial
 
     return trial.measure(recipe, splits)
@@ -213,17 +212,18 @@ def _workers() -> int:
     """Processes that decode: none where that would take a core of two from training."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from patchform.device import cores
+
     if torch.cuda.is_available():
-        return min(8, cores - 1)
-    return min(4, cores // 4)
+        return min(8, cores() - 1)
+    return min(4, cores() // 4)
 
 
-def _for_time(recipe: Recipe, given: Mapping[str, Any], pace: Pace, seconds: float) -> dict[str, Any]:
+def _for_time(recipe: Recipe, given: Mapping[str, Any], durations: Durations, seconds: float) -> dict[str, Any]:
     """So many epochs, and what depends on their number, that the time is used; nested."""
     stated = recipe.training
-    every = max(stated.validate_every, math.ceil(pace.validation / (VALIDATING * pace.epoch)))
-    epochs = int((seconds - pace.start - pace.validation) / (pace.epoch + pace.validation / every))
+    every = max(stated.validate_every, math.ceil(durations.validation / (VALIDATING * durations.epoch)))
+    epochs = int((seconds - durations.start - durations.validation) / (durations.epoch + durations.validation / every))
     epochs = max(1, min(MOST * stated.epochs, epochs))
     chosen = {
         "training.epochs": epochs,
@@ -244,11 +244,11 @@ def _notes(offer: _Offer, typed: Mapping[str, Any], data: Overview, *, takes: st
     return *lines, f"the same again: {command(offer.recipe, settings)}"
 
 
-def _takes(recipe: Recipe, pace: Pace | None) -> str:
+def _takes(recipe: Recipe, durations: Durations | None) -> str:
     """How long a run takes, in words."""
-    if pace is None:
+    if durations is None:
         return "nothing was measured"
-    return f"that takes about {in_words(pace.total(recipe.training.epochs, recipe.training.validate_every))} here"
+    return f"that takes about {in_words(durations.total(recipe.training.epochs, recipe.training.validate_every))} here"
 
 
 def command(recipe: str | Path, settings: Mapping[str, Any]) -> str:

@@ -24,6 +24,11 @@ class LoggedRun(NamedTuple):
     step: int
     """The last optimizer step that counts: above 0 the run goes on, and what was logged beyond it will come again."""
 
+    def remembered(self, name: str) -> str:
+        """What a logger wrote into a file of the run folder when the run began; "" for a run that begins."""
+        path = self.folder / name
+        return path.read_text().strip() if self.step and path.is_file() else ""
+
 
 class LoggerLost(Exception):
     """A service that does not answer, or refuses: the run goes on without it."""

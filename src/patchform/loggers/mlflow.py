@@ -23,15 +23,14 @@ class MLflow(Logger):
     def __init__(self, run: LoggedRun) -> None:
         super().__init__(run)
         self._waiting: list[Any] = []
-        path = run.folder / IDENTITY
-        known = path.read_text().strip() if run.step and path.is_file() else ""
+        known = run.remembered(IDENTITY)
         with service("mlflow"):
             from mlflow import MlflowClient
             from mlflow.entities import Metric, Param
 
             self._metric, self._client = Metric, MlflowClient()
             self._identity = known or self._created(run, Param)
-        replace_text(path, self._identity + "\n")
+        replace_text(run.folder / IDENTITY, self._identity + "\n")
 
     @classmethod
     def check(cls) -> None:

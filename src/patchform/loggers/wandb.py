@@ -22,8 +22,7 @@ class WandB(Logger):
 
     def __init__(self, run: LoggedRun) -> None:
         super().__init__(run)
-        path = run.folder / IDENTITY
-        known = path.read_text().strip() if run.step and path.is_file() else ""
+        known = run.remembered(IDENTITY)
         identity = known or secrets.token_hex(8)
         with service("wandb"):
             import wandb
@@ -40,7 +39,7 @@ class WandB(Logger):
                 settings=settings,
             )
             self._run.define_metric("*", step_metric="step")  # its own would refuse steps that come again
-        replace_text(path, identity + "\n")
+        replace_text(run.folder / IDENTITY, identity + "\n")
 
     @classmethod
     def check(cls) -> None:

@@ -31,7 +31,7 @@ ENOUGH = 8.0
 """Seconds after which no further step is measured."""
 
 
-class Pace(NamedTuple):
+class Durations(NamedTuple):
     """Seconds that the parts of a run take."""
 
     epoch: float
@@ -45,7 +45,7 @@ class Pace(NamedTuple):
         return self.start + epochs * self.epoch + (math.ceil(epochs / validate_every) + 1) * self.validation
 
 
-def measure(recipe: Recipe, splits: Splits) -> Pace:
+def measure(recipe: Recipe, splits: Splits) -> Durations:
     """Take a few steps, and validate a few pictures. Nothing is written; weights to start from are not read.
 
     Args:
@@ -85,7 +85,7 @@ def measure(recipe: Recipe, splits: Splits) -> Pace:
         validating = (time.perf_counter() - started) * len(splits.validation) / max(1, len(validation))
     step, opened = min(seconds[steps:]), seconds[:steps]
     all_steps = math.ceil(len(splits.train) / settings.batch_size)
-    return Pace(all_steps * step, validating, all_steps * max(0.0, min(opened) - step))
+    return Durations(all_steps * step, validating, all_steps * max(0.0, min(opened) - step))
 
 
 def _at_its_slowest(model: ModelSettings) -> ModelSettings:
