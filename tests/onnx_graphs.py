@@ -42,6 +42,15 @@ class Builder:
         bias = self.constant(f"{PREFIX}{module}.bias", self.random.normal(size=out).astype("float32") * 0.1)
         return self.node("Add", [product, bias], f"{module}_out")
 
+    def gemm(self, x, module, into, out):
+        """As this library writes it: (rows, into), the weight as it is."""
+        weight = self.random.normal(size=(out, into)).astype("float32") * into**-0.5
+        names = [
+            self.constant(f"{PREFIX}{module}.weight", weight),
+            self.constant(f"{PREFIX}{module}.bias", self.random.normal(size=out).astype("float32") * 0.1),
+        ]
+        return self.node("Gemm", [x, *names], f"{module}_out", transB=1)
+
     def model(self, output, shape, kind=TensorProto.FLOAT):
         images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, "height", "width"])
         result = helper.make_tensor_value_info(output, kind, shape)

@@ -127,3 +127,36 @@ def test_regions_are_cut_out_as_by_torchvision():
     assert (wanted[0].shape, wanted[2].shape) == ((0, 3, 7, 7),) * 2
     first, second, *_ = Cut()(x, rois)
     assert (first - second).abs().max() > 0.1  # control: half a cell away
+
+
+class Layers(nn.Module):
+    """Linear layers of inputs with one, two and three free axes, with and without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x):
+        """(A, B, 6) -> (A, B, 4), (A, 5), (5,)."""
+        hidden = self.first(x)
+        return self.second(hidden.unsqueeze(0)), self.first(x[:, 0]), self.first(x[0, 0])
+
+
+def test_a_linear_layer_is_one_product_with_its_bias():
+    generator = torch.Generator().manual_seed(0)
+    layers = Layers()
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    example = torch.randn(3, 4, 6, generator=generator)
+    program = export(layers, (example,), dynamic_shapes=({0: Dim.DYNAMIC, 1: Dim.DYNAMIC},))
+    table = operators.onnx_translations()
+    written = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=20, custom_translation_table=table)
+    kinds = [node.op_type for node in written.model_proto.graph.node]
+    assert kinds.count("Gemm") == 3
+    assert kinds.count("MatMul") == 1
+    session = onnxruntime.InferenceSession(written.model_proto.SerializeToString())
+    for a, b in ((3, 4), (1, 1), (7, 2)):
+        x = torch.randn(a, b, 6, generator=generator)
+        for one, other in zip(run(session, x), layers(x), strict=True):
+            torch.testing.assert_close(one, other.detach(), atol=1e-5, rtol=1e-5)

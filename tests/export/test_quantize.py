@@ -14,7 +14,7 @@ from patchform.export.fidelity import Fidelity  # noqa: E402
 from patchform.export.int8_options import Int8Options  # noqa: E402
 from patchform.export.leaving_out import decibels  # noqa: E402
 from patchform.export.quantize import quantize  # noqa: E402
-from patchform.export.quantizers import Quantizer, ranges  # noqa: E402
+from patchform.export.quantizers import Quantizer, _check_products, ranges  # noqa: E402
 from patchform.export.weighted import layers_of  # noqa: E402
 
 
@@ -101,6 +101,26 @@ def test_convolutions_of_dynamic_ranges_stay_float32(plain, tmp_path):
     assert kinds.count("MatMulInteger") == 1
     assert "ConvInteger" not in kinds
     assert sum(row.layers for row in report.left_out if row.reason.startswith("convolution")) == 3
+
+
+def test_a_product_with_its_bias_gets_dynamic_ranges_too(tmp_path):
+    """The quantiser makes another node of it, of another name, and would pass over the one that it was asked for."""
+    build = Builder()
+    x = build.node("Flatten", [build.node("GlobalAveragePool", [build.pixels()], "pooled")], "flat")
+    for module, into in (("backbone.stem", 3), ("backbone.blocks.0.mlp.fc1", 8), ("backbone.blocks.0.mlp.fc2", 8)):
+        x = build.gemm(x, module, into, 8)
+    plain = build.model(build.gemm(x, "head.classifier", 8, 5), ["batch", 5])
+    model, report, _ = quantised(tmp_path, plain, method="dynamic", least_snr=0)
+    kinds = [node.op_type for node in model.graph.node]
+    assert report.quantised == kinds.count("MatMulInteger") == 2
+    feeds = pictures(1)[0]
+    before, after = run(plain, feeds)[0], run(model, feeds)[0]
+    assert 0 < abs(before - after).max() < 0.05 * abs(before).max()
+
+
+def test_a_layer_that_the_quantiser_passes_over_is_noticed(plain):
+    with pytest.raises(RuntimeError, match="made 0 products of integers where 2 were asked for"):
+        _check_products(plain, 2)
 
 
 def test_products_of_activations_stay_float32(tmp_path):

@@ -48,7 +48,18 @@ def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         best, index = op.TopK(kept, op.Constant(value_ints=[most]), axis=1)
         return op.Where(op.Greater(best, none), index, op.Constant(value_int=-1))
 
-    return {NMS: translate_nms}
+    def translate_linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        """`torch.nn.functional.linear` as a product of two axes: runtimes add the bias in it, of more axes apart."""
+        if bias is None or x.shape is None:
+            product = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+            return product if bias is None else op.Add(product, bias)
+        if len(x.shape) == 2:
+            return op.Gemm(x, weight, bias, transB=1)
+        rows = op.Reshape(x, op.Concat(op.Constant(value_ints=[-1]), op.Shape(weight, start=1), axis=0))
+        shape = op.Concat(op.Shape(x, end=-1), op.Shape(weight, end=1), axis=0)
+        return op.Reshape(op.Gemm(rows, weight, bias, transB=1), shape)
+
+    return {NMS: translate_nms, torch.ops.aten.linear.default: translate_linear}
 
 
 def _at_most(number: float) -> float:
