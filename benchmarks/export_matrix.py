@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import torch
 
 from patchform import lookup
-from patchform.errors import PatchformError
+from patchform.errors import PatchformError, UsageError
 from patchform.export import numbers, onnx_file, writing
 from patchform.export.graph import trace_file
 from patchform.export.options import ExportOptions
 from patchform.export.preparation import prepared
 from patchform.model import build_backbone, build_model
+from patchform.prediction import Predictor
 from patchform.records import Batch, Preprocessing
 from patchform.runtime.file_model import FileModel
 from patchform.runtime.onnx_session import OnnxSession
@@ -67,6 +68,7 @@ HEADS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 """By task: heads, narrow ones. Faster R-CNN with its "single" neck is ViT-FRCNN."""
 BASE = (64, 96)
+NO_MODEL = "no model"
 
 
 class Case(NamedTuple):
@@ -213,13 +215,18 @@ def examined(case):
     model = randomised(model, case.seed)
     task, options, start = task_of(model.architecture, model.head), ExportOptions(), time.monotonic()
     found: dict[str, Any] = {}
+    shown = list(pictures(model.preprocessing, case.seed))
+    try:
+        Predictor(model)(shown)
+    except UsageError as error:
+        reason = f"{NO_MODEL}: {error}"
+        return {"torch.export": {"fault": reason}, "onnx": {"fault": reason}}
     try:
         ready, description = prepared(model), writing.describe(model, options, None)
         program = trace_file(ready, task, options, None)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return {"torch.export": {"fault": reason}, "onnx": {"fault": reason}}
-    shown = list(pictures(model.preprocessing, case.seed))
     with tempfile.TemporaryDirectory() as folder:
         for route in ("torch.export", "onnx"):
             path = Path(folder) / "model.onnx"
@@ -265,12 +272,10 @@ def table(paths):
     results: dict[str, Any] = {}
     for path in paths:
         results |= written(Path(path))
-    refused = [
-        key for key, found in results.items() if all(of["fault"].startswith("UsageError") for of in found.values())
-    ]
-    for key in refused:  # no model at all: such as frames' summaries of a backbone that looks at clips
+    refused = [key for key, found in results.items() if found["onnx"]["fault"].startswith(NO_MODEL)]
+    for key in refused:  # such as frames' summaries of a backbone that looks at clips
         del results[key]
-    print(f"{len(refused)} combinations are refused before they are exported, and left out here")
+    print(f"{len(refused)} combinations answer no picture, exported or not, and are left out here")
     good = sum(all(not route["fault"] for route in found.values()) for found in results.values())
     print(f"{good} of {len(results)} models are free and right on both routes ({good / max(1, len(results)):.1%})\n")
     rows: dict[tuple[str, str], dict[str, str]] = {}
