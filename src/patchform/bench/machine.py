@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from patchform import __version__
-from patchform.device import cores
+from patchform.system import cores
 
 INSTRUCTIONS = {
     "avx2": "AVX2",

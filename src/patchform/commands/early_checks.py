@@ -10,11 +10,10 @@ import difflib
 import fnmatch
 import glob
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchform import foreign_names, lookup, model_table
+from patchform import foreign_names, lookup, model_table, system
 from patchform.commands import recipes
 from patchform.errors import DataError, FolderError, ModelFileError, UsageError
 from patchform.settings import Recipe
@@ -142,7 +141,7 @@ def _check_folder(recipe: Recipe, *, resume: bool, planned: bool) -> None:
     if resume and not (there and folder.is_dir()):
         raise FolderError("no run to resume", where=folder, remedy=_near_run(str(folder)) or "name a run folder")
     if there and not (resume or planned):
-        again = f"choose another name, or go on with it: patchform train {shlex.quote(str(folder))} --resume"
+        again = f"choose another name, or go on with it: patchform train {system.quoted(str(folder))} --resume"
         raise FolderError("the run exists already", where=folder, remedy=again)
 
 

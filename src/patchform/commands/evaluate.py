@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchform import system
 from patchform.commands import early_checks, inference_options, recipes, terminal
 from patchform.errors import DataError, UsageError
 from patchform.settings import Recipe
@@ -115,7 +115,7 @@ def _path_of(data: Any, classes: Sequence[str] | None) -> str:
 
 def _validation_of(folder: Path) -> str | Listing:
     """What a run was validated on: a place of its own, or the share of its pictures that it held out."""
-    remedy = f"name labelled pictures: patchform evaluate {shlex.quote(str(folder))} --data DIR"
+    remedy = f"name labelled pictures: patchform evaluate {system.quoted(str(folder))} --data DIR"
     if not (folder / "recipe.yaml").is_file():
         raise UsageError("no recipe says what it was validated on", where=folder, remedy=remedy)
     recipe = recipes.resolve(folder)
