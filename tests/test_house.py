@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "patchform"
+STACK = ROOT / "docs" / "stack.md"
 
 FLOORS = (
     (
@@ -315,6 +316,27 @@ def text_has_an_encoding(package: Path) -> list[str]:
     return faults
 
 
+def private_calls_are_listed(package: Path) -> list[str]:
+    """What is not public in torch may change with any version: docs/stack.md lists it."""
+    known, faults = set(re.findall(r"`(torch[\w.]*)`", STACK.read_text(encoding="utf-8"))), []
+    for name, tree in parsed(package):
+        inner = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                used = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Attribute) and node not in inner:
+                used = [ast.unparse(node)]
+            else:
+                continue
+            private = [word for word in used if re.fullmatch(r"torch\.([\w.]+\.)?_[a-z]\w*[\w.]*", word)]
+            faults += [f"{name}:{node.lineno}: {word}" for word in private if not _listed(word, known)]
+    return faults
+
+
+def _listed(word: str, known: set[str]) -> bool:
+    return any(word == one or word.startswith((f"{one}.", f"{one}_")) for one in known)
+
+
 def no_dispatch(package: Path) -> list[str]:
     """Nothing asks which task it is, what type a target has, what is in a listing or what a data format can do.
 
@@ -504,6 +526,7 @@ def tracked(root: Path) -> list[str]:
         one_door_to_kernels,
         systems_differ_in_one_place,
         text_has_an_encoding,
+        private_calls_are_listed,
         no_dispatch,
         lengths_stay_symbols,
     ],
@@ -554,6 +577,8 @@ CONTROLS: list[tuple[Rule, dict[str, str]]] = [
     (text_has_an_encoding, {"data/a.py": "def f(p):\n    return open(p)\n"}),
     (text_has_an_encoding, {"data/a.py": "def f(p):\n    return open(p, mode='w')\n"}),
     (text_has_an_encoding, {"data/a.py": "def f(p):\n    return (p / 'a').open('a')\n"}),
+    (private_calls_are_listed, {"a.py": "import torch\nx = torch._C._nothing(1)\n"}),
+    (private_calls_are_listed, {"a.py": "from torch.nn import _reduction\n"}),
     (no_dispatch, {"a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
     (no_dispatch, {"a.py": "def f(x):\n    return isinstance(x, (int, records.Regions))\n"}),
     (no_dispatch, {"a.py": "def f(x):\n    return type(x) is Instances\n"}),
@@ -600,6 +625,7 @@ FINE: list[tuple[Rule, dict[str, str]]] = [
     (systems_differ_in_one_place, {"system.py": "import fcntl, os\nx = os.sysconf\n", "a.py": "import os, signal\n"}),
     (text_has_an_encoding, {"a.py": "def f(p):\n    return open(p, 'rb'), p.read_text(encoding='utf-8')\n"}),
     (text_has_an_encoding, {"a.py": "def f(p):\n    return Image.open(p), os.open(p, 0), p.open('wb')\n"}),
+    (private_calls_are_listed, {"a.py": "import torch\nx = torch.ops.aten.gelu_(torch._foreach_norm(y))\n"}),
     (no_dispatch, {"tasks/a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
     (no_dispatch, {"a.py": "def f(x, head, task):\n    return isinstance(x, Tensor) and task in head.tasks\n"}),
     (no_dispatch, {"data/a.py": "def f(listing):\n    return 1 if listing.objects else 2\n"}),
