@@ -129,8 +129,8 @@ def typed(line: str, home: Path) -> tuple[int, str, float]:
     return done.returncode, done.stdout.decode("utf-8", "replace"), time.monotonic() - begun
 
 
-def transcript(tour: Tour, length: str) -> tuple[str, bool]:
-    """The page of a task, and whether every command did what it was to do."""
+def write(tour: Tour, length: str, page: Path) -> bool:
+    """Write the page of a task, command by command, and return whether each did what it was to do."""
     here = machine(cores())
     parts = [
         f"# {tour.title}",
@@ -149,7 +149,8 @@ def transcript(tour: Tour, length: str) -> tuple[str, bool]:
             well = well and code == 0
             ended = f"*{seconds:.0f} s*" if code == 0 else f"*{seconds:.0f} s, exit code {code}*"
             parts.append(f"```console\n$ {line}\n{shown(text, str(home))}\n```\n{ended}")
-    return "\n\n".join(parts) + "\n", well
+            page.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+    return well
 
 
 def main() -> int:
@@ -164,9 +165,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for tour in TOURS:
         if tour.task in options.tasks:
-            text, well = transcript(tour, options.time)
-            (options.out / f"{tour.task}.md").write_text(text, encoding="utf-8", newline="\n")
-            all_well = all_well and well
+            all_well = write(tour, options.time, options.out / f"{tour.task}.md") and all_well
     return 0 if all_well else 1
 
 

@@ -52,12 +52,12 @@ def test_long_texts_are_cut_where_it_is_said():
 
 def test_a_page_says_when_and_where_and_that_something_failed(monkeypatch, tmp_path, capsys):
     tour = SCRIPTED["Tour"]("classification", "classification/none", "insects", ("*.jpg",), "Insects")
-    names = SCRIPTED["transcript"].__globals__
+    names = SCRIPTED["write"].__globals__
     (tmp_path / tour.data).mkdir(parents=True)
     monkeypatch.setitem(names, "DATA", tmp_path)
     monkeypatch.setitem(names, "COMMANDS", ("patchform trian {folder}",))
-    page, well = SCRIPTED["transcript"](tour, "1m")
-    assert not well
+    assert not SCRIPTED["write"](tour, "1m", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert "$ patchform trian insects\npatchform: error E-usage: " in page
     assert "exit code 2*" in page
     assert " cores, " in page

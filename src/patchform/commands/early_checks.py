@@ -51,7 +51,8 @@ def trained(path: str, *, file: bool = True, published: bool = False) -> None:
     elif path.lower().endswith(EXPORTED) and file:
         raise ModelFileError(f'no such file "{_shown(path)}"', remedy=_near(Path(path)))
     else:
-        what = " or ".join(["run folder", *["exported file"] * file, *["published weights"] * published])
+        *kinds, last = ["run folder", *["exported file"] * file, *["published weights"] * published]
+        what = f"{', '.join(kinds)} or {last}" if kinds else last
         raise ModelFileError(f'no {what} "{_shown(path)}"', remedy=_near_run(path) or _meant(path, published) or _TRAIN)
 
 

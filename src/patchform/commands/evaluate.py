@@ -57,6 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{'images':{width}}  {scores.samples}")
     for name, value in scores.numbers.items():
         print(f"{name:{width}}  {'-' if value is None else f'{value:.4f}'}")
+
+    from patchform.evaluation import results_of
+
+    own = arguments.out is None or arguments.out.lower().endswith(".csv")
+    home = results_of(Path(arguments.run)) if own else Path(arguments.out)
+    terminal.say(f"what each of them means, and pictures: {home / 'report.html'}")
     return 0
 
 
