@@ -99,7 +99,7 @@ def run_ours(a, runs):
     start = clocks()
     run = train(recipe_of(a, runs), progress=False)
     wall, cpu = (now - then for now, then in zip(clocks(), start))
-    with open(run.folder / "metrics.csv", newline="") as file:
+    with open(run.folder / "metrics.csv", encoding="utf-8", newline="") as file:
         scores = [float(row["top1"]) for row in csv.DictReader(file)]
     layout = vit.LAYOUTS["timm"]
     theirs = their_model(len(run.model.classes))

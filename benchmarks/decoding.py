@@ -98,7 +98,7 @@ def memory():
     """Bytes of this process and its workers, shared pages counted once."""
     total = 0
     for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
         total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
 

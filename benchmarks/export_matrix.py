@@ -315,7 +315,7 @@ def main():
         if case.key in done or not all(word in names for word in arguments.only):
             continue
         found = examined(case)
-        with open(arguments.out, "a") as file:
+        with open(arguments.out, "a", encoding="utf-8") as file:
             file.write(json.dumps({"case": case.key, "found": found}) + "\n")
         print(
             names, case.backbone_options, {route: of["fault"] or of["worst"] for route, of in found.items()}, flush=True

@@ -121,7 +121,7 @@ def measure(family, a):
         run = patchform.train(recipe_of(family, a, runs), progress=False)
         scores = evaluate_run(run.folder, PICTURES)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        with open(run.folder / "metrics.csv", newline="") as file:
+        with open(run.folder / "metrics.csv", encoding="utf-8", newline="") as file:
             speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
     return Row(
         family=family,
@@ -184,7 +184,7 @@ def machine(a):
     """The processor's name, cores and versions."""
     name = platform.machine()
     try:
-        told = Path("/proc/cpuinfo").read_text().splitlines()
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.partition(":")[2].strip() for line in told if line.startswith("model name")), name)
     except OSError:  # no such file outside Linux
         pass

@@ -65,7 +65,7 @@ def picture(width: int, height: int) -> Batch:
 
 def resident(field: str) -> int:
     """Bytes: VmRSS, now, or VmHWM, the most so far."""
-    with open("/proc/self/status") as lines:
+    with open("/proc/self/status", encoding="utf-8") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
@@ -73,7 +73,7 @@ def memory(a) -> dict:
     model, batch = model_of(a.model, a.window), picture(*a.size)
     with torch.inference_mode():
         model.predict(picture(64, 64))  # what a first call loads
-    with open("/proc/self/clear_refs", "w") as file:
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
         file.write("5")  # the most so far is now's
     before, began = resident("VmRSS"), time.perf_counter()
     infer = way(a, 0) if a.way == "windows" else Model.predict

@@ -111,14 +111,14 @@ def step(model, images, labels, *, training, precision):
 def peak(work):
     """Bytes that `work()` needs at its peak beyond what the process holds before it; Linux with glibc."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = resident()["VmHWM"]
     work()
     return resident()["VmHWM"] - before
 
 
 def resident():
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return {key: 1024 * int(value.split()[0]) for key, value in (line.split(":\t") for line in lines if "kB" in line)}
 
 

@@ -113,7 +113,7 @@ def test_an_unforeseen_error_is_code_1_with_a_saved_traceback(monkeypatch, capsy
     said = capsys.readouterr().err
     assert "ZeroDivisionError" in said
     file = said.split()[-1]
-    assert "1 / 0" in Path(file).read_text()
+    assert "1 / 0" in Path(file).read_text(encoding="utf-8")
 
 
 def test_models_in_numbers(capsys):

@@ -12,10 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "patchform"
+STACK = ROOT / "docs" / "stack.md"
 
 FLOORS = (
     (
-        *("errors", "schema", "descriptions", "records", "settings", "resources", "signals"),
+        *("errors", "schema", "descriptions", "records", "settings", "resources", "signals", "system"),
         *("lookup", "foreign_names", "model_table"),
     ),
     ("geometry", "device", "distributed", "markup"),
@@ -76,6 +77,36 @@ OUTSIDE = re.compile(
     + r")/"
     r"|" + "|".join(("pypi" + r"\.org", "python" + r"hosted\.org", "download" + r"\.pytorch\.org", "index" + "[-_]url"))
 )
+
+_SIGNALS = {
+    *("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGKILL", "SIGBUS", "SIGCHLD", "SIGALRM", "SIGPIPE", "SIGSTOP"),
+    *("pthread_sigmask", "pthread_kill", "sigtimedwait", "sigwait", "alarm", "setitimer", "pause", "SIG_BLOCK"),
+}
+_OF_OS = {
+    *(
+        "fork",
+        "register_at_fork",
+        "killpg",
+        "getpgid",
+        "setsid",
+        "getuid",
+        "geteuid",
+        "getgid",
+        "uname",
+        "nice",
+        "wait",
+    ),
+    *("sysconf", "statvfs", "sched_getaffinity", "sched_setaffinity", "getloadavg", "mkfifo", "chown", "pread"),
+    *("O_DIRECTORY", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_RDONLY"),  # the last: folders are opened by it
+}
+OF_SYSTEM = {
+    *("fcntl", "grp", "pty", "pwd", "resource", "shlex", "syslog", "termios", "tty", "msvcrt", "winreg", "ctypes"),
+    *("os.name", "sys.platform"),
+    *(f"os.{name}" for name in _OF_OS),
+}
+OF_SIGNALS = {f"signal.{name}" for name in _SIGNALS}
+OF_SOME_SYSTEMS = OF_SYSTEM | OF_SIGNALS
+OWNS_SYSTEMS = {"system": OF_SYSTEM, "signals": OF_SIGNALS, "bench/machine": {"sys.platform"}}
 
 TARGETS = {"Label", "Regions", "Instances", "Embedding"}
 TASKS = {
@@ -247,6 +278,63 @@ def one_door_to_kernels(package: Path) -> list[str]:
         for kernel in KERNELS
         if kernel in path.read_text()
     ]
+
+
+def systems_differ_in_one_place(package: Path) -> list[str]:
+    """Modules that some systems lack, and names of `os` and `signal` that Windows lacks, stay where they are owned."""
+    faults = []
+    for name, tree in parsed(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                used = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                used = {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Attribute):
+                used = {ast.unparse(node)}
+            else:
+                continue
+            owned = used & (OF_SOME_SYSTEMS if name not in OWNS_SYSTEMS else OF_SOME_SYSTEMS - OWNS_SYSTEMS[name])
+            faults += [f"{name}:{node.lineno}: {word}" for word in sorted(owned)]
+    return faults
+
+
+def text_has_an_encoding(package: Path) -> list[str]:
+    """Without one it is the system's, which is not UTF-8 on Windows before Python 3.15."""
+    faults = []
+    for name, tree in parsed(package):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or any(word.arg in ("encoding", None) for word in node.keywords):
+                continue
+            called, method = ast.unparse(node.func), isinstance(node.func, ast.Attribute)
+            modes = [arg.value for arg in node.args[not method :] if isinstance(arg, ast.Constant)]
+            modes += [getattr(word.value, "value", None) for word in node.keywords if word.arg == "mode"]
+            binary = any("b" in mode for mode in modes if isinstance(mode, str))
+            is_mode = bool(modes) and all(re.fullmatch("[rwxabt+]+", str(mode)) for mode in modes)
+            opens = called == "open" or (called.endswith(".open") and is_mode and called != "av.open")
+            if (opens and not binary) or (method and node.func.attr in ("read_text", "write_text")):
+                faults.append(f"{name}:{node.lineno}: {called}")
+    return faults
+
+
+def private_calls_are_listed(package: Path) -> list[str]:
+    """What is not public in torch may change with any version: docs/stack.md lists it."""
+    known, faults = set(re.findall(r"`(torch[\w.]*)`", STACK.read_text(encoding="utf-8"))), []
+    for name, tree in parsed(package):
+        inner = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                used = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Attribute) and node not in inner:
+                used = [ast.unparse(node)]
+            else:
+                continue
+            private = [word for word in used if re.fullmatch(r"torch\.([\w.]+\.)?_[a-z]\w*[\w.]*", word)]
+            faults += [f"{name}:{node.lineno}: {word}" for word in private if not _listed(word, known)]
+    return faults
+
+
+def _listed(word: str, known: set[str]) -> bool:
+    return any(word == one or word.startswith((f"{one}.", f"{one}_")) for one in known)
 
 
 def no_dispatch(package: Path) -> list[str]:
@@ -436,6 +524,9 @@ def tracked(root: Path) -> list[str]:
         functions_take_few_arguments,
         nothing_runs_files,
         one_door_to_kernels,
+        systems_differ_in_one_place,
+        text_has_an_encoding,
+        private_calls_are_listed,
         no_dispatch,
         lengths_stay_symbols,
     ],
@@ -477,6 +568,17 @@ CONTROLS: list[tuple[Rule, dict[str, str]]] = [
     (nothing_runs_files, {"data/a.py": "def f(t):\n    t.extractall('.')\n"}),
     (nothing_runs_files, {"data/a.py": "import torch\nm = torch.hub.load('a', 'b')\n"}),
     (one_door_to_kernels, {"heads/a.py": "from torch.nn.functional import scaled_dot_product_attention\n"}),
+    (systems_differ_in_one_place, {"data/a.py": "def f():\n    import fcntl\n"}),
+    (systems_differ_in_one_place, {"data/a.py": "from signal import SIGKILL\n"}),
+    (systems_differ_in_one_place, {"data/a.py": "import os\nos.register_at_fork(before=f)\n"}),
+    (systems_differ_in_one_place, {"system.py": "import signal\nx = signal.SIGHUP\n"}),
+    (systems_differ_in_one_place, {"data/a.py": "from shlex import quote\n"}),
+    (text_has_an_encoding, {"data/a.py": "def f(p):\n    return p.read_text()\n"}),
+    (text_has_an_encoding, {"data/a.py": "def f(p):\n    return open(p)\n"}),
+    (text_has_an_encoding, {"data/a.py": "def f(p):\n    return open(p, mode='w')\n"}),
+    (text_has_an_encoding, {"data/a.py": "def f(p):\n    return (p / 'a').open('a')\n"}),
+    (private_calls_are_listed, {"a.py": "import torch\nx = torch._C._nothing(1)\n"}),
+    (private_calls_are_listed, {"a.py": "from torch.nn import _reduction\n"}),
     (no_dispatch, {"a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
     (no_dispatch, {"a.py": "def f(x):\n    return isinstance(x, (int, records.Regions))\n"}),
     (no_dispatch, {"a.py": "def f(x):\n    return type(x) is Instances\n"}),
@@ -520,6 +622,10 @@ FINE: list[tuple[Rule, dict[str, str]]] = [
     (functions_take_few_arguments, {"heads/a.py": MANY}),
     (nothing_runs_files, {"lookup.py": "import importlib\n", "data/a.py": "import re\nx = re.compile('a')\n"}),
     (nothing_runs_files, {"weights/pickles.py": "import torch\nx = torch.load('a', weights_only=True)\n"}),
+    (systems_differ_in_one_place, {"system.py": "import fcntl, os\nx = os.sysconf\n", "a.py": "import os, signal\n"}),
+    (text_has_an_encoding, {"a.py": "def f(p):\n    return open(p, 'rb'), p.read_text(encoding='utf-8')\n"}),
+    (text_has_an_encoding, {"a.py": "def f(p):\n    return Image.open(p), os.open(p, 0), p.open('wb')\n"}),
+    (private_calls_are_listed, {"a.py": "import torch\nx = torch.ops.aten.gelu_(torch._foreach_norm(y))\n"}),
     (no_dispatch, {"tasks/a.py": "def f(x):\n    return isinstance(x, Label)\n"}),
     (no_dispatch, {"a.py": "def f(x, head, task):\n    return isinstance(x, Tensor) and task in head.tasks\n"}),
     (no_dispatch, {"data/a.py": "def f(listing):\n    return 1 if listing.objects else 2\n"}),

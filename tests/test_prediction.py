@@ -162,7 +162,7 @@ def test_standard_input(predictor, tmp_path, monkeypatch):
     content = put(tmp_path / "a.png").read_bytes()
 
     def given(data):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
         return next(predictor.predict("-"))
 
     assert torch.equal(given(content).target.scores, next(predictor.predict(content)).target.scores)

@@ -159,7 +159,7 @@ def test_exported_it_computes_the_same(dtype, model, data, tmp_path):
     (file,) = pf.export_run(
         tmp_path / "bare", size="224x224", dtype=dtype, check={"data": data / "val", "images": 16}, **options
     )
-    report = json.loads(Path(f"{file.path}.check.json").read_text())
+    report = json.loads(Path(f"{file.path}.check.json").read_text(encoding="utf-8"))
     apart = report["images"]["apart"]
     assert (report["proved"], report["faults"], report["pictures"]) == (True, [], 16)
     assert apart["scores"] <= (0.2 if dtype == "int8" else 1e-4)  # 0.1 and 2e-6 measured, as shares of the scale

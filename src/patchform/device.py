@@ -114,8 +114,3 @@ def _has_bfloat16_units() -> bool:
     allowed = re.fullmatch(r"ALL|DEFAULT|.*(BF16|FP16|AMX|AVX10).*", most.upper()) is not None
     wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
     return wide and allowed and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

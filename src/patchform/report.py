@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patchform import lookup
+from patchform import lookup, system
 from patchform.bench.machine import machine
 from patchform.data import python_sets
 from patchform.data.checks.examination import without_bad
@@ -110,7 +109,7 @@ def write_report(
     run_folder, folder = Path(run), results_of(run) if out is None else Path(out)
     predictor = load(run, runtime=runtime, say=unheard)  # the evaluation has said it
     try:
-        evaluation = json.loads((folder / REPORT).read_text())
+        evaluation = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelFileError("the run was not evaluated", where=folder / REPORT, remedy="patchform evaluate") from error
     listing = listed(data, predictor.model, settings, predictor.task.name)
@@ -147,9 +146,11 @@ def facts(run: Path, model: Model, evaluation: Mapping[str, Any]) -> list[tuple[
     rows |= said_at_start(run)
     if seconds := [row["seconds"] for row in history(run) if row.get("seconds")]:
         rows["time taken"] = f"{duration(sum(filter(None, seconds)))} for {len(seconds)} epochs"
-    if (run / RECIPE).is_file() and python_sets.PREFIX not in (run / RECIPE).read_text(errors="replace"):
-        rows["the same again"] = shlex.join(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
-    rows["try it"] = shlex.join(["patchform", "predict", str(run), "PICTURES", "--out", "answers"])
+    if (run / RECIPE).is_file() and python_sets.PREFIX not in (run / RECIPE).read_text(
+        encoding="utf-8", errors="replace"
+    ):
+        rows["the same again"] = system.joined(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
+    rows["try it"] = system.joined(["patchform", "predict", str(run), "PICTURES", "--out", "answers"])
     return [(name, [text]) for name, text in rows.items() if text]
 
 

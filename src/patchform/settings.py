@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-from patchform import schema
+from patchform import schema, system
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.schema import Factor, Length, Misfit, Options, Positive, Range, Share, Side
@@ -384,7 +384,9 @@ def check(recipe: Recipe) -> None:
     if change.mix_token > 0:
         _check_mix_token(recipe)
     _check_adapter(recipe)
-    if name is not None and (not name or name in (".", "..") or set(name) & set("/\\\0")):
+    if name is not None and (
+        not name or name in (".", "..") or set(name) & set("/\\\0") or not system.is_file_name(name)
+    ):
         raise UsageError(f"name is {name!r}", remedy="it must be the name of a folder, without a path")
 
 

@@ -43,7 +43,7 @@ REFUSED = {
     "evaluate runs/first --data nowhere": (3, 'no such file or folder "nowhere"'),
     "evaluate runs/first --device gpu": (2, "it cannot be 'gpu'; it is auto, cpu"),
     "predict model=best.pt x.jpg": (2, "did you mean best.pt alone?"),
-    "predict nowhere x.jpg": (4, 'no run folder or exported file or published weights "nowhere"'),
+    "predict nowhere x.jpg": (4, 'no run folder, exported file or published weights "nowhere"'),
     "predict vit/b16.augreg x.jpg": (2, 'did you mean "vit/b16.augreg_in21k"?'),
     "predict runs/first nowhere.jpg": (3, 'no such file or folder "nowhere.jpg"'),
     "predict runs/first x.jpg --conf 0.5": (2, "no such option: --conf; did you mean --threshold?"),

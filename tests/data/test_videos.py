@@ -309,7 +309,11 @@ def test_no_file_stays_open(made):
 
 def memory():
     """Bytes that this process holds, those of files and libraries aside."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024
 
 

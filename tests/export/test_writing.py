@@ -25,6 +25,9 @@ from patchform.records import Preprocessing
 from patchform.runtime.description import EXTRA, KEY, of_entries, of_program
 from patchform.tasks.base import find_task, task_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+"""torch 2.11's, of how it opens its own files."""
+
 SIZES = [(32, 32), (33, 47), (96, 16), (16, 75)]
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from patchform.layers import linear
 from patchform.layers.linear import Linear, conv_gelu, linear_gelu, plain
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -29,6 +30,17 @@ def test_linear_is_the_same_with_and_without_gradients(dtype, width, bias):
     torch.manual_seed(0)
     wanted, found = both(Linear(width, 2 * width, bias=bias), pictures(2, 3, 5, width), dtype)
     assert found.dtype == wanted.dtype == dtype
+    torch.testing.assert_close(found, wanted, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_a_torch_without_the_kernels_takes_its_own(dtype, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.ops, "mkldnn", object())
+        linear._has_kernels.cache_clear()
+        wanted, found = both(Linear(24, 48), pictures(2, 3, 5, 24), dtype)
+        assert not linear._fuses(dtype)
+    linear._has_kernels.cache_clear()
     torch.testing.assert_close(found, wanted, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
 
 

@@ -157,7 +157,9 @@ def test_a_run_goes_on_without_a_logger_that_is_lost(wandb, mlflow, tmp_path, mo
     monkeypatch.setattr(wandb, "init", lambda **named: 1 / 0)
     with log(tmp_path, "wandb", "mlflow", say=said.append) as writes:
         assert said == ["going on without the logger wandb: ZeroDivisionError: division by zero"]
-        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *a, **n: Path("/nowhere").read_text())
+        monkeypatch.setattr(
+            mlflow.MlflowClient, "log_batch", lambda *a, **n: Path("/nowhere").read_text(encoding="utf-8")
+        )
         writes.epoch(1, 1, {"top1": 0.5})
         assert said[1].startswith("going on without the logger mlflow: FileNotFoundError")
         writes.epoch(2, 2, {"top1": 0.75})
@@ -168,7 +170,9 @@ def test_a_run_goes_on_without_a_logger_that_is_lost(wandb, mlflow, tmp_path, mo
 def test_a_full_disk_is_no_lost_logger(tmp_path, monkeypatch):
     """Control: what the disk refuses is told as of any other file."""
     writes = log(tmp_path, "tensorboard")
-    monkeypatch.setattr(type(writes._loggers["tensorboard"]), "numbers", lambda *a: Path("/nowhere").read_text())
+    monkeypatch.setattr(
+        type(writes._loggers["tensorboard"]), "numbers", lambda *a: Path("/nowhere").read_text(encoding="utf-8")
+    )
     with pytest.raises(ResourceError, match=r"cannot write.*tensorboard"):
         writes.step(1, loss=1.0)
     writes.__exit__(None, None, None)

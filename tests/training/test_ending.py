@@ -50,7 +50,7 @@ def test_a_run_leads_on_from_its_first_line_to_its_last(flat, tmp_path, monkeypa
     assert best
     assert lines["meaning"] == "share of pictures whose best class is the right one"
     assert lines["model"] == "runs/first run"
-    page = Path(lines["page"]).read_text()
+    page = Path(lines["page"]).read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     evaluation = json.loads((tmp_path / "runs/first run/evaluation.json").read_text())
     assert evaluation["samples"] == 8  # what was held out, and nothing that was learnt from

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from patchform import __version__
-from patchform.device import cores
+from patchform.system import cores
 
 INSTRUCTIONS = {
     "avx2": "AVX2",
@@ -53,7 +53,7 @@ class Machine(NamedTuple):
         int8 = "" if self.fast_int8 else "; none for int8, whose files are smaller then but not faster"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return [
-            f"{self.processor}: {has}{int8}; {self.cores} cores, {self.threads} threads",
+            f"{self.processor}: {has}{int8}; {self.cores} cores, {self.threads} thread{'s' * (self.threads > 1)}",
             f"{self.system}; {versions}",
         ]
 

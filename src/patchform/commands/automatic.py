@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform import schema
+from patchform import schema, system
 from patchform.commands import recipes, starting
 from patchform.commands.short_forms import SHORT_FORMS
 from patchform.errors import UsageError
@@ -212,11 +211,9 @@ def _workers() -> int:
     """Processes that decode: none where that would take a core of two from training."""
     import torch
 
-    from patchform.device import cores
-
     if torch.cuda.is_available():
-        return min(8, cores() - 1)
-    return min(4, cores() // 4)
+        return min(8, system.cores() - 1)
+    return min(4, system.cores() // 4)
 
 
 def _for_time(recipe: Recipe, given: Mapping[str, Any], durations: Durations, seconds: float) -> dict[str, Any]:
@@ -254,5 +251,5 @@ def _takes(recipe: Recipe, durations: Durations | None) -> str:
 def command(recipe: str | Path, settings: Mapping[str, Any]) -> str:
     """The command line that trains by a recipe with settings over it."""
     short = {form.setting: form.option for form in SHORT_FORMS}
-    words = [f"{short.get(name, f'--{name}')} {shlex.quote(schema.shown(value))}" for name, value in flat(settings)]
-    return " ".join(["patchform train", shlex.quote(str(recipe)), *words])
+    words = [f"{short.get(name, f'--{name}')} {system.quoted(schema.shown(value))}" for name, value in flat(settings)]
+    return " ".join(["patchform train", system.quoted(str(recipe)), *words])

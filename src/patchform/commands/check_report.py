@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchform import system
+
 if TYPE_CHECKING:
     from patchform.doctor import Diagnosis
 
@@ -29,7 +31,12 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
             yield f"    {name}: {fault.where}" + (f": {fault.what}" if fault.what else "")
         if number > len(first):
             yield f"    and {number - len(first)} more"
-    yield _verdict(diagnosis)
+    after = "" if diagnosis.fatal else f"; to train: {_training(diagnosis)}"
+    yield _verdict(diagnosis) + after
+
+
+def _training(diagnosis: Diagnosis) -> str:
+    return system.joined(["patchform", "train", diagnosis.task, "--data", str(diagnosis.path)])
 
 
 def _verdict(diagnosis: Diagnosis) -> str:

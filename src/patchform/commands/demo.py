@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{KINDS[arguments.task].reached.format(best=scores.best or 0, samples=scores.samples)},")
     print("none of which was learnt from or chose the epoch; some of them:")
-    for line in (folder / "predictions" / "predictions.jsonl").read_text().splitlines()[:SHOWN]:
+    for line in (folder / "predictions" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]:
         answer = json.loads(line)
         print(f"  {answer['file']}: {_answer_text(answer)}")
     print(f"the page to look at: {folder / 'report.html'}")
@@ -105,7 +105,9 @@ def demo(runs: str | Path = "runs", *, task: str = "classification", progress: b
     if folder.exists() and not (folder / MARK).is_file():
         raise FolderError("exists and is not of a demo", where=folder, remedy="name another place with --runs")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("This folder was made by `patchform demo`; the next one replaces it.\n")
+    (folder / MARK).write_text(
+        "This folder was made by `patchform demo`; the next one replaces it.\n", encoding="utf-8"
+    )
 
     from patchform.prediction import write
     from patchform.training.run import LOCK, lock
@@ -164,7 +166,7 @@ def write_scenes(folder: Path) -> list[Path]:
             scene = digits.scene(scans, generator)
             for target, picture in zip(targets, (scene.image, scene.mask())):
                 Image.fromarray(picture).save(target / f"{index:04d}.png")
-    (folder / "classes.txt").write_text("\n".join(["ground", *map(str, range(10))]) + "\n")
+    (folder / "classes.txt").write_text("\n".join(["ground", *map(str, range(10))]) + "\n", encoding="utf-8")
     return sorted((folder / "images" / "test").iterdir())[:10]
 
 
@@ -193,7 +195,7 @@ def write_objects(folder: Path) -> list[Path]:
                 objects.append({**record, "bbox": [*corner, *sides], "area": len(rows)})
         names = [{"id": digit, "name": str(digit)} for digit in range(10)]
         written = json.dumps({"images": images, "annotations": objects, "categories": names})
-        (folder / "annotations" / f"instances_{part}.json").write_text(written)
+        (folder / "annotations" / f"instances_{part}.json").write_text(written, encoding="utf-8")
     return sorted((folder / "test").iterdir())[:10]
 
 

@@ -10,11 +10,10 @@ import difflib
 import fnmatch
 import glob
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchform import foreign_names, lookup, model_table
+from patchform import foreign_names, lookup, model_table, system
 from patchform.commands import recipes
 from patchform.errors import DataError, FolderError, ModelFileError, UsageError
 from patchform.settings import Recipe
@@ -52,7 +51,8 @@ def trained(path: str, *, file: bool = True, published: bool = False) -> None:
     elif path.lower().endswith(EXPORTED) and file:
         raise ModelFileError(f'no such file "{_shown(path)}"', remedy=_near(Path(path)))
     else:
-        what = " or ".join(["run folder", *["exported file"] * file, *["published weights"] * published])
+        *kinds, last = ["run folder", *["exported file"] * file, *["published weights"] * published]
+        what = f"{', '.join(kinds)} or {last}" if kinds else last
         raise ModelFileError(f'no {what} "{_shown(path)}"', remedy=_near_run(path) or _meant(path, published) or _TRAIN)
 
 
@@ -142,7 +142,7 @@ def _check_folder(recipe: Recipe, *, resume: bool, planned: bool) -> None:
     if resume and not (there and folder.is_dir()):
         raise FolderError("no run to resume", where=folder, remedy=_near_run(str(folder)) or "name a run folder")
     if there and not (resume or planned):
-        again = f"choose another name, or go on with it: patchform train {shlex.quote(str(folder))} --resume"
+        again = f"choose another name, or go on with it: patchform train {system.quoted(str(folder))} --resume"
         raise FolderError("the run exists already", where=folder, remedy=again)
 
 

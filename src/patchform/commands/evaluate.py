@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchform import system
 from patchform.commands import early_checks, inference_options, recipes, terminal
 from patchform.errors import DataError, UsageError
 from patchform.settings import Recipe
@@ -57,6 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{'images':{width}}  {scores.samples}")
     for name, value in scores.numbers.items():
         print(f"{name:{width}}  {'-' if value is None else f'{value:.4f}'}")
+
+    from patchform.evaluation import results_of
+
+    own = arguments.out is None or arguments.out.lower().endswith(".csv")
+    home = results_of(Path(arguments.run)) if own else Path(arguments.out)
+    terminal.say(f"what each of them means, and pictures: {home / 'report.html'}")
     return 0
 
 
@@ -115,7 +121,7 @@ def _path_of(data: Any, classes: Sequence[str] | None) -> str:
 
 def _validation_of(folder: Path) -> str | Listing:
     """What a run was validated on: a place of its own, or the share of its pictures that it held out."""
-    remedy = f"name labelled pictures: patchform evaluate {shlex.quote(str(folder))} --data DIR"
+    remedy = f"name labelled pictures: patchform evaluate {system.quoted(str(folder))} --data DIR"
     if not (folder / "recipe.yaml").is_file():
         raise UsageError("no recipe says what it was validated on", where=folder, remedy=remedy)
     recipe = recipes.resolve(folder)

@@ -143,6 +143,6 @@ def _record(file: Exported) -> dict[str, Any]:
         "file": str(file.path),
         "bytes": file.bytes,
         "seconds": round(file.seconds, 1),
-        "check": json.loads(report_path(file.path).read_text()),
+        "check": json.loads(report_path(file.path).read_text(encoding="utf-8")),
         "description": json.loads(file.description.as_text()),
     }

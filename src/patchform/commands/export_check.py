@@ -147,7 +147,7 @@ def sentence(file: Path) -> str:
     """What became of a file that was proved, in a line."""
     from patchform.export.proving import report_path
 
-    report = json.loads(report_path(file).read_text())
+    report = json.loads(report_path(file).read_text(encoding="utf-8"))
     if not report["proved"]:
         return f"not proved: {'; '.join(report['warnings'])}"
     name = report["metric"]

@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         ids=arguments.ids,
         say=terminal.say,
     )
+    if arguments.out is not None and written.images > written.failed:
+        terminal.say(f"predictions.jsonl and pictures of the answers are in {arguments.out}")
     if written.failed:
         print(f"{written.failed} of {written.images} pictures could not be used", file=sys.stderr)
     return SOME_FAILED if written.failed else 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import time
 from pathlib import Path
 
+from patchform import system
 from patchform.errors import UsageError
 from patchform.training.pace import in_words
 from patchform.training.standing import Row, look
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     for cells in table:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths)).rstrip())
     folder = Path(arguments.folder)
-    first = shlex.quote(str(folder if rows[0].name == folder.name and look(folder) else folder / rows[0].name))
+    first = system.quoted(str(folder if rows[0].name == folder.name and look(folder) else folder / rows[0].name))
     if rows[0].state in ("stopped", "failed", "diverged"):
         print(f"to go on: patchform train {first} --resume")
     elif rows[0].state == "finished":

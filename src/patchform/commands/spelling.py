@@ -6,10 +6,9 @@ import argparse
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Collection, Iterable, Sequence
 
-from patchform import foreign_names
+from patchform import foreign_names, system
 from patchform.errors import UsageError
 
 VERBS_OF_OTHERS = {
@@ -69,7 +68,7 @@ def check_assignments(parser: argparse.ArgumentParser, words: Sequence[str], set
         if meant := _options(parser, match[1], settings):
             raise UsageError(f"{word} is no option", remedy=f"did you mean {_typed(meant, match[2])}?")
         if match[1] in _FIRST and match[2]:
-            raise UsageError(f"{word} is no path", remedy=f"did you mean {shlex.quote(match[2])} alone?")
+            raise UsageError(f"{word} is no path", remedy=f"did you mean {system.quoted(match[2])} alone?")
 
 
 def _meant(parser: argparse.ArgumentParser, name: str, settings: Iterable[str], value: str) -> str:
@@ -83,4 +82,4 @@ def _options(parser: argparse.ArgumentParser, name: str, settings: Iterable[str]
 
 
 def _typed(options: Sequence[str], value: str) -> str:
-    return " or ".join(f"--{option}{f' {shlex.quote(value)}' * bool(value)}" for option in options[:3])
+    return " or ".join(f"--{option}{f' {system.quoted(value)}' * bool(value)}" for option in options[:3])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Container, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchform import lookup, schema
+from patchform import lookup, schema, system
 from patchform.descriptions import Preprocessing
 from patchform.errors import ModelFileError, UsageError
 from patchform.training.recipe_files import parse
@@ -154,7 +153,7 @@ def _from_file(settings: dict[str, Any], source: Path, recipe: dict[str, Any]) -
     looked = _looked(source, prefix, status.st_mtime_ns, status.st_size)
     fits = {fit.architecture.backbone: fit for fit in looked.fits}
     if not fits:
-        remedy = f"patchform weights show {shlex.quote(str(source))} says what is near"
+        remedy = f"patchform weights show {system.quoted(str(source))} says what is near"
         raise ModelFileError(looked.why or "it fits no backbone that is built here", where=source, remedy=remedy)
     if len(fits) > 1:
         remedy = f"name the one that it is of: --model.backbone {next(iter(fits))}"

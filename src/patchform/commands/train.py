@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from patchform import system
 from patchform.commands import automatic, early_checks, inference_options, recipes, short_forms, terminal
 from patchform.errors import UsageError, unheard
 from patchform.settings import Recipe
@@ -179,7 +179,7 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> None:
     from patchform.report import write_report
 
     recipe, listing = finished.recipe, finished.data.splits.validation
-    remedy = f"to write one: patchform evaluate {shlex.quote(str(finished.folder))} --data DIR"
+    remedy = f"to write one: patchform evaluate {system.quoted(str(finished.folder))} --data DIR"
     say(f"looking once more at the {len(listing)} {listing.thing}s to validate on, for the page")
     try:
         evaluate_run(
@@ -300,7 +300,7 @@ def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
 def _words(option: Option) -> str:
     """The settings as words of a command line."""
     values = {name: json.dumps(value, separators=(",", ":")) for name, value in option.settings.items()}
-    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in values.items())
+    return " ".join(f"--{name} {system.quoted(value)}" for name, value in values.items())
 
 
 def _bytes(number: float) -> str:

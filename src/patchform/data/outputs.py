@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
+from patchform import system
 from patchform.data.listing import walk
 from patchform.drawing import save
 from patchform.errors import FolderError, ResourceError
@@ -77,7 +78,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _short(name: str) -> str:
-    return os.fsdecode(os.fsencode(name)[:LONGEST])
+    return os.fsdecode(os.fsencode(system.file_name(name))[:LONGEST])
 
 
 def listed(folder: Path) -> set[Path] | None:
@@ -146,7 +147,7 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._list = open(self.folder / LIST, "w" if self.overwrite else "a", encoding="utf-8")
+            self._list = open(self.folder / LIST, "w" if self.overwrite else "a", encoding="utf-8", newline="\n")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,7 +157,7 @@ class OutputFolder:
     def answers(self) -> TextIO:
         """The open file of answers. Raises ResourceError."""
         with _writing(self.folder / WRITTEN):
-            return open(self.folder / WRITTEN, "w" if self.overwrite else "x", encoding="utf-8")
+            return open(self.folder / WRITTEN, "w" if self.overwrite else "x", encoding="utf-8", newline="\n")
 
     def save(self, content: bytes, path: Path) -> None:
         """Write a file that appears whole or not at all, and its folder. Raises FolderError, ResourceError."""

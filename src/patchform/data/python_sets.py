@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from patchform import system
 from patchform.data import hub_sets, jpeg
 from patchform.errors import DataError, UsageError
 
@@ -66,12 +66,9 @@ SMALL = 4096
 _held: dict[str, Held] = {}
 _one_at_a_time = threading.RLock()
 """Files are looked at by several threads, which an object of a user need not expect."""
-if hasattr(os, "register_at_fork"):  # a loader process that is forked meanwhile must not wait for a thread it lacks
-    os.register_at_fork(
-        before=_one_at_a_time.acquire,
-        after_in_parent=_one_at_a_time.release,
-        after_in_child=_one_at_a_time.release,
-    )
+system.after_fork(  # a loader process that is forked meanwhile must not wait for a thread it lacks
+    _one_at_a_time.release, before=_one_at_a_time.acquire, in_parent=_one_at_a_time.release
+)
 
 
 def hold(items: Any, classes: Sequence[str] | None = None) -> str:

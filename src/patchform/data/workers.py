@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from patchform import signals
 from patchform.errors import ResourceError
-from patchform.signals import STOPPING
 
 PERIOD = 0.5
 """Seconds within which a loader process notices that the run is gone."""
@@ -34,15 +34,15 @@ CANNOT_SEND = 75
 """Exit code of a loader process whose batch cannot go to the run."""
 _REASONS = {
     CANNOT_SEND: ("cannot hand over a batch: no more memory or open files", "lower data.workers, or raise ulimit -n"),
-    -signal.SIGKILL: ("was killed, most often because memory ran out", "lower data.workers or training.batch_size"),
-    -signal.SIGBUS: ("has no more shared memory", "enlarge /dev/shm (docker run --shm-size 8g), or lower data.workers"),
+    -signals.KILL: ("was killed, most often because memory ran out", "lower data.workers or training.batch_size"),
+    -signals.BUS: ("has no more shared memory", "enlarge /dev/shm (docker run --shm-size 8g), or lower data.workers"),
 }
 
 
 def begin(_: int) -> None:
     """What a loader process does first: torch's `worker_init_fn`."""
     torch.set_num_threads(1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # where the process that forks it did not
+    signals.ignore_all()  # where the process that forks it did not
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     # the thread that sends batches only prints its errors, and the run would wait for ever
     Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
@@ -67,11 +67,8 @@ def _end_with_parent(starter: int) -> None:
     """
     parent = multiprocessing.parent_process()
     while os.getppid() == starter and (parent is None or parent.is_alive()):
-        if not hasattr(signal, "sigtimedwait"):  # macOS
-            time.sleep(PERIOD)
-            continue
-        told = signal.sigtimedwait([signal.SIGTERM], PERIOD)
-        if told is not None and parent is not None and told.si_pid == parent.pid:
+        sender = signals.told_to_end(PERIOD)
+        if sender is not None and parent is not None and sender == parent.pid:
             break
     os._exit(0)
 
@@ -109,7 +106,7 @@ class Crew:
                     broken = (str(error) or type(error).__name__).split("\n")[0]
                 if not broken.startswith(_LATE):
                     self._settle()
-                    remedy = _REASONS[-signal.SIGKILL][1]
+                    remedy = _REASONS[-signals.KILL][1]
                     raise ResourceError(f"a data worker was killed ({broken})", remedy=remedy)
         finally:  # a traceback holds this frame: nothing in it may keep the processes alive
             del loaded
@@ -140,31 +137,21 @@ def _is_of_processes(error: BaseException) -> bool:
 @contextmanager
 def hired() -> Iterator[Crew]:
     """Processes that begin meanwhile, however, are deaf to signals from the start; they are in the crew afterwards."""
-    if multiprocessing.get_start_method() != "fork":  # its start would end the block
-        with _blocked():
+    if signals.MASKS and multiprocessing.get_start_method() != "fork":  # its start would end the block
+        with signals.blocked():
             resource_tracker.ensure_running()
     crew, others = Crew([]), set(multiprocessing.active_children())
-    handler = signal.getsignal(signal.SIGCHLD)
-    with _blocked():
+    handler = signals.of_children()
+    with signals.blocked():
         yield crew
     crew.processes = [process for process in multiprocessing.active_children() if process not in others]
     _quieten(handler)
 
 
-@contextmanager
-def _blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _quieten(handler: object) -> None:
     """Take back torch's handler, which raises errors of loader processes in the middle of whatever happens."""
-    current = signal.getsignal(signal.SIGCHLD)
-    if threading.current_thread() is threading.main_thread() and _of_torch(current):
-        signal.signal(signal.SIGCHLD, handler if callable(handler) and not _of_torch(handler) else signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread() and _of_torch(signals.of_children()):
+        signals.set_of_children(None if _of_torch(handler) else handler)
 
 
 def _of_torch(handler: object) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from patchform import system
 from patchform.data.listing import Listing
 from patchform.errors import FolderError, ResourceError
 
@@ -62,6 +63,8 @@ def place_pictures(listing: Listing, folder: Path, pictures: Copies) -> None:
 @contextmanager
 def _new(file: Path) -> Iterator[None]:
     """Make the folders above a file that is written in this block."""
+    if bad := [part for part in file.relative_to(file.anchor).parts if not system.is_file_name(part)]:
+        raise ResourceError(f"cannot be written: Windows has no file of the name {bad[0]!r}", where=file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -5,6 +5,8 @@ With a gradient, on other devices and under a compiler they are torch's own.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ _ROWS = 4096, 3136
 megabyte for each number, a thousand of them. Pictures of one size make such batches (3136 are the cells of 224 pixels);
 pictures of any size would each leave theirs, where torch's own product leaves none. As the shape alone decides, bits
 stay equal."""
+_KERNELS = "_linear_pointwise", "_convolution_pointwise", "_is_mkldnn_bf16_supported"
+"""Private names in `torch.ops.mkldnn`."""
 
 
 class Linear(nn.Linear):
@@ -79,6 +83,14 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 def _fuses(dtype: torch.dtype) -> bool:
     """Whether oneDNN has the kernels, those that torch.compile uses too."""
+    if not _has_kernels():
+        return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+@lru_cache(maxsize=1)
+def _has_kernels() -> bool:
+    """Whether this torch was built with them (macOS' is not), by their private names."""
+    return all(hasattr(torch.ops.mkldnn, name) for name in _KERNELS)

@@ -5,7 +5,6 @@ Letters: H x W grid of cells, G groups of N queries that attend to K keys, M mas
 
 from __future__ import annotations
 
-import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from patchform import system
 
 Grid: TypeAlias = tuple[int, int]
 Cell: TypeAlias = tuple[Tensor, Tensor]
@@ -180,7 +181,7 @@ def return_freed_memory() -> None:
     2 MB a size though nothing was kept.
     """
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        trim = system.c_library().malloc_trim
     except (OSError, AttributeError, TypeError):  # another C library
         return
     trim(0)

@@ -27,7 +27,7 @@ class LoggedRun(NamedTuple):
     def remembered(self, name: str) -> str:
         """What a logger wrote into a file of the run folder when the run began; "" for a run that begins."""
         path = self.folder / name
-        return path.read_text().strip() if self.step and path.is_file() else ""
+        return path.read_text(encoding="utf-8").strip() if self.step and path.is_file() else ""
 
 
 class LoggerLost(Exception):

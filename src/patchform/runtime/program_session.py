@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ class ProgramSession:
         try:
             import torchvision  # noqa: F401  # has the operators that suppress boxes and cut out regions
 
-            program = torch.export.load(path)
+            with warnings.catch_warnings():  # torch 2.11's, of how it reads its own files
+                warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+                program = torch.export.load(path)
             self._program = program.module()
         except Exception as error:
             refuse_to_open(error, path, "torch")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any
 
-from patchform import lookup, schema
+from patchform import lookup, schema, system
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
 from patchform.training.batches import TrainingData
@@ -47,4 +46,4 @@ def fine_tuning(recipe: Recipe, task: Task) -> str:
 
 
 def _word(value: Any) -> str:
-    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
+    return system.quoted(value if isinstance(value, str) else json.dumps(value))

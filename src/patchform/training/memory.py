@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patchform import system
 from patchform.descriptions import Preprocessing
 from patchform.resources import of_memory, out_of_memory
 
@@ -36,7 +36,7 @@ def keep_freed_memory() -> bool:
     try:
         if platform.libc_ver()[0] != "glibc":
             return False
-        set_option = ctypes.CDLL(None).mallopt
+        set_option = system.c_library().mallopt
     except (OSError, AttributeError, TypeError):  # no such file, no such function, no CDLL of the process itself
         return False
     trimming_off = bool(set_option(_TRIM_THRESHOLD, _LARGEST))

@@ -85,7 +85,7 @@ class MetricsLog:
             with self._listening(name):
                 self._loggers |= opened([name], run)
         with writing(folder / STEPS):
-            self._steps = (folder / STEPS).open("a")
+            self._steps = (folder / STEPS).open("a", encoding="utf-8", newline="\n")
 
     def __enter__(self) -> MetricsLog:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from patchform import system
 
 _MEMINFO, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -85,27 +87,27 @@ def room(device: torch.device) -> int:
     """Bytes that a new process could give to tensors.
 
     On the CPU: what the system calls available, or less where the process is confined to a group (a container); without
-    either, all there is.
+    either, all there is, and no limit where that is not told.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    rooms = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    rooms = system.memory()
     if available := _numbers(_MEMINFO).get("MemAvailable:"):
         rooms.append(available << 10)
     limit, used = (_first(_GROUP / name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         rooms.append(limit - used + _numbers(_GROUP / "memory.stat").get("inactive_file", 0))
-    return max(0, min(rooms))
+    return max(0, min(rooms, default=sys.maxsize))
 
 
 def _numbers(file: Path) -> dict[str, int]:
     """The lines of a name and a number; none where there is no such file."""
-    lines = [line.split() for line in file.read_text().splitlines()] if file.is_file() else []
+    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
 def _first(file: Path) -> int | None:
     """The number in a file; None where there is no file or it says "max"."""
-    text = file.read_text().strip() if file.is_file() else ""
+    text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     return int(text) if text.isdigit() else None

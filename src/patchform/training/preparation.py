@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchform import lookup, settings
+from patchform import lookup, settings, system
 from patchform.data.checks.copies import overlap
 from patchform.data.checks.examination import check
 from patchform.data.dataset import Splits, check_before, digest
@@ -139,7 +138,7 @@ def model_of(
             if theirs is None or theirs == own:
                 raise
             what, mine = (f"{name}{f' with {json.dumps(options)}' * bool(options)}" for name, options in (theirs, own))
-            flags = f"--model.backbone {theirs[0]} --model.options {shlex.quote(json.dumps(theirs[1]))}"
+            flags = f"--model.backbone {theirs[0]} --model.options {system.quoted(json.dumps(theirs[1]))}"
             raise ModelFileError(
                 f"the weights are of {what}, the model to train has {mine}", where=source, remedy=f"take {flags}"
             ) from error

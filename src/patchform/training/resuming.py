@@ -150,7 +150,7 @@ def keep_earlier(settled: Settled, context: RunContext) -> None:
     number = 1
     while (kept := context.folder / f"recipe-{number}.yaml").exists():
         number += 1
-    replace_text(kept, (context.folder / run.RECIPE).read_text())
+    replace_text(kept, (context.folder / run.RECIPE).read_text(encoding="utf-8"))
     context.reporter.note(f"the recipe until now is kept as {kept.name}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchform import distributed, signals
+from patchform import distributed, signals, system
 from patchform.errors import FolderError, Interrupted
 from patchform.resources import refused, writing
 from patchform.training.progress import Reporter
@@ -86,14 +85,11 @@ def lock(folder: Path) -> Iterator[None]:
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         for attempt in range(ATTEMPTS):  # who only asks for the owner holds it for an instant
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if system.try_lock(descriptor):
                 break
-            except BlockingIOError as error:
-                if attempt == ATTEMPTS - 1:
-                    remedy = "wait for it or stop it"
-                    raise FolderError(f"in use{_owner(folder)}", where=folder, remedy=remedy) from error
-                time.sleep(0.02)
+            if attempt == ATTEMPTS - 1:
+                raise FolderError(f"in use{_owner(folder)}", where=folder, remedy="wait for it or stop it")
+            time.sleep(0.02)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(folder / LOCK):
             os.ftruncate(descriptor, 0)
@@ -115,19 +111,17 @@ def _let_go() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+system.after_fork(_let_go)
 
 
 def _owner(folder: Path) -> str:
     """Words on the process that holds the lock, none if there is none."""
     try:
-        with open(folder / LOCK) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(folder / LOCK, encoding="utf-8") as file:
+            if system.try_lock(file.fileno(), shared=True):
                 return ""
-            except BlockingIOError:
-                owner = json.loads(file.read() or "{}")
-                return " by process {pid} on {host} since {start}".format_map({**dict.fromkeys(_FACTS, "?"), **owner})
+            owner = json.loads(file.read() or "{}")
+            return " by process {pid} on {host} since {start}".format_map({**dict.fromkeys(_FACTS, "?"), **owner})
     except (OSError, ValueError, TypeError):
         return ""
 
@@ -152,6 +146,8 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
         ResourceError: the folder is not writable.
     """
     with ExitStack() as stack:
+        unbegun: list[Path] = []
+        stack.callback(_remove, unbegun)
 
         def claim() -> str:
             if resume and not (name and (runs / name).is_dir()):
@@ -169,11 +165,17 @@ def opened(runs: Path, name: str | None, *, stem: str, resume: bool) -> Iterator
             if not resume and not (folder / RECIPE).exists():
                 if distributed.rank_and_world().is_main:
                     shutil.rmtree(folder, ignore_errors=True)
+                    unbegun.append(folder)  # once more without the lock: Windows keeps files that are open
                 if isinstance(error, Interrupted):
                     raise Interrupted(
                         error.exit_code, after=" before anything was begun", remedy="start again"
                     ) from None
             raise
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None

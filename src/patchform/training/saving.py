@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shlex
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import torch
 import yaml
 from torch import nn
 
-from patchform import distributed, lookup
+from patchform import distributed, lookup, system
 from patchform.distributed import Rank
 from patchform.errors import DivergedError, Interrupted, PatchformError, ResourceError
 from patchform.model import Model, save
@@ -224,19 +223,19 @@ def resume_command(folder: Path, rank: Rank) -> str:
         if os.environ.get("LOCAL_WORLD_SIZE", str(rank.world_size)) != str(rank.world_size):
             return "the command that started it on every machine, with --resume"
         words = ["torchrun", "--nproc-per-node", str(rank.world_size), "-m", *words]
-    return with_plugins(f"{shlex.join(words)} {quoted(folder)} --resume")
+    return with_plugins(f"{system.joined(words)} {quoted(folder)} --resume")
 
 
 def with_plugins(command: str) -> str:
     """A command with the plug-in folders that were named."""
     words = [word for place in lookup.plugins() for word in ("--plugin", str(place))]
-    return " ".join([command, *map(shlex.quote, words)])
+    return " ".join([command, *map(system.quoted, words)])
 
 
 def quoted(folder: Path) -> str:
     """A path as a word of a command line, which is no option."""
     text = str(folder)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    return system.quoted(f"./{text}" if text.startswith("-") else text)
 
 
 @contextmanager

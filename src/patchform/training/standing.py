@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import stat
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from patchform import schema
+from patchform import schema, system
 from patchform.errors import UsageError
 from patchform.schema import Range
 from patchform.training.recipe_files import load
@@ -112,13 +111,10 @@ def is_locked(folder: Path) -> bool:
     if not _readable(folder / LOCK):
         return False
     try:
-        with open(folder / LOCK) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with open(folder / LOCK, encoding="utf-8") as file:
+            return not system.try_lock(file.fileno(), shared=True)
     except OSError:
-        pass
-    return False
+        return False
 
 
 def as_text(standing: Standing) -> str:

@@ -167,7 +167,7 @@ def _device(context: RunContext) -> str:
 def _kept(path: Path) -> list[str]:
     """What earlier starts said, and an empty line."""
     try:
-        return [*path.read_text().splitlines(), ""] if path.exists() else []
+        return [*path.read_text(encoding="utf-8").splitlines(), ""] if path.exists() else []
     except ValueError:  # damaged: it is for people alone
         return []
     except OSError as error:

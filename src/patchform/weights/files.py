@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,8 +22,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from patchform import signals
 from patchform.errors import ModelFileError
 from patchform.resources import refused, writing
+from patchform.system import flush_folder
 
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
@@ -208,14 +209,6 @@ def one_line(message: str) -> str:
     return "".join(filter(str.isprintable, line))[:200].rstrip(" .")
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # ---------------------------------------------------------------------------------------------------------- folders
 
 
@@ -237,17 +230,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         names = sorted(file.name for file in temporary.iterdir())
         write_json(temporary / MANIFEST, {"files": {name: _sum(temporary / name) for name in names}})
-        _flush_folder(temporary)
+        flush_folder(temporary)
         failpoint("before-rename")
         if path.exists():
             for name in (*names, MANIFEST):
                 os.replace(temporary / name, path / name)
-            _flush_folder(path)
+            flush_folder(path)
             temporary.rmdir()
         else:
             os.rename(temporary, path)
         failpoint("after-rename")
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
@@ -325,4 +318,4 @@ def failpoint(name: str) -> None:
     if armed == name:
         _passes[name] += 1
         if _passes[name] == int(number or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
+            signals.kill_self()

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import shlex
 import zipfile
 import zlib
 from collections import Counter
@@ -30,6 +29,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from patchform import system
 from patchform.errors import ModelFileError
 from patchform.weights import files
 from patchform.weights.load_report import shorten
@@ -158,7 +158,7 @@ def is_pickle(start: bytes) -> bool:
 
 def pickled(path: Path) -> ModelFileError:
     """The error for a pickle in a place where none is opened."""
-    remedy = f"convert it first: patchform weights convert {shlex.quote(str(path))}"
+    remedy = f"convert it first: patchform weights convert {system.quoted(str(path))}"
     return ModelFileError("a pickle, which can hold code, is not opened here", where=path, remedy=remedy)
 
 
@@ -185,7 +185,7 @@ def _folder(folder: Path) -> Source:
         raise pickled(folder / pickles[0])
     if os.path.isdir(folder / CHECKPOINTS) or os.path.isdir(folder / BEST):
         best = folder / BEST
-        remedy = f"name its best model: {shlex.quote(str(best))}" if best.is_dir() else "resume it to go on"
+        remedy = f"name its best model: {system.quoted(str(best))}" if best.is_dir() else "resume it to go on"
         raise ModelFileError("a run that has not ended", where=folder, remedy=remedy)
     raise ModelFileError(f"neither {DESCRIPTION} nor safetensors", where=folder, remedy=_KNOWN)
 
