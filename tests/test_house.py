@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src" / "patchform"
 FLOORS = (
     (
         *("errors", "schema", "descriptions", "records", "settings", "resources", "signals"),
-        *("lookup", "foreign_names", "model_table"),
+        *("lookup", "own_parts", "foreign_names", "model_table"),
     ),
     ("geometry", "device", "distributed", "markup"),
     ("outputs",),

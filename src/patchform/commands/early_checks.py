@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchform import foreign_names, lookup, model_table
+from patchform import foreign_names, lookup, model_table, own_parts
 from patchform.commands import recipes
 from patchform.errors import DataError, FolderError, ModelFileError, UsageError
 from patchform.settings import Recipe
@@ -127,6 +127,7 @@ def training(recipe: Recipe, *, resume: bool = False, planned: bool = False) -> 
     if recipe.model.head not in heads:
         raise lookup.no_such("head", recipe.model.head, heads)
     _check_folder(recipe, resume=resume, planned=planned)
+    own_parts.check(recipe)
     for path in (recipe.data.path, recipe.data.validation):
         data(path)
     if recipe.model.init_from is not None and not resume:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from patchform.commands import automatic, early_checks, inference_options, recipes, short_forms, terminal
+from patchform import own_parts
+from patchform.commands import automatic, early_checks, handing_over, inference_options, recipes, short_forms, terminal
 from patchform.errors import UsageError, unheard
 from patchform.settings import Recipe
 
@@ -145,7 +146,8 @@ def train(
         settings: over the recipe's, nested as there: `name="first"`, `optimizer={"lr": 1e-3}`; `data="photos/"` is
             short for `data={"path": "photos/"}`. `data` may be a Python object with `__len__` and `__getitem__` of
             (picture, target), or two, (train, validation); `classes=[...]` then names its numbers
-            (`patchform.data.python_lists` says what targets are).
+            (`patchform.data.python_lists` says what targets are). `optimizer`, `schedule`, `loss` and `augmentation`
+            may be a class or a function of your own, and `training={"loggers": [...]}` classes (docs/own-parts.md).
 
     Returns:
         The finished run: its folder and its best model.
@@ -154,7 +156,7 @@ def train(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.loop.train` raises.
     """
-    settings, notes = _with_path(settings), tuple[str, ...]()
+    settings, notes = own_parts.named(_with_path(settings)), tuple[str, ...]()
     if resume:
         recipe, settings = _resumed(recipe, settings, time)
     else:
@@ -170,6 +172,7 @@ def train(
         finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
         if page and rank.is_main:
             _write_page(finished, say=terminal.say if progress else unheard)
+            handing_over.hand_over(finished)
     return finished
 
 
@@ -216,7 +219,7 @@ def plan(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.plan.plan` raises.
     """
-    recipe, settings, notes = automatic.choose(recipe, _with_path(settings))
+    recipe, settings, notes = automatic.choose(recipe, own_parts.named(_with_path(settings)))
     resolved, origin = recipes.traced(recipe, settings)
 
     from patchform.training import plan as planning
