@@ -36,6 +36,7 @@ from patchform.settings import DataSettings
 from patchform.tasks.base import CURVES, Evidence, Example
 from patchform.training.metrics_log import curve, history
 from patchform.training.run import RECIPE
+from patchform.training.saving import with_plugins
 from patchform.training.summary import SUMMARY
 
 PAGE = "report.html"
@@ -178,8 +179,9 @@ def facts(run: Path, model: Model, evaluation: Mapping[str, Any]) -> list[tuple[
     if seconds := [row["seconds"] for row in history(run) if row.get("seconds")]:
         rows["time taken"] = f"{duration(sum(filter(None, seconds)))} for {len(seconds)} epochs"
     if (run / RECIPE).is_file() and python_sets.PREFIX not in (run / RECIPE).read_text(errors="replace"):
-        rows["the same again"] = shlex.join(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
-    rows["try it"] = shlex.join(["patchform", "predict", str(run), "PICTURES", "--out", "answers"])
+        again = shlex.join(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
+        rows["the same again"] = with_plugins(again)
+    rows["try it"] = with_plugins(shlex.join(["patchform", "predict", str(run), "PICTURES", "--out", "answers"]))
     return [(name, [text]) for name, text in rows.items() if text]
 
 

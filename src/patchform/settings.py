@@ -329,7 +329,7 @@ class TrainingSettings:
     """CPU threads; 0: torch's default."""
     loggers: Annotated[tuple[str, ...], Length(most=10)] = ("tensorboard",)
     """What takes the numbers beside metrics.csv: tensorboard, wandb, mlflow (each an extra of its name but the first),
-    or those of a plug-in."""
+    or those of a plug-in. At the end of a run they get its page and eight of the pictures that it validates on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 from patchform.commands import terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from patchform.training.loop import Run
 
 
-def hand_over(finished: Run) -> None:
-    """Give them what is there; weights are not sent. What hinders that is said: the run has ended.
+def hand_over(finished: Run, say: Callable[[str], None]) -> None:
+    """Give them both; weights are not sent. What hinders that is said: the run has ended.
 
     Args:
-        finished: with its page, where that could be written.
+        finished: with its page.
+        say: called with who gets it.
     """
     from patchform.loggers import base
     from patchform.report import PAGE, write_pictures
@@ -24,8 +27,10 @@ def hand_over(finished: Run) -> None:
     from patchform.training.recipe_files import flat
 
     recipe, folder = finished.recipe, finished.folder
-    if not (folder / PAGE).is_file() or not base.wanted(recipe.training.loggers):
+    if not (takers := base.wanted(recipe.training.loggers)):
         return
+    if elsewhere := [name for name in takers if name != "tensorboard"]:  # which may take its time
+        say(f"giving the page and a few pictures to {', '.join(elsewhere)}")
     settings = dict(flat(plain(dataclasses.asdict(recipe))))
     with tempfile.TemporaryDirectory() as place:
         try:

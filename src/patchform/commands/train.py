@@ -171,13 +171,18 @@ def train(
     with distributed.process_group() as rank:
         finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
         if page and rank.is_main:
-            _write_page(finished, say=terminal.say if progress else unheard)
-            handing_over.hand_over(finished)
+            say = terminal.say if progress else unheard
+            if _write_page(finished, say):
+                handing_over.hand_over(finished, say)
     return finished
 
 
-def _write_page(finished: Run, say: Callable[[str], None]) -> None:
-    """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there."""
+def _write_page(finished: Run, say: Callable[[str], None]) -> bool:
+    """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there.
+
+    Returns:
+        Whether it is written.
+    """
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
@@ -198,6 +203,8 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> None:
         raise
     except Exception as error:
         terminal.say(f"the page was not written ({' '.join(str(error).split())}); {remedy}")
+        return False
+    return True
 
 
 def plan(
