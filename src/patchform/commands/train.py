@@ -156,12 +156,12 @@ def train(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.loop.train` raises.
     """
-    settings, notes = own_parts.named(_with_path(settings)), tuple[str, ...]()
+    heard = terminal.say if progress else unheard
+    settings, notes = own_parts.named(_with_path(settings, heard)), tuple[str, ...]()
     if resume:
         recipe, settings = _resumed(recipe, settings, time)
     else:
-        say = terminal.say if progress else unheard
-        recipe, settings, notes = automatic.choose(recipe, settings, time=time, say=say)
+        recipe, settings, notes = automatic.choose(recipe, settings, time=time, say=heard)
     resolved, origin = recipes.traced(recipe, settings)
     origin = origin._replace(notes=(*notes, *origin.notes))
 
@@ -170,10 +170,8 @@ def train(
 
     with distributed.process_group() as rank:
         finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
-        if page and rank.is_main:
-            say = terminal.say if progress else unheard
-            if _write_page(finished, say):
-                handing_over.hand_over(finished, say)
+        if page and rank.is_main and _write_page(finished, heard):
+            handing_over.hand_over(finished, heard)
     return finished
 
 
@@ -226,7 +224,7 @@ def plan(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.plan.plan` raises.
     """
-    recipe, settings, notes = automatic.choose(recipe, own_parts.named(_with_path(settings)))
+    recipe, settings, notes = automatic.choose(recipe, own_parts.named(_with_path(settings, unheard)))
     resolved, origin = recipes.traced(recipe, settings)
 
     from patchform.training import plan as planning
@@ -258,23 +256,23 @@ def _resumed(
     return recipe, settings | {"name": folder.name, "runs": str(folder.parent)}
 
 
-def _with_path(settings: dict[str, Any]) -> dict[str, Any]:
+def _with_path(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """The short forms of the data written out: a path, a Python object, or two, to learn from and to validate on."""
     data, classes = settings.get("data"), settings.get("classes")
     others = {name: value for name, value in settings.items() if name != "classes"}
     if not isinstance(data, dict):
-        return settings if data is None else others | {"data": _paths_of(data, classes)}
+        return settings if data is None else others | {"data": _paths_of(data, classes, say)}
     path = data.get("path")
     if path is None or (isinstance(path, str | Path) and not str(path).startswith("hf:")):
         return settings
     given = path if data.get("validation") is None else (path, data["validation"])
-    return others | {"data": data | _paths_of(given, classes)}
+    return others | {"data": data | _paths_of(given, classes, say)}
 
 
-def _paths_of(data: Any, classes: Sequence[str] | None) -> dict[str, Any]:
+def _paths_of(data: Any, classes: Sequence[str] | None, say: Callable[[str], None]) -> dict[str, Any]:
     from patchform.data import python_sets  # torch
 
-    return python_sets.paths_of(data, classes)
+    return python_sets.paths_of(data, classes, say)
 
 
 def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
