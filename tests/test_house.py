@@ -17,7 +17,7 @@ STACK = ROOT / "docs" / "stack.md"
 FLOORS = (
     (
         *("errors", "schema", "descriptions", "records", "settings", "resources", "signals", "system"),
-        *("lookup", "foreign_names", "model_table"),
+        *("lookup", "own_parts", "foreign_names", "model_table"),
     ),
     ("geometry", "device", "distributed", "markup"),
     ("outputs",),

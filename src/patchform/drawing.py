@@ -280,6 +280,21 @@ def thumbnail(image: Tensor, side: int = 128) -> Image.Image:
     return picture
 
 
+def side_by_side(pictures: Sequence[Image.Image], side: int) -> Image.Image:
+    """RGB pictures beside each other on white, none larger than `side` pixels."""
+    small = [picture.copy() for picture in pictures]
+    for picture in small:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    sheet = Image.new(
+        "RGB", (sum(picture.width for picture in small), max(picture.height for picture in small)), "white"
+    )
+    left = 0
+    for picture in small:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet
+
+
 def to_png_bytes(picture: Image.Image) -> bytes:
     """The picture as the content of a PNG file."""
     stream = io.BytesIO()

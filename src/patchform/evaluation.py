@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from patchform.errors import FolderError, ResourceError, printable
 from patchform.inference import Inference, MultiView, preparation, views_of
 from patchform.metrics.base import Metric, Scores, Together
 from patchform.model import Model
-from patchform.records import Batch, Target
+from patchform.records import Batch, Loss, Target
 from patchform.runtime.opening import DEFAULT, is_exported, open_model
 from patchform.runtime.sessions import RuntimeOptions
 from patchform.settings import DataSettings
@@ -106,11 +106,12 @@ def loss_of(
     precision: Precision = "float32",
     pixels: int = 0,
     progress: Callable[[int], None] | None = None,
+    losses: Callable[[Batch], Mapping[str, Loss]] | None = None,
 ) -> float | None:
     """The loss that the model is trained by, over the batches of a loader; None without one, or where it is not finite.
 
     What is drawn at random for it (proposals, say) is the same each time. Arguments as of `evaluate`; the targets are
-    those of training, in the model's input.
+    those of training, in the model's input; `losses`: of a batch, by name, where they are not those of the head.
     """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
@@ -119,7 +120,7 @@ def loss_of(
         torch.manual_seed(0)
         for batch in loader:
             for part in split(batch, 0, pixels):
-                for name, loss in model(to_device(part, model.mean.device)).items():
+                for name, loss in (losses or model)(to_device(part, model.mean.device)).items():
                     sums[name] = sums.get(name, 0.0) + float(loss.sum)
                     counts[name] = counts.get(name, 0.0) + float(loss.count)
             done += len(batch.names)

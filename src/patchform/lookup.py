@@ -25,7 +25,12 @@ from patchform.descriptions import Published, Variant, WeightsFile
 from patchform.errors import UsageError
 from patchform.schema import Range
 
-KINDS = ("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect", "loggers")
+OF_A_TRAINING = ("losses", "augmentations", "optimizers", "schedules")
+"""Kinds of which plug-ins alone have files (`own_parts`)."""
+KINDS = (
+    *("backbones", "published", "heads", "pretraining", "tasks", "data/formats", "inspect", "loggers"),
+    *OF_A_TRAINING,
+)
 T = TypeVar("T")
 NOT_OPTIONS = ("self", "architecture", "features", "classes", "backbone", "preprocessing")
 """Of a constructor, what the rest of the model says."""
@@ -85,6 +90,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """Of patchform.<kind>.<name>; None for anything else, and for files of the package."""
+        if fullname.removeprefix("patchform.") in OF_A_TRAINING:
+            return ModuleSpec(fullname, None, is_package=True)
         folder, _, name = fullname.removeprefix("patchform.").rpartition(".")
         kind = folder.replace(".", "/")
         file = _files(kind).get(name) if kind in KINDS else None

@@ -20,7 +20,7 @@ from patchform.device import pick_device
 from patchform.errors import ModelFileError, UsageError, printable, warned
 from patchform.heads.base import NO_HEAD, Head, NoHead
 from patchform.layers.token_mixing import exchange
-from patchform.markup import escape
+from patchform.markup import table
 from patchform.records import Batch, CellBox, Features, Loss, Target
 from patchform.schema import Misfit
 from patchform.tasks.base import find_task
@@ -30,19 +30,16 @@ from patchform.weights.stopped import find_model
 
 
 class Model(nn.Module):
-    """A backbone under a head, with the pixel statistics inside.
+    """A backbone under a head, with the pixel statistics inside. What it is given are attributes; none is set later.
 
     Args:
         backbone, head: the two parts.
         classes: names in the order of the head's outputs.
         preprocessing: how pictures become input; stored with the model, read by every command.
         architecture: names to build the same model again; None for models put together by hand (they cannot be saved).
-        ids: of the classes in the data that they were learnt from (COCO's category ids), for results that others read;
-            None where those have none.
-        thresholds: scores from which a prediction of an object counts, one a class, chosen on validation data and
-            stored with the model; None where none were chosen. `predict` does not apply them.
-
-    All of these are attributes, and none is set later.
+        ids: of the classes in their data (COCO's category ids), for results that others read; None where it has none.
+        thresholds: scores from which a prediction of an object counts, one a class, chosen on validation data and kept
+            with the model; None where none were chosen. `predict` does not apply them.
     """
 
     def __init__(
@@ -72,13 +69,16 @@ class Model(nn.Module):
     std: Tensor
 
     def __repr__(self) -> str:
-        number, names = sum(parameter.numel() for parameter in self.parameters()), self.classes[:6]
-        classes = f"{len(self.classes)} classes: {printable(', '.join(names))}" + ", ..." * (names != self.classes)
-        height, width = self.preprocessing.size
-        return f"Model({self.architecture or 'by hand'}, {number:,} parameters, {height} x {width} pixels, {classes})"
+        return f"Model({', '.join(self._facts())})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>"
+        return table(zip(("model", "size", "input", "classes"), zip(self._facts())), kind="words")
+
+    def _facts(self) -> tuple[str, ...]:
+        number, (height, width) = sum(parameter.numel() for parameter in self.parameters()), self.preprocessing.size
+        words = printable(", ".join(self.classes[:6])) + ", ..." * (len(self.classes) > 6)
+        classes, model = f"{len(self.classes)} classes: {words}", str(self.architecture or "by hand")
+        return model, f"{number:,} parameters", f"{height} x {width} pixels", classes
 
     def forward(self, batch: Batch) -> dict[str, Loss]:
         """Losses of a batch by name; the sum of their means is minimised."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patchform import lookup, system
+from patchform import drawing, lookup, system
 from patchform.bench.machine import machine
 from patchform.data import python_sets
 from patchform.data.checks.examination import without_bad
@@ -32,14 +32,17 @@ from patchform.resources import writing
 from patchform.runtime.opening import DEFAULT
 from patchform.runtime.sessions import RuntimeOptions
 from patchform.settings import DataSettings
-from patchform.tasks.base import Evidence, Example
+from patchform.tasks.base import CURVES, Evidence, Example
 from patchform.training.metrics_log import curve, history
 from patchform.training.run import RECIPE
+from patchform.training.saving import with_plugins
 from patchform.training.summary import SUMMARY
 
 PAGE = "report.html"
 EXAMPLES = 6
 """Pictures that are looked into."""
+PICTURES, SIDE = 8, 360
+"""That loggers get, and pixels of each half at most."""
 LOSSES = ("train_loss", "val_loss")
 """Of one figure."""
 NOT_DRAWN = ("epoch", "step", "images_per_second", "seconds", "log_loss")
@@ -136,6 +139,34 @@ def write_report(
     return page
 
 
+def write_pictures(run: str | Path, data: Listing, out: str | Path, *, number: int = PICTURES) -> dict[str, Path]:
+    """Write a few small pictures of a run that was evaluated, as files for its loggers.
+
+    Args:
+        run: run folder.
+        data: what it was evaluated on.
+        out: folder that is there.
+        number: pictures of `data` at most, evenly picked: on the left the truth, on the right what the model says.
+
+    Returns:
+        Files by name: "validation/a.jpg", ..., and the charts of the evaluation.
+    """
+    predictor, folder = load(run, say=unheard), Path(out)
+    findings = Findings(predictor, data, {}, Path(run))
+    task, shown = predictor.task, dict[str, Path]()
+    chosen = findings.evenly(number) if task.labelled else []  # else nothing is true of them
+    for index, name, image, prediction in findings.examples(chosen, at_once=1):
+        sides = [
+            task.draw(image, target, predictor.classes).convert("RGB") for target in (findings.truth(index), prediction)
+        ]
+        path = shown[f"validation/{name}"] = folder / f"validation-{len(shown) + 1}.png"
+        drawing.side_by_side(sides, SIDE).save(path)
+    for chart_file in (CONFUSION, CURVES):
+        if (Path(run) / chart_file).is_file():
+            shown[Path(chart_file).stem] = Path(run) / chart_file
+    return shown
+
+
 # ------------------------------------------------------------------------------------------------------------ content
 
 
@@ -149,8 +180,10 @@ def facts(run: Path, model: Model, evaluation: Mapping[str, Any]) -> list[tuple[
     if (run / RECIPE).is_file() and python_sets.PREFIX not in (run / RECIPE).read_text(
         encoding="utf-8", errors="replace"
     ):
-        rows["the same again"] = system.joined(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
-    rows["try it"] = system.joined(["patchform", "predict", str(run), "PICTURES", "--out", "answers"])
+        rows["the same again"] = with_plugins(
+            system.joined(["patchform", "train", str(run / RECIPE), "--name", f"{run.name}-again"])
+        )
+    rows["try it"] = with_plugins(system.joined(["patchform", "predict", str(run), "PICTURES", "--out", "answers"]))
     return [(name, [text]) for name, text in rows.items() if text]
 
 

@@ -7,7 +7,7 @@ Nothing here names a class or an import path, so no file can. This module import
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from patchform import schema, system
 from patchform.descriptions import Preprocessing
@@ -190,6 +190,10 @@ class AugmentationSettings:
     """With views: probability of a blur, one number a crop, and one more for the small ones."""
     solarise: Annotated[tuple[Share, ...], Length(most=101)] = ()
     """With views: probability that bright pixels are inverted, numbers likewise."""
+    name: str | None = None
+    """A change of your own, behind all others, of pixels alone: masks and boxes stay where they are (own-parts.md)."""
+    options: Options = field(default_factory=dict)
+    """Arguments of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +223,12 @@ class TeacherSettings:
 class LossSettings:
     """How wrong is measured."""
 
+    of_heads: ClassVar = ("smoothing", "class_weights", "pixel_stride")
+    """What a loss of one's own does not read."""
+    name: str | None = None
+    """A loss of your own, in place of the head's (own-parts.md)."""
+    options: Options = field(default_factory=dict)
+    """Arguments of it."""
     smoothing: BelowOne = 0.0
     """Label smoothing."""
     class_weights: Literal["none", "root", "balanced"] | list[Positive] = "none"
@@ -235,8 +245,10 @@ class LossSettings:
 class OptimizerSettings:
     """How parameters move."""
 
-    name: Literal["adamw", "lamb", "sgd"] = "adamw"
-    """Update rule."""
+    name: Literal["adamw", "lamb", "sgd"] | str = "adamw"
+    """Update rule; or one of your own (own-parts.md)."""
+    options: Options = field(default_factory=dict)
+    """Arguments of one of your own, beside its rate and decay."""
     lr: Annotated[float, Range(above=0, most=1000)] = 1e-3
     """Highest learning rate, for the whole batch as given."""
     weight_decay: Annotated[float, Range(least=0, most=1000)] = 0.05
@@ -259,8 +271,10 @@ class OptimizerSettings:
 class ScheduleSettings:
     """How the learning rate moves over the run."""
 
-    name: Literal["cosine", "polynomial", "steps", "constant"] = "cosine"
-    """Shape after the warm-up."""
+    name: Literal["cosine", "polynomial", "steps", "constant"] | str = "cosine"
+    """Shape after the warm-up; or one of your own (own-parts.md)."""
+    options: Options = field(default_factory=dict)
+    """Arguments of one of your own."""
     warmup_epochs: Factor = 5.0
     """Linear rise from lr * warmup_start to lr."""
     warmup_start: Share = 1e-3
@@ -315,7 +329,7 @@ class TrainingSettings:
     """CPU threads; 0: torch's default."""
     loggers: Annotated[tuple[str, ...], Length(most=10)] = ("tensorboard",)
     """What takes the numbers beside metrics.csv: tensorboard, wandb, mlflow (each an extra of its name but the first),
-    or those of a plug-in."""
+    or those of a plug-in. At the end of a run they get its page and eight of the pictures that it validates on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,23 +362,6 @@ class Origin(NamedTuple):
 
 
 UNKNOWN = Origin("settings given in Python")
-
-
-MOVED = {
-    "data.image_size": "preprocessing.size",
-    "training.tensorboard": "training.loggers",
-    **{
-        f"data.{name}": f"preprocessing.{name}"
-        for name in Preprocessing.__dataclass_fields__
-        if name not in ("size", "background")
-    },
-}
-"""Earlier names of settings, which are still read, and the names of now."""
-MOVED_VALUES: dict[str, dict[str, Any]] = {
-    "model.transfer.head": {"fill": "load", "new": "reinit"},
-    "training.loggers": {"true": ["tensorboard"], "false": []},
-}
-"""Likewise of values, by the names of now."""
 
 
 def check(recipe: Recipe) -> None:

@@ -10,8 +10,9 @@ from patchform.commands import recipes
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.model import build_backbone
-from patchform.settings import MOVED, Recipe
+from patchform.settings import Recipe
 from patchform.training import preparation
+from patchform.training.recipe_files import MOVED
 
 
 def test_a_task_names_its_default_and_settings_go_over_it():
@@ -34,7 +35,7 @@ def test_a_task_names_its_default_and_settings_go_over_it():
         ("optimizer: {lr: fast}", "it is a number"),
         ("optimizer: {lr: .inf}", "is inf"),
         ("training: {epochs: 1.5}", "it is a whole number"),
-        ("optimizer: {name: adan}", "one of adamw, lamb, sgd"),
+        ("optimizer: {name: adan}", 'no optimizer "adan"; did you mean "adamw"?'),
         ("- a\n- b", "no settings"),
         ("\tdata: 1", "not a recipe"),
         ("data: " + "[" * 30 + "]" * 30, "levels"),
@@ -63,7 +64,7 @@ def test_every_setting_has_a_meaning_a_range_and_a_default():
         assert field.section, field.name
     text = " ".join(recipes.help_text().split())
     assert "a number in (0, 1000]; default: 0.001" in text
-    assert "one of adamw, lamb, sgd; default: adamw" in text
+    assert "one of adamw, lamb, sgd or text; default: adamw" in text
 
 
 @pytest.mark.parametrize("task", ["", *recipes.tasks(), "detection/detr_r50_coco"])

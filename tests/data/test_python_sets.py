@@ -271,3 +271,23 @@ def test_the_library_itself():
     listing = opened(datasets.Dataset.from_dict(columns, features=features)).train
     assert listing.classes == ("dog", "cat")
     assert hub_sets.are_columns(datasets.Dataset.from_dict(columns, features=features))
+
+
+def test_what_takes_long_to_read_is_said(monkeypatch):
+    now, said = [0.0], []
+
+    class Slow:
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, index):
+            now[0] += 1.0
+            return np.full((4, 4), index, np.uint8), index % 2
+
+    monkeypatch.setattr(python_sets.time, "monotonic", lambda: now[0])
+    python_sets.paths_of(Slow(), None, said.append)
+    assert said == ["reading the data set: 3 of 50 items", "reading the data set: 34 of 50 items"]
+    said.clear()
+    monkeypatch.setattr(python_sets, "PATIENCE", 100)  # control: what is quick is not said
+    python_sets.paths_of(Slow(), None, said.append)
+    assert said == []

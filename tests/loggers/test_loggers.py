@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchform import lookup
 from patchform.errors import ResourceError, UsageError
-from patchform.loggers.base import LoggedRun, Logger, opened
+from patchform.loggers.base import LoggedRun, Logger, hand_over, opened
 from patchform.training.metrics_log import MetricsLog
 
 SETTINGS = {"task": "classification", "training.epochs": 3, "model.options": {}}
@@ -204,3 +204,66 @@ def test_mlflow_itself_in_a_folder(tmp_path, monkeypatch):
     assert kept.data.metrics == {"step/loss": 2.5, "epoch/top1": 0.5}
     assert kept.data.params["training.epochs"] == "3"
     assert kept.info.status == "FINISHED"
+
+
+class Numbers(Logger):
+    """Has no place for pictures or files."""
+
+    def __init__(self, run):
+        super().__init__(run)
+        NUMBERS.append(run.step)
+
+    def numbers(self, step, numbers):
+        """Leaves them."""
+
+    def close(self, *, failed):
+        """Nothing."""
+
+
+NUMBERS = []
+
+
+def test_the_page_and_pictures_reach_those_that_have_a_place_for_them(wandb, mlflow, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import patchform as pf
+
+    dice = np.random.default_rng(0)
+    for number in range(20):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dice.integers(0, 255, (40, 900, 3), np.uint8)).save(path)
+    small = {"options": {"width": 24, "depth": 1, "heads": 2}}
+    training = {"epochs": 1, "batch_size": 8, "threads": 1, "loggers": ["tensorboard", "wandb", "mlflow", Numbers]}
+    settings = {"data": tmp_path / "photos", "model": small, "training": training, "runs": tmp_path, "progress": False}
+    NUMBERS.clear()
+    run = pf.train("classification/small", name="with page", **settings)
+    names = [f"validation/{item.path.parent.name}/{item.path.name}" for item in run.data.splits.validation.items]
+    assert len(names) == 4
+    assert [told[1] for told in wandb.told if told[0] == "save"] == [str(run.folder / "report.html")]
+    logged = [next(iter(told[1])) for told in wandb.told if told[0] == "log" and "step" not in told[1]]
+    assert logged == [*names, "confusion"]
+    assert [told[0] for told in wandb.told].count("init") == 2
+    assert len({told[1]["id"] for told in wandb.told if told[0] == "init"}) == 1
+    files = [Path(told[2]).name for told in mlflow.told if told[0] == "artifact"]
+    assert files == [*(f"validation-{number}.png" for number in range(1, 5)), "confusion.png", "report.html"]
+    assert [told[0] for told in mlflow.told].count("run") == 1
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == sorted([*names, "confusion"])
+    assert {(shown.step, shown.width <= 720) for shown in events.Images(names[0])} == {(run.step, True)}
+    assert events.Scalars("step/loss")[-1].step == run.step  # still there
+    assert NUMBERS == [0]  # not opened again
+
+    wandb.told.clear()  # control: without a page there is nothing to give
+    pf.train("classification/small", name="without", page=False, **settings)
+    assert not [told for told in wandb.told if told[0] == "save"]
+
+
+def test_a_logger_that_is_lost_at_the_end_is_said(wandb, mlflow, tmp_path):
+    (tmp_path / "report.html").write_text("page")
+    said, run = [], LoggedRun("a", tmp_path, {}, 3)
+    wandb.init = lambda **named: 1 / 0
+    hand_over(["wandb", "mlflow"], run, pictures={}, files=[tmp_path / "report.html"], say=said.append)
+    assert said == ["the logger wandb has not got the page and the pictures: ZeroDivisionError: division by zero"]
+    assert ("artifact", "abc", str(tmp_path / "report.html")) in mlflow.told

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchform import foreign_names, lookup, model_table, system
+from patchform import foreign_names, lookup, model_table, own_parts, system
 from patchform.commands import recipes
 from patchform.errors import DataError, FolderError, ModelFileError, UsageError
 from patchform.settings import Recipe
@@ -127,6 +127,7 @@ def training(recipe: Recipe, *, resume: bool = False, planned: bool = False) -> 
     if recipe.model.head not in heads:
         raise lookup.no_such("head", recipe.model.head, heads)
     _check_folder(recipe, resume=resume, planned=planned)
+    own_parts.check(recipe)
     for path in (recipe.data.path, recipe.data.validation):
         data(path)
     if recipe.model.init_from is not None and not resume:

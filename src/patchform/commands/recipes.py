@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from patchform import lookup, schema
+from patchform import lookup, own_parts, schema
 from patchform.commands import starting
 from patchform.errors import UsageError
-from patchform.settings import UNKNOWN, ModelSettings, Origin, Recipe, check
+from patchform.settings import UNKNOWN, LossSettings, ModelSettings, Origin, Recipe, check
 from patchform.training.recipe_files import flat, merged, names, nested, parse, plain, read, renamed
 
 __all__ = ["find", "help_text", "names", "nested", "packaged", "read", "resolve", "tasks", "traced"]
 
 PACKAGED = Path(__file__).parent.parent / "recipes"
+RUN = "recipe.yaml"
+"""In a run folder."""
 DEFAULT = "small"
 """The recipe of a task that is only named."""
 LONGEST = 160
@@ -74,12 +76,16 @@ def traced(recipe: str | Path | Recipe, settings: Mapping[str, Any] | None = Non
     if not origin_notes and not (isinstance(typed, Mapping) and {"backbone", "init_from"} & set(typed)):
         below, _, origin_notes = starting.taken(below, below)
     below, notes = _fitted(below, above)
+    below, loss_notes = _under_own_loss(below, above)
+    notes += loss_notes
     try:
         resolved = schema.build(Recipe, plain(merged(below, above)), parse=parse)
     except schema.Misfit as misfit:
         where = None if misfit.key in dict(flat(above)) else path
         raise UsageError(misfit.what, where=where, remedy=misfit.remedy) from None
     check(resolved)
+    if path is None or path.name != RUN:  # of a run, who does not train needs no part of its training
+        own_parts.check(resolved)
     if resolved.task not in lookup.names("tasks"):
         raise lookup.no_such("task", resolved.task, lookup.names("tasks"))
     if other and (note := _input_note(resolved, above)):
@@ -92,8 +98,8 @@ def find(name: str | Path, *, from_weights: bool = False) -> Path:
     `from_weights`. Raises UsageError when there is none.
     """
     path = Path(name)
-    if os.path.isfile(path / "recipe.yaml"):  # a name may be too long for Path.is_file
-        return path / "recipe.yaml"
+    if os.path.isfile(path / RUN):  # a name may be too long for Path.is_file
+        return path / RUN
     recipes = packaged()
     for candidate in (str(name), *([f"{name}/{STARTING}"] * from_weights), f"{name}/{DEFAULT}"):
         if candidate in recipes:
@@ -115,6 +121,20 @@ def _called(path: Path | None) -> str:
 
 
 # ------------------------------------------------------------------------------- what goes with a backbone, or a head
+
+
+def _under_own_loss(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe without what the head's loss alone reads, where another one is named, and a sentence on that."""
+    old, new = below.get("loss"), above.get("loss")
+    if not isinstance(old, dict) or not isinstance(new, Mapping) or not new.get("name") or old.get("name"):
+        return below, []
+    gone = {name: old[name] for name in LossSettings.of_heads if name in old}
+    set_there = [
+        f"{name} {schema.shown(value)}" for name, value in gone.items() if value != getattr(LossSettings, name)
+    ]
+    fate = f": {', '.join(set_there)} went with it" * bool(set_there)
+    left = {name: value for name, value in old.items() if name not in gone}
+    return {**below, "loss": left}, [f"loss {new['name']} in place of the head's{fate}"]
 
 
 def _fitted(below: dict[str, Any], above: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

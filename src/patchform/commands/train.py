@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from patchform import system
-from patchform.commands import automatic, early_checks, inference_options, recipes, short_forms, terminal
+from patchform import own_parts, system
+from patchform.commands import automatic, early_checks, handing_over, inference_options, recipes, short_forms, terminal
 from patchform.errors import UsageError, unheard
 from patchform.settings import Recipe
 
@@ -145,7 +145,8 @@ def train(
         settings: over the recipe's, nested as there: `name="first"`, `optimizer={"lr": 1e-3}`; `data="photos/"` is
             short for `data={"path": "photos/"}`. `data` may be a Python object with `__len__` and `__getitem__` of
             (picture, target), or two, (train, validation); `classes=[...]` then names its numbers
-            (`patchform.data.python_lists` says what targets are).
+            (`patchform.data.python_lists` says what targets are). `optimizer`, `schedule`, `loss` and `augmentation`
+            may be a class or a function of your own, and `training={"loggers": [...]}` classes (docs/own-parts.md).
 
     Returns:
         The finished run: its folder and its best model.
@@ -154,12 +155,12 @@ def train(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.loop.train` raises.
     """
-    settings, notes = _with_path(settings), tuple[str, ...]()
+    heard = terminal.say if progress else unheard
+    settings, notes = own_parts.named(_with_path(settings, heard)), tuple[str, ...]()
     if resume:
         recipe, settings = _resumed(recipe, settings, time)
     else:
-        say = terminal.say if progress else unheard
-        recipe, settings, notes = automatic.choose(recipe, settings, time=time, say=say)
+        recipe, settings, notes = automatic.choose(recipe, settings, time=time, say=heard)
     resolved, origin = recipes.traced(recipe, settings)
     origin = origin._replace(notes=(*notes, *origin.notes))
 
@@ -168,13 +169,17 @@ def train(
 
     with distributed.process_group() as rank:
         finished = loop.train(resolved, resume=resume, progress=progress, origin=origin)
-        if page and rank.is_main:
-            _write_page(finished, say=terminal.say if progress else unheard)
+        if page and rank.is_main and _write_page(finished, heard):
+            handing_over.hand_over(finished, heard)
     return finished
 
 
-def _write_page(finished: Run, say: Callable[[str], None]) -> None:
-    """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there."""
+def _write_page(finished: Run, say: Callable[[str], None]) -> bool:
+    """Evaluate on what the run has validated on, and write the page. What hinders that is said: the model is there.
+
+    Returns:
+        Whether it is written.
+    """
     from patchform.evaluation import evaluate_run
     from patchform.report import write_report
 
@@ -195,6 +200,8 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> None:
         raise
     except Exception as error:
         terminal.say(f"the page was not written ({' '.join(str(error).split())}); {remedy}")
+        return False
+    return True
 
 
 def plan(
@@ -216,7 +223,7 @@ def plan(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.plan.plan` raises.
     """
-    recipe, settings, notes = automatic.choose(recipe, _with_path(settings))
+    recipe, settings, notes = automatic.choose(recipe, own_parts.named(_with_path(settings, unheard)))
     resolved, origin = recipes.traced(recipe, settings)
 
     from patchform.training import plan as planning
@@ -248,23 +255,23 @@ def _resumed(
     return recipe, settings | {"name": folder.name, "runs": str(folder.parent)}
 
 
-def _with_path(settings: dict[str, Any]) -> dict[str, Any]:
+def _with_path(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """The short forms of the data written out: a path, a Python object, or two, to learn from and to validate on."""
     data, classes = settings.get("data"), settings.get("classes")
     others = {name: value for name, value in settings.items() if name != "classes"}
     if not isinstance(data, dict):
-        return settings if data is None else others | {"data": _paths_of(data, classes)}
+        return settings if data is None else others | {"data": _paths_of(data, classes, say)}
     path = data.get("path")
     if path is None or (isinstance(path, str | Path) and not str(path).startswith("hf:")):
         return settings
     given = path if data.get("validation") is None else (path, data["validation"])
-    return others | {"data": data | _paths_of(given, classes)}
+    return others | {"data": data | _paths_of(given, classes, say)}
 
 
-def _paths_of(data: Any, classes: Sequence[str] | None) -> dict[str, Any]:
+def _paths_of(data: Any, classes: Sequence[str] | None, say: Callable[[str], None]) -> dict[str, Any]:
     from patchform.data import python_sets  # torch
 
-    return python_sets.paths_of(data, classes)
+    return python_sets.paths_of(data, classes, say)
 
 
 def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patchform.data.listing import RLE, Objects, Segmentation
+from patchform.data.own_change import own_change
 from patchform.data.transforms import (
     Compose,
     Jitter,
@@ -81,6 +82,7 @@ def training_objects(preprocessing: Preprocessing, augmentation: AugmentationSet
     if a.copy_paste > 0:
         steps = [CopyPaste(Compose(tuple(steps)), a.copy_paste)]
     steps += [PixelsAlone(Jitter(a.color_jitter))] * (a.color_jitter > 0)
+    steps += [PixelsAlone(change) for change in own_change(a)]
     return Compose(tuple(steps))
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patchform.data.own_change import own_change
 from patchform.data.transforms import (
     Chain,
     Flip,
@@ -89,4 +90,5 @@ class MultiCrop:
             steps += [v2.RandomApply([v2.GaussianBlur(2 * reach + 1, SIGMAS)], a.blur[number])]
         if a.solarise and a.solarise[number] > 0:
             steps += [v2.RandomSolarize(0.5 if self.deep else 128, a.solarise[number])]
+        steps += own_change(a)
         return Chain(tuple(steps))

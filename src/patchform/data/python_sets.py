@@ -14,7 +14,8 @@ import copy
 import hashlib
 import io
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,11 @@ from PIL import Image
 
 from patchform import system
 from patchform.data import hub_sets, jpeg
-from patchform.errors import DataError, UsageError
+from patchform.errors import DataError, UsageError, unheard
 
 PREFIX = "python:"
+PATIENCE, PERIOD = 2.0, 30.0
+"""Seconds after which it is said how far a data set was read, first and again."""
 MASK = ".mask"
 """Behind the name of an item: its target, as a picture."""
 _PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -71,12 +74,13 @@ system.after_fork(  # a loader process that is forked meanwhile must not wait fo
 )
 
 
-def hold(items: Any, classes: Sequence[str] | None = None) -> str:
+def hold(items: Any, classes: Sequence[str] | None = None, say: Callable[[str], None] = unheard) -> str:
     """Look through an object and hold it for as long as the process lasts.
 
     Args:
         items: with `__len__` and `__getitem__`, which gives (picture, target).
         classes: names that whole numbers in targets stand for; default: its attribute `classes`, if it has one.
+        say: called with how far it is, if that takes longer than `PATIENCE`.
 
     Returns:
         The path by which it is known.
@@ -95,7 +99,11 @@ def hold(items: Any, classes: Sequence[str] | None = None) -> str:
     names = tuple(map(str, known)) if isinstance(known, list | tuple) else None
     sums, sizes, targets = [], [], []
     whole = hashlib.blake2b(repr((len(items), names)).encode(errors="backslashreplace"), digest_size=6)
+    due = time.monotonic() + PATIENCE
     for index in range(len(items)):
+        if time.monotonic() > due:
+            say(f"reading the data set: {index} of {len(items)} items")
+            due = time.monotonic() + PERIOD
         picture, target = pair(items, index)
         content = _content(picture, index)
         sums.append(_sum(content, target))
@@ -109,7 +117,7 @@ def hold(items: Any, classes: Sequence[str] | None = None) -> str:
     return path
 
 
-def paths_of(data: Any, classes: Sequence[str] | None = None) -> dict[str, Any]:
+def paths_of(data: Any, classes: Sequence[str] | None = None, say: Callable[[str], None] = unheard) -> dict[str, Any]:
     """What `data` is as settings: a path as it is, an object or two, to learn from and to validate on, by their paths.
 
     `hf:NAME` is a data set of the library `datasets`.
@@ -119,20 +127,20 @@ def paths_of(data: Any, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """
     if isinstance(data, str) and data.startswith(hub_sets.PREFIX):
         parts = hub_sets.load(data)
-        validation = None if parts.validation is None else hold(parts.validation, classes)
-        return {"path": hold(parts.train, classes), "validation": validation}
+        validation = None if parts.validation is None else hold(parts.validation, classes, say)
+        return {"path": hold(parts.train, classes, say), "validation": validation}
     if isinstance(data, str | Path) or data is None:
         if classes is not None:
             raise UsageError("classes are for data that are a Python object", remedy='set data={"classes": [...]}')
         return {"path": data}
     if isinstance(data, tuple) and len(data) == 2:
-        first, second = (None if part is None else _path_of(part, classes) for part in data)
+        first, second = (None if part is None else _path_of(part, classes, say) for part in data)
         return {"path": first, "validation": second}
-    return {"path": _path_of(data, classes)}
+    return {"path": _path_of(data, classes, say)}
 
 
-def _path_of(data: Any, classes: Sequence[str] | None) -> str:
-    return str(data) if isinstance(data, str | Path) else hold(data, classes)
+def _path_of(data: Any, classes: Sequence[str] | None, say: Callable[[str], None]) -> str:
+    return str(data) if isinstance(data, str | Path) else hold(data, classes, say)
 
 
 def is_held(path: Path | str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from patchform.data.own_change import own_change
 from patchform.data.transforms import (
     Compose,
     Jitter,
@@ -55,6 +56,7 @@ def training_scene(preprocessing: Preprocessing, augmentation: AugmentationSetti
     steps: list[Scene] = [ScaledCrop(preprocessing, (a.scale[0], a.scale[1]))]
     steps += [Mirror(-1, a.flip)] * (a.flip > 0) + [Mirror(-2, a.vertical_flip)] * (a.vertical_flip > 0)
     steps += [PixelsAlone(Jitter(a.color_jitter))] * (a.color_jitter > 0)
+    steps += [PixelsAlone(change) for change in own_change(a)]
     return Compose(tuple(steps))
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from patchform.data.own_change import own_change
 from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.records import Batch, CellBox, Label
@@ -91,7 +92,7 @@ def training_transform(preprocessing: Preprocessing, augmentation: AugmentationS
     else:
         steps += [RandomCrop(preprocessing, tuple(a.crop_scale), tuple(a.crop_ratio))]
     steps += [Flip(-1, a.flip)] * (a.flip > 0) + [Flip(-2, a.vertical_flip)] * (a.vertical_flip > 0)
-    steps += [*_colours(a), *[Erase(a.erasing)] * (a.erasing > 0)]
+    steps += [*_colours(a), *[Erase(a.erasing)] * (a.erasing > 0), *own_change(a)]
     return Chain(tuple(steps))
 
 

@@ -5,12 +5,12 @@ A file `loggers/<name>.py`, of a plug-in too, holds one public subclass of `Logg
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patchform import lookup
+from patchform import lookup, own_parts
 from patchform.errors import UsageError
 
 
@@ -69,9 +69,59 @@ class Logger:
         raise NotImplementedError
 
 
+def class_of(name: str) -> type[Logger]:
+    """The class of a name. Raises UsageError where there is none."""
+    if not name.startswith(own_parts.PREFIX):
+        return lookup.the_class("loggers", name, Logger)
+    kind = own_parts.find(own_parts.LOGGERS, name)
+    if not (isinstance(kind, type) and issubclass(kind, Logger)):
+        what = f"{name.removeprefix(own_parts.PREFIX)} is no class of loggers"
+        raise UsageError(what, remedy="give a subclass of patchform.loggers.base.Logger")
+    return kind
+
+
 def opened(names: Sequence[str], run: LoggedRun) -> dict[str, Logger]:
     """The loggers that are named. Raises UsageError for a name without one, LoggerLost, OSError."""
-    return {name: lookup.the_class("loggers", name, Logger)(run) for name in names}
+    return {name: class_of(name)(run) for name in names}
+
+
+def wanted(names: Sequence[str]) -> list[str]:
+    """Of the loggers that are named, those that have a place for pictures or files."""
+    kinds = {name: class_of(name) for name in names}
+    return [name for name, kind in kinds.items() if kind.picture is not Logger.picture or kind.file is not Logger.file]
+
+
+def hand_over(
+    names: Sequence[str],
+    run: LoggedRun,
+    *,
+    pictures: Mapping[str, Path],
+    files: Sequence[Path],
+    say: Callable[[str], None],
+) -> None:
+    """Give the loggers that have a place for them what a run that has ended leaves behind.
+
+    Args:
+        names: of the loggers.
+        run: with the step at which it has ended.
+        pictures: files by name.
+        files: of the run folder.
+        say: called with a line on a logger that is lost.
+
+    Raises:
+        UsageError: one is not installed.
+        OSError: of one that writes to the disk.
+    """
+    for name in wanted(names):
+        try:
+            logger = class_of(name)(run)
+            for title, file in pictures.items():
+                logger.picture(title, file)
+            for file in files:
+                logger.file(file)
+            logger.close(failed=False)
+        except LoggerLost as lost:
+            say(f"the logger {name} has not got the page and the pictures: {lost}")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class TensorBoard(Logger):
         from PIL import Image
 
         with Image.open(file) as image:
-            self._events.add_image(name, np.asarray(image.convert("RGB")), dataformats="HWC")
+            self._events.add_image(name, np.asarray(image.convert("RGB")), self.run.step, dataformats="HWC")
 
     def close(self, *, failed: bool) -> None:
         """Write what waits."""

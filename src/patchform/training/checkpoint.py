@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patchform import distributed, schema
-from patchform.errors import ModelFileError
+from patchform.errors import ModelFileError, UsageError
 from patchform.model import Model
 from patchform.resources import writing
 from patchform.schema import Range
@@ -284,9 +284,23 @@ def _load(model: Model, path: Path, name: str) -> None:
 # ------------------------------------------------------------------------------------------- optimizer and generators
 
 
+_OF_GROUPS = {"params", "lr", "lr_scale", "weight_decay"}
+"""What a run itself has put into the groups of an optimizer."""
+
+
 def _optimizer_state(parts: Parts) -> dict[str, Tensor]:
-    """Tensors by "<parameter>/<quantity>"."""
-    state = parts.optimizer.state
+    """Tensors by "<parameter>/<quantity>". Raises UsageError for an optimizer that keeps anything else."""
+    state, optimizer = parts.optimizer.state, parts.optimizer
+    kept = {key for values in state.values() for key, value in values.items() if not isinstance(value, Tensor | None)}
+    moved = {
+        key
+        for group in optimizer.param_groups
+        for key, value in group.items()
+        if key not in _OF_GROUPS and value != optimizer.defaults.get(key)
+    }
+    if kept or moved:
+        what = f"{type(optimizer).__name__} keeps {', '.join(sorted(kept | moved))}, which no checkpoint would hold"
+        raise UsageError(what, remedy="keep it as a tensor in self.state[parameter], and nothing in its groups")
     return {
         f"{name}/{key}": value
         for name, parameter in parts.named_parameters()

@@ -19,6 +19,7 @@ from patchform.settings import Recipe
 from patchform.tasks.base import task_of
 from patchform.training import adapters, ema, freezing, optimizer, schedule
 from patchform.training.distillation import Distilled, Term, distilled
+from patchform.training.own_loss import OwnLoss, own_loss
 from patchform.training.scaling import LossScaling
 from patchform.training.schedule import RunLength
 from patchform.training.step import StepResult, step
@@ -42,6 +43,7 @@ class Learner:
         adapters.add(model, recipe.model)
         self.average = ema.average_of(model) if recipe.training.ema else None
         self.distilled = distilled(model, recipe)
+        self.own_loss = own_loss(model, recipe.loss)
         if recipe.model.checkpointing:
             recompute_activations(model)
         if recipe.model.compile:
@@ -65,9 +67,9 @@ class Learner:
         return adapters.merged(self.average or self.model)
 
     @property
-    def objective(self) -> Model | Distilled:
-        """What gives the losses: the model, or the model with its teacher."""
-        return self.distilled or self.model
+    def objective(self) -> Model | Distilled | OwnLoss:
+        """What gives the losses: the model, or the model with its teacher, or under a loss of the user's own."""
+        return self.distilled or self.own_loss or self.model
 
     @property
     def beside(self) -> Term | None:

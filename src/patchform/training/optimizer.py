@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from patchform import own_parts
+from patchform.errors import UsageError
 from patchform.model import Model
 from patchform.settings import OptimizerSettings
 from patchform.training.freezing import depths
@@ -26,6 +28,9 @@ def build(model: Model, settings: OptimizerSettings, *, beside: nn.Module | None
         model: what is trained.
         settings: of the recipe.
         beside: what is learnt beside it, as a head is.
+
+    Raises:
+        UsageError: one of one's own that is not there, or is none.
     """
     parameters = groups(
         model,
@@ -40,8 +45,21 @@ def build(model: Model, settings: OptimizerSettings, *, beside: nn.Module | None
         return SGD(parameters, lr=settings.lr, momentum=settings.momentum)
     if settings.name == "lamb":
         return Lamb(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    if settings.name != "adamw":
+        return _own(parameters, settings)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return AdamW(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def _own(parameters: list[dict[str, Any]], settings: OptimizerSettings) -> Optimizer:
+    """One of the user's: called with the groups, `lr` and its options; each group has its `weight_decay`."""
+    rule = own_parts.constructor("optimizer", settings)
+    made = rule(parameters, lr=settings.lr, **settings.options)
+    if not isinstance(made, Optimizer):
+        raise UsageError(
+            f"the optimizer {settings.name} makes {type(made).__name__}", remedy="make it a torch.optim.Optimizer"
+        )
+    return made
 
 
 def groups(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patchform import lookup, settings, system
+from patchform import lookup, own_parts, settings, system
 from patchform.data.checks.copies import overlap
 from patchform.data.checks.examination import check
 from patchform.data.dataset import Splits, check_before, digest
@@ -22,12 +22,12 @@ from patchform.descriptions import Preprocessing
 from patchform.errors import ModelFileError, UsageError
 from patchform.heads.base import NO_HEAD, DenseHead, Head
 from patchform.loading import load_weights
-from patchform.loggers.base import Logger
+from patchform.loggers.base import class_of
 from patchform.model import Model, build_model, describe
 from patchform.records import Batch
 from patchform.settings import DataSettings, Recipe
 from patchform.tasks.base import Task, find_task
-from patchform.training import adapters, cached_features
+from patchform.training import adapters, cached_features, own_loss
 from patchform.training.distillation import Distilled
 from patchform.training.progress import Reporter
 from patchform.training.run import Stop
@@ -62,8 +62,10 @@ def refuse_nonsense(recipe: Recipe, *, new: bool = False) -> None:
         if not holds:
             section, _, key = name.partition(".")
             raise UsageError(f"{name} is {getattr(getattr(recipe, section), key)}", remedy=f"it must be {what}")
+    own_parts.look(recipe)
+    own_loss.refuse(recipe)
     for logger in recipe.training.loggers:
-        lookup.the_class("loggers", logger, Logger).check()
+        class_of(logger).check()
     task.token_mixing(recipe.augmentation, 1, 1, 0.0)
     cached_features.refuse(recipe)
     check_there(recipe)
@@ -243,6 +245,7 @@ def identity_of(recipe: Recipe, model: Model, splits: Splits, distilled: Distill
             "average": recipe.training.ema > 0,
         }
         | adapters.identity(recipe.model)
+        | ({"optimizer.options": recipe.optimizer.options} if recipe.optimizer.options else {})
         | ({} if distilled is None else {"teacher": distilled.identity})
     )
 

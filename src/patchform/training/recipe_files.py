@@ -17,15 +17,33 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from patchform import schema
+from patchform.descriptions import Preprocessing
 from patchform.errors import UsageError
 from patchform.schema import DEEPEST
-from patchform.settings import MOVED, MOVED_VALUES, Recipe
+from patchform.settings import Recipe
 
 T = TypeVar("T")
 ABOUT = "about"
 """What is no setting in a recipe file."""
 LARGEST_FILE = 100_000
 """Bytes of a recipe file."""
+
+
+MOVED = {
+    "data.image_size": "preprocessing.size",
+    "training.tensorboard": "training.loggers",
+    **{
+        f"data.{name}": f"preprocessing.{name}"
+        for name in Preprocessing.__dataclass_fields__
+        if name not in ("size", "background")
+    },
+}
+"""Earlier names of settings, which are still read, and the names of now."""
+MOVED_VALUES: dict[str, dict[str, Any]] = {
+    "model.transfer.head": {"fill": "load", "new": "reinit"},
+    "training.loggers": {"true": ["tensorboard"], "false": []},
+}
+"""Likewise of values, by the names of now."""
 
 
 def load(path: Path) -> Recipe:

@@ -25,7 +25,16 @@ ONWARD, SAME, UNREAD = "from here on", "changes no number", "not looked at: the 
 CHECKED = "refused where the model or the data are others"
 EFFECTS = {
     **dict.fromkeys(
-        ("task", "data", "preprocessing", "optimizer.name", "training.batch_size", "training.seed"), CHECKED
+        (
+            "task",
+            "data",
+            "preprocessing",
+            "optimizer.name",
+            "optimizer.options",
+            "training.batch_size",
+            "training.seed",
+        ),
+        CHECKED,
     ),
     **dict.fromkeys(("model.backbone", "model.head", "model.options", "model.head_options"), CHECKED),
     **dict.fromkeys(("model.drop_path", "loss.smoothing", "loss.class_weights"), CHECKED),

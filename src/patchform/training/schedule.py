@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from patchform import own_parts
+from patchform.errors import UsageError
 from patchform.settings import ScheduleSettings
 
 
@@ -32,12 +34,17 @@ def multiplier(settings: ScheduleSettings, step: int, length: RunLength) -> floa
     or, without `floor`,
 
     * steps: `gamma` ** the number of `milestones` that have been reached,
-    * constant: 1.
+    * constant: 1;
+
+    or what a schedule of one's own says, which is called with `step` and `length`.
 
     Args:
         settings: the shape.
         step: optimizer steps taken so far, 0 .. steps - 1.
         length: of the run.
+
+    Raises:
+        UsageError: a schedule of one's own that is not there, or says what is no share.
     """
     epoch, steps = length
     warmup = min(round(settings.warmup_epochs * epoch), steps)
@@ -47,6 +54,17 @@ def multiplier(settings: ScheduleSettings, step: int, length: RunLength) -> floa
         return 1.0
     if settings.name == "steps":
         return settings.gamma ** sum(step >= round(milestone * epoch) for milestone in settings.milestones)
+    if settings.name not in ("cosine", "polynomial"):
+        return _own(settings, step, length)
     p = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
     shape = (1 + math.cos(math.pi * p)) / 2 if settings.name == "cosine" else (1 - p) ** settings.power
     return settings.floor + (1 - settings.floor) * shape
+
+
+def _own(settings: ScheduleSettings, step: int, length: RunLength) -> float:
+    """What a schedule of one's own says. It is made anew each time, so that it can keep nothing a resume would lack."""
+    share = own_parts.made("schedule", settings)(step, length)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+        what = f"the schedule {settings.name} says {share!r} at step {step}"
+        raise UsageError(what, remedy="it is a share of optimizer.lr: a number, 0 or more")
+    return float(share)

@@ -20,10 +20,11 @@ from patchform.device import autocast
 from patchform.model import Model
 from patchform.records import LEAST, Batch, Target
 from patchform.training.distillation import Distilled
+from patchform.training.own_loss import OwnLoss
 from patchform.training.scaling import LEAST_SCALE, OFF, LossScaling
 
-Objective = Model | Distilled
-"""What gives losses and their counts: a model, or a model with its teacher."""
+Objective = Model | Distilled | OwnLoss
+"""What gives losses and their counts: a model, a model with its teacher, or under a loss of the user's own."""
 Reduce = Callable[[Sequence[Tensor]], None]
 """Puts into each tensor its sum over all processes that share the batch."""
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from patchform import distributed, schema
+from patchform import distributed, own_parts, schema
 from patchform.errors import ResourceError
 from patchform.settings import Recipe, TeacherSettings
 from patchform.tasks.base import task_of
@@ -83,6 +83,9 @@ def summary(start: Start, context: RunContext) -> Iterable[Entry]:
     if learner.distilled is not None or recipe.loss.teacher != TeacherSettings():
         none = "none: loss.teacher.model names no model"
         yield Entry("teacher", none if learner.distilled is None else str(learner.distilled))
+    for section in own_parts.SLOTS:
+        if words := own_parts.in_words(section, getattr(recipe, section)):
+            yield Entry(section, f"your own: {words}{_with(getattr(recipe, section).options)}")
     yield Entry("input", _input(recipe))
     batch = min(settings.batch_size, len(listing))
     at_once = f", {start.at_once} at once" * (start.at_once < batch)

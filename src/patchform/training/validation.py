@@ -19,6 +19,7 @@ from patchform.training.best import BestModel
 from patchform.training.checkpoint import Counters
 from patchform.training.learner import Learner
 from patchform.training.metrics_log import MetricsLog
+from patchform.training.own_loss import own_loss
 from patchform.training.pace import Work
 from patchform.training.run import RunContext
 from patchform.training.saving import save_errors
@@ -62,7 +63,7 @@ class Validation:
         if length.ends(step, self.work.steps_per_validation) or step >= length.steps:
             evaluated = self.learner.evaluated()
             scores = self._scores(evaluated)
-            if self.task.labelled and LOG_LOSS not in scores.numbers:
+            if self.task.labelled and (self.learner.own_loss or LOG_LOSS not in scores.numbers):
                 numbers["val_loss"] = self._loss(evaluated)
             numbers |= scores.numbers
             for note in scores.notes:
@@ -101,6 +102,7 @@ class Validation:
             precision=cast("Precision", self.settings.precision),
             pixels=self.settings.pixels_at_once,
             progress=self._between_batches,
+            losses=own_loss(model, self.learner.recipe.loss) or model,
         )
 
     def _between_batches(self, done: int) -> None:

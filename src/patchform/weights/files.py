@@ -54,7 +54,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         where = plain.untyped_storage().data_ptr()
         ready[name] = plain.clone() if where in seen else plain  # the format refuses shared memory
         seen.add(where)
-    write_bytes(path, safetensors.torch.save(ready, dict(metadata or {})))
+    notes = dict(metadata or {}) if ready or metadata else None  # of none at all it writes a broken header
+    write_bytes(path, safetensors.torch.save(ready, notes))
 
 
 def replace_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
