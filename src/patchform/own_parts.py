@@ -102,7 +102,7 @@ def _check_there(slot: Slot, name: str) -> None:
             own, key = name.removeprefix(PREFIX), slot.word
             argument = f"training={{'loggers': [{own}]}}" if slot is LOGGERS else f"{key}={own}"
             what = f"the {slot.word} {own} of this run was a Python object, which no file holds"
-            raise UsageError(what, remedy=f"hand it over again: patchform.train(..., resume=True, {argument})")
+            raise UsageError(what, remedy=f"hand it over again: patchform.train(..., {argument})")
     elif name not in (names := lookup.names(slot.folder)):
         if slot.packaged or names:
             raise lookup.no_such(slot.word, name, [*slot.packaged, *names])
