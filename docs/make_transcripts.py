@@ -8,6 +8,7 @@ The data lie in the folder that PATCHFORM_DATA names, the tests' own; nothing is
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import platform
 import re
@@ -95,7 +96,8 @@ def shown(text: str, home: str) -> str:
         home: the folder that it was printed in.
     """
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in ESCAPES.sub("", text).split("\n")]
-    short = [line.replace(home + os.sep, "").replace(home, ".").replace(str(Path.home()), "~") for line in lines]
+    places = {home + os.sep: "", home: ".", str(ROOT) + os.sep: "", str(Path.home()): "~"}
+    short = [functools.reduce(lambda text, place: text.replace(*place), places.items(), line) for line in lines]
     short = [line if len(line) <= MOST_LETTERS else f"{line[:MOST_LETTERS]} [...]" for line in short]
     while short and not short[-1]:
         short.pop()

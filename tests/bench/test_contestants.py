@@ -1,6 +1,7 @@
 """Models and files as contestants, and the verb."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -166,3 +167,17 @@ def test_bad_words_are_one_line(folder, tmp_path, capsys):
         error = capsys.readouterr().err.strip()
         assert line in error
         assert len(error.splitlines()) == 1
+
+
+def test_what_the_compiler_logs_is_not_shown(classifier, monkeypatch, caplog):
+    contestant, log = Compiled(classifier), logging.getLogger("torch._dynamo")
+
+    def compiled(images, sizes):
+        log.warning("Graph break")
+        return contestant.module(images, sizes)
+
+    monkeypatch.setattr(contestant, "compiled", compiled)
+    contestant.prepare(*random_inputs(SIZE, (16, 16), 1))
+    assert "Graph break" not in caplog.text
+    log.warning("heard again")
+    assert "heard again" in caplog.text

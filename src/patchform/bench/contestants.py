@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -86,10 +87,14 @@ class Compiled(Eager):
 
     def prepare(self, images: Tensor, sizes: Tensor) -> Callable[[], object]:
         """Compiled for this size. Raises Skipped where it cannot be."""
+        heard = logging.root.manager.disable
+        logging.disable(max(heard, logging.WARNING))  # lines of the compiler on its own affairs
         try:
             self.run(self.compiled, images, sizes)
         except Exception as error:  # of any kind: compilers have many
             raise Skipped(_first_line(error)) from error
+        finally:
+            logging.disable(heard)
         return lambda: self.run(self.compiled, images, sizes)
 
 
