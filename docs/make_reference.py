@@ -19,7 +19,8 @@ from patchform.data.faults import KINDS
 from patchform.data.foreign_formats import FOREIGN
 from patchform.data.formats.base import Format, WritableFormat
 from patchform.data.listing import TRAIN, VALIDATION
-from patchform.settings import MOVED, Recipe
+from patchform.settings import Recipe
+from patchform.training.recipe_files import MOVED
 
 FOLDER = Path(__file__).parent
 MADE = "Made by `python docs/make_reference.py` from the code."

@@ -18,8 +18,9 @@ import patchform
 from patchform import cli
 from patchform.commands import recipes, train
 from patchform.errors import PatchformError, UsageError
-from patchform.settings import MOVED, Recipe
+from patchform.settings import Recipe
 from patchform.training.preparation import refuse_nonsense
+from patchform.training.recipe_files import MOVED
 
 ROOT = Path(__file__).parent.parent
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")))
