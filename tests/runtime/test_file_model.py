@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_the_command_line(classifier, photos, capsys, tmp_path):
         out = tmp_path / f"{len(lines)}"
         assert main(["predict", path, str(photos), "--batch-size", "2", "--out", str(out), *options]) == 0
         told = capsys.readouterr()
-        assert not told.err
+        assert re.fullmatch(r"predictions.jsonl and pictures of the answers are in \S+\n", told.err)
         lines[len(lines)] = [json.loads(line) for line in told.out.splitlines()]
         assert len(list(out.rglob("*.png"))) == len(SIZES)
     for index in (1, 2):
