@@ -152,7 +152,7 @@ def test_the_table_says_what_was_measured_where(folder, capsys):
     )
     assert torch.get_num_threads() == before
     out = capsys.readouterr().out
-    for words in ("16 x 16 pixels", "eager", "model.onnx onnxruntime", "1 threads", "resizing pictures is not counted"):
+    for words in ("16 x 16 pixels", "eager", "model.onnx onnxruntime", "1 thread", "resizing pictures is not counted"):
         assert words in out
 
 

@@ -64,7 +64,7 @@ def test_memory_stays_flat_over_200_steps():
 @pytest.mark.parametrize("version", [("", ""), ("musl", "1.2.5")])
 def test_another_c_library_is_left_alone(monkeypatch, version):
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: version)
-    monkeypatch.setattr(memory.ctypes, "CDLL", None)  # must not be reached
+    monkeypatch.setattr(memory.system.ctypes, "CDLL", None)  # must not be reached
     assert memory.keep_freed_memory() is False
 
 
@@ -74,7 +74,7 @@ def test_it_never_raises(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(memory.ctypes, "CDLL", broken)
+    monkeypatch.setattr(memory.system.ctypes, "CDLL", broken)
     assert memory.keep_freed_memory() is False
 
 
@@ -88,6 +88,6 @@ def test_an_older_glibc_gets_what_it_takes(monkeypatch):
             return int(option == -1 or value <= 32 << 20)
 
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.31"))
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library)
+    monkeypatch.setattr(memory.system.ctypes, "CDLL", lambda name: Library)
     assert memory.keep_freed_memory() is True
     assert calls == [(-1, 2**31 - 1), (-3, 1 << 30), (-3, 32 << 20)]
