@@ -248,3 +248,28 @@ def test_notes_of_spoiled_files(tmp_path):
         except ModelFileError as error:
             assert "\n" not in str(error)  # noqa: PT017
     assert 100 < read < 590
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from patchform.runtime.openvino_session import OpenVinoSession
+from patchform.runtime.sessions import RuntimeOptions
+heard = []
+signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+first, second = (OpenVinoSession(Path(sys.argv[1]), RuntimeOptions(threads=1)) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+memory = [bytearray(20_000) for _ in range(1000)]
+os.kill(os.getpid(), signal.SIGTERM)
+print(len(heard), "heard")
+"""
+
+
+def test_signals_are_heard_after_openvino(classifier):
+    """On processors with AMX each of its cores took the stack of handlers away with it, and a signal was the end."""
+    command = [sys.executable, "-c", SIGNALLED, str(classifier.folder / "model.xml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1 heard\n"), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        core = openvino().Core()
+        core = the_core()
         device = find_device(options.provider, core.available_devices)
         self.path = path
         self.name = f"OpenVINO ({options.provider.lower()})"
@@ -39,7 +40,7 @@ class OpenVinoSession:
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = self.threads
-        model = read_model(path, core)
+        model = read_model(path)
         try:
             self._request = core.compile_model(model, device, settings).create_infer_request()
         except Exception as error:
@@ -71,7 +72,17 @@ def openvino() -> Any:
     return openvino
 
 
-def read_model(path: Path, core: Any = None) -> Any:
+@cache
+def the_core() -> Any:
+    """OpenVINO's core, one for the process and as long as it lives. Raises UsageError where OpenVINO is missing.
+
+    Each gives the thread that makes it a stack of its own for handlers of signals, as processors with AMX need it, and
+    frees it when it goes: after two of them the next signal, a Ctrl-C for example, ended the process.
+    """
+    return openvino().Core()
+
+
+def read_model(path: Path) -> Any:
     """An `openvino.Model`, not compiled. Raises ModelFileError for a file that is none."""
     try:
         with path.open("rb") as stream:
@@ -80,9 +91,8 @@ def read_model(path: Path, core: Any = None) -> Any:
         raise ModelFileError(f"cannot be read ({error.strerror})", where=path) from error
     if not start.startswith(STARTS.get(path.suffix.lower(), b"")):
         raise ModelFileError("not a file of OpenVINO", where=path, remedy="export a run: patchform export")
-    core = core or openvino().Core()
     try:
-        return core.read_model(path)
+        return the_core().read_model(path)
     except Exception as error:
         refuse_to_open(error, path, "OpenVINO")
 
