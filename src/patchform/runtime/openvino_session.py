@@ -72,14 +72,18 @@ def openvino() -> Any:
     return openvino
 
 
-@cache
 def the_core() -> Any:
     """OpenVINO's core, one for the process and as long as it lives. Raises UsageError where OpenVINO is missing.
 
     Each gives the thread that makes it a stack of its own for handlers of signals, as processors with AMX need it, and
     frees it when it goes: after two of them the next signal, a Ctrl-C for example, ended the process.
     """
-    return openvino().Core()
+    return _core_of(openvino())
+
+
+@cache
+def _core_of(module: Any) -> Any:
+    return module.Core()
 
 
 def read_model(path: Path) -> Any:
@@ -91,8 +95,9 @@ def read_model(path: Path) -> Any:
         raise ModelFileError(f"cannot be read ({error.strerror})", where=path) from error
     if not start.startswith(STARTS.get(path.suffix.lower(), b"")):
         raise ModelFileError("not a file of OpenVINO", where=path, remedy="export a run: patchform export")
+    core = the_core()
     try:
-        return the_core().read_model(path)
+        return core.read_model(path)
     except Exception as error:
         refuse_to_open(error, path, "OpenVINO")
 
