@@ -18,6 +18,7 @@ from patchform.errors import UsageError
 from patchform.settings import OptimizerSettings, Recipe, ScheduleSettings
 
 PREFIX = "python:"
+"""Of what a recipe calls an object of Python: a part of a training, or data (`data.python_sets`)."""
 
 
 class Slot(NamedTuple):

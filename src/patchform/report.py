@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from patchform import drawing, lookup, system
+from patchform import drawing, lookup, own_parts, system
 from patchform.bench.machine import machine
-from patchform.data import python_sets
 from patchform.data.checks.examination import without_bad
 from patchform.data.collate import collate
 from patchform.data.listing import Listing
@@ -177,7 +176,7 @@ def facts(run: Path, model: Model, evaluation: Mapping[str, Any]) -> list[tuple[
     rows |= said_at_start(run)
     if seconds := [row["seconds"] for row in history(run) if row.get("seconds")]:
         rows["time taken"] = f"{duration(sum(filter(None, seconds)))} for {len(seconds)} epochs"
-    if (run / RECIPE).is_file() and python_sets.PREFIX not in (run / RECIPE).read_text(
+    if (run / RECIPE).is_file() and own_parts.PREFIX not in (run / RECIPE).read_text(
         encoding="utf-8", errors="replace"
     ):
         rows["the same again"] = with_plugins(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from patchform import cli, foreign_names, lookup, model_table
+from patchform import cli, foreign_names, lookup, model_table, own_parts
 from patchform.commands import early_checks
 from patchform.runtime.opening import KINDS
 
@@ -237,6 +237,6 @@ def _leaves(parser):
 
 
 def test_beginnings_of_data_that_are_no_files_are_those_that_are_held():
-    from patchform.data import hub_sets, python_sets
+    from patchform.data import hub_sets
 
-    assert set(early_checks.NO_FILES) == {hub_sets.PREFIX, python_sets.PREFIX}
+    assert set(early_checks.NO_FILES) == {hub_sets.PREFIX, own_parts.PREFIX}

@@ -22,7 +22,7 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 """Ends of names of exported files (`runtime.opening.KINDS`)."""
 FETCHED = ("hub:", "https:", "http:")
 """Beginnings of names of what is fetched."""
-NO_FILES = ("hf:", "python:")
+NO_FILES = ("hf:", own_parts.PREFIX)
 """Beginnings of names of data that are no files (`data.hub_sets`, `data.python_sets`)."""
 _OF_RUNS = ("model.json", "state.json", "checkpoints", "best", "recipe.yaml")
 """What a run folder, or a model's, has at least one of."""

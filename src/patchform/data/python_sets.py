@@ -26,8 +26,8 @@ from PIL import Image
 from patchform import system
 from patchform.data import hub_sets, jpeg
 from patchform.errors import DataError, UsageError, unheard
+from patchform.own_parts import PREFIX
 
-PREFIX = "python:"
 PATIENCE, PERIOD = 2.0, 30.0
 """Seconds after which it is said how far a data set was read, first and again."""
 MASK = ".mask"
