@@ -240,3 +240,19 @@ def test_beginnings_of_data_that_are_no_files_are_those_that_are_held():
     from patchform.data import hub_sets
 
     assert set(early_checks.NO_FILES) == {hub_sets.PREFIX, own_parts.PREFIX}
+
+
+def test_a_run_that_goes_on_elsewhere_names_its_process(tmp_path, capsys):
+    from patchform.training import run
+
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    words = ["train", "classification/small", "--data", str(tmp_path / "photos"), "--runs", str(tmp_path)]
+    with run.opened(tmp_path, "one", stem="x", resume=False) as folder:
+        assert cli.main([*words, "--name", "one"]) == 5
+        said = capsys.readouterr().err
+        assert f"the run exists already by process {os.getpid()} on " in said
+        assert "choose another name" in said
+        assert "--resume" not in said
+        (folder / run.RECIPE).write_text("")
+    assert cli.main([*words, "--name", "one"]) == 5
+    assert "go on with it" in capsys.readouterr().err

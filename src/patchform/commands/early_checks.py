@@ -143,8 +143,12 @@ def _check_folder(recipe: Recipe, *, resume: bool, planned: bool) -> None:
     if resume and not (there and folder.is_dir()):
         raise FolderError("no run to resume", where=folder, remedy=_near_run(str(folder)) or "name a run folder")
     if there and not (resume or planned):
+        from patchform.training.standing import owner_of
+
         again = f"choose another name, or go on with it: patchform train {system.quoted(str(folder))} --resume"
-        raise FolderError("the run exists already", where=folder, remedy=again)
+        owner = owner_of(folder)
+        remedy = "choose another name" if owner else again
+        raise FolderError(f"the run exists already{owner}", where=folder, remedy=remedy)
 
 
 def _leads_somewhere(path: str) -> bool:

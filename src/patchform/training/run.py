@@ -24,6 +24,7 @@ from patchform.resources import refused, writing
 from patchform.training.progress import Reporter
 from patchform.training.standing import LOCK as LOCK
 from patchform.training.standing import RECIPE as RECIPE
+from patchform.training.standing import owner_of
 from patchform.weights import files
 from patchform.weights.sources import BEST as BEST
 from patchform.weights.sources import CHECKPOINTS as CHECKPOINTS
@@ -66,7 +67,7 @@ def new_folder(runs: Path, name: str | None, *, stem: str) -> Path:
         except FileExistsError as error:
             if runs.is_dir() and not name:
                 continue
-            owner = _owner(folder)
+            owner = owner_of(folder)
             remedy = "choose another name" if owner else "choose another name, or resume it"
             raise FolderError(f"the run exists already{owner}", where=folder, remedy=remedy) from error
         except OSError as error:
@@ -88,7 +89,7 @@ def lock(folder: Path) -> Iterator[None]:
             if system.try_lock(descriptor):
                 break
             if attempt == ATTEMPTS - 1:
-                raise FolderError(f"in use{_owner(folder)}", where=folder, remedy="wait for it or stop it")
+                raise FolderError(f"in use{owner_of(folder)}", where=folder, remedy="wait for it or stop it")
             time.sleep(0.02)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with writing(folder / LOCK):
@@ -112,21 +113,6 @@ def _let_go() -> None:
 
 
 system.after_fork(_let_go)
-
-
-def _owner(folder: Path) -> str:
-    """Words on the process that holds the lock, none if there is none."""
-    try:
-        with open(folder / LOCK, encoding="utf-8") as file:
-            if system.try_lock(file.fileno(), shared=True):
-                return ""
-            owner = json.loads(file.read() or "{}")
-            return " by process {pid} on {host} since {start}".format_map({**dict.fromkeys(_FACTS, "?"), **owner})
-    except (OSError, ValueError, TypeError):
-        return ""
-
-
-_FACTS = ("pid", "host", "start")
 
 
 @contextmanager

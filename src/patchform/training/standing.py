@@ -106,6 +106,19 @@ def _state(folder: Path, standing: Standing | None, faults: list[str]) -> State:
     return "stopped" if standing.state == "running" else standing.state
 
 
+def owner_of(folder: Path) -> str:
+    """Words on the process that holds the lock of a run folder, none if there is none."""
+    try:
+        with open(folder / LOCK, encoding="utf-8") as file:
+            if system.try_lock(file.fileno(), shared=True):
+                return ""
+            owner = json.loads(file.read() or "{}")
+            facts = dict.fromkeys(("pid", "host", "start"), "?")
+            return " by process {pid} on {host} since {start}".format_map(facts | owner)
+    except (OSError, ValueError, TypeError):
+        return ""
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process of this machine is at work in a run folder."""
     if not _readable(folder / LOCK):
