@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,17 +56,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(scores.as_json(), allow_nan=False))
         return 0
-    width = max(map(len, scores.numbers))
-    print(f"{'images':{width}}  {scores.samples}")
-    for name, value in scores.numbers.items():
-        print(f"{name:{width}}  {'-' if value is None else f'{value:.4f}'}")
+    _print(scores)
 
     from patchform.evaluation import results_of
 
     own = arguments.out is None or arguments.out.lower().endswith(".csv")
     home = results_of(Path(arguments.run)) if own else Path(arguments.out)
-    terminal.say(f"what each of them means, and pictures: {home / 'report.html'}")
+    terminal.say(f"pictures, and numbers by class: {home / 'report.html'}")
     return 0
+
+
+def _print(scores: Scores) -> None:
+    """A number a line with what it means, on several lines where a terminal is narrow."""
+    from patchform.metrics.meanings import meaning
+
+    said = {name: "-" if value is None else f"{value:.4f}" for name, value in scores.numbers.items()}
+    said = {"images": str(scores.samples), **said}
+    name_width, width = max(map(len, said)), max(map(len, said.values()))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    for name, value in said.items():
+        first = f"{name:{name_width}}  {value:{width}}  "
+        print(
+            textwrap.fill(meaning(name), max(60, columns), initial_indent=first, subsequent_indent=" " * len(first))
+            or first.rstrip()
+        )
 
 
 def evaluate(
