@@ -187,3 +187,22 @@ def test_several_processes_are_not_timed(photos, monkeypatch):
     with pytest.raises(UsageError, match="several processes"):
         chosen(photos, "5m")
     assert chosen(photos)[1].training.epochs == recipes.resolve("classification").training.epochs
+
+
+@pytest.mark.usefixtures("packaged", "paces")
+def test_a_plan_is_of_the_time_that_is_given(photos, monkeypatch):
+    planned = []
+
+    def remember(recipe, **options):
+        planned.append(recipe)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("patchform.training.plan.plan", remember)
+    wanted = []
+    for time in ("40s", "80s", None):
+        words = [] if time is None else ["--time", time]
+        assert cli.main(["train", "classification", "--data", str(photos), "--plan", *words]) == 2
+        wanted.append(chosen(photos, time)[1])
+    found = [(recipe.preprocessing.size, recipe.training.epochs) for recipe in planned]
+    assert found == [(recipe.preprocessing.size, recipe.training.epochs) for recipe in wanted]
+    assert len(set(found)) == 3

@@ -207,6 +207,7 @@ def _write_page(finished: Run, say: Callable[[str], None]) -> bool:
 def plan(
     recipe: str | Path | Recipe = "classification",
     *,
+    time: str | None = None,
     room: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, count: None,
     **settings: Any,
@@ -215,6 +216,7 @@ def plan(
 
     Args:
         recipe: as of `train`.
+        time: likewise.
         room: bytes for tensors; default: what the device has left.
         progress: called with (what is measured, steps done, all steps).
         settings: as of `train`.
@@ -223,7 +225,7 @@ def plan(
         UsageError: an unknown recipe or setting.
         PatchformError: whatever `training.plan.plan` raises.
     """
-    recipe, settings, notes = automatic.choose(recipe, own_parts.named(_with_path(settings, unheard)))
+    recipe, settings, notes = automatic.choose(recipe, own_parts.named(_with_path(settings, unheard)), time=time)
     resolved, origin = recipes.traced(recipe, settings)
 
     from patchform.training import plan as planning
@@ -280,7 +282,7 @@ def _run_plan(arguments: argparse.Namespace, settings: dict[str, Any]) -> int:
     from rich.table import Table
 
     with terminal.progress_bars(terminal.stderr_console()) as progress:
-        planned = plan(arguments.recipe, progress=progress, **settings)
+        planned = plan(arguments.recipe, time=arguments.time, progress=progress, **settings)
     if arguments.json:
         ways = [option._asdict() for option in planned.ways]
         print(json.dumps(planned._asdict() | {"held": planned.held._asdict(), "ways": ways}, indent=1))
