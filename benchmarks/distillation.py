@@ -10,6 +10,7 @@ each kind learn the same pictures, with it and without it: the same epochs, orde
 All are judged after their last epoch, on val/ (1000).
 
     python benchmarks/distillation.py                                # three seeds: about three hours on two cores
+    python benchmarks/distillation.py --folder there/                # the same, and goes on after it was stopped
     python benchmarks/distillation.py --pictures 4 --epochs 1 1 1 --seeds 1  # does it run?
 
 Exits with 1 where a student with its teacher is not ahead on the mean of the seeds (of the ViT: by logits). The data
@@ -17,9 +18,11 @@ are classification/cifar10_subset below $PATCHFORM_DATA.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -61,6 +64,7 @@ JUDGED = {"vit": "logits", "dual_vit": "token_labels"}
 
 def trained(settings, model):
     """Top-1 in per cent after the last epoch, and the folder, of a run of the small recipe."""
+    shutil.rmtree(Path(settings["runs"], settings["name"]), ignore_errors=True)  # of one that was stopped
     recipe = recipes.resolve("classification/small", settings)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, drop_path=None, **model))
     done = patchform.train(recipe, progress=False)
@@ -134,6 +138,7 @@ def main():
     names = ("TEACHER", "VIT", "DUAL_VIT")
     parser.add_argument("--epochs", type=int, nargs=3, default=(30, 20, 12), metavar=names)
     parser.add_argument("--pictures", type=int, default=0, help="of each class; 0: all")
+    parser.add_argument("--folder", help="for runs and answers, which stay: what is there is not done again")
     parser.add_argument("--here", help="one run, in this process, as JSON")
     a = parser.parse_args()
     if not PICTURES.is_dir():
@@ -146,14 +151,17 @@ def main():
         print(json.dumps(student(a, *job["side"]) if job["side"] else teacher(a)), flush=True)
         return
     clock, words = Clock(), ["--epochs", *map(str, a.epochs), "--here"]
-    with tempfile.TemporaryDirectory() as folder:
-        data = some_pictures(Path(folder) / "data", a.pictures) if a.pictures else PICTURES
+    with contextlib.nullcontext(a.folder) if a.folder else tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data" if a.pictures else PICTURES
+        if a.pictures and not data.exists():
+            some_pictures(data, a.pictures)
         place = {"data": str(data), "runs": f"{folder}/runs", "teacher": None}
-        (taught,) = in_turn(__file__, [[*words, json.dumps({**place, "side": None})]])
+        (taught,) = in_turn(__file__, [[*words, json.dumps({**place, "side": None})]], keep=Path(folder) / "answers")
         print(f"the teacher has {taught['top1']:.1f} % after {taught['core']} s of a core", flush=True)
         place["teacher"] = taught["folder"]
         sides = [(*side, seed) for seed in range(a.seeds) for side in reversed(SIDES)]  # the long ones first
-        answers = in_turn(__file__, [[*words, json.dumps({**place, "side": side})] for side in sides])
+        jobs = [[*words, json.dumps({**place, "side": side})] for side in sides]
+        answers = in_turn(__file__, jobs, keep=Path(folder) / "answers")
     ahead = report(a, dict(zip(sides, answers, strict=True)))
     print(f"{clock.since().wall / 60:.0f} minutes")
     sys.exit(0 if ahead else 1)
