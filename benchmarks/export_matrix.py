@@ -29,7 +29,7 @@ from patchform.export.options import ExportOptions
 from patchform.export.preparation import prepared
 from patchform.model import build_backbone, build_model
 from patchform.prediction import Predictor
-from patchform.records import Batch, Preprocessing
+from patchform.records import Preprocessing
 from patchform.runtime.file_model import FileModel
 from patchform.runtime.onnx_session import OnnxSession
 from patchform.runtime.sessions import RuntimeOptions
@@ -158,8 +158,7 @@ def some_options(backbone, draw):
 def randomised(model, seed):
     """Random numbers in all parameters and buffers: such that what depends on a picture is seen in what comes out.
 
-    Anchors move little: boxes of random moves all end as the whole picture, of which NMS leaves one. A classifier gives
-    numbers of the size of a trained one's: a sigmoid of hundreds shows the last bits of its argument.
+    Anchors move little: boxes of random moves all end as the whole picture, of which NMS leaves one.
     """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -177,15 +176,33 @@ def randomised(model, seed):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=draw))
             if name.endswith("running_var"):
                 buffer.copy_(0.5 + torch.rand(buffer.shape, generator=draw))
-        model.eval()
-        if isinstance(classifier := getattr(model.head, "classifier", None), torch.nn.Linear):
-            p = model.preprocessing
-            frames = (p.frames,) if p.frames else ()
-            picture = torch.rand(1, *frames, p.channels, *p.size, generator=draw)
-            summary = model.features(Batch(picture, (), ("",), (tuple(p.size),))).summary
-            if summary is not None and summary.shape[-1] == classifier.in_features:
-                classifier.weight.div_(summary.square().mean().sqrt().clamp(min=1))
-    return model
+    return model.eval()
+
+
+LAST = ("classifier", "classify", "classify.output", "proposals.objectness")
+"""Layers that give a head's numbers of classes: how their names end."""
+LOGITS = 3.0
+
+
+def calmed(model, shown):
+    """Numbers of classes as spread as a trained model's: of hundreds, softmax and sigmoid make ones, among which no
+    picture, box or rounding decides anything."""
+    spread: dict[Any, float] = {}
+
+    def note(layer, _, logits):
+        spread[layer] = max(spread.get(layer, 0.0), float(logits.std()))
+
+    layers = [
+        layer for name, layer in model.head.named_modules() if f".{name}".endswith(tuple(f".{end}" for end in LAST))
+    ]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    Predictor(model)(shown)
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad():
+        for layer, deviation in spread.items():
+            for parameter in layer.parameters():
+                parameter.div_(max(1.0, deviation / LOGITS))
 
 
 def pictures(preprocessing, seed):
@@ -217,7 +234,7 @@ def examined(case):
     found: dict[str, Any] = {}
     shown = list(pictures(model.preprocessing, case.seed))
     try:
-        Predictor(model)(shown)
+        calmed(model, shown)
     except UsageError as error:
         reason = f"{NO_MODEL}: {error}"
         return {"torch.export": {"fault": reason}, "onnx": {"fault": reason}}
