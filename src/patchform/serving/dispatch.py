@@ -160,7 +160,7 @@ class Dispatcher:
         while True:
             batch = await self._batch()
             try:
-                said = await self._model.ask([one.job for one in batch], self.limits.deadline)
+                said = await self._model.ask([one.job for one in batch], self.limits.answer)
             except GoneError:
                 said = [AWAY] * len(batch)
             self.counts.batches += 1

@@ -20,8 +20,10 @@ class Limits(NamedTuple):
     """Of them together, as the model takes them."""
     wait: float = 0.005
     """Seconds that a picture waits for others that are being decoded."""
-    deadline: float = 10.0
-    """Seconds for a whole request, from its first byte to its answer."""
+    receive: float = 10.0
+    """Seconds in which a request must be whole."""
+    answer: float = 30.0
+    """Seconds in which one that is whole is answered."""
     stop: float = 10.0
     """Seconds in which what was accepted is answered before the server ends."""
     opening: float = 300.0
