@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from patchform.data.preparing import Preparation
-from patchform.errors import PatchformError
+from patchform.errors import PatchformError, ResourceError
 from patchform.serving import decoding, engine
+from patchform.serving.counters import Counters
 from patchform.serving.jobs import Answer, Card, Job, Prepared, Refusal, Wishes
 from patchform.serving.limits import Limits
 from patchform.serving.processes import GoneError, Helper
 
 RETRIES = 5
-"""Times that a model is opened again one after the other before the server gives up."""
+"""Times that a model is opened again, one after the other, before the server gives up."""
 BUSY = Refusal("busy", "too many requests wait; try again soon")
 LATE = Refusal("late", "there was no answer in time")
 AWAY = Refusal("away", "the model is being started again; try again soon")
-LOST = Refusal("away", "this request ended the process that decoded it")
-
-
-class Counts:
-    """What happened since the server began."""
-
-    def __init__(self) -> None:
-        self.answered = self.batches = self.left = self.restarts = 0
-        self.refused: dict[str, int] = {}
+LOST = Refusal("picture", "the process that decoded this picture ended over it")
+SLOW = Refusal("picture", "this picture takes too long to decode")
+Said = TypeVar("Said")
 
 
 class _Waiting(NamedTuple):
-    """A request that waits for the model."""
+    """A picture that waits for the model."""
 
     job: Job
     answer: asyncio.Future[Answer | Refusal]
 
+    @property
     def pixels(self) -> int:
-        """As the model takes them."""
+        """Numbers that the model takes of it."""
         return self.job.picture.pixels.size
 
 
@@ -52,19 +48,20 @@ class Dispatcher:
 
     Attributes:
         card: what the model is.
-        counts: what happened.
+        counters: of what happens.
+        failed: why it gave up, once it has.
     """
 
     def __init__(self, opening: engine.Opening, limits: Limits, decoders: int) -> None:
-        self.limits, self.counts = limits, Counts()
+        self.limits, self.counters = limits, Counters(waiting=lambda: self.waiting)
         self.card: Card | None = None
         self._model = Helper(engine.work, opening, "patchform-model")
         self._decoders, self._idle = decoders, asyncio.Queue[Helper]()
         self._all: list[Helper] = [self._model]
         self._queue: deque[_Waiting] = deque()
-        self._arrived, self._preparing = asyncio.Event(), 0
+        self._arrived, self._decoding = asyncio.Event(), 0
         self._task: asyncio.Task[None] | None = None
-        self.failed: PatchformError | None = None
+        self.failed: asyncio.Future[PatchformError] | None = None
 
     @property
     def ready(self) -> bool:
@@ -73,16 +70,17 @@ class Dispatcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for the model."""
-        return len(self._queue)
+        """Pictures that are decoded, or wait for the model."""
+        return len(self._queue) + self._decoding
 
     async def open(self) -> None:
         """Start all processes. Raises PatchformError where the model cannot be opened, GoneError."""
+        self.failed = asyncio.get_running_loop().create_future()
         preparation = await self._open_model()
         for number in range(self._decoders):
-            helper = Helper(decoding.work, preparation, f"patchform-decoder-{number}")
-            self._all.append(helper)
-            await helper.start(self.limits.opening)
+            self._all.append(Helper(decoding.work, preparation, f"patchform-decoder-{number}"))
+        await asyncio.gather(*(helper.start(self.limits.opening) for helper in self._all[1:]))
+        for helper in self._all[1:]:
             self._idle.put_nowait(helper)
         self._task = asyncio.create_task(self._work())
 
@@ -99,117 +97,142 @@ class Dispatcher:
         for helper in self._all:
             helper.close()
 
-    async def ask(self, data: bytes, wishes: Wishes, seconds: float) -> Answer | Refusal:
-        """The answer for the content of a file, or why there is none. Who cancels it leaves the queue.
+    # ------------------------------------------------------------------------------------------------------- requests
 
-        Args:
-            data: of a picture, or of a film where the model looks at films.
-            wishes: what is asked for.
-            seconds: until it is late.
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                said = await self._ask(data, wishes, seconds)
-        except TimeoutError:
-            said = LATE
-        except asyncio.CancelledError:
-            self.counts.left += 1
-            raise
-        if isinstance(said, Refusal):
-            self.counts.refused[said.kind] = self.counts.refused.get(said.kind, 0) + 1
-        else:
-            self.counts.answered += 1
-        return said
-
-    async def _ask(self, data: bytes, wishes: Wishes, seconds: float) -> Answer | Refusal:
+    def refusal(self, pictures: int) -> Refusal | None:
+        """Why so many pictures more are not taken; None: they are."""
         if not self.ready:
             return AWAY
-        if len(self._queue) + self._preparing >= self.limits.waiting:
-            return BUSY
-        self._preparing += 1
+        return BUSY if self.waiting + pictures > self.limits.queue else None
+
+    async def prepare(self, data: bytes) -> Prepared | Refusal:
+        """A picture, or a film where the model looks at films, as the model takes it.
+
+        Who cancels it while it is decoded waits no longer; the work goes on until its end.
+
+        Args:
+            data: the content of a file.
+        """
+        if (refusal := self.refusal(1)) is not None:
+            return refusal
+        self._decoding += 1
         try:
-            prepared = await self._prepared(data, seconds)
+            return await self._in_time(self._prepared(data))
         finally:
-            self._preparing -= 1
-        if isinstance(prepared, Refusal):
-            return prepared
+            self._decoding -= 1
+            self._arrived.set()  # nobody need wait for it
+
+    async def answer(self, prepared: Prepared, wishes: Wishes) -> Answer | Refusal:
+        """What the model says of a picture, or why it says nothing. Who cancels it leaves the queue."""
+        if not self.ready:
+            return AWAY
         future: asyncio.Future[Answer | Refusal] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(Job(prepared, wishes), future))
         self._arrived.set()
-        return await future
+        return await self._in_time(future)
 
-    async def _prepared(self, data: bytes, seconds: float) -> Prepared | Refusal:
-        """By a process that has nothing to do; one that is lost is replaced. Who leaves does not cut its work short."""
-        helper = await self._idle.get()
-        task = asyncio.ensure_future(self._decoded(helper, data, seconds))
-        return await asyncio.shield(task)
-
-    async def _decoded(self, helper: Helper, data: bytes, seconds: float) -> Prepared | Refusal:
+    async def _in_time(self, work: Awaitable[Said]) -> Said | Refusal:
         try:
-            return await helper.ask(data, seconds)
+            async with asyncio.timeout(self.limits.answer):
+                return await work
+        except TimeoutError:
+            return LATE
+
+    async def _prepared(self, data: bytes) -> Prepared | Refusal:
+        helper = await self._idle.get()
+        return await asyncio.shield(asyncio.ensure_future(self._decoded(helper, data)))
+
+    async def _decoded(self, helper: Helper, data: bytes) -> Prepared | Refusal:
+        """By a process; one that is lost is replaced before it is idle again, but its answer does not wait for that."""
+        try:
+            said = await helper.ask(data, self.limits.answer / 2)
         except GoneError as gone:
-            self.counts.restarts += 1
-            with suppress(GoneError):
+            task = asyncio.create_task(self._replaced(helper))
+            self._restarts = task  # a task that nobody holds may be collected
+            return SLOW if gone.late else LOST
+        self._idle.put_nowait(helper)
+        return said
+
+    async def _replaced(self, helper: Helper) -> None:
+        self.counters.restarted("decoder")
+        for attempt in range(RETRIES):
+            try:
                 await helper.start(self.limits.opening)
-            return LATE if gone.late else LOST
-        finally:
-            self._idle.put_nowait(helper)
+                break
+            except GoneError:
+                await asyncio.sleep(2**attempt / 10)
+        self._idle.put_nowait(helper)
+
+    # -------------------------------------------------------------------------------------------------------- batches
 
     async def _work(self) -> None:
         """Batch after batch, for as long as the server runs."""
+        assert self.failed is not None
         while True:
             batch = await self._batch()
             try:
-                said = await self._model.ask([one.job for one in batch], self.limits.answer)
+                with self.counters.batch(len(batch)):
+                    said = await self._model.ask([one.job for one in batch], self.limits.answer)
             except GoneError:
                 said = [AWAY] * len(batch)
-            self.counts.batches += 1
             for one, answer in zip(batch, said, strict=True):
                 if not one.answer.done():
                     one.answer.set_result(answer)
             if not self._model.ready:
-                await self._open_again()
+                try:
+                    await self._open_again()
+                except ResourceError as error:
+                    self.failed.set_result(error)
+                    return
 
     async def _open_again(self) -> None:
         for waiting in self._queue:
             if not waiting.answer.done():
                 waiting.answer.set_result(AWAY)
         self._queue.clear()
+        why = "it ended"
         for attempt in range(RETRIES):
-            self.counts.restarts += 1
+            self.counters.restarted("model")
             try:
                 await self._open_model()
                 return
-            except (GoneError, PatchformError):
+            except (GoneError, PatchformError) as error:
+                why = str(error)
                 await asyncio.sleep(2**attempt / 10)
-        raise RuntimeError("the model cannot be opened any more")
+        raise ResourceError(f"the model cannot be opened any more ({why})")
 
     async def _batch(self) -> Sequence[_Waiting]:
-        """The next requests that are answered together: as many as there are, and those that are about to come."""
+        """The next pictures that are answered together: as many as there are, and those that are about to come."""
         first = await self._next()
-        batch, pixels = [first], first.pixels()
+        batch, numbers = [first], first.pixels
         end = asyncio.get_running_loop().time() + self.limits.wait
         while len(batch) < self.limits.batch:
             if not self._queue:
                 left = end - asyncio.get_running_loop().time()
-                if not self._preparing or left <= 0:
+                if not self._decoding or left <= 0:
                     break
                 self._arrived.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), left)
                 continue
-            if pixels + self._queue[0].pixels() > self.limits.batch_pixels:
+            if numbers + self._queue[0].pixels > self.limits.batch_pixels:
                 break
             one = self._queue.popleft()
-            if not one.answer.done():  # who left is not worked for
+            if self._wanted(one):
                 batch.append(one)
-                pixels += one.pixels()
+                numbers += one.pixels
         return batch
 
     async def _next(self) -> _Waiting:
         while True:
             while self._queue:
-                if not (one := self._queue.popleft()).answer.done():
+                if self._wanted(one := self._queue.popleft()):
                     return one
             self._arrived.clear()
             await self._arrived.wait()
+
+    def _wanted(self, one: _Waiting) -> bool:
+        """Who left is not worked for."""
+        if one.answer.done():
+            self.counters.left()
+        return not one.answer.done()

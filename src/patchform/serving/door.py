@@ -1,7 +1,7 @@
 """Connections of a server: a whole request within a time, and none that keep others out by asking nothing.
 
-uvicorn waits for a request for ever, and counts whoever is connected: sixty clients that send half a header shut out all
-others of a server of fifty.
+uvicorn waits for a request for ever, and counts whoever is connected: sixty clients that send half a header shut out
+all others of a server of fifty.
 """
 
 from __future__ import annotations
@@ -52,9 +52,19 @@ class Door(H11Protocol):
             self._is_whole()
 
     def on_response_complete(self) -> None:
-        """Be ready for another."""
+        """Be ready for another, of which a part may have come already."""
         self._is_whole()
         super().on_response_complete()
+        state, begun = self.conn.their_state, self.conn.trailing_data[0]
+        if self._timer is None and (state is h11.SEND_BODY or (state is h11.IDLE and begun)):
+            self._await_request()
+
+    def shutdown(self) -> None:
+        """The server ends: what is not whole was not accepted."""
+        if self in self.half_open and self.cycle is not None and not self.cycle.response_complete:
+            self.refuse(503, "the server is about to end")
+        else:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from patchform import signals
+from patchform import lookup, signals
+from patchform.descriptions import Preprocessing
+from patchform.drawing import color_of
 from patchform.errors import DataError, PatchformError
 from patchform.prediction import Predictor, load
 from patchform.records import Sample
 from patchform.serving.jobs import Answer, Card, Job, Refusal
+from patchform.training.standing import look
 
 NO_MEMORY = "there is not enough memory for this picture"
 FAULT = "the model failed on this picture"
@@ -24,9 +28,13 @@ class Opening(NamedTuple):
 
     run: str
     options: dict[str, Any]
+    plugins: tuple[str, ...] = ()
+    """Folders with own parts."""
 
     def predictor(self) -> Predictor:
         """The model, ready. Raises what `prediction.load` raises."""
+        for folder in self.plugins:
+            lookup.add_plugin(folder)
         return load(self.run, **self.options)
 
 
@@ -43,7 +51,7 @@ def work(connection: Connection, opening: Opening) -> None:
     except PatchformError as error:
         connection.send(error)
         return
-    connection.send((card_of(predictor), predictor.preparation))
+    connection.send((card_of(predictor, opening.run), predictor.preparation))
     while (jobs := _received(connection)) is not None:
         connection.send(answers(predictor, jobs))
 
@@ -55,13 +63,29 @@ def _received(connection: Connection) -> list[Job] | None:
         return None
 
 
-def card_of(predictor: Predictor) -> Card:
-    """What a model is."""
+def card_of(predictor: Predictor, run: str) -> Card:
+    """What a model is.
+
+    Args:
+        predictor: holds it.
+        run: where it was opened from: of a run folder it is known how well it did.
+    """
     model = predictor.model
-    facts = {"input": str(model.preprocessing)}
+    facts = {"input": in_words(model.preprocessing)}
     if model.architecture is not None:
         facts = {"backbone": model.architecture.backbone, "head": model.architecture.head or ""} | facts
-    return Card(predictor.task.name, predictor.classes, predictor.videos, facts)
+    if (row := look(Path(run))) is not None and row.score is not None:
+        facts["validation"] = f"{row.metric} {row.score:.4f}"
+    colors = tuple("#{:02x}{:02x}{:02x}".format(*color_of(number)) for number in range(len(predictor.classes)))
+    thresholds = tuple(predictor.thresholds)
+    return Card(predictor.task.name, tuple(predictor.classes), thresholds, colors, predictor.videos, facts)
+
+
+def in_words(preprocessing: Preprocessing) -> str:
+    """Such as "224 x 224 pixels, 3 channels"."""
+    height, width = preprocessing.size
+    frames = f", {preprocessing.frames} frames" * bool(preprocessing.frames)
+    return f"{height} x {width} pixels, {preprocessing.channels} channels{frames}"
 
 
 def answers(predictor: Predictor, jobs: Sequence[Job]) -> list[Answer | Refusal]:
@@ -91,4 +115,4 @@ def _answer(predictor: Predictor, job: Job, target: Any) -> Answer | Refusal:
     if isinstance(target, DataError):
         return Refusal("picture", target.what)
     files = predictor.task.files(target) if job.wishes.files else {}
-    return Answer(predictor.task.record(target, predictor.classes), files)
+    return Answer(predictor.task.record(target, predictor.classes), files, job.picture.size)

@@ -40,6 +40,8 @@ class Answer(NamedTuple):
     """As a line of `patchform predict` has it, without the name of a file."""
     files: dict[str, bytes]
     """By ending."""
+    size: tuple[int, int]
+    """(height, width) of the picture, pixels: boxes and masks are in these."""
 
 
 Kind: TypeAlias = Literal["picture", "memory", "fault", "busy", "late", "away"]
@@ -59,6 +61,10 @@ class Card(NamedTuple):
 
     task: str
     classes: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    """Score from which an object of each class counts."""
+    colors: tuple[str, ...]
+    """In which each class is drawn, as "#rrggbb"."""
     videos: bool
     facts: dict[str, str]
-    """What is worth knowing, in words: backbone, head, input."""
+    """What is worth knowing, in words: backbone, head, input, how well it did."""
