@@ -128,7 +128,7 @@ def _add_errors(app: FastAPI) -> None:
 def _known_alone(request: Request, known: set[str]) -> None:
     """Raise RequestError for options in the URL that there are not, or twice."""
     given = [name for name, _ in request.query_params.multi_items()]
-    if unknown := set(given) - known:
+    if set(given) - known:
         what = f"the URL has options that there are not; there are {' and '.join(sorted(known))}"
         raise RequestError(422, "unknown_field", what)
     if len(given) > len(set(given)):
