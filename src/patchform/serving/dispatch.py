@@ -21,7 +21,7 @@ RETRIES = 5
 BUSY = Refusal("busy", "too many requests wait; try again soon")
 LATE = Refusal("late", "there was no answer in time")
 AWAY = Refusal("away", "the model is being started again; try again soon")
-LOST = Refusal("picture", "the process that decoded this picture ended over it")
+LOST = Refusal("picture", "processes that decoded this picture ended over it")
 SLOW = Refusal("picture", "this picture takes too long to decode")
 Said = TypeVar("Said")
 
@@ -60,6 +60,7 @@ class Dispatcher:
         self._all: list[Helper] = [self._model]
         self._queue: deque[_Waiting] = deque()
         self._arrived, self._decoding = asyncio.Event(), 0
+        self._replacing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self.failed: asyncio.Future[PatchformError] | None = None
 
@@ -139,16 +140,21 @@ class Dispatcher:
             return LATE
 
     async def _prepared(self, data: bytes) -> Prepared | Refusal:
-        helper = await self._idle.get()
-        return await asyncio.shield(asyncio.ensure_future(self._decoded(helper, data)))
+        """By a process that has nothing to do. A picture over which one ended is given to another: if that ends too, it
+        was the picture."""
+        for _ in range(2):
+            helper = await self._idle.get()
+            said = await asyncio.shield(asyncio.ensure_future(self._decoded(helper, data)))
+            if said is not LOST:
+                break
+        return said
 
     async def _decoded(self, helper: Helper, data: bytes) -> Prepared | Refusal:
-        """By a process; one that is lost is replaced before it is idle again, but its answer does not wait for that."""
         try:
-            said = await helper.ask(data, self.limits.answer / 2)
+            said: Prepared | Refusal = await helper.ask(data, self.limits.answer / 2)
         except GoneError as gone:
-            task = asyncio.create_task(self._replaced(helper))
-            self._restarts = task  # a task that nobody holds may be collected
+            self._replacing.add(task := asyncio.create_task(self._replaced(helper)))
+            task.add_done_callback(self._replacing.discard)
             return SLOW if gone.late else LOST
         self._idle.put_nowait(helper)
         return said

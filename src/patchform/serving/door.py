@@ -83,6 +83,7 @@ class Door(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps({"code": CODES[status], "message": message}).encode()
             head = [("content-type", "application/json"), ("connection", "close"), ("content-length", str(len(body)))]
+            head += [("retry-after", "1")] if status == 503 else []
             events: list[Any] = [h11.Response(status_code=status, headers=head), h11.Data(data=body)]
             for event in [*events, h11.EndOfMessage()]:
                 self.transport.write(self.conn.send(event) or b"")

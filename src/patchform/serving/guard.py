@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -24,6 +25,8 @@ LEFT = 499
 """Status in the log of a request whose sender left."""
 LINGER, LINGER_BYTES = 0.5, 50_000_000
 """Seconds and bytes that are read of a request after its last answer."""
+MOST_HEADERS, HEAD = 100, 32_000
+"""Of a request; bytes of all together."""
 SHOWN = 200
 """Characters of a path in the log."""
 POLICY = (
@@ -89,6 +92,12 @@ class Guard:
 
     def _refused(self, scope: Scope) -> RequestError | None:
         path, headers = scope["path"], dict(scope["headers"])
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return RequestError(505, "wrong_version", "this server speaks HTTP/1.1", close=True)
+        if len(scope["headers"]) > MOST_HEADERS or sum(map(len, chain(*scope["headers"]))) > HEAD:
+            return RequestError(
+                431, "too_many_headers", f"more than {MOST_HEADERS} headers or {HEAD} bytes", close=True
+            )
         if self.stopping and path not in ("/live", "/metrics"):
             return RequestError(503, "stopping", "the server is about to end", close=True)
         if self._token is None:

@@ -57,7 +57,9 @@ class Place(NamedTuple):
     def bound(self) -> socket.socket:
         """A socket that holds the port. Raises FolderError: it is in use; UsageError: it cannot be had."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        found = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.socket(
+            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+        )  # else asyncio lets small answers wait 40 ms
         try:
             if sys.platform != "win32":  # there it would share the port with another
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
