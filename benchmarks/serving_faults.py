@@ -22,14 +22,14 @@ CULPRIT = tuple(picture(size) for size in (OUT_OF_MEMORY, BROKEN))
 def main():
     """Run `patchform serve` with these words, and a model that fails on `CULPRIT`."""
     from patchform import cli
-    from patchform.serving import engine
+    from patchform.serving import model_process
 
-    engine.Opening = Faulty
+    model_process.Opening = Faulty
     return cli.main(["serve", *sys.argv[1:]])
 
 
 try:
-    from patchform.serving.engine import Opening
+    from patchform.serving.model_process import Opening
 except ImportError:  # whoever wants the requests alone
     Opening = object
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchform import system
@@ -14,6 +14,7 @@ from patchform.commands import early_checks, inference_options, terminal
 from patchform.commands.inference_options import SCORE
 from patchform.errors import UsageError
 from patchform.schema import Range, number
+from patchform.training.standing import look
 
 if TYPE_CHECKING:
     from patchform.serving.jobs import Card
@@ -22,7 +23,6 @@ EXAMPLE = "patchform serve runs/first"
 PORT, DECODERS = number(int, Range(least=0, most=65535)), number(int, Range(least=1, most=256))
 TOKEN = "PATCHFORM_TOKEN"
 """Variable of the environment: what is given on a command line is seen in lists of processes."""
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,12 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
     early_checks.trained(arguments.run, published=True)
     options = inference_options.constructor_options(arguments.option)
     inference_options.check(arguments)
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise UsageError(f"{missing[0]} is not installed", remedy='pip install "patchform[serve]"')
 
-    from patchform.serving.engine import Opening
     from patchform.serving.limits import parse
-    from patchform.serving.server import Place, serve
+    from patchform.serving.model_process import Opening
+
+    try:
+        from patchform.serving.server import Place, serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed", remedy='pip install "patchform[serve]"') from error
 
     limits = parse(arguments.limit)
     place = Place(arguments.host, arguments.port, arguments.token or os.environ.get(TOKEN) or None)
@@ -72,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             "options": options,
         },
         tuple(arguments.plugin),
+        _facts(arguments.run),
     )
 
     def begun(address: str, card: Card) -> None:
@@ -85,6 +88,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     decoders = arguments.workers or max(1, system.cores() // 2)
     return serve(opening, place, limits, decoders, begun=begun, log=_log)
+
+
+def _facts(run: str) -> tuple[tuple[str, str], ...]:
+    """How well a run did."""
+    row = look(Path(run))
+    return () if row is None or row.score is None else (("validation", f"{row.metric} {row.score:.4f}"),)
 
 
 def _log(line: str) -> None:

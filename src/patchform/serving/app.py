@@ -7,7 +7,7 @@ import json
 from base64 import b64encode
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
-from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query, Request, Response
@@ -24,6 +24,7 @@ from patchform.serving.errors import RequestError
 from patchform.serving.guard import answer
 from patchform.serving.jobs import Answer, Prepared, Refusal, Wishes
 
+FOLDER = Path(__file__).parent / "page"
 PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
         "/page.css": ("page.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml")}  # fmt: skip
 PHRASES = {404: ("no_such_place", "there is nothing here"), 405: ("wrong_method", "this place is asked otherwise")}
@@ -98,9 +99,8 @@ class _Fixed:
 
 
 def _add_page(app: FastAPI) -> None:
-    folder = resources.files("patchform.serving") / "page"
     for path, (name, kind) in PAGE.items():
-        response = Response((folder / name).read_bytes(), media_type=kind)
+        response = Response((FOLDER / name).read_bytes(), media_type=kind)
         app.add_api_route(path, _Fixed(response), methods=["GET", "HEAD"], include_in_schema=False)
 
 
@@ -144,7 +144,7 @@ async def _while_there(request: Request, work: Sequence[Awaitable[Many]]) -> lis
     everything = asyncio.gather(*work)
     leaving = asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait({everything, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((everything, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
             raise ClientDisconnect
         return list(everything.result())

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from patchform.data.preparing import Preparation
 from patchform.errors import PatchformError, ResourceError
-from patchform.serving import decoding, engine
+from patchform.serving import decoder_process, model_process
 from patchform.serving.counters import Counters
 from patchform.serving.jobs import Answer, Card, Job, Prepared, Refusal, Wishes
 from patchform.serving.limits import Limits
@@ -52,10 +52,10 @@ class Dispatcher:
         failed: why it gave up, once it has.
     """
 
-    def __init__(self, opening: engine.Opening, limits: Limits, decoders: int) -> None:
+    def __init__(self, opening: model_process.Opening, limits: Limits, decoders: int) -> None:
         self.limits, self.counters = limits, Counters(waiting=lambda: self.waiting)
         self.card: Card | None = None
-        self._model = Helper(engine.work, opening, "patchform-model")
+        self._model = Helper(model_process.work, opening, "patchform-model")
         self._decoders, self._idle = decoders, asyncio.Queue[Helper]()
         self._all: list[Helper] = [self._model]
         self._queue: deque[_Waiting] = deque()
@@ -79,7 +79,7 @@ class Dispatcher:
         self.failed = asyncio.get_running_loop().create_future()
         preparation = await self._open_model()
         for number in range(self._decoders):
-            self._all.append(Helper(decoding.work, preparation, f"patchform-decoder-{number}"))
+            self._all.append(Helper(decoder_process.work, preparation, f"patchform-decoder-{number}"))
         await asyncio.gather(*(helper.start(self.limits.opening) for helper in self._all[1:]))
         for helper in self._all[1:]:
             self._idle.put_nowait(helper)
@@ -91,10 +91,10 @@ class Dispatcher:
 
     async def close(self) -> None:
         """End all processes."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        tasks = [*self._replacing, *([] if self._task is None else [self._task])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for helper in self._all:
             helper.close()
 
@@ -141,7 +141,8 @@ class Dispatcher:
 
     async def _prepared(self, data: bytes) -> Prepared | Refusal:
         """By a process that has nothing to do. A picture over which one ended is given to another: if that ends too, it
-        was the picture."""
+        was the picture.
+        """
         for _ in range(2):
             helper = await self._idle.get()
             said = await asyncio.shield(asyncio.ensure_future(self._decoded(helper, data)))

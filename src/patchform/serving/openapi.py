@@ -26,17 +26,17 @@ _SIZE = [480, 640]
 _OBJECT = {"name": "cat", "class_id": 0, "box": [12.5, 30.1, 200.0, 180.4], "score": 0.971}
 _RUNS = {"size": _SIZE, "counts": "eW02n<0O2M3N1O1"}
 _ANSWERS: dict[str, Any] = {
-    "classification": {
+    "one label": {
         "label": "cat",
         "score": 0.93,
         "top": [{"label": "cat", "score": 0.93}, {"label": "dog", "score": 0.05}],
         "size": _SIZE,
     },
     "several labels": {"labels": ["cat", "grass"], "top": [{"label": "cat", "score": 0.93}], "size": _SIZE},
-    "detection": {"objects": [_OBJECT], "size": _SIZE},
-    "instance segmentation": {"objects": [_OBJECT | {"segmentation": _RUNS}], "size": _SIZE},
-    "semantic segmentation": {"shares": {"road": 0.61, "sky": 0.39}, "size": _SIZE},
-    "semantic segmentation, files=true": {
+    "boxes": {"objects": [_OBJECT], "size": _SIZE},
+    "boxes and masks": {"objects": [_OBJECT | {"segmentation": _RUNS}], "size": _SIZE},
+    "regions": {"shares": {"road": 0.61, "sky": 0.39}, "size": _SIZE},
+    "regions, files=true": {
         "shares": {"road": 0.61, "sky": 0.39},
         "size": _SIZE,
         "files": {"classes.png": "iVBORw0KGgo="},

@@ -9,21 +9,21 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import uvicorn
 
+from patchform import system
 from patchform.errors import FolderError, ResourceError, UsageError
 from patchform.serving import app
 from patchform.serving.dispatch import Dispatcher
 from patchform.serving.door import door
-from patchform.serving.engine import Opening
 from patchform.serving.guard import Guard
 from patchform.serving.jobs import Card
 from patchform.serving.limits import Limits
+from patchform.serving.model_process import Opening
 from patchform.serving.processes import GoneError
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -61,7 +61,7 @@ class Place(NamedTuple):
             family, socket.SOCK_STREAM, socket.IPPROTO_TCP
         )  # else asyncio lets small answers wait 40 ms
         try:
-            if sys.platform != "win32":  # there it would share the port with another
+            if not system.WINDOWS:  # there it would share the port with another
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind((self.host, self.port))
             found.listen(1)  # of two that hold a port that was left a moment ago, the second sees it here

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ from patchform.errors import DataError, PatchformError
 from patchform.prediction import Predictor, load
 from patchform.records import Sample
 from patchform.serving.jobs import Answer, Card, Job, Refusal
-from patchform.training.standing import look
 
 NO_MEMORY = "there is not enough memory for this picture"
 FAULT = "the model failed on this picture"
@@ -30,6 +28,8 @@ class Opening(NamedTuple):
     options: dict[str, Any]
     plugins: tuple[str, ...] = ()
     """Folders with own parts."""
+    facts: tuple[tuple[str, str], ...] = ()
+    """What else is known of it, for its card."""
 
     def predictor(self) -> Predictor:
         """The model, ready. Raises what `prediction.load` raises."""
@@ -51,7 +51,7 @@ def work(connection: Connection, opening: Opening) -> None:
     except PatchformError as error:
         connection.send(error)
         return
-    connection.send((card_of(predictor, opening.run), predictor.preparation))
+    connection.send((card_of(predictor, dict(opening.facts)), predictor.preparation))
     while (jobs := _received(connection)) is not None:
         connection.send(answers(predictor, jobs))
 
@@ -63,19 +63,12 @@ def _received(connection: Connection) -> list[Job] | None:
         return None
 
 
-def card_of(predictor: Predictor, run: str) -> Card:
-    """What a model is.
-
-    Args:
-        predictor: holds it.
-        run: where it was opened from: of a run folder it is known how well it did.
-    """
+def card_of(predictor: Predictor, more: dict[str, str]) -> Card:
+    """What a model is, with facts that its predictor does not know."""
     model = predictor.model
-    facts = {"input": in_words(model.preprocessing)}
+    facts = {"input": in_words(model.preprocessing)} | more
     if model.architecture is not None:
         facts = {"backbone": model.architecture.backbone, "head": model.architecture.head or ""} | facts
-    if (row := look(Path(run))) is not None and row.score is not None:
-        facts["validation"] = f"{row.metric} {row.score:.4f}"
     colors = tuple("#{:02x}{:02x}{:02x}".format(*color_of(number)) for number in range(len(predictor.classes)))
     thresholds = tuple(predictor.thresholds)
     return Card(predictor.task.name, tuple(predictor.classes), thresholds, colors, predictor.videos, facts)
