@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     inference_options.check(arguments)
 
     from patchform.serving.limits import parse
+    from patchform.serving.log import Log
     from patchform.serving.model_process import Opening
 
     try:
@@ -87,14 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
             )
 
     decoders = arguments.workers or max(1, system.cores() // 2)
-    return serve(opening, place, limits, decoders, begun=begun, log=_log)
+    with closing(Log(sys.stderr)) as log:
+        return serve(opening, place, limits, decoders, begun=begun, log=log)
 
 
 def _facts(run: str) -> tuple[tuple[str, str], ...]:
     """How well a run did."""
     row = look(Path(run))
     return () if row is None or row.score is None else (("validation", f"{row.metric} {row.score:.4f}"),)
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -104,21 +104,30 @@ def _add_page(app: FastAPI) -> None:
         app.add_api_route(path, _Fixed(response), methods=["GET", "HEAD"], include_in_schema=False)
 
 
+def name(request: Request) -> str:
+    """By which a request is found in the log."""
+    return str(request.scope["state"]["request"])
+
+
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return answer(error, request.scope["state"]["request"])
+        return answer(error, name(request))
 
     @app.exception_handler(RequestValidationError)
     async def misfit(request: Request, error: RequestValidationError) -> Response:
         fields = sorted({str(one["loc"][-1]) for one in error.errors()} & set(RANGES))
         what = " and ".join(RANGES[field] for field in fields) or "an option of the URL is wrong"
-        return answer(RequestError(422, "bad_field", what), request.scope["state"]["request"])
+        return answer(RequestError(422, "bad_field", what), name(request))
 
     @app.exception_handler(HTTPException)
     async def elsewhere(request: Request, error: HTTPException) -> Response:
         code, message = PHRASES.get(error.status_code, ("bad_request", "this is no request of this server"))
-        return answer(RequestError(error.status_code, code, message, close=True), request.scope["state"]["request"])
+        return answer(RequestError(error.status_code, code, message, close=True), name(request))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:  # raised again after this, for the log
+        return answer(RequestError(500, "bug", "the server failed; its log says why"), name(request))
 
     @app.exception_handler(ClientDisconnect)
     async def left(request: Request, error: ClientDisconnect) -> Response:

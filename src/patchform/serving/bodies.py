@@ -105,7 +105,7 @@ def parts(body: bytes, boundary: bytes, most: int) -> list[bytes]:
         RequestError: it is no form, has other fields, too many or none.
     """
     form = _Form(most)
-    parser = MultipartParser(boundary, form.callbacks(), max_size=len(body))  # at most eight headers of 4 kB a part
+    parser = MultipartParser(boundary, form.callbacks())  # the body is bounded; at most eight headers of 4 kB a part
     try:
         parser.write(body)
         parser.finalize()
