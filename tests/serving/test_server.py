@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from patchform.serving.server import Place
 
 JPEG = {"content-type": "image/jpeg"}
 TOKEN = "let-me-in"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "ask_a_server.py"
 
 
 class Running:
@@ -93,6 +95,19 @@ def test_a_server_says_where_it_is_and_what_it_serves(running):
     assert running.told["classes"] == ["cat", "dog", "owl"]
     assert running.told["task"] == "classification"
     assert running.predict().json()["label"] in running.told["classes"]
+
+
+def test_the_example_of_a_client(running, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(picture(3))
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    words = ["ask_a_server.py", running.told["address"], str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setenv("PATCHFORM_TOKEN", TOKEN)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    runpy.run_path(str(EXAMPLE))
+    good, bad = (json.loads(line.partition(" ")[2]) for line in capsys.readouterr().out.splitlines())
+    assert good == running.predict(picture(3)).json()
+    assert bad["code"] == "bad_picture"
 
 
 @pytest.mark.parametrize(
