@@ -1,5 +1,6 @@
-"""A model on many machines, by Ray Serve: RUN=runs/first serve run deploy.on_ray:application (pip install "ray[serve]").
+"""A model on many machines, by Ray Serve: RUN=runs/first serve run deploy.on_ray:application
 
+Install it with pip install "ray[serve]".
 Each replica holds the model; Ray finds free ones, starts more under load, and starts again those that end. A picture
 goes in as the body of a POST and comes out as the record of `patchform predict`. Requests of one replica that come
 together go through the model together. What Ray's proxy does not do (deadlines, bounds of bodies) a proxy before it

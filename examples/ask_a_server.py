@@ -12,7 +12,10 @@ from urllib.request import Request, urlopen
 
 
 def ask(address, content):
-    headers = {"Content-Type": "application/octet-stream", "Authorization": f"Bearer {os.environ.get('PATCHFORM_TOKEN')}"}
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Authorization": f"Bearer {os.environ.get('PATCHFORM_TOKEN')}",
+    }
     for _ in range(5):
         try:
             with urlopen(Request(f"{address}/predict", content, headers), timeout=60) as answer:

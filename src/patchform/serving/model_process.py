@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchform import lookup, signals
+from patchform import lookup, signals, system
 from patchform.descriptions import Preprocessing
 from patchform.drawing import color_of
 from patchform.errors import DataError, PatchformError
@@ -46,6 +46,7 @@ def work(connection: Connection, opening: Opening) -> None:
         opening: of the model.
     """
     signals.ignore_all()  # they are meant for the server, which ends this process when all is answered
+    torch.set_num_threads(min(torch.get_num_threads(), system.cores()))  # torch counts those of the whole machine
     try:
         predictor = opening.predictor()
     except PatchformError as error:
