@@ -115,7 +115,15 @@ def test_such_names_are_fine_elsewhere(tmp_path):
 
 @pytest.mark.parametrize(
     ("limit", "wanted"),
-    [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 8), ("", 8), ("x y", 8), ("1 0", 8)],
+    [
+        ("max 100000", 8),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("900000 100000", 8),
+        ("", 8),
+        ("x y", 8),
+        ("1 0", 8),
+    ],
 )
 def test_cores_of_a_container_with_a_share_of_the_time(tmp_path, monkeypatch, limit, wanted):
     (tmp_path / "cpu.max").write_text(limit)
