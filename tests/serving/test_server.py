@@ -91,6 +91,15 @@ def answer_of(connection):
     return found, time.monotonic() - begin
 
 
+def one_answer(connection, body):
+    """Of a picture, on a connection that is kept."""
+    connection.sendall(head(len(body), "Content-Type: image/jpeg") + body)
+    found = b""
+    while not found.endswith(b"}"):
+        found += connection.recv(65536)
+    return found
+
+
 def test_a_server_says_where_it_is_and_what_it_serves(running):
     assert running.told["classes"] == ["cat", "dog", "owl"]
     assert running.told["task"] == "classification"
@@ -146,6 +155,18 @@ def test_s8_half_open_connections_keep_nobody_out(running):
             with suppress(ConnectionResetError):  # ended before what it sent was read
                 told.append(answer_of(connection)[0])
     assert any(b" 503 " in one.split(b"\r\n")[0] and b"retry-after: 1" in one.lower() for one in told)
+
+
+def test_s8_connections_that_ask_nothing_more_keep_nobody_out(running):
+    """They had an answer and were kept: the oldest is closed without a word."""
+    body = picture()
+    with ExitStack() as stack:
+        held = [stack.enter_context(running.connect()) for _ in range(12)]
+        for connection in held:
+            assert one_answer(connection, body).startswith(b"HTTP/1.1 200 ")
+        assert running.predict().status_code == 200
+        assert answer_of(held[0])[0] == b""
+        assert one_answer(held[-1], body).startswith(b"HTTP/1.1 200 ")
 
 
 def test_s8_who_leaves_frees_a_place(running):

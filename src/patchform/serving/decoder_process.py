@@ -43,10 +43,10 @@ def prepared(data: bytes, preparation: Preparation) -> Prepared | Refusal:
     try:
         if not preparation.videos:
             return _prepared(Source(SENT, data), preparation)
-        with tempfile.NamedTemporaryFile() as file:  # PyAV looks at what is in it, not at its name
-            file.write(data)
-            file.flush()
-            return _prepared(Source(SENT, Path(file.name)), preparation)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "film"  # PyAV looks at what is in it, not at its name
+            path.write_bytes(data)
+            return _prepared(Source(SENT, path), preparation)
     except DataError as error:
         return Refusal("picture", _in_words(error))
     except MemoryError:

@@ -20,19 +20,19 @@ CODES = {400: "bad_request", 408: "late", 503: "busy"}
 
 def door(limits: Limits) -> type[Door]:
     """The protocol of a server, for `uvicorn.Config(http=...)`."""
-    return type("Door", (Door,), {"limits": limits, "half_open": {}})
+    return type("Door", (Door,), {"limits": limits, "quiet": {}})
 
 
 class Door(H11Protocol):
     """A connection of HTTP/1.1.
 
     From its first moment, or the first byte of its next request, it has `limits.receive` seconds to send a whole one;
-    then it is closed with 408. Beyond `limits.connections` the one that has been half open for longest is closed.
+    then it is closed with 408. Beyond `limits.connections` the one that has asked nothing whole for longest is closed.
     """
 
     limits: ClassVar[Limits]
-    half_open: ClassVar[dict[Door, None]]
-    """Connections whose request is not whole, the oldest first."""
+    quiet: ClassVar[dict[Door, None]]
+    """Connections without a whole request, since it is still coming or since they ask nothing: the longest first."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -40,8 +40,9 @@ class Door(H11Protocol):
         """Begin to count."""
         super().connection_made(transport)
         self._await_request()
-        if len(self.connections) > self.limits.connections:
-            next(iter(self.half_open)).refuse(503, "there are too many connections")
+        open_ones = sum(not one.transport.is_closing() for one in self.connections)
+        if open_ones > self.limits.connections:
+            next(iter(self.quiet)).make_room()
 
     def data_received(self, data: bytes) -> None:
         """Take part of a request."""
@@ -58,10 +59,20 @@ class Door(H11Protocol):
         state, begun = self.conn.their_state, self.conn.trailing_data[0]
         if self._timer is None and (state is h11.SEND_BODY or (state is h11.IDLE and begun)):
             self._await_request()
+        elif not self.transport.is_closing():
+            self.quiet[self] = None
+
+    def make_room(self) -> None:
+        """Go, for another connection."""
+        if self._timer is not None:
+            self.refuse(503, "there are too many connections")
+        else:  # an answer that nobody asked for could be taken for that to the next request
+            self._is_whole()
+            super().shutdown()
 
     def shutdown(self) -> None:
         """The server ends: what is not whole was not accepted."""
-        if self in self.half_open and self.cycle is not None and not self.cycle.response_complete:
+        if self in self.quiet and self.cycle is not None and not self.cycle.response_complete:
             self.refuse(503, "the server is about to end")
         else:
             super().shutdown()
@@ -93,13 +104,14 @@ class Door(H11Protocol):
         self.transport.close()
 
     def _await_request(self) -> None:
-        self.half_open[self] = None
+        self.quiet.pop(self, None)
+        self.quiet[self] = None
         message = f"the request was not whole after {self.limits.receive:g} seconds"
         self._timer = self.loop.call_later(self.limits.receive, self.refuse, 408, message)
 
     def _is_whole(self) -> None:
         """Or gone."""
-        self.half_open.pop(self, None)
+        self.quiet.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

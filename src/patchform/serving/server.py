@@ -29,7 +29,9 @@ from patchform.serving.processes import GoneError
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 """Signals by which a server is told to end."""
-BACKLOG = 2048
+BACKLOG, IDLE = 2048, 75
+"""Connections that wait to be taken; seconds that one may ask nothing, more than those of common proxies: who closes
+first meets no request of the other."""
 SLEEP = ("OMP_WAIT_POLICY", "PASSIVE")
 """For the process of the model: threads that wait for others sleep. By default they turn in circles for that long, and
 where others want the cores too, a batch took a second and a half in place of 70 ms."""
@@ -168,7 +170,7 @@ class Server(uvicorn.Server):
         patience = max(1, round(limits.stop - limits.farewell))
         config = uvicorn.Config(
             guard, http=door(limits), ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
-            server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=patience,
+            server_header=False, backlog=BACKLOG, timeout_keep_alive=IDLE, timeout_graceful_shutdown=patience,
         )  # fmt: skip
         super().__init__(config)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it logs what clients send
