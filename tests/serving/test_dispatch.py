@@ -187,6 +187,20 @@ def test_a_model_that_cannot_be_opened_again_ends_the_server(monkeypatch):
     assert "the file is gone" in str(error)
 
 
+def test_a_bug_between_queue_and_model_ends_the_server():
+    async def call(dispatcher, model, _):
+        async def too_few(message, seconds):
+            return []
+
+        model.ask = too_few
+        asking = ask(dispatcher, 1)
+        error = await dispatcher.failed
+        asking[0].cancel()
+        return error
+
+    assert isinstance(trial(call), ValueError)
+
+
 def test_a_picture_over_which_a_decoder_ends_is_tried_once_more():
     async def call(dispatcher, model, first, second):
         for _ in range(4):

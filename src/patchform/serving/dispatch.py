@@ -62,7 +62,7 @@ class Dispatcher:
         self._arrived, self._decoding = asyncio.Event(), 0
         self._replacing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
-        self.failed: asyncio.Future[PatchformError] | None = None
+        self.failed: asyncio.Future[BaseException] | None = None
 
     @property
     def ready(self) -> bool:
@@ -84,6 +84,7 @@ class Dispatcher:
         for helper in self._all[1:]:
             self._idle.put_nowait(helper)
         self._task = asyncio.create_task(self._work())
+        self._task.add_done_callback(self._over)
 
     async def _open_model(self) -> Preparation:
         self.card, preparation = await self._model.start(self.limits.opening)
@@ -174,7 +175,6 @@ class Dispatcher:
 
     async def _work(self) -> None:
         """Batch after batch, for as long as the server runs."""
-        assert self.failed is not None
         while True:
             batch = await self._batch()
             try:
@@ -186,11 +186,13 @@ class Dispatcher:
                 if not one.answer.done():
                     one.answer.set_result(answer)
             if not self._model.ready:
-                try:
-                    await self._open_again()
-                except ResourceError as error:
-                    self.failed.set_result(error)
-                    return
+                await self._open_again()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """Without it nobody is answered: whoever serves has to end."""
+        assert self.failed is not None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed.set_result(error)
 
     async def _open_again(self) -> None:
         for waiting in self._queue:
