@@ -1,6 +1,7 @@
 """The queue between requests and the model; processes are stood in for by functions that answer when they are told."""
 
 import asyncio
+import random
 from contextlib import suppress
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from patchform.errors import ModelFileError, ResourceError
 from patchform.serving import dispatch
 from patchform.serving.dispatch import AWAY, BUSY, LATE, LOST, SLOW, Dispatcher
-from patchform.serving.jobs import Answer, Card, Prepared, Wishes
+from patchform.serving.jobs import Answer, Card, Prepared, Refusal, Wishes
 from patchform.serving.limits import Limits
 from patchform.serving.processes import GoneError
 
@@ -237,3 +238,42 @@ def test_cancelling_while_it_decodes_keeps_the_decoder():
         return said.record, dispatcher.waiting
 
     assert trial(call) == ({"width": 2}, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_waits_for_ever(seed):
+    """Hundreds who come, wait or leave, while decoders and the model end now and then."""
+    draw = random.Random(seed)
+
+    async def slowly(self, message, seconds):
+        await asyncio.sleep(draw.random() / 1000)
+        if draw.random() < 0.02:
+            self.ready = False
+            raise GoneError(late=draw.random() < 0.5)
+        if self.name.startswith("patchform-decoder"):
+            return Prepared(np.zeros((3, len(message), 1), dtype=np.uint8), (1, len(message)))
+        return [Answer({"width": job.picture.size[1]}, {}, job.picture.size) for job in message]
+
+    async def one(dispatcher, length):
+        await asyncio.sleep(draw.random() / 50)
+        task = asyncio.create_task(asked(dispatcher, bytes(length)))
+        if draw.random() < 0.5:
+            await asyncio.sleep(draw.random() / 200)
+            task.cancel()
+        (said,) = await asyncio.gather(task, return_exceptions=True)
+        return length, said
+
+    async def call(dispatcher, *helpers):
+        for helper in helpers:
+            helper.ask = slowly.__get__(helper)
+        told = await asyncio.gather(*(one(dispatcher, length) for length in range(1, 400)))
+        while not dispatcher.ready:
+            await asyncio.sleep(0.01)
+        return told, dispatcher.waiting, await asked(dispatcher, bytes(7))
+
+    told, waiting, last = trial(call, decoders=1, batch=4, queue=32)
+    assert waiting == 0
+    kinds = {said if not isinstance(said, Answer | BaseException) else type(said) for _, said in told}
+    assert {Answer, asyncio.CancelledError, BUSY} <= kinds <= {Answer, asyncio.CancelledError, BUSY, AWAY, SLOW, LOST}
+    assert all(said.record == {"width": length} for length, said in told if isinstance(said, Answer))
+    assert isinstance(last, Answer | Refusal)
