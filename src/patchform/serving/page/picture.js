@@ -174,8 +174,8 @@ export class Picture {
     if (this.stage && this.size === null)
       this.#warn("This browser cannot show this kind of picture; what was found lies where it is on it.");
     if (this.size && (this.size[0] !== height || this.size[1] !== width)) {
-      const sees = `The server sees ${width} \u00d7 ${height} pixels, this browser ${this.size[1]} \u00d7 ${this.size[0]}`;
-      this.#warn(`${sees}: the picture may be drawn amiss.`);
+      const [server, browser] = [answer.size, this.size].map(([down, across]) => `${across} \u00d7 ${down}`);
+      this.#warn(`The server sees ${server} pixels, this browser ${browser}: the picture may be drawn amiss.`);
       this.stage.size = answer.size;
       this.stage.fit();
     }

@@ -19,7 +19,11 @@ export class Server {
   /** askToken(wrong): promises a token, or null where nobody gives one. */
   constructor(askToken) {
     this.askToken = askToken;
-    this.locked = false;
+  }
+
+  /** Whether it asks for a token, as far as is known. */
+  get locked() {
+    return this.#token !== null;
   }
 
   /** What the model is. */
@@ -46,7 +50,6 @@ export class Server {
       const headers = { ...options.headers, ...(token ? { authorization: `Bearer ${token}` } : {}) };
       const response = await reached(path, { ...options, headers, credentials: "omit", cache: "no-store" });
       if (response.status !== 401) return response;
-      this.locked = true;
       if (this.#token !== token) continue; // given meanwhile
       this.#asking ??= this.askToken(Boolean(token)).finally(() => {
         this.#asking = null;
