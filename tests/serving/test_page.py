@@ -64,7 +64,7 @@ def test_pictures_are_answered_side_by_side(visit):
     page = one.open()
     one.add(given("first.png"), given("second.png"))
     assert page.locator(".picture").count() == 2
-    assert page.locator(".words").all_inner_texts() == [f"2 objects: red 1, {HOSTILE} 1"] * 2
+    assert page.locator(".words").all_inner_texts() == [f"2 objects: red, {HOSTILE}"] * 2
     left, right = (page.locator(".picture").nth(place).bounding_box() for place in (0, 1))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
@@ -113,7 +113,7 @@ def test_thresholds_filter_and_opacity_change_what_is_drawn(visit):
     page.get_by_label("A threshold for each class").check()
     slide(page, ".classes input[type=range] >> nth=0", 0.97)  # red alone
     assert changed()
-    assert page.inner_text(".words") == f"1 object: {HOSTILE} 1"
+    assert page.inner_text(".words") == f"1 object: {HOSTILE}"
     page.get_by_role("button", name="Back to the model's own thresholds").click()
     page.locator(".classes input[type=checkbox]").nth(0).uncheck()
     one.frame()

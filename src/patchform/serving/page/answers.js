@@ -79,7 +79,9 @@ class Objects extends Other {
     });
     const totals = new Map();
     for (const one of this.shown) totals.set(one.name, (totals.get(one.name) ?? 0) + 1);
-    const each = [...totals].sort((one, two) => two[1] - one[1]).map(([name, count]) => `${name} ${count}`);
+    const each = [...totals]
+      .sort((one, two) => two[1] - one[1])
+      .map(([name, count]) => (count === 1 ? name : `${name} \u00d7 ${count}`));
     this.words = this.shown.length
       ? `${counted(this.shown.length, "object")}: ${each.join(", ")}`
       : "No objects from this threshold on";

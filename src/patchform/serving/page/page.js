@@ -5,6 +5,7 @@ import { Controls } from "./controls.js";
 import { Picture } from "./picture.js";
 import { Server } from "./server.js";
 
+const MOST = 64; // pictures on the page
 const AT_ONCE = 3; // pictures that are asked for
 const QUIET = 700; // milliseconds without a change before it is said aloud
 const at = (id) => document.getElementById(id);
@@ -59,7 +60,12 @@ class Page {
     if (!this.card || !files.length) return;
     document.body.classList.add("begun");
     at("work").hidden = at("clear").hidden = false;
-    for (const file of files) {
+    const taken = files.slice(0, Math.max(0, MOST - this.pictures.length)),
+      left = files.length - taken.length;
+    at("wrong").textContent = left
+      ? `${MOST} pictures at most are held here, ${left} were left out: remove some first.`
+      : "";
+    for (const file of taken) {
       const picture = new Picture(file, {
         server: this.server,
         card: this.card,

@@ -107,7 +107,7 @@ export class Picture {
     try {
       await this.seen;
       if (signal.aborted) return;
-      this.#check(card.limits);
+      await this.#check(card.limits);
       const begin = performance.now();
       const answer = await server.predict(this.file, controls.least, signal, (text) => this.#wait(text));
       const milliseconds = Math.round(performance.now() - begin);
@@ -147,10 +147,14 @@ export class Picture {
   }
 
   /** What the server would refuse is said before megabytes are sent. */
-  #check(limits) {
+  async #check(limits) {
     const refuse = (text) => {
       throw Object.assign(new Error(text), { again: false });
     };
+    await this.file
+      .slice(0, 1)
+      .arrayBuffer()
+      .catch(() => refuse("This cannot be read: a folder, or a file that is gone."));
     const size = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
     if (this.file.size > limits.body) {
       const remedy = "Make it smaller, or start the server with a larger --limit body.";
@@ -211,13 +215,15 @@ export class Picture {
 
   #write() {
     if (!this.texts.open || !this.found) return;
-    const json = JSON.stringify(this.found.record, null, 1);
-    const block = (label, text) => {
+    const json = written(this.found.record);
+    const { query } = this.found,
+      from = query && `, for all objects from ${query.split("=")[1]} on`;
+    const block = (label, text, more) => {
       const code = make("pre", { tabindex: "0", role: "region", "aria-label": `${label} of ${this.name}` }, text);
       return make(
         "div",
         { class: "text" },
-        make("h3", {}, label),
+        make("h3", {}, label, more),
         copier(`${label} of ${this.name}`, () => text, code),
         code,
       );
@@ -226,7 +232,11 @@ export class Picture {
       document.activeElement?.closest?.(".texts") === this.texts && document.activeElement.tagName !== "SUMMARY";
     if (inside && this.texts.dataset.json === json) return; // what is focused stays
     this.texts.dataset.json = json;
-    this.texts.replaceChildren(this.texts.firstElementChild, block("curl", this.#curl()), block("JSON", json));
+    this.texts.replaceChildren(
+      this.texts.firstElementChild,
+      block("curl", this.#curl(), from),
+      block("JSON", json, " of what is shown"),
+    );
   }
 
   /** A line that asks the same; double quotes are read by all shells, others by those of Unix. */
@@ -237,4 +247,13 @@ export class Picture {
     const token = this.around.server.locked ? '-H "Authorization: Bearer $PATCHFORM_TOKEN" ' : "";
     return `curl ${token}-H "Content-Type: ${typeOf(this.file)}" --data-binary ${file} "${address}"`;
   }
+}
+
+/** JSON with a line for each field, and for each object of a list. */
+function written(record) {
+  const list = (value) => Array.isArray(value) && value.length > 0 && typeof value[0] === "object";
+  const text = (value) =>
+    list(value) ? `[\n  ${value.map((one) => JSON.stringify(one)).join(",\n  ")}\n ]` : JSON.stringify(value);
+  const fields = Object.entries(record).map(([name, value]) => ` ${JSON.stringify(name)}: ${text(value)}`);
+  return `{\n${fields.join(",\n")}\n}`;
 }

@@ -248,8 +248,11 @@ export class Stage {
     const { context } = this,
       width = context.measureText(one.text).width + 10,
       height = 18;
+    const [wide, tall] = [this.canvas.clientWidth, this.canvas.clientHeight];
+    const [, , across, down] = one.frame;
+    if (left > wide || top > tall || left + across < 0 || top + down < 0) return;
     const at = Math.max(0, Math.min(left - 1, this.canvas.clientWidth - width));
-    const above = top >= height ? top - height : top;
+    const above = top >= height ? top - height : Math.max(0, top);
     const hides = ([x, y, wide]) => at < x + wide && x < at + width && above < y + height && y < above + height;
     if (!strong || taken.some(hides)) return;
     taken.push([at, above, width]);
