@@ -6,24 +6,23 @@ import { Layer, levelsOf, runsOf } from "./masks.js";
 
 const DIGITS = 6; // of scores: thresholds are compared as they would be written
 
-/** The answer as one of the classes below; pick(index or null): something is pointed at. */
-export async function read(answer, card, pick) {
+/** The answer as one of the classes below; pick(index or null): something is pointed at; asked: with what. */
+export async function read(answer, card, pick, asked) {
   if (answer.objects) return new Objects(answer, card, pick);
   if (answer.files?.["classes.png"]) {
     const bytes = Uint8Array.from(atob(answer.files["classes.png"]), (one) => one.charCodeAt(0));
     return new Regions(answer, card, pick, await decode(bytes));
   }
-  return answer.top ? new Labels(answer) : new Other(answer);
+  return answer.top ? new Labels(answer) : new Other(answer, asked);
 }
 
 /** What all have: `list` for the page, `words` for one line, `record` as JSON has it, `query` to ask for the same. */
 class Other {
-  constructor(answer) {
+  constructor(answer, query = "") {
     this.record = answer;
     this.words = "The answer is in the JSON below.";
     this.list = null;
-    this.query = "";
-    this.pickable = false;
+    this.query = query;
   }
 
   update() {}
@@ -57,7 +56,6 @@ class Objects extends Other {
     this.answer = answer;
     this.colors = card.colors;
     this.own = card.thresholds;
-    this.pickable = true;
     this.objects = answer.objects.map((one, index) => ({ ...one, index })).sort((one, two) => two.score - one.score);
     const masks = this.objects.filter((one) => one.segmentation);
     this.layer = masks.length ? new Layer(...answer.size) : null;
@@ -143,9 +141,7 @@ class Regions extends Other {
     super(record);
     this.card = card;
     this.map = map;
-    this.pickable = true;
     this.layer = new Layer(map.height, map.width);
-    this.query = "";
     const shares = Object.entries(answer.shares);
     const best = shares.slice(0, 3).map(([name, share]) => `${name} ${percent(share)}`);
     this.words = best.join(", ") + (shares.length > 3 ? `, ${shares.length - 3} more` : "");

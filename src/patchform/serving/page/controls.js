@@ -19,14 +19,14 @@ export class Controls {
 
   /** Offer what fits the answers; found: of all pictures. */
   offer(found) {
-    const objects = found.some((one) => one?.counts),
-      layers = found.some((one) => one?.layer);
+    const objects = (this.objects ||= found.some((one) => one?.counts)); // what was offered once stays
+    const layers = (this.layers ||= found.some((one) => one?.layer));
     const kinds = `${objects}${layers}`;
     if (kinds !== this.kinds && (objects || layers)) {
       this.kinds = kinds;
       this.#build(objects, layers);
     }
-    this.element.hidden = !(objects || layers);
+    this.element.hidden = !found.some((one) => one?.counts || one?.layer);
   }
 
   /** Write how many objects of each class are shown. */
@@ -54,7 +54,6 @@ export class Controls {
 
   #threshold() {
     this.whole = make("input", { type: "range", id: "threshold", min: this.least, max: 1, step: 0.01 });
-    this.whole.value = this.own.reduce((sum, one) => sum + one, 0) / this.own.length;
     this.whole.addEventListener("input", () => {
       this.wish.thresholds.fill(Number(this.whole.value));
       this.#changed();
@@ -67,7 +66,6 @@ export class Controls {
     );
     this.reset.addEventListener("click", () => {
       this.wish.thresholds = [...this.own];
-      this.whole.value = this.own.reduce((sum, one) => sum + one, 0) / this.own.length;
       this.#changed();
     });
     const label = make("label", { for: "threshold" }, "Threshold");
@@ -135,8 +133,10 @@ export class Controls {
       ),
     );
     const legend = make("div", { class: "line" }, make("span", { id: "classes-title" }, "Classes"), buttons);
-    const each = make("input", { type: "checkbox" });
-    each.addEventListener("change", () => list.classList.toggle("each", each.checked));
+    const each = make("input", { type: "checkbox", checked: this.each });
+    const open = () => list.classList.toggle("each", (this.each = each.checked));
+    each.addEventListener("change", open);
+    open();
     const choice = objects ? make("label", { class: "check" }, each, "A threshold for each class") : null;
     return make(
       "div",
@@ -208,6 +208,8 @@ export class Controls {
       most = Math.max(...thresholds);
     const own = thresholds.every((one, number) => one === this.own[number]);
     const range = least === most ? least.toFixed(2) : `${least.toFixed(2)} to ${most.toFixed(2)}`;
+    const middle = thresholds.reduce((sum, one) => sum + one, 0) / thresholds.length;
+    if (Math.abs(this.whole.value - middle) >= 0.005) this.whole.value = middle;
     this.wholeSaid.textContent = range;
     this.whole.setAttribute("aria-valuetext", own ? `${range}, the model's own` : range);
     this.reset.disabled = own;

@@ -101,17 +101,18 @@ export class Picture {
 
   /** Ask the server; nothing is thrown. */
   async ask() {
-    const { server, card, controls, say, changed } = this.around,
-      { signal } = this.#leaving;
+    const { server, card, controls, say, changed } = this.around;
+    const { signal } = this.#leaving;
     this.#wait("Looking");
     try {
       await this.seen;
       if (signal.aborted) return;
       await this.#check(card.limits);
+      const asked = `?threshold=${controls.least}`;
       const begin = performance.now();
       const answer = await server.predict(this.file, controls.least, signal, (text) => this.#wait(text));
       const milliseconds = Math.round(performance.now() - begin);
-      this.found = await read(answer, card, (index, button) => this.#pick(index, button));
+      this.found = await read(answer, card, (index, button) => this.#pick(index, button), asked);
       if (signal.aborted) return;
       this.#answered(answer, milliseconds);
       changed();

@@ -128,8 +128,9 @@ export class Stage {
     canvas.addEventListener(
       "wheel",
       (event) => {
-        const meant = event.ctrlKey || event.metaKey || document.activeElement === canvas; // otherwise the page scrolls
-        if (!meant || !this.size) return;
+        const out = event.deltaY > 0 && !this.place; // it is all seen already
+        const meant = event.ctrlKey || event.metaKey || (document.activeElement === canvas && !out);
+        if (!meant || !this.size) return; // the page scrolls
         event.preventDefault();
         this.#zoom(Math.exp(-Math.max(-60, Math.min(60, event.deltaY)) / 200), event.offsetX, event.offsetY);
       },
