@@ -4,6 +4,8 @@ import { bar, counted, make, percent, swatch } from "./dom.js";
 import { decode } from "./indexed.js";
 import { Layer, levelsOf, runsOf } from "./masks.js";
 
+const SAID = 4; // classes in a line of words
+const LONG = 24; // letters of a name on a picture
 const DIGITS = 6; // of scores: thresholds are compared as they would be written
 
 /** The answer as one of the classes below; pick(index or null): something is pointed at; asked: with what. */
@@ -80,8 +82,9 @@ class Objects extends Other {
     const each = [...totals]
       .sort((one, two) => two[1] - one[1])
       .map(([name, count]) => (count === 1 ? name : `${name} \u00d7 ${count}`));
+    const named = each.length > SAID + 1 ? [...each.slice(0, SAID), `${each.length - SAID} more classes`] : each;
     this.words = this.shown.length
-      ? `${counted(this.shown.length, "object")}: ${each.join(", ")}`
+      ? `${counted(this.shown.length, "object")}: ${named.join(", ")}`
       : "No objects from this threshold on";
     this.counts = new Map();
     for (const one of this.shown) this.counts.set(one.class_id, (this.counts.get(one.class_id) ?? 0) + 1);
@@ -96,7 +99,7 @@ class Objects extends Other {
       index: one.index,
       box: one.box,
       color: this.colors[one.class_id],
-      text: wish.names ? `${one.name} ${percent(one.score)}` : "",
+      text: wish.names ? `${short(one.name)} ${percent(one.score)}` : "",
     }));
     if (this.layer) {
       this.layer.clear();
@@ -112,6 +115,10 @@ class Objects extends Other {
     }
     stage.draw();
   }
+}
+
+function short(name) {
+  return name.length > LONG ? `${name.slice(0, LONG - 1)}\u2026` : name;
 }
 
 function counts(score, threshold) {
