@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from base64 import b64encode
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from patchform import __version__
-from patchform.serving import openapi
+from patchform.serving import guard, openapi
 from patchform.serving.bodies import Bodies
 from patchform.serving.dispatch import Dispatcher
 from patchform.serving.errors import RequestError
@@ -25,8 +26,9 @@ from patchform.serving.guard import answer
 from patchform.serving.jobs import Answer, Prepared, Refusal, Wishes
 
 FOLDER = Path(__file__).parent / "page"
-PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
-        "/page.css": ("page.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml")}  # fmt: skip
+PAGE = {f"/{name}.js": (f"{name}.js", "text/javascript") for name in guard.MODULES} | {
+    "/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/icon.svg": ("icon.svg", "image/svg+xml")
+}  # fmt: skip
 PHRASES = {404: ("no_such_place", "there is nothing here"), 405: ("wrong_method", "this place is asked otherwise")}
 RANGES = {"threshold": "threshold is a number from 0 to 1", "files": "files is true or false"}
 Many = TypeVar("Many")
@@ -51,6 +53,7 @@ def build(dispatcher: Dispatcher) -> FastAPI:
 
     @app.post("/predict", summary="What the model says of pictures", **openapi.PREDICT)
     async def predict(request: Request, threshold: Threshold = None, files: Files = False) -> Response:
+        begin = time.monotonic()
         _known_alone(request, set(RANGES))
         wishes = Wishes(threshold, files)
         async with bodies.pictures(request) as (contents, form):
@@ -59,7 +62,9 @@ def build(dispatcher: Dispatcher) -> FastAPI:
             prepared = await _while_there(request, [dispatcher.prepare(content) for content in contents])
             del contents
         said = await _while_there(request, [_answered(dispatcher, one, wishes) for one in prepared])
-        return _response(said, form)
+        response = _response(said, form)
+        dispatcher.counters.predicted(time.monotonic() - begin)
+        return response
 
     @app.get("/card", summary="What the model is", response_class=JSONResponse)
     async def card() -> dict[str, Any]:

@@ -50,7 +50,10 @@ class Counters:
         self._requests.labels(str(status)).inc()
         if status == 200:
             self._seconds.observe(seconds)
-            self._recent.append(seconds)
+
+    def predicted(self, seconds: float) -> None:
+        """A request for predictions was answered."""
+        self._recent.append(seconds)
 
     @contextmanager
     def batch(self, pictures: int) -> Iterator[None]:
@@ -72,7 +75,7 @@ class Counters:
 
     @property
     def latency(self) -> float | None:
-        """Median of recent answers, seconds; None before the first."""
+        """Median of recent answers with predictions, seconds; None before the first."""
         return median(self._recent) if self._recent else None
 
     def as_text(self) -> bytes:

@@ -18,7 +18,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patchform.serving.errors import RETRY, RequestError
 
-OPEN = frozenset({"/live", "/ready", "/metrics", "/", "/page.js", "/page.css", "/icon.svg", "/openapi.json"})
+MODULES = ("page", "answers", "controls", "dom", "indexed", "masks", "picture", "server", "stage")
+"""Scripts of the page."""
+OPEN = frozenset(
+    {
+        "/live",
+        "/ready",
+        "/metrics",
+        "/openapi.json",
+        "/",
+        "/page.css",
+        "/icon.svg",
+        *(f"/{name}.js" for name in MODULES),
+    }
+)
 """What needs no token: it says nothing of the model."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LEFT = 499

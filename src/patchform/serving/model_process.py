@@ -79,7 +79,8 @@ def in_words(preprocessing: Preprocessing) -> str:
     """Such as "224 x 224 pixels, 3 channels"."""
     height, width = preprocessing.size
     frames = f", {preprocessing.frames} frames" * bool(preprocessing.frames)
-    return f"{height} x {width} pixels, {preprocessing.channels} channels{frames}"
+    channels = f"{preprocessing.channels} channel" + "s" * (preprocessing.channels != 1)
+    return f"{height} x {width} pixels, {channels}{frames}"
 
 
 def answers(predictor: Predictor, jobs: Sequence[Job]) -> list[Answer | Refusal]:
