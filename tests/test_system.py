@@ -111,3 +111,29 @@ def test_such_names_are_fine_elsewhere(tmp_path):
     check(Recipe(name="a:b"))
     write_new(tmp_path / "a:b" / "x.txt", ["x"])
     assert distinct(["a:b.png"], [None], [".png"]) == ["a:b.png"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [
+        ("max 100000", 8),
+        ("150000 100000", 2),
+        ("50000 100000", 1),
+        ("900000 100000", 8),
+        ("", 8),
+        ("x y", 8),
+        ("1 0", 8),
+    ],
+)
+def test_cores_of_a_container_with_a_share_of_the_time(tmp_path, monkeypatch, limit, wanted):
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(system, "_LIMITS_OF_TIME", ((tmp_path / "missing", None), (tmp_path / "cpu.max", None)))
+    monkeypatch.setattr(system.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert system.cores() == wanted
+    quota, period = tmp_path / "quota", tmp_path / "period"
+    quota.write_text("-1")
+    period.write_text("100000")
+    monkeypatch.setattr(system, "_LIMITS_OF_TIME", ((quota, period),))
+    assert system.cores() == 8
+    quota.write_text("300000")
+    assert system.cores() == 3

@@ -139,6 +139,11 @@ def palette() -> tuple[tuple[int, int, int], ...]:
     return tuple((red, green, blue) for red, green, blue in colors)
 
 
+def color_of(class_: int) -> tuple[int, int, int]:
+    """In which a class is drawn: of more than 255, some have the same."""
+    return palette()[class_ % IGNORED]
+
+
 _EYES = (
     ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
@@ -200,7 +205,7 @@ def objects(image: Tensor, target: Instances, classes: Sequence[str]) -> Image.I
     numbers = target.classes.tolist()
     scores = [1.0] * len(numbers) if target.scores is None else target.scores.tolist()
     surest = sorted(range(len(numbers)), key=lambda index: -scores[index])
-    colors = [palette()[class_ % IGNORED] for class_ in numbers]
+    colors = [color_of(class_) for class_ in numbers]
     pixels = np.array(to_picture(image))
     if target.masks is not None:
         _tint(pixels, target.masks, colors, surest[::-1])
@@ -227,7 +232,7 @@ def objects(image: Tensor, target: Instances, classes: Sequence[str]) -> Image.I
                 _tag(pen, text, corners[index], colors[index], taken, picture.size, size)
                 break
     counts = sorted(Counter(numbers).items(), key=lambda count: (-count[1], count[0]))
-    legend = [Line(f"{number} {classes[class_]}", None, palette()[class_ % IGNORED]) for class_, number in counts]
+    legend = [Line(f"{number} {classes[class_]}", None, color_of(class_)) for class_, number in counts]
     if len(legend) > LEGEND:
         legend[LEGEND:] = [Line(f"and {len(legend) - LEGEND} more")]
     return caption(torch.from_numpy(np.array(picture)).permute(2, 0, 1), legend or [Line("no object")])
@@ -362,7 +367,7 @@ def precision_recall(values: Sequence[Sequence[float | None]], classes: Sequence
     axes = figure.add_subplot()
     levels = np.linspace(0, 1, rows.shape[1])
     for number in numbers[:10]:
-        color = [level / 255 for level in palette()[number % IGNORED]]
+        color = [level / 255 for level in color_of(number)]
         axes.plot(levels, rows[number], label=_plain(classes[number])[:24], color=color, linewidth=1)
     if numbers:
         axes.plot(levels, rows[numbers].mean(0), label="mean", color="black", linewidth=2)

@@ -18,13 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from patchform import lookup
-from patchform.data.clips import looks
 from patchform.data.collate import collate, to_device
 from patchform.data.encoded import write as write_film
-from patchform.data.images import decode, to_image
-from patchform.data.inputs import LARGEST_BYTES, Source, expand, find, is_film
+from patchform.data.inputs import Source, expand, find, is_film
 from patchform.data.output_plan import About, OutputOptions, Plan, each_once, plan_output
-from patchform.data.transforms import evaluation_transform
+from patchform.data.preparing import Preparation
 from patchform.data.videos import open_video
 from patchform.data.videos import stream as all_frames
 from patchform.device import Precision, autocast
@@ -45,6 +43,7 @@ SURE = 0.5
 """Score from which a prediction of an object counts, for a model without thresholds of its own."""
 DIGITS = 3
 """Of written seconds."""
+NOT_FINITE = "the model's scores are not finite"
 THREADS = 4
 """Decoding releases Python's lock."""
 
@@ -92,11 +91,8 @@ class Predictor:
         self.infer = infer
         single = (SURE if threshold is None else threshold,) * len(self.classes)
         self.thresholds = model.thresholds if threshold is None and model.thresholds is not None else single
-        self.videos = model.preprocessing.frames > 0
-        if self.videos:
-            self._frame_indices, self._transform = looks(model.preprocessing, views_of(infer))
-        else:
-            self._transform = evaluation_transform(preparation(infer, model.preprocessing))
+        self.preparation = Preparation(preparation(infer, model.preprocessing), views_of(infer))
+        self.videos = self.preparation.videos
 
     def predict(self, sources: Any, *, batch_size: int = 16, keep_images: bool = False) -> Iterator[Prediction]:
         """Predictions in the order of the sources, made one batch at a time as they are read.
@@ -158,10 +154,31 @@ class Predictor:
             raise UsageError("a model of clips does not look at single frames", remedy="use `along`")
         film = all_frames(Path(path), self.model.preprocessing)
         while part := list(islice(film, batch_size)):
-            for frame, target in zip(part, self._decide([frame.pixels for frame in part])):
-                if not _finite(target):
-                    raise DataError("the model's scores are not finite", where=path)
+            targets = self.decide([self.preparation.sample(frame.pixels) for frame in part])
+            for frame, target in zip(part, targets):
+                if isinstance(target, DataError):
+                    raise DataError(target.what, where=path, remedy=target.remedy)
                 yield frame.time, self._said(str(path), target, frame.pixels)
+
+    def decide(
+        self, samples: Sequence[Sample], thresholds: Sequence[Sequence[float]] | None = None
+    ) -> list[Target | DataError]:
+        """What the model says of samples (`preparation`), those of one size at once.
+
+        One that the model does not take, or of which its scores are not finite, does not touch the others.
+
+        Args:
+            samples: of one batch.
+            thresholds: of each sample, one a class; default: `self.thresholds`.
+        """
+        thresholds = [self.thresholds] * len(samples) if thresholds is None else thresholds
+        try:
+            targets = self._decide(samples, thresholds)
+        except DataError as error:
+            if len(samples) == 1:
+                return [error]
+            return [one for pair in zip(samples, thresholds) for one in self.decide(pair[:1], pair[1:])]
+        return [target if _finite(target) else DataError(NOT_FINITE) for target in targets]
 
     def moment(self, moment: Moment) -> dict[str, Any]:
         """The prediction for a part of a video as plain JSON values: `start`, `end` in seconds, the task's record."""
@@ -188,58 +205,40 @@ class Predictor:
         with ThreadPoolExecutor(THREADS) as pool:
             decoding = pool.map(self._read, parts[0])
             for number, part in enumerate(parts):
-                pixels = list(decoding)
+                read = list(decoding)
                 if number + 1 < len(parts):  # decoded while the model works
                     decoding = pool.map(self._read, parts[number + 1])
-                targets = iter(self._decide_each([image for image in pixels if isinstance(image, Tensor)]))
-                for source, image in zip(part, pixels):
-                    target = image if isinstance(image, DataError) else next(targets)
-                    if isinstance(image, DataError) or isinstance(target, DataError):
+                targets = iter(self.decide([one.sample for one in read if isinstance(one, _Read)]))
+                for source, one in zip(part, read):
+                    target = next(targets) if isinstance(one, _Read) else one
+                    if isinstance(target, DataError) or isinstance(one, DataError):
                         yield Prediction(source.name, None, str(target))
-                    elif not _finite(target):
-                        yield Prediction(source.name, None, "the model's scores are not finite")
                     else:
-                        yield self._said(source.name, target, image if keep_images else None)
+                        yield self._said(source.name, target, one.image if keep_images else None)
 
     def _said(self, name: str, target: Target, image: Tensor | None) -> Prediction:
         return Prediction(name, target, None, image, self.task, self.classes)
 
-    def _read(self, source: Source) -> Tensor | DataError:
+    def _read(self, source: Source) -> _Read | DataError:
         try:
-            if self.videos:
-                return self._frames(source)
-            if not isinstance(source.content, Path | bytes):
-                return to_image(source.content, self.model.preprocessing)
-            if isinstance(source.content, bytes) and len(source.content) > LARGEST_BYTES:
-                raise DataError(f"more than {LARGEST_BYTES} bytes", where=source.name, remedy="give a smaller picture")
-            return decode(source.content, self.model.preprocessing, name=source.name)
+            image = self.preparation.read(source)
+            return _Read(image, self.preparation.sample(image))
         except DataError as error:
             return error
 
-    def _frames(self, source: Source) -> Tensor:
-        """(T, C, H, W): the frames of a video that are looked at. Raises DataError."""
-        content, preprocessing = source.content, self.model.preprocessing
-        if isinstance(content, Path):
-            video = open_video(content)
-            return video.frames(self._frame_indices(len(video)), preprocessing)
-        if getattr(content, "ndim", 0) != 4:
-            raise DataError("no video", where=source.name, remedy="give a path, or frames as one array or tensor")
-        return torch.stack([to_image(content[index], preprocessing) for index in self._frame_indices(len(content))])
-
-    def _decide_each(self, images: Sequence[Tensor]) -> list[Target | DataError]:
-        """A picture that the model does not take does not touch the others."""
-        try:
-            return [*self._decide(images)]
-        except DataError as error:
-            return [error] if len(images) == 1 else [one for image in images for one in self._decide_each([image])]
-
-    def _decide(self, images: Sequence[Tensor]) -> list[Target]:
-        if not images:
+    def _decide(self, samples: Sequence[Sample], thresholds: Sequence[Sequence[float]]) -> list[Target]:
+        if not samples:
             return []
-        samples = [Sample(self._transform(image), None, "", (image.shape[-2], image.shape[-1])) for image in images]
         with autocast(self.device, self.precision):
             answers = self.infer(self.model, to_device(collate(samples), self.device))
-            return [self.task.confident(answer, self.thresholds) for answer in answers]
+            return [self.task.confident(*pair) for pair in zip(answers, thresholds)]
+
+
+class _Read(NamedTuple):
+    """A picture that could be read."""
+
+    image: Tensor
+    sample: Sample
 
 
 def _is_one(source: Any, sources: Sequence[Source]) -> bool:

@@ -7,6 +7,7 @@ differs in signals is in `signals.py`. What Windows does is told from its docume
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import shlex
@@ -83,8 +84,31 @@ def flush_folder(folder: Path) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: of a container with a share of the machine's time, as many as that is."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(found, _share_of_time())))
+
+
+def _share_of_time() -> float:
+    """Cores' worth of time that Linux gives this group of processes; infinite without a limit."""
+    for quota, period in _LIMITS_OF_TIME:
+        try:
+            words = [
+                *quota.read_text(encoding="utf-8").split(),
+                *(period.read_text(encoding="utf-8").split() if period else []),
+            ]
+            return int(words[0]) / int(words[1]) if int(words[0]) > 0 else math.inf
+        except (OSError, ValueError, IndexError, ZeroDivisionError):  # no such file, or "max"
+            continue
+    return math.inf
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+_LIMITS_OF_TIME = (
+    (_GROUPS / "cpu.max", None),
+    (_GROUPS / "cpu/cpu.cfs_quota_us", _GROUPS / "cpu/cpu.cfs_period_us"),
+)
+"""Microseconds of processor time, and in how many: of the second and the first version of control groups."""
 
 
 def memory() -> list[int]:
