@@ -63,9 +63,8 @@ class Place(NamedTuple):
     def bound(self) -> socket.socket:
         """A socket that holds the port. Raises FolderError: it is in use; UsageError: it cannot be had."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        found = socket.socket(
-            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-        )  # else asyncio lets small answers wait 40 ms
+        # the protocol is named, since asyncio else does not know TCP, and lets small answers wait for 40 ms
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if not system.WINDOWS:  # there it would share the port with another
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
