@@ -1,12 +1,9 @@
-"""A small classifier in a folder, and pictures for it."""
+"""A small classifier in a folder."""
 
 import importlib.util
-import io
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from patchform.model import build_model, save
 from patchform.records import Preprocessing
@@ -32,10 +29,3 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("serving") / "model"
     save(model, path)
     return path
-
-
-def picture(seed=0, size=(40, 50), kind="JPEG"):
-    """The bytes of a file."""
-    stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(stream, kind)
-    return stream.getvalue()

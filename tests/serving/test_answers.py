@@ -8,8 +8,8 @@ import zlib
 
 import httpx
 import pytest
-from conftest import picture
 from PIL import Image
+from sent import picture
 
 from patchform.prediction import Predictor, load
 from patchform.serving import decoder_process, model_process

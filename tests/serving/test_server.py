@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import picture
+from sent import picture
 
 from patchform.cli import main
 from patchform.errors import UsageError

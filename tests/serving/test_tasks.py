@@ -6,8 +6,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import picture
 from PIL import Image
+from sent import picture
 from test_answers import JPEG, Asked, form
 
 from patchform.model import build_model
