@@ -115,7 +115,7 @@ def trained(recipe, *, resume, time, page, **settings):
     refuse_nonsense(recipes.resolve(recipe, settings))
 
 
-def planned(recipe, *, progress, **settings):
+def planned(recipe, *, time, progress, **settings):
     """Likewise of a plan."""
     refuse_nonsense(recipes.resolve(recipe, settings))
     return SimpleNamespace(ways=(), device="cpu", room=0, held=SimpleNamespace(_asdict=dict), notes=(), best=None)

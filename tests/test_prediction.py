@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import os
@@ -8,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from patchform import prediction as predictions
 from patchform.data.dataset import open_evaluation
 from patchform.data.loader import evaluation_loader
 from patchform.data.pictures import LabelledPictures
@@ -167,7 +167,8 @@ def test_standard_input(predictor, tmp_path, monkeypatch):
 
     assert torch.equal(given(content).target.scores, next(predictor.predict(content)).target.scores)
     assert given(b"hello").error
-    monkeypatch.setattr(predictions, "LARGEST_BYTES", len(content) - 1)
+    short = dataclasses.replace(predictor.preparation, most_bytes=len(content) - 1)
+    monkeypatch.setattr(predictor, "preparation", short)
     assert "more than" in given(content).error
 
 
