@@ -51,7 +51,11 @@ class Asked:
         self.dispatcher = Direct(load(folder, device="cpu"), Limits(**limits))
         self.lines = []
         self.guard = Guard(
-            build(self.dispatcher), token=token, answered=self.dispatcher.counters.answered, log=self.lines.append
+            build(self.dispatcher),
+            token=token,
+            answered=self.dispatcher.counters.answered,
+            log=self.lines.append,
+            busy=lambda: self.dispatcher.refusal(1),
         )
 
     def __call__(self, method, path, *, host="127.0.0.1:8000", **options):
@@ -347,8 +351,16 @@ def test_s7_options_that_there_are_not(asked, query):
 def test_s9_a_full_queue(folder):
     asked = Asked(folder)
     asked.dispatcher.full = True
-    found = asked("POST", "/predict", content=picture(), headers=JPEG)
+    read = []
+
+    async def body():
+        read.append(1)
+        yield picture()
+
+    found = asked("POST", "/predict", content=body(), headers=JPEG)
     assert (found.status_code, found.json()["code"], found.headers["retry-after"]) == (503, "busy", "1")
+    assert read == []  # nothing is read of what is not taken
+    assert asked("GET", "/card").status_code == 200
 
 
 def test_s9_memory_and_faults_are_of_one_picture(folder, monkeypatch):

@@ -51,7 +51,7 @@ def build(dispatcher: Dispatcher) -> FastAPI:
     )  # fmt: skip
     bodies = Bodies(dispatcher.limits)
 
-    @app.post("/predict", summary="What the model says of pictures", **openapi.PREDICT)
+    @app.post(guard.PREDICT, summary="What the model says of pictures", **openapi.PREDICT)
     async def predict(request: Request, threshold: Threshold = None, files: Files = False) -> Response:
         begin = time.monotonic()
         _known_alone(request, set(RANGES))

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from patchform.serving.errors import RETRY, RequestError
+from patchform.serving.jobs import Refusal
 
 MODULES = ("page", "answers", "controls", "dom", "indexed", "masks", "picture", "server", "stage")
 """Scripts of the page."""
@@ -33,6 +34,7 @@ OPEN = frozenset(
     }
 )
 """What needs no token: it says nothing of the model."""
+PREDICT = "/predict"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LEFT = 499
 """Status in the log of a request whose sender left."""
@@ -63,15 +65,22 @@ class Guard:
         token: without which nothing of the model is told; None: anybody may ask who names a loopback address.
         answered: called with the status of each answer and the seconds that it took.
         log: called with a line of JSON.
+        busy: why a picture more is not taken, asked before anything of it is read; None: it is.
 
     Attributes:
         stopping: the server is about to end: what comes is refused.
     """
 
     def __init__(
-        self, app: ASGIApp, *, token: str | None, answered: Callable[[int, float], None], log: Callable[[str], None]
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        answered: Callable[[int, float], None],
+        log: Callable[[str], None],
+        busy: Callable[[], Refusal | None],
     ) -> None:
-        self._app, self._token, self._answered, self._log = app, token, answered, log
+        self._app, self._token, self._answered, self._log, self._busy = app, token, answered, log, busy
         self.stopping = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,7 +133,8 @@ class Guard:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
                 return RequestError(401, "no_token", "send the header Authorization: Bearer TOKEN", close=True)
-        return None
+        refusal = self._busy() if path == PREDICT and scope["method"] == "POST" else None
+        return None if refusal is None else RequestError.of(refusal)
 
     def _dress(self, message: MutableMapping[str, Any], name: str) -> None:
         given = {key.lower() for key, _ in message["headers"]}

@@ -121,7 +121,13 @@ async def _serve(
     log: Callable[[str], None],
 ) -> int:
     dispatcher = Dispatcher(opening, limits, decoders)
-    guard = Guard(app.build(dispatcher), token=place.token, answered=dispatcher.counters.answered, log=log)
+    guard = Guard(
+        app.build(dispatcher),
+        token=place.token,
+        answered=dispatcher.counters.answered,
+        log=log,
+        busy=lambda: dispatcher.refusal(1),
+    )
     server = Server(guard, limits)
     with server.signals():
         try:
