@@ -4,7 +4,8 @@
 
 Each server runs by itself, in turns, round after round; the same client asks in the same way, and every answer is held
 against that of `patchform predict`. FastAPI has one endpoint that decodes and predicts on its threads, a picture at a
-time; LitServe makes batches of the same size and patience as patchform. What is not installed is left out.
+time; LitServe makes batches of the same size and patience as patchform, and gets pictures in JSON, as it takes no
+bodies of bytes. What is not installed is left out.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from pathlib import Path
 from statistics import median
 
@@ -48,38 +50,9 @@ def fastapi(run, port):
 
 def litserve(run, port):
     """Batches by time, in a process of the model."""
-    import litserve as ls
-    from fastapi import Request
+    from serving_litserve import serve
 
-    import patchform as pf
-
-    class Pictures(ls.LitAPI):
-        def setup(self, device):
-            self.predictor = pf.load(run)
-
-        async def decode_request(self, request: Request):
-            return await request.body()
-
-        def batch(self, inputs):
-            return inputs
-
-        def predict(self, contents):
-            many = contents if isinstance(contents, list) else [contents]
-            return [one.as_json() for one in self.predictor.predict(many)]
-
-        def unbatch(self, output):
-            return output
-
-        def encode_response(self, output):
-            return output
-
-    class Server(ls.LitServer):
-        pass
-
-    api = Pictures(max_batch_size=BATCH, batch_timeout=PATIENCE)
-    Server(api, accelerator="cpu", workers_per_device=1).run(
-        host="127.0.0.1", port=port, generate_client_file=False, num_api_servers=1, log_level="critical"
-    )
+    serve(run, port, BATCH, PATIENCE)
 
 
 def free_port():
@@ -95,11 +68,16 @@ def started(name, run, port):
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-async def measured(port, pictures, expected, clients, seconds):
+def as_json(picture):
+    """A body for LitServe."""
+    return json.dumps({"picture": b64encode(picture).decode()}).encode()
+
+
+async def measured(port, pictures, expected, clients, seconds, kind="image/jpeg"):
     """Replies in so many seconds, after some that warm it up; and how many were wrong."""
     end, wrong = time.perf_counter() + 120, 0
     probe = Client("127.0.0.1", port)
-    while (await probe.post("/predict", pictures[0])).status != 200:
+    while (await probe.post("/predict", pictures[0], kind)).status != 200:
         if time.perf_counter() > end:
             raise SystemExit("a server does not answer")
         await asyncio.sleep(0.2)
@@ -110,7 +88,7 @@ async def measured(port, pictures, expected, clients, seconds):
         client, index = Client("127.0.0.1", port), name
         while time.perf_counter() < until:
             index = (index + 1) % len(pictures)
-            reply = await client.post("/predict", pictures[index])
+            reply = await client.post("/predict", pictures[index], kind)
             if keep:
                 times.append(reply.seconds)
                 wrong += not is_right(reply, expected[index])
@@ -144,6 +122,7 @@ def main():
         return {"fastapi": fastapi, "litserve": litserve}[arguments.serve](arguments.run, arguments.port)
     paths = sorted(arguments.pictures.rglob("*.jpg"))[:200]
     pictures, expected = [path.read_bytes() for path in paths], predicted(arguments.run, paths)
+    bodies = [as_json(picture) for picture in pictures]
     names = ["patchform", "fastapi"] + (["litserve"] if importlib.util.find_spec("litserve") else [])
     rates = {name: [] for name in names}
     for turn in range(arguments.rounds):
@@ -151,7 +130,8 @@ def main():
             port = free_port()
             process = started(name, arguments.run, port)
             try:
-                work = measured(port, pictures, expected, arguments.clients, arguments.seconds)
+                sent, kind = (bodies, "application/json") if name == "litserve" else (pictures, "image/jpeg")
+                work = measured(port, sent, expected, arguments.clients, arguments.seconds, kind)
                 times, wrong = asyncio.run(work)
             finally:
                 os.killpg(process.pid, signal.SIGTERM)
