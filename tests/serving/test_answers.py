@@ -131,6 +131,7 @@ def test_metrics_count_answers(folder):
     text = asked("GET", "/metrics").text
     assert 'patchform_requests_total{status="200"} 1.0' in text
     assert 'patchform_requests_total{status="400"} 1.0' in text
+    assert "patchform_request_seconds_count 1.0" in asked("GET", "/metrics").text  # of predictions, not of pages
     assert "cat" not in text
 
 

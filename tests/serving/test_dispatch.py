@@ -6,15 +6,19 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from sent import picture
 
+from patchform.data.preparing import Preparation
 from patchform.errors import ModelFileError, ResourceError
-from patchform.serving import dispatch
+from patchform.records import Preprocessing
+from patchform.serving import decoder_process, dispatch
 from patchform.serving.dispatch import AWAY, BUSY, LATE, LOST, SLOW, Dispatcher
 from patchform.serving.jobs import Answer, Card, Prepared, Refusal, Wishes
 from patchform.serving.limits import Limits
 from patchform.serving.processes import GoneError
 
 CARD = Card("classification", ("a",), (0.5,), ("#000000",), False, {})
+PREPARATION = Preparation(Preprocessing(size=(8, 8)))
 GO_ON = object()
 
 
@@ -22,7 +26,7 @@ class Stand:
     """In place of `processes.Helper`."""
 
     def __init__(self, work, given, name):
-        self.name, self.ready, self.starts, self.asked = name, False, 0, []
+        self.name, self.given, self.ready, self.starts, self.asked = name, given, False, 0, []
         self.answers = asyncio.Queue()
         self.opens = []
 
@@ -31,7 +35,7 @@ class Stand:
         if self.opens and (error := self.opens.pop(0)) is not None:
             raise error
         self.ready = True
-        return (CARD, None)
+        return (CARD, PREPARATION)
 
     async def ask(self, message, seconds):
         self.asked.append(message)
@@ -75,6 +79,18 @@ def ask(dispatcher, *lengths):
 async def settle():
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def test_decoders_know_the_limits():
+    async def call(dispatcher, model, decoder):
+        return decoder.given
+
+    given = trial(call, pixels=39 * 50, body=12_345)
+    assert (given.most_pixels, given.most_bytes) == (39 * 50, 12_345)
+    refused = decoder_process.prepared(picture(size=(40, 50)), given)
+    assert isinstance(refused, Refusal)
+    assert "pixels" in refused.message
+    assert isinstance(decoder_process.prepared(picture(size=(39, 50)), given), Prepared)
 
 
 def test_each_gets_its_own_answer():

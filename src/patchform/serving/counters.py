@@ -27,7 +27,7 @@ class Counters:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("patchform_requests", "Answers, by status", ["status"], registry=registry)
         self._seconds = Histogram(
-            "patchform_request_seconds", "From the head of a request to its answer, of those with an answer",
+            "patchform_request_seconds", "From the head of a request for predictions to its answer",
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self._batches = Histogram(
@@ -45,14 +45,13 @@ class Counters:
         Gauge("patchform_waiting", "Pictures that are decoded or wait", registry=registry).set_function(waiting)
         self._recent: deque[float] = deque(maxlen=RECENT)
 
-    def answered(self, status: int, seconds: float) -> None:
+    def answered(self, status: int) -> None:
         """A request was."""
         self._requests.labels(str(status)).inc()
-        if status == 200:
-            self._seconds.observe(seconds)
 
     def predicted(self, seconds: float) -> None:
         """A request for predictions was answered."""
+        self._seconds.observe(seconds)
         self._recent.append(seconds)
 
     @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from patchform.data.preparing import Preparation
@@ -77,7 +78,7 @@ class Dispatcher:
     async def open(self) -> None:
         """Start all processes. Raises PatchformError where the model cannot be opened, GoneError."""
         self.failed = asyncio.get_running_loop().create_future()
-        preparation = await self._open_model()
+        preparation = replace(await self._open_model(), most_pixels=self.limits.pixels, most_bytes=self.limits.body)
         for number in range(self._decoders):
             self._all.append(Helper(decoder_process.work, preparation, f"patchform-decoder-{number}"))
         await asyncio.gather(*(helper.start(self.limits.opening) for helper in self._all[1:]))

@@ -63,7 +63,7 @@ class Guard:
     Args:
         app: answers.
         token: without which nothing of the model is told; None: anybody may ask who names a loopback address.
-        answered: called with the status of each answer and the seconds that it took.
+        answered: called with the status of each answer.
         log: called with a line of JSON.
         busy: why a picture more is not taken, asked before anything of it is read; None: it is.
 
@@ -76,7 +76,7 @@ class Guard:
         app: ASGIApp,
         *,
         token: str | None,
-        answered: Callable[[int, float], None],
+        answered: Callable[[int], None],
         log: Callable[[str], None],
         busy: Callable[[], Refusal | None],
     ) -> None:
@@ -144,7 +144,7 @@ class Guard:
 
     def _note(self, scope: Scope, name: str, seen: dict[str, Any], seconds: float) -> None:
         status = seen.get("status", LEFT)
-        self._answered(status, seconds)
+        self._answered(status)
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "request": name,

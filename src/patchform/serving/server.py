@@ -107,19 +107,6 @@ def serve(
     """
     place.check()
     os.environ.setdefault(*SLEEP)
-    with contextlib.closing(place.bound()) as listener:
-        return asyncio.run(_serve(opening, listener, place, limits, decoders, begun, log))
-
-
-async def _serve(
-    opening: Opening,
-    listener: socket.socket,
-    place: Place,
-    limits: Limits,
-    decoders: int,
-    begun: Callable[[str, Card], None],
-    log: Callable[[str], None],
-) -> int:
     dispatcher = Dispatcher(opening, limits, decoders)
     guard = Guard(
         app.build(dispatcher),
@@ -128,7 +115,14 @@ async def _serve(
         log=log,
         busy=lambda: dispatcher.refusal(1),
     )
-    server = Server(guard, limits)
+    with contextlib.closing(place.bound()) as listener:
+        return asyncio.run(_serve(dispatcher, guard, listener, begun))
+
+
+async def _serve(
+    dispatcher: Dispatcher, guard: Guard, listener: socket.socket, begun: Callable[[str, Card], None]
+) -> int:
+    server = Server(guard, dispatcher.limits)
     with server.signals():
         try:
             opened = asyncio.ensure_future(dispatcher.open())
